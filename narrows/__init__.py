@@ -1,0 +1,89 @@
+"""narrows: a graph-rewriting compiler on torch.fx.
+
+::
+
+    program = narrows.capture(model, inputs)         # a graph of ATen operators
+    plan = narrows.plan(program, ratio=0.5)          # which channels to keep: data, JSON
+    smaller = narrows.apply(program, plan)           # equals plan.masked(program)
+    artifact = narrows.lower(smaller, "onnx")        # checked in ONNX Runtime
+    artifact = narrows.compile(model, inputs, plan=plan)  # all of it
+
+Names are imported when they are first used, so that ``import narrows`` costs next to nothing and
+``narrows.load`` works without torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from narrows.errors import (
+    ArtifactError,
+    CaptureError,
+    FidelityError,
+    LowerError,
+    NarrowsError,
+    OpError,
+    PassError,
+    PlanError,
+    ProgramError,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from narrows.api import apply, capture, compile, load, lower, plan
+    from narrows.backends.artifact import Artifact
+    from narrows.ir.program import Program
+    from narrows.passes.pipeline import Pipeline
+    from narrows.passes.plan import ChannelPlan
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "capture": "narrows.api",
+    "plan": "narrows.api",
+    "apply": "narrows.api",
+    "lower": "narrows.api",
+    "compile": "narrows.api",
+    "load": "narrows.api",
+    "Program": "narrows.ir.program",
+    "ChannelPlan": "narrows.passes.plan",
+    "Pipeline": "narrows.passes.pipeline",
+    "Artifact": "narrows.backends.artifact",
+}
+
+__all__ = [
+    "Artifact",
+    "ArtifactError",
+    "CaptureError",
+    "ChannelPlan",
+    "FidelityError",
+    "LowerError",
+    "NarrowsError",
+    "OpError",
+    "PassError",
+    "Pipeline",
+    "PlanError",
+    "Program",
+    "ProgramError",
+    "UsageError",
+    "apply",
+    "capture",
+    "compile",
+    "load",
+    "lower",
+    "plan",
+]
+
+
+def __getattr__(name: str) -> Any:
+    module = _LAZY.get(name)
+    if module is None:
+        raise AttributeError(f"module 'narrows' has no attribute {name!r}")
+    value = getattr(importlib.import_module(module), name)
+    globals()[name] = value  # the next access is a plain attribute
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

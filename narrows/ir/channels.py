@@ -1,0 +1,112 @@
+"""The channel analysis: where channels are made and how they flow.
+
+`analyse` walks a program once, forwards, and gives each tensor labels and known constants through
+the op table's rows. It is linear in the graph and never runs the network. `narrows.ir.couplings`
+joins labels that live or die together; `narrows.ir.liveness` finds the ones that nobody needs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, fx
+
+from narrows.ir.labels import Value, channels, free, opaque
+from narrows.ir.ops import table
+from narrows.ir.ops.args import call
+from narrows.ir.ops.row import Flow, Read
+from narrows.ir.program import Meta, Program
+
+
+class Facts:
+    """What the forward analysis knows of every node of a program.
+
+    Attributes:
+        program: The program analysed.
+        flows: Per node its `Flow`.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.flows: dict[fx.Node, Flow] = {}
+        self._data: dict[fx.Node, Tensor] = {}
+
+    def value(self, node: fx.Node) -> Value:
+        """Return the channels of a node that is one tensor."""
+        value = self.flows[node].value
+        assert isinstance(value, Value), f"{node} is not one tensor"
+        return value
+
+    def is_free(self, node: Any) -> bool:
+        """Whether an argument is a tensor made of weights alone."""
+        flow = self.flows.get(node) if isinstance(node, fx.Node) else None
+        return flow is not None and isinstance(flow.value, Value) and flow.value.free
+
+    def data(self, node: fx.Node) -> Tensor:
+        """Return the tensor of a free value, computed from the weights at most once."""
+        if node not in self._data:
+            if node.op == "get_attr":
+                self._data[node] = self.program.tensor(node).detach()
+            else:
+                operands = {n: self.data(n) for n in node.all_input_nodes if self.is_free(n)}
+                self._data[node] = call(node, operands)
+        return self._data[node]
+
+    @property
+    def barriers(self) -> dict[fx.Node, str]:
+        """The nodes through which nothing can be removed, each with the reason."""
+        return {n: f.barrier for n, f in self.flows.items() if f.barrier}
+
+
+def analyse(program: Program) -> Facts:
+    """Return the channels of every tensor in ``program``."""
+    facts = Facts(program)
+    for node in program.graph.nodes:
+        facts.flows[node] = _flow(facts, node)
+    return facts
+
+
+def _flow(facts: Facts, node: fx.Node) -> Flow:
+    shape = Meta(node).shape
+    if node.op == "placeholder":
+        axis = _input_axis(node)
+        if shape is None:
+            return Flow(None)
+        return Flow(opaque(shape) if axis is None else channels(shape, axis))
+    if node.op == "get_attr":
+        return Flow(free(tuple(facts.program.tensor(node).shape)))
+    if node.op == "output":
+        reads = [Read(n) for n in node.all_input_nodes if _labelled(facts, n)]
+        return Flow(None, tuple(reads))
+    if shape is None and Meta(node).size is not None:
+        return Flow(None)
+    tensors = [n for n in node.all_input_nodes if Meta(n).shape is not None]
+    if shape is not None and tensors and all(facts.is_free(n) for n in tensors):
+        return Flow(free(shape))
+    row = table.find(node) or table.BARRIER
+    return row.flow(facts, node)
+
+
+def _labelled(facts: Facts, node: fx.Node) -> bool:
+    value = facts.flows[node].value
+    return isinstance(value, Value) and not value.free
+
+
+def _input_axis(node: fx.Node) -> int | None:
+    """Return the channel axis of an input: the one that the first contraction after it sums
+    over."""
+    seen, queue = {node}, [node]
+    rank = len(Meta(node).shape or ())
+    while queue:
+        current = queue.pop(0)
+        for user in current.users:
+            row = table.find(user)
+            if row is None or user in seen:
+                continue
+            axis = row.input_axis(user, current)
+            if isinstance(axis, int):
+                return axis % rank if rank else None
+            if axis == "same" and len(Meta(user).shape or ()) == rank:
+                seen.add(user)
+                queue.append(user)
+    return None

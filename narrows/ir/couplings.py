@@ -1,0 +1,462 @@
+"""Couplings: the channels that live or die together under a constrained plan.
+
+An element-wise operator, a norm or a move of data needs its result's channels and its operands' to be the
+same ones; a contraction sums its input's channels and makes fresh ones, so there a coupling ends. `couplings`
+joins channels along the former and says which weight axes follow each set. What cannot be removed exactly
+(an input, an output, the statistics of a norm, an operator without a row) is a barrier with a reason.
+
+Where an operator reads channels as a grid, they stay rectangular: a grouped convolution or a head of
+attention loses the channel at one position in every group or head alike; a norm over groups, a depthwise
+convolution with a multiplier or a softmax over branches loses the whole group.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from torch import fx
+
+from narrows.ir.channels import Facts, analyse
+from narrows.ir.labels import Ints, Value
+from narrows.ir.ops import table
+from narrows.ir.ops.contract import Contract
+from narrows.ir.ops.row import Read, Row, WeightAxis
+from narrows.ir.program import Program
+
+ROLES = {"out": "made", "in": "summed over", "with": "scaled or shifted"}
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """A weight axis that follows a coupling.
+
+    Attributes:
+        weight: The weight's fully qualified name.
+        axis: The axis of the weight.
+        role: ``out`` where the axis makes the channels, ``in`` where it sums over them, ``with`` where it
+            only scales or shifts them.
+        positions: The indices of the axis, ``[width, indices per channel]``, ascending in each row.
+    """
+
+    weight: str
+    axis: int
+    role: str
+    positions: Ints
+
+    @cached_property
+    def indices(self) -> tuple[tuple[int, ...], ...]:
+        """The indices of the axis, per channel of the coupling."""
+        return tuple(map(tuple, self.positions.tolist()))
+
+    def at(self, channels: Sequence[int]) -> tuple[int, ...]:
+        """Return the sorted indices that belong to some channels of the coupling."""
+        return tuple(np.sort(self.positions[list(channels)], axis=None).tolist())
+
+
+@dataclass(frozen=True, eq=False)
+class Coupling:
+    """Channels that live or die together, one by one.
+
+    Attributes:
+        name: The first node that makes them; ``name#2`` for the second coupling that begins there.
+        members: The weight axes that follow them, in the graph's order.
+        width: How many channels there are.
+        barrier: Why none of them can be removed, or an empty string.
+        nodes: The nodes whose tensors hold them, in the graph's order.
+    """
+
+    name: str
+    members: tuple[Member, ...]
+    width: int
+    barrier: str
+    nodes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the coupling as JSON values, the members' indices left out."""
+        members = [{"weight": m.weight, "axis": m.axis, "role": m.role} for m in self.members]
+        return {
+            "name": self.name,
+            "width": self.width,
+            "barrier": self.barrier,
+            "nodes": list(self.nodes),
+            "members": members,
+        }
+
+
+def couplings(program: Program, facts: Facts | None = None) -> tuple[Coupling, ...]:
+    """Return the couplings of a program that a weight makes or reads, in the graph's order.
+
+    Args:
+        program: The program.
+        facts: Its analysis, where there is one already.
+    """
+    joined = _Joined(analyse(program) if facts is None else facts)
+    joined.settle()
+    return _Footprints(joined).couplings()
+
+
+def to_table(found: Iterable[Coupling]) -> str:
+    """Return couplings for a person: a line each with width and barrier, then the weight axes."""
+    lines = []
+    for c in found:
+        lines.append(f"{c.name}  {c.width} channels" + (f"  stays whole: {c.barrier}" if c.barrier else ""))
+        wide = max((len(m.weight) for m in c.members), default=0)
+        lines += [f"  {m.weight:{wide}}  axis {m.axis}  {ROLES[m.role]}" for m in c.members]
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------------- joining
+
+
+class _Joined:
+    """Global channels, and which of them belong together.
+
+    Every label of every tensor is given a *channel*: a fresh one where it is made, its operand's where it
+    is passed on, so that only operators with several operands have anything to join.
+
+    Attributes:
+        channels: Per node the channel of each of its labels.
+        component: Per channel the smallest channel of its component.
+        axes: Every weight axis that follows channels, with the node that reads the weight.
+    """
+
+    def __init__(self, facts: Facts) -> None:
+        self.facts = facts
+        self.channels: dict[fx.Node, Ints] = {}
+        self.axes: list[WeightAxis] = []
+        self._count = 0
+        self._edges: list[tuple[Ints, Ints]] = []
+        self._barriers: list[tuple[Ints, str]] = []
+        self._partial: list[tuple[Ints, Ints]] = []
+        self._spread: list[tuple[Ints, Ints, str]] = []
+        self._sets: list[tuple[Ints, Ints, str]] = []
+        self._grids: dict[fx.Node, Value] = {}
+        for node in facts.program.graph.nodes:
+            self._visit(node)
+        self.component = np.arange(self._count)
+
+    # ------------------------------------------------------------------ one walk
+
+    def _visit(self, node: fx.Node) -> None:
+        flow = self.facts.flows[node]
+        value = flow.value
+        if flow.barrier or node.op in ("placeholder", "output"):
+            reason = f"{node.name}: {flow.barrier}" if flow.barrier else _END[node.op]
+            for read in flow.reads:
+                self._block(self.channels[read.operand], reason)
+            if isinstance(value, Value) and not value.free:
+                self.channels[node] = self._fresh(value.count)
+                self._block(self.channels[node], reason)
+            return
+        if not isinstance(value, Value) or value.free:
+            return
+        row = table.find(node)
+        assert row is not None
+        own = self.channels[node] = self._passed(node, row, value, flow.reads)
+        for read in flow.reads:
+            if read.pairs is not None:
+                self._partial.append((own[read.pairs[0]], self.channels[read.operand][read.pairs[1]]))
+            elif self._broadcasts(row, value, read):
+                inner = self.channels[read.operand][read.source]
+                self._spread.append((own, inner, f"{node.name}: they are spread over other channels"))
+        self._rules(node, row)
+        if row.kind not in _MOVES:
+            for n in (node, *(r.operand for r in flow.reads)):
+                if n not in self._grids and len(axes := self.facts.value(n).axes) > 1:
+                    self._grids[n] = self.facts.value(n)
+
+    def _passed(self, node: fx.Node, row: Row, value: Value, reads: Sequence[Read]) -> Ints:
+        """Return the channel of each label of a node."""
+        own: Ints | None = None
+        for read in reads:
+            if read.source is None or not read.couples or self._broadcasts(row, value, read):
+                continue
+            base = self.channels[read.operand]
+            if own is None and _is_identity(read.source, len(base)):
+                own = base
+                continue
+            own = self._merged(own, read.source, base)
+        if own is None:
+            return self._fresh(value.count)
+        made = np.flatnonzero(own < 0)
+        if len(made):
+            own[made] = self._fresh(len(made))
+        return own
+
+    def _merged(self, own: Ints | None, source: Ints, base: Ints) -> Ints:
+        """Return ``own`` with the channels of one more operand, joined where there are some already."""
+        there = source >= 0
+        if there.all():
+            found = base[source]
+            if own is None:
+                return found
+            if (own >= 0).all():
+                self._join(own, found)
+                return own
+        own = np.full(len(source), -1) if own is None else own.copy()
+        places = np.flatnonzero(there)
+        found = base[source[places]]
+        old = own[places]
+        taken = old >= 0
+        self._join(old[taken], found[taken])
+        own[places[~taken]] = found[~taken]
+        return own
+
+    def _broadcasts(self, row: Row, value: Value, read: Read) -> bool:
+        """Whether an element-wise operand is repeated along an axis on which the result has channels."""
+        if row.kind != "pointwise" or not read.couples:
+            return False
+        operand = self.facts.value(read.operand)
+        if value.count <= operand.count:
+            return False
+        lead = value.tensor.dim() - operand.tensor.dim()
+        return any(a < lead or operand.tensor.shape[a - lead] == 1 for a in value.axes)
+
+    def _rules(self, node: fx.Node, row: Row) -> None:
+        """Note what a row says beside its reads: joins, sets, weight axes."""
+        for a, labels, b, others in row.joins(self.facts, node):
+            self._join(self.channels[a][labels], self.channels[b][others])
+        shared = row.shared(self.facts, node)
+        if shared is not None:
+            labels = self.channels[shared.holder][shared.labels]
+            self._sets.append((labels, shared.sets, f"{node.name}: {shared.reason}" if shared.reason else ""))
+        made = False
+        for axis in row.weight_axes(self.facts, node):
+            self.axes.append(axis)
+            made |= axis.role == "out"
+        if isinstance(row, Contract) and not made and row.contraction(self.facts, node) is not None:
+            self._block(self.channels[node], f"{node.name}: its weight is computed from others")
+
+    def _fresh(self, count: int) -> Ints:
+        self._count += count
+        return np.arange(self._count - count, self._count)
+
+    def _join(self, a: Ints, b: Ints) -> None:
+        if a is not b and len(a):
+            self._edges.append((a, b))
+
+    def _block(self, channels: Ints, reason: str) -> None:
+        self._barriers.append((channels, reason))
+
+    # ------------------------------------------------------------------ to a fixed point
+
+    def settle(self) -> None:
+        """Join until nothing more follows; then say which components stay and why."""
+        self._share_weights()
+        self._union()
+        while True:
+            for labels, sets, reason in self._sets:
+                self._close(labels, sets, reason)
+            self._union()
+            for value_of in self._grids.items():
+                self._straighten(*value_of)
+            self._union()
+            for out, inner, *_ in (*self._partial, *self._spread):
+                self._follow(out, inner)
+            if not self._union():
+                break
+        for out, inner, reason in self._spread:
+            self._block(inner[self.component[out] != self.component[inner]], reason)
+
+    def _share_weights(self) -> None:
+        """Join what one weight makes, or sums over, at several places."""
+        first: dict[tuple[fx.Node, int], Ints] = {}
+        for axis in self.axes:
+            if axis.role == "with":
+                continue
+            channels = self.channels[axis.holder][axis.labels]
+            known = first.setdefault((axis.weight, axis.axis), channels)
+            self._join(known, channels)
+
+    def _union(self) -> bool:
+        """Merge the components that the new edges join; return whether there were any."""
+        if not self._edges:
+            return False
+        a = self.component[np.concatenate([e[0] for e in self._edges])]
+        b = self.component[np.concatenate([e[1] for e in self._edges])]
+        self._edges.clear()
+        parent, changed = self.component, False
+        while True:
+            apart = a != b
+            if not apart.any():
+                return changed
+            changed = True
+            a, b = a[apart], b[apart]
+            np.minimum.at(parent, np.maximum(a, b), np.minimum(a, b))
+            while not np.array_equal(up := parent[parent], parent):
+                parent = up
+            self.component = parent
+            a, b = parent[a], parent[b]
+
+    def _close(self, labels: Ints, sets: Ints, reason: str) -> None:
+        """Join each of several sets; where one set holds everything, it stays whole."""
+        members = self.component[labels]
+        total = len(np.unique(members))
+        if total == 1:
+            return
+        if len(np.unique(members[sets == sets[0]])) == total:
+            if reason:
+                self._block(labels, reason)
+            return
+        first = np.full(int(sets.max()) + 1, -1)
+        first[sets[::-1]] = labels[::-1]
+        self._join(first[sets], labels)
+
+    def _straighten(self, node: fx.Node, value: Value) -> None:
+        """Keep a tensor with channels on several axes rectangular, whichever of them go."""
+        grid = self.component[self.channels[node]][value.tensor.numpy()]
+        for axis in value.axes:
+            lines = np.moveaxis(grid, axis, 0).reshape(grid.shape[axis], -1)
+            if (lines == lines[:, :1]).all():
+                return
+        lines = np.moveaxis(grid, value.axes[-1], 0).reshape(grid.shape[value.axes[-1]], -1)
+        self._join(np.broadcast_to(lines[:, :1], lines.shape).flatten(), lines.flatten())
+
+    def _follow(self, out: Ints, inner: Ints) -> None:
+        """Join results with what they are made of, where each is made of one component and of all of it.
+
+        The sum of two branches dies with them; the sum over all channels does not die with one of them.
+        """
+        base = max(self._count, 1)
+        out, inner = self.component[out], self.component[inner]
+        pairs = np.unique(out * base + inner)
+        out, inner = pairs // base, pairs % base
+        once_out = np.bincount(out, minlength=base)[out] == 1
+        once_in = np.bincount(inner, minlength=base)[inner] == 1
+        both = once_out & once_in
+        self._join(out[both], inner[both])
+
+    def barriers(self) -> dict[int, str]:
+        """Return the components that stay whole, each with its first reason."""
+        found: dict[int, str] = {}
+        for channels, reason in self._barriers:
+            for component in np.unique(self.component[channels]).tolist():
+                found.setdefault(component, reason)
+        return found
+
+
+_MOVES = frozenset({"layout", "selection"})
+_END = {"placeholder": "part of a model input", "output": "part of a model output"}
+
+
+def _is_identity(source: Ints, count: int) -> bool:
+    return len(source) == count and np.array_equal(source, np.arange(count))
+
+
+# ---------------------------------------------------------------------- sorting into couplings
+
+
+class _Footprints:
+    """Components that show up in the same places make one coupling.
+
+    A *track* is an array of channels that nodes or weight axes have in common.
+    """
+
+    def __init__(self, joined: _Joined) -> None:
+        self.joined = joined
+        self._tracks: list[Ints] = []
+        self._number: dict[int, int] = {}
+        self._nodes: list[list[str]] = []
+        self._axes: list[list[WeightAxis]] = []
+        for node, channels in joined.channels.items():
+            self._nodes[self._track(channels)].append(node.name)
+        for axis in joined.axes:
+            channels = joined.channels[axis.holder]
+            if not _is_identity(axis.labels, len(channels)):
+                channels = channels[axis.labels]
+            self._axes[self._track(channels)].append(axis)
+
+    def _track(self, channels: Ints) -> int:
+        number = self._number.setdefault(id(channels), len(self._tracks))
+        if number == len(self._tracks):
+            self._tracks.append(channels)  # which also keeps its id from being used again
+            self._nodes.append([])
+            self._axes.append([])
+        return number
+
+    def couplings(self) -> tuple[Coupling, ...]:
+        """Return the couplings that a weight makes or reads."""
+        component = self.joined.component
+        roots = np.flatnonzero(component == np.arange(len(component)))
+        dense = np.cumsum(component == np.arange(len(component))) - 1
+        tracks = [dense[component[t]] for t in self._tracks]
+        barriers = self.joined.barriers()
+        prints = self._prints(tracks, len(roots))
+        numbers: dict[tuple[bytes, str], int] = {}
+        keys = [(p, barriers.get(r, "")) for p, r in zip(prints, roots.tolist(), strict=True)]
+        group = np.array([numbers.setdefault(k, len(numbers)) for k in keys], dtype=np.int64)
+        widths = np.bincount(group, minlength=len(numbers))
+        channel = np.empty(len(roots), dtype=np.int64)
+        channel[np.argsort(group, kind="stable")] = _count_up(widths)
+        nodes: list[list[str]] = [[] for _ in numbers]
+        members: list[list[tuple[WeightAxis, Ints]]] = [[] for _ in numbers]
+        for number, track in enumerate(tracks):
+            for g, positions in _parted(group[track], channel[track], widths):
+                nodes[g] += self._nodes[number]
+                members[g] += [(axis, positions) for axis in self._axes[number]]
+        reasons = [reason for _, reason in numbers]
+        return self._named(nodes, members, widths.tolist(), reasons)
+
+    @staticmethod
+    def _prints(tracks: list[Ints], count: int) -> list[bytes]:
+        """Return per component the tracks it is on, as often as it is there."""
+        if not tracks:
+            return []
+        number = np.repeat(np.arange(len(tracks)), [len(t) for t in tracks])
+        code = np.sort(np.concatenate(tracks) * len(tracks) + number)
+        starts = np.searchsorted(code, np.arange(count + 1) * len(tracks)).tolist()
+        number = code % len(tracks)
+        return [number[a:b].tobytes() for a, b in pairwise(starts)]
+
+    def _named(
+        self,
+        nodes: list[list[str]],
+        members: list[list[tuple[WeightAxis, Ints]]],
+        widths: list[int],
+        reasons: list[str],
+    ) -> tuple[Coupling, ...]:
+        place = {node.name: i for i, node in enumerate(self.joined.facts.program.graph.nodes)}
+        order = {id(axis): i for i, axis in enumerate(self.joined.axes)}
+        found: list[Coupling] = []
+        names: Counter[str] = Counter()
+        for held, axes, width, reason in zip(nodes, members, widths, reasons, strict=True):
+            axes.sort(key=lambda a: order[id(a[0])])
+            held.sort(key=place.__getitem__)
+            roles = {a.role for a, _ in axes}
+            if not roles & {"out", "in"}:
+                continue
+            name = next((a.holder.name for a, _ in axes if a.role == "out"), held[0])
+            names[name] += 1
+            found.append(
+                Coupling(
+                    name=name if names[name] == 1 else f"{name}#{names[name]}",
+                    members=tuple(Member(str(a.weight.target), a.axis, a.role, p) for a, p in axes),
+                    width=width,
+                    barrier=reason or ("" if "out" in roles else "no weight makes them"),
+                    nodes=tuple(held),
+                )
+            )
+        return tuple(found)
+
+
+def _count_up(widths: Ints) -> Ints:
+    """Return ``0 .. w-1`` for each of several widths, one after the other."""
+    return np.arange(int(widths.sum())) - np.repeat(np.cumsum(widths) - widths, widths)
+
+
+def _parted(group: Ints, channel: Ints, widths: Ints) -> Iterator[tuple[int, Ints]]:
+    """Yield the couplings on a track, each with the places of its channels: ``[width, places]``."""
+    if len(group) and group[0] == group[-1] and (group == group[0]).all():
+        one = int(group[0])
+        yield one, np.argsort(channel, kind="stable").reshape(widths[one], -1)
+        return
+    order = np.lexsort((channel, group))
+    numbers, starts = np.unique(group[order], return_index=True)
+    for number, places in zip(numbers.tolist(), np.split(order, starts[1:]), strict=True):
+        yield number, places.reshape(widths[number], -1)

@@ -1,0 +1,171 @@
+"""Backward liveness: which channels of which tensors somebody needs.
+
+`Demand` walks a program from its outputs to its inputs. A channel is needed when an output, a
+barrier or a needed channel reads it. Constants that a consumer can fold into its bias are not
+read. Where an operator can only keep more than that (equal widths per group, the statistics of a
+norm), the channel stays and a note says why.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import fx
+
+from narrows.ir.channels import Facts
+from narrows.ir.labels import Bools, Value
+from narrows.ir.ops import table
+from narrows.ir.program import Meta, Note
+
+
+class Demand:
+    """The channels that are needed, per node and per operand of a node.
+
+    Attributes:
+        facts: The forward analysis.
+        notes: Per node and reason, how many channels stay that no consumer reads.
+        uses: Per weight its uses: the node, and per weight axis what the node uses of it.
+    """
+
+    def __init__(
+        self,
+        facts: Facts,
+        forced: dict[fx.Node, Bools] | None = None,
+        columns: dict[fx.Node, Bools] | None = None,
+    ) -> None:
+        self.facts = facts
+        self.uses: dict[fx.Node, list[tuple[fx.Node, dict[int, Bools]]]] = {}
+        self._columns = columns or {}
+        self.notes: dict[tuple[str, str], Note] = {}
+        self._forced = forced or {}
+        self._need: dict[fx.Node, Bools] = {}
+        self._edges: dict[tuple[fx.Node, int], Bools] = {}
+        self._asked: dict[fx.Node, Bools] = {}
+        self._alive: set[fx.Node] = set()
+        self._walk()
+
+    # ------------------------------------------------------------------ for rows
+
+    def needed(self, node: fx.Node) -> Bools:
+        """Return which of the node's labels are needed."""
+        need = self._need.get(node)
+        if need is None:
+            need = self._need[node] = np.zeros(self.facts.value(node).count, dtype=bool)
+            forced = self._forced.get(node)
+            if forced is not None and node in self._alive:
+                need |= forced
+        return need
+
+    def forced(self, node: fx.Node) -> Bools:
+        """Return which labels must stay because a rewrite could not do without."""
+        mask = self._forced.get(node)
+        return np.zeros(self.facts.value(node).count, dtype=bool) if mask is None else mask
+
+    def require(self, node: fx.Node, slot: int, mask: Bools) -> None:
+        """Say that ``node`` reads the labels ``mask`` of the operand of its ``slot``-th read."""
+        self._edges[node, slot] = mask
+        if not mask.any():
+            return
+        operand = self.facts.flows[node].reads[slot].operand
+        self._alive.add(operand)
+        self.needed(operand)[mask] = True
+        asked = self._asked.setdefault(operand, np.zeros(len(mask), dtype=bool))
+        asked |= mask
+
+    def required(self, node: fx.Node, slot: int) -> Bools:
+        """Return the labels that ``node`` reads of the operand of its ``slot``-th read."""
+        mask = self._edges.get((node, slot))
+        if mask is None:
+            mask = np.zeros(
+                self.facts.value(self.facts.flows[node].reads[slot].operand).count, dtype=bool
+            )
+        return mask
+
+    def only_reader(self, node: fx.Node, slot: int) -> bool:
+        """Whether ``node`` reads all that anybody reads of its operand.
+
+        What the operand holds beyond that stays for another reason, and is in nobody's way.
+        """
+        operand = self.facts.flows[node].reads[slot].operand
+        return np.array_equal(self.required(node, slot), self._asked[operand])
+
+    def extend(self, node: fx.Node, mask: Bools, reason: str, message: str) -> None:
+        """Add labels that ``node`` computes although nobody reads them."""
+        need = self.needed(node)
+        extra = mask & ~need
+        if extra.any():
+            if reason:
+                self.note(node, reason, message, extra)
+            need |= mask
+
+    def columns(self, node: fx.Node) -> Bools | None:
+        """Return the input channels that other uses of the node's weight read, if there are any."""
+        return self._columns.get(node)
+
+    def use_weight(self, weight: fx.Node, node: fx.Node, parts: dict[int, Bools]) -> None:
+        """Record which part of a weight ``node`` uses, per axis."""
+        self.uses.setdefault(weight, []).append((node, parts))
+
+    def note(self, node: fx.Node, reason: str, message: str, channels: Bools) -> None:
+        """Record that channels stay although the plan could do without."""
+        meta = Meta(node)
+        self.notes[node.name, reason] = Note(
+            node.name,
+            reason,
+            f"{int(channels.sum())} channels stay: {message}",
+            int(channels.sum()),
+            meta.source,
+        )
+
+    def alive(self, node: fx.Node) -> bool:
+        """Whether anything of the node is needed."""
+        return node in self._alive
+
+    def constant_operands(self, node: fx.Node) -> set[int]:
+        """Return the slots of an element-wise node whose needed channels are all constants.
+
+        Such an operand is replaced by a small tensor of constants, as long as another operand
+        still gives the result its shape.
+        """
+        reads = self.facts.flows[node].reads
+        need = self._need[node]
+        shape = Meta(node).shape
+        whole = {s for s, r in enumerate(reads) if Meta(r.operand).shape == shape}
+        found: set[int] = set()
+        for slot, read in enumerate(reads):
+            value = self.facts.value(read.operand)
+            wanted = read.reached(need, value.count)
+            if wanted.any() and not np.isnan(value.const[wanted]).any() and whole - found - {slot}:
+                found.add(slot)
+        return found
+
+    # ------------------------------------------------------------------ the walk
+
+    def _walk(self) -> None:
+        for node in reversed(self.facts.program.graph.nodes):
+            flow = self.facts.flows[node]
+            if node.op == "output":
+                self._outputs(node, flow)
+            elif node in self._alive and flow.reads:
+                if flow.barrier:
+                    self._barrier(node, flow)
+                else:
+                    row = table.find(node)
+                    assert row is not None
+                    row.demand(self, node)
+
+    def _outputs(self, node: fx.Node, flow: Any) -> None:
+        for slot, read in enumerate(flow.reads):
+            value = self.facts.value(read.operand)
+            self.require(node, slot, np.ones(value.count, dtype=bool))
+            dead = value.known() & (value.const == 0)
+            if dead.any():
+                self.note(read.operand, "output", "they are part of a model output", dead)
+
+    def _barrier(self, node: fx.Node, flow: Any) -> None:
+        if isinstance(flow.value, Value):
+            self.needed(node)[:] = True
+        for slot, read in enumerate(flow.reads):
+            count = self.facts.value(read.operand).count
+            self.require(node, slot, np.ones(count, dtype=bool))

@@ -1,0 +1,90 @@
+"""`ProgramModule`: a program as an ordinary, trainable `torch.nn.Module`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import fx, nn
+from torch.fx import traceback as fx_traceback
+
+from narrows.ir.program import Meta, Program, interpret
+
+aten = torch.ops.aten
+
+# The annotation by which a traced operator remembers the program's node that it is.
+ANNOTATION = "narrows"
+
+# Position of the ``training`` flag of the operators that behave differently in train mode.
+TRAINING_FLAG = {
+    aten.batch_norm.default: 5,
+    aten.dropout.default: 2,
+    aten.feature_dropout.default: 2,
+    aten.alpha_dropout.default: 2,
+    aten.feature_alpha_dropout.default: 2,
+    aten.instance_norm.default: None,  # always uses the statistics of its input
+}
+
+
+class ProgramModule(nn.Module):
+    """Runs a program's graph on parameters registered under their original names.
+
+    BatchNorm and dropout follow ``module.training``. Shared weights are registered under every name
+    they had, as one tensor. ``torch.export`` sees through the module, so it can be captured again.
+    """
+
+    def __init__(self, program: Program) -> None:
+        super().__init__()
+        self._program = program
+        tensors: dict[str, torch.Tensor] = {}
+        for name, tensor in program.weights.items():
+            if name in program.buffers or not tensor.is_floating_point():
+                tensors[name] = tensor.detach().clone()
+            else:
+                tensors[name] = nn.Parameter(tensor.detach().clone())
+        self._names = tuple(program.weights)
+        for name in self._names:
+            _register(self, name, tensors[name])
+        for alias, name in program.aliases.items():
+            _register(self, alias, tensors[name])
+        self.eval()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the graph on inputs structured like the program's."""
+        flat = self._program.flat_inputs(args, kwargs)
+        weights = {name: _lookup(self, name) for name in self._names}
+        result = interpret(self._program.graph, flat, weights, call=self._call)
+        return pytree.tree_unflatten(result, self._program.out_spec)
+
+    def _call(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        position = TRAINING_FLAG.get(node.target)  # type: ignore[arg-type]
+        if position is not None and self.training:
+            args = (*args[:position], True, *args[position + 1 :])
+        meta = Meta(node)
+        origin = {
+            "name": node.name, "source": meta.source, "code": meta.code, "module": meta.module
+        }  # fmt: skip
+        with fx_traceback.preserve_node_meta(), fx_traceback.annotate({ANNOTATION: origin}):
+            return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def _register(root: nn.Module, name: str, tensor: torch.Tensor) -> None:
+    *path, leaf = name.split(".")
+    for part in path:
+        child = root._modules.get(part)
+        if child is None:
+            child = nn.Module()
+            root.add_module(part, child)
+        root = child
+    if isinstance(tensor, nn.Parameter):
+        root.register_parameter(leaf, tensor)
+    else:
+        root.register_buffer(leaf, tensor)
+
+
+def _lookup(root: nn.Module, name: str) -> torch.Tensor:
+    *path, leaf = name.split(".")
+    for part in path:
+        root = root._modules[part]  # type: ignore[assignment]
+    return getattr(root, leaf)

@@ -1,0 +1,1 @@
+"""The op table: what the compiler knows of every operator, one row each."""

@@ -1,0 +1,42 @@
+"""The row of every operator that has none: nothing can be removed through it, and the report says so."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import fx
+
+from narrows.ir.labels import Value, opaque
+from narrows.ir.ops.row import Flow, Read, Row
+from narrows.ir.program import Meta, op_name
+
+if TYPE_CHECKING:
+    from narrows.ir.channels import Facts
+    from narrows.ir.rewrite import Held, Rewriter
+
+
+@dataclass(frozen=True, kw_only=True)
+class Barrier(Row):
+    """An operator that needs its operands whole.
+
+    Attributes:
+        reason: Why, for rows that are barriers on purpose.
+    """
+
+    kind = "barrier"
+    reason: str = ""
+
+    def flow(self, facts: Facts, node: fx.Node) -> Flow:
+        reads = tuple(
+            Read(n, couples=False)
+            for n in node.all_input_nodes
+            if isinstance(facts.flows[n].value, Value) and not facts.flows[n].value.free
+        )
+        shape = Meta(node).shape
+        value: Any = None if shape is None else opaque(shape)
+        why = self.reason or f"{op_name(node)} has no row in the op table"
+        return Flow(value, reads, why)
+
+    def rewrite(self, rewriter: Rewriter, node: fx.Node) -> Held:
+        return rewriter.whole(node)

@@ -1,0 +1,474 @@
+"""Contractions with a weight: convolutions, linear layers, products with a parameter.
+
+A contraction sums its input's channels into fresh ones. An input channel whose weights are zero for all
+needed outputs is not read; one that is a known constant is folded into the bias, unless padding makes
+its contribution differ at the border.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from narrows.ir.labels import Bools, Ints, Value, channels, match
+from narrows.ir.ops.args import arguments
+from narrows.ir.ops.layout import barrier_flow
+from narrows.ir.ops.row import Flow, Read, Row, Shared, WeightAxis, labels_along
+from narrows.ir.program import Meta
+
+if TYPE_CHECKING:
+    from narrows.ir.channels import Facts
+    from narrows.ir.liveness import Demand
+    from narrows.ir.rewrite import Held, Rewriter
+
+
+@dataclass(eq=False)
+class Contraction:
+    """One contraction, spelled out.
+
+    Attributes:
+        x: The activation.
+        weight: The weight's node; ``bias``: the bias's node or ``None``.
+        data: The weight tensor; ``bias_data``: the bias tensor or ``None``.
+        x_axis: The axis of ``x`` that is summed over; ``y_axis``: the axis of the result it makes.
+        out_axis: The weight axis of the result's channels; ``in_axis``: of the input's.
+        groups: How many independent parts the channels fall into.
+        transposed: Whether the weight is laid out as ``[in, out/groups, ...]``.
+        uniform: Whether a constant input channel adds the same constant at every position, to be
+            folded into a bias that no other use of the weight needs otherwise.
+        names: The arguments that hold the activation, the weight and the bias.
+    """
+
+    x: fx.Node
+    weight: fx.Node
+    bias: fx.Node | None
+    data: Tensor
+    bias_data: Tensor | None
+    x_axis: int
+    y_axis: int
+    out_axis: int
+    in_axis: int
+    groups: int
+    transposed: bool
+    uniform: bool
+    names: tuple[str, str, str] = ("input", "weight", "bias")
+
+    @property
+    def outputs(self) -> int:
+        """The number of output channels."""
+        width = self.data.shape[self.out_axis]
+        return width * self.groups if self.transposed else width
+
+    @property
+    def inputs(self) -> int:
+        """The number of input channels."""
+        width = self.data.shape[self.in_axis]
+        return width if self.transposed else width * self.groups
+
+    @cached_property
+    def blocks(self) -> Tensor:
+        """The weight as ``[groups, outputs per group, inputs per group, kernel]``."""
+        g = self.groups
+        w = self.data.movedim((self.out_axis, self.in_axis), (0, 1))
+        if self.transposed:  # [out/g, in, k] -> in is group-major
+            w = w.reshape(w.shape[0], g, w.shape[1] // g, -1)
+            return w.permute(1, 0, 2, 3)
+        return w.reshape(g, w.shape[0] // g, w.shape[1], -1)
+
+    def sums(self) -> Tensor:
+        """The weight summed over the kernel, float64: ``[groups, outputs, inputs]``."""
+        return self.blocks.double().sum(-1)
+
+
+def used_columns(blocks: Tensor, rows: Bools) -> Bools:
+    """Return which inputs have a non-zero weight in a row that counts: ``[groups, inputs]``."""
+    data = blocks.numpy()
+    if len(data) > 1:
+        return (data.any(-1) & rows[..., None]).any(1)
+    return _settled(data[0], np.flatnonzero(rows[0]))[None]
+
+
+def used_rows(blocks: Tensor, columns: Bools) -> Bools:
+    """Return which outputs have a non-zero weight in a column that counts: ``[groups, outputs]``."""
+    data = blocks.numpy()
+    if len(data) > 1:
+        return (data.any(-1) & columns[:, None, :]).any(2)
+    return _settled(data[0].swapaxes(0, 1), np.flatnonzero(columns[0]))[None]
+
+
+def _settled(data: np.ndarray, rows: Ints) -> Bools:
+    """Return which entries of axis 1 have a non-zero in one of ``rows`` of axis 0.
+
+    A few rows settle almost every entry of a dense weight; one pass over the whole weight finds those that
+    are zero throughout; the rare rest is looked at closely.
+    """
+    found = data[rows[:8]].any((0, 2))
+    if found.all() or len(rows) <= 8:
+        return found
+    open_ = ~found & data.any(0).any(-1)
+    if not open_.any():
+        return found
+    if len(rows) == len(data):
+        return found | open_
+    which = np.flatnonzero(open_)
+    found[which] = data[np.ix_(rows, which)].any((0, 2))
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contract(Row):
+    """A contraction whose operands stand in fixed arguments.
+
+    Attributes:
+        x: The activation's argument, ``weight`` and ``bias``: the parameters' arguments.
+        x_axis: The axis summed over.
+        out_axis: The weight axis of the outputs; ``in_axis``: of the inputs.
+        transposed: Whether it is a transposed convolution.
+        spatial: The number of spatial axes; 0 for linear.
+    """
+
+    kind = "contraction"
+    x: str = "input"
+    weight: str = "weight"
+    bias: str = "bias"
+    x_axis: int = -1
+    out_axis: int = 0
+    in_axis: int = 1
+    transposed: bool = False
+    spatial: int = 0
+
+    def contraction(self, facts: Facts, node: fx.Node) -> Contraction | None:
+        """Return the contraction, or ``None`` where an operand that must be a weight is computed."""
+        args = arguments(node)
+        x, weight, bias = args[self.x], args[self.weight], args.get(self.bias)
+        if facts.is_free(x) or not facts.is_free(weight):
+            return None
+        if bias is not None and not facts.is_free(bias):
+            return None
+        if args.get("alpha", 1) != 1 or args.get("beta", 1) != 1:
+            return None
+        if bias is not None and len(Meta(bias).shape) != 1:
+            return None
+        rank = len(Meta(x).shape)
+        axis = self.x_axis if self.spatial == 0 else -1 - self.spatial
+        return Contraction(
+            x=x, weight=weight, bias=bias, data=facts.data(weight),
+            bias_data=None if bias is None else facts.data(bias),
+            x_axis=axis % rank, y_axis=axis % len(Meta(node).shape),
+            out_axis=self.out_axis, in_axis=self.in_axis, groups=args.get("groups", 1),
+            transposed=self.transposed, uniform=self._uniform(args) and len(weight.users) == 1,
+            names=(self.x, self.weight, self.bias),
+        )  # fmt: skip
+
+    def _uniform(self, args: dict[str, Any]) -> bool:
+        if self.transposed:
+            return False  # kernels overlap unevenly
+        padding = args.get("padding", 0)
+        if isinstance(padding, str):
+            return padding == "valid"
+        return not np.any(padding)
+
+    def flow(self, facts: Facts, node: fx.Node) -> Flow:
+        c = self.contraction(facts, node)
+        if c is None:
+            return barrier_flow(facts, node, "its weight is computed from the inputs, or its sum is scaled")
+        return self.contracted(facts, node, c)
+
+    @staticmethod
+    def contracted(facts: Facts, node: fx.Node, c: Contraction) -> Flow:
+        """Return the flow of a contraction with a weight."""
+        value = channels(Meta(node).shape, c.y_axis)
+        along = labels_along(facts.value(c.x), c.x_axis)
+        columns = along.expand(-1, c.inputs) if along.shape[1] == 1 else along
+        value.const = _constant_outputs(c, facts.value(c.x), columns.numpy())
+        depthwise = c.blocks.shape[2] == 1 and c.groups > 1
+        read = Read(c.x, couples=False)
+        if depthwise and columns.shape[0] == 1:
+            read = Read(c.x, np.repeat(columns[0].numpy(), c.blocks.shape[1]))
+        return Flow(value, (read,), facts=(c, columns.numpy()))
+
+    def input_axis(self, node: fx.Node, operand: fx.Node) -> int | str | None:
+        args = arguments(node)
+        if operand is not args[self.x]:
+            return None
+        return self.x_axis if self.spatial == 0 else -1 - self.spatial
+
+    def weight_axes(self, facts: Facts, node: fx.Node) -> Iterator[WeightAxis]:
+        if not isinstance(facts.flows[node].facts, tuple):
+            return
+        c, columns = facts.flows[node].facts
+        if c.weight.op == "get_attr":
+            g, outs, ins, _ = c.blocks.shape
+            # The one axis of a grouped weight that spans a single group counts positions in each group.
+            whole_out, whole_in = g == 1 or not c.transposed, g == 1 or c.transposed
+            if whole_out or min(ins, outs) > 1:
+                yield WeightAxis(
+                    c.weight, c.out_axis, "out", node, np.arange(c.outputs if whole_out else outs)
+                )
+            if whole_in or min(ins, outs) > 1:
+                yield WeightAxis(
+                    c.weight, c.in_axis, "in", c.x, columns[0][: None if whole_in else ins]
+                )
+        if c.bias is not None and c.bias.op == "get_attr":
+            yield WeightAxis(c.bias, 0, "with", node, np.arange(c.outputs))
+
+    def shared(self, facts: Facts, node: fx.Node) -> Shared | None:
+        if not isinstance(facts.flows[node].facts, tuple):
+            return None
+        c, columns = facts.flows[node].facts
+        if len(columns) == 1:
+            return None
+        sets = np.tile(np.arange(c.inputs), len(columns))
+        return Shared(c.x, columns.flatten(), sets, "it sums over an axis beside theirs")
+
+    def joins(self, facts: Facts, node: fx.Node) -> list[tuple[fx.Node, Ints, fx.Node, Ints]]:
+        """Return what keeps the groups of a convolution equally wide.
+
+        Channels at equal positions of the groups go together. Where a group has one input or one output,
+        the group goes as a whole.
+        """
+        if not isinstance(facts.flows[node].facts, tuple):
+            return []
+        c, columns = facts.flows[node].facts
+        groups, outs, ins, _ = c.blocks.shape
+        if groups == 1:
+            return []
+        made, read = np.arange(c.outputs), columns[0]
+        if outs == 1:
+            return [(node, made.repeat(ins), c.x, read)]
+        if ins == 1:
+            return [(node, made, c.x, read.repeat(outs))]
+        return [
+            (node, np.tile(made[:outs], groups), node, made),
+            (c.x, np.tile(read[:ins], groups), c.x, read),
+        ]
+
+    # ------------------------------------------------------------------ backwards
+
+    def demand(self, demand: Demand, node: fx.Node) -> None:
+        flow = demand.facts.flows[node]
+        c, columns = flow.facts
+        value = demand.facts.value(c.x)
+        need = demand.needed(node)
+        groups, outs, ins, _ = c.blocks.shape
+        rows = need.reshape(groups, outs)
+        if groups > 1:
+            even = fill_up(rows)
+            demand.extend(
+                node, even.flatten(), "groups", "the groups of a convolution need equal widths"
+            )
+            rows = even
+        fold = foldable(c, value, columns)
+        used = used_columns(c.blocks, rows)
+        wanted = used & ~fold.reshape(groups, ins)
+        kept = rows.any(1)
+        others = demand.columns(node)  # what other uses of the same weight read
+        full = wanted if others is None else wanted | (others.reshape(groups, ins) & kept[:, None])
+        full = full.copy()
+        full[kept] = fill_up(full[kept], 1)
+        demand.use_weight(c.weight, node, {c.out_axis: rows.flatten(), c.in_axis: full.flatten()})
+        mask = np.zeros(value.count, dtype=bool)
+        flat = wanted.flatten()
+        mask[columns[:, flat].flatten()] = True
+        filled = np.zeros(value.count, dtype=bool)
+        filled[columns[:, full.flatten()].flatten()] = True
+        known = value.known()
+        stuck = mask & known
+        if stuck.any():
+            demand.note(
+                node,
+                "padding",
+                "a constant channel adds another amount at the padded border",
+                stuck,
+            )
+        extra = filled & ~mask
+        if extra.any() and others is None:
+            reason = "groups" if ins > 1 and groups > 1 else "shape"
+            why = (
+                "the groups of a convolution need equal widths"
+                if reason == "groups"
+                else "a layer needs an input"
+            )
+            demand.note(node, reason, why, extra)
+        demand.require(node, 0, filled)
+
+    # ------------------------------------------------------------------ rewriting
+
+    def rewrite(self, rewriter: Rewriter, node: fx.Node) -> Held:
+        facts = rewriter.facts
+        c, columns = facts.flows[node].facts
+        value = facts.value(c.x)
+        held = rewriter.operand(node, 0, exact=c.groups > 1 or len(c.weight.users) > 1)
+        rows = np.flatnonzero(rewriter.need(node))
+        taken = _columns_held(columns, held, c.x_axis)
+        if taken is None:
+            raise rewriter.ragged(node)
+        groups, outs, ins, _ = c.blocks.shape
+        if groups > 1:
+            order = _group_order(taken, ins)
+            if order is None:  # the groups' channels lie mixed: put them back in order
+                sort = np.argsort(taken, kind="stable")
+                held, taken = rewriter.gather(held, c.x_axis, sort), taken[sort]
+                order = _group_order(taken, ins)
+            if order is None or len(np.unique(rows // outs)) != len(order):
+                raise rewriter.ragged(node)
+            rows = np.concatenate([rows[rows // outs == g] for g in order])
+        fold = foldable(c, value, columns)
+        counted = fold & (value.const[columns[0]] != 0)
+        weight = rewriter.contracted_weight(c, rows, taken, counted)
+        bias = rewriter.contracted_bias(node, c, rows, self._fold_amount(c, value, columns, fold))
+        args = arguments(node)
+        changes: dict[str, Any] = {c.names[0]: held.node, c.names[1]: weight}
+        if bias is not None:
+            changes[c.names[2]] = bias
+        if "groups" in args:
+            changes["groups"] = len(order) if groups > 1 else 1
+        labels = torch.from_numpy(rows).view(
+            [-1 if a == c.y_axis else 1 for a in range(len(Meta(node).shape))]
+        )
+        shape = tuple(len(rows) if a == c.y_axis else s for a, s in enumerate(Meta(node).shape))
+        return rewriter.emit(node, changes, labels, shape)
+
+    @staticmethod
+    def _fold_amount(
+        c: Contraction, value: Value, columns: np.ndarray, fold: Bools
+    ) -> np.ndarray | None:
+        amounts = np.where(fold, value.const[columns[0]], 0.0)
+        if not amounts.any():
+            return None
+        groups, _, ins, _ = c.blocks.shape
+        which = np.flatnonzero(amounts.reshape(groups, ins).any(0))
+        part = c.blocks[:, :, torch.from_numpy(which)].double().sum(-1)
+        per = torch.from_numpy(amounts.reshape(groups, ins)[:, which])
+        return torch.einsum("goi,gi->go", part, per).flatten().numpy()
+
+
+def _columns_held(columns: np.ndarray, held: Held, axis: int) -> Ints | None:
+    """Return the original input channel at each position of a rewritten operand.
+
+    Where channels lie on further axes (heads), the weight is shared by all of them, so every row must hold
+    the same; ``None`` if it does not.
+    """
+    tensor = held.labels.movedim(axis, -1).reshape(-1, held.labels.shape[axis])
+    rows = tensor.expand(-1, held.shape[axis]).numpy()
+    row = int(np.flatnonzero((columns == rows[0, 0]).any(1))[0])
+    taken = match(columns[row], rows[0])
+    if taken is None or len(rows) == 1:
+        return taken
+    whole = {line.tobytes() for line in np.ascontiguousarray(columns[:, taken])}
+    return taken if all(line.tobytes() in whole for line in np.ascontiguousarray(rows)) else None
+
+
+def foldable(c: Contraction, value: Value, columns: np.ndarray) -> Bools:
+    """Return which input channels are constants whose contribution is one number: ``[inputs]``."""
+    const = value.const[columns]
+    if len(columns) > 1:
+        return (const == 0).all(0)
+    return const[0] == 0 if not c.uniform else ~np.isnan(const[0])
+
+
+def fill_up(mask: Bools, least: int = 0) -> Bools:
+    """Return ``mask`` with its rows filled to the width of the fullest, first free columns first.
+
+    Rows without an entry stay empty, unless ``least`` asks for that many in each.
+    """
+    counts = mask.sum(1)
+    width = max(int(counts.max(initial=0)), least)
+    result = mask.copy()
+    for row, count in zip(result, counts, strict=True):
+        if count < width and (count or least):
+            row[np.flatnonzero(~row)[: width - count]] = True
+    return result
+
+
+def _group_order(positions: Ints, width: int) -> Ints | None:
+    """Return the groups in the order in which their inputs come, or ``None`` if these come mixed."""
+    group = positions // width
+    starts = np.flatnonzero(np.r_[True, group[1:] != group[:-1]])
+    order = group[starts]
+    if len(np.unique(order)) != len(order) or len(positions) % len(order):
+        return None
+    return order if np.array_equal(group, np.repeat(order, len(positions) // len(order))) else None
+
+
+def _constant_outputs(c: Contraction, value: Value, columns: np.ndarray) -> np.ndarray:
+    fold = foldable(c, value, columns).reshape(c.blocks.shape[0], c.blocks.shape[2])
+    live = used_rows(c.blocks, ~fold)
+    result = np.full(c.outputs, np.nan)
+    constant = ~live.flatten()
+    if not constant.any():
+        return result
+    total = np.zeros(c.outputs) if c.bias_data is None else c.bias_data.double().numpy().copy()
+    amount = Contract._fold_amount(c, value, columns, fold.flatten())
+    if amount is not None:
+        total = total + amount
+    result[constant] = total[constant]
+    return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lookup(Row):
+    """``embedding``: rows of a table by index; the table's columns are the channels."""
+
+    kind = "lookup"
+
+    def flow(self, facts: Facts, node: fx.Node) -> Flow:
+        args = arguments(node)
+        if not facts.is_free(args["weight"]):
+            return barrier_flow(facts, node, "its table is computed from the inputs")
+        shape = Meta(node).shape
+        value = channels(shape, len(shape) - 1)
+        data = facts.data(args["weight"])
+        same = (data == data[:1]).all(0).numpy()
+        value.const = np.where(same, data[0].double().numpy(), np.nan)
+        reads = () if facts.is_free(args["indices"]) else (Read(args["indices"], couples=False),)
+        return Flow(value, reads)
+
+    def weight_axes(self, facts: Facts, node: fx.Node) -> Iterator[WeightAxis]:
+        weight = arguments(node)["weight"]
+        if weight.op == "get_attr" and not facts.flows[node].barrier:
+            yield WeightAxis(weight, 1, "out", node, np.arange(facts.value(node).count))
+
+    def shared(self, facts: Facts, node: fx.Node) -> Shared | None:
+        for read in facts.flows[node].reads:
+            labels = np.arange(facts.value(read.operand).count)
+            return Shared(
+                read.operand, labels, np.zeros_like(labels), "they are indices into a table"
+            )
+        return None
+
+    def demand(self, demand: Demand, node: fx.Node) -> None:
+        demand.use_weight(arguments(node)["weight"], node, {1: demand.needed(node)})
+        for slot, read in enumerate(demand.facts.flows[node].reads):
+            demand.require(node, slot, np.ones(demand.facts.value(read.operand).count, dtype=bool))
+
+    def rewrite(self, rewriter: Rewriter, node: fx.Node) -> Held:
+        args = arguments(node)
+        columns = np.flatnonzero(rewriter.need(node))
+        changes: dict[str, Any] = {"weight": rewriter.weight(args["weight"], {1: columns})}
+        reads = rewriter.facts.flows[node].reads
+        changes["indices"] = (
+            rewriter.operand(node, 0).node if reads else rewriter.plain(args["indices"])
+        )
+        shape = (*Meta(node).shape[:-1], len(columns))
+        labels = torch.from_numpy(columns).view([*[1] * (len(shape) - 1), -1])
+        return rewriter.emit(node, changes, labels, shape)
+
+
+def contraction_macs(node: fx.Node, spatial: int, transposed: bool = False) -> int:
+    """Return the multiply-accumulates of a convolution (or linear layer, ``spatial`` 0)."""
+    args = arguments(node)
+    weight = Meta(args["weight"]).shape
+    per = math.prod(weight) // weight[0]
+    if transposed:
+        x = Meta(args["input"]).shape
+        return math.prod(x) * per
+    out = Meta(node).shape
+    return math.prod(out) * per

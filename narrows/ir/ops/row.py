@@ -1,0 +1,180 @@
+"""What a row of the op table is, and the three questions every row answers.
+
+A row belongs to one ATen overload and knows all that the compiler knows of it:
+
+* ``flow``: given what is known of the operands' channels, what is known of the result's, and which
+  result channel reads which operand channel (forwards);
+* ``demand``: given the result channels that are needed, the operand channels that must be there
+  (backwards);
+* ``rewrite``: given operands that hold only some of their channels, the call that computes the needed
+  channels of the result, literal arguments included.
+
+Kinds of operators (pointwise, layout, contraction ...) are subclasses that answer the three questions
+once; a row fills in the facts of one operator.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from torch import Tensor, fx
+
+from narrows.ir.labels import Bools, Ints, Value
+from narrows.ir.ops.samples import Sample
+
+if TYPE_CHECKING:
+    from narrows.ir.channels import Facts
+    from narrows.ir.liveness import Demand
+    from narrows.ir.rewrite import Held, Rewriter
+
+
+@dataclass(frozen=True)
+class Read:
+    """How a result depends on one operand, channel by channel.
+
+    Attributes:
+        operand: The node read.
+        source: Per result label the operand label it reads element by element, -1 for none.
+        pairs: Instead of ``source``: result labels and operand labels, one entry per dependence.
+        couples: Whether labels so related live and die together in a constrained plan.
+    """
+
+    operand: fx.Node
+    source: Ints | None = None
+    pairs: tuple[Ints, Ints] | None = None
+    couples: bool = True
+
+    def reached(self, need: Bools, count: int) -> Bools:
+        """Return which of the operand's ``count`` labels the needed result labels read."""
+        mask = np.zeros(count, dtype=bool)
+        if self.source is not None:
+            hit = self.source[need]
+            mask[hit[hit >= 0]] = True
+        elif self.pairs is not None:
+            mask[self.pairs[1][need[self.pairs[0]]]] = True
+        return mask
+
+
+@dataclass(frozen=True)
+class Flow:
+    """What the forward analysis found out about one node.
+
+    Attributes:
+        value: The result's channels (a tuple for operators with several results).
+        reads: One entry per operand that is not free, in argument order.
+        barrier: Why nothing can be removed through this node, or an empty string.
+        facts: What the kind wants to remember for ``demand`` and ``rewrite``.
+    """
+
+    value: Any
+    reads: tuple[Read, ...] = ()
+    barrier: str = ""
+    facts: Any = None
+
+
+@dataclass(frozen=True)
+class WeightAxis:
+    """A weight axis that follows the channels of a tensor.
+
+    Attributes:
+        weight: The ``get_attr`` node.
+        axis: The axis of the weight.
+        role: ``out`` where channels are made, ``in`` where they are summed over, ``with`` where they are
+            only scaled or shifted.
+        holder: The node whose channels they are.
+        labels: Per index of the axis the label in ``holder`` it belongs to.
+    """
+
+    weight: fx.Node
+    axis: int
+    role: str
+    holder: fx.Node
+    labels: Ints
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Channels of one tensor that an operator reads as sets: a statistic, a softmax, an even width.
+
+    Where there are several sets each can go as a whole; a single one stays, for ``reason``.
+
+    Attributes:
+        holder: The node whose channels they are.
+        labels: Labels of ``holder``.
+        sets: The number of the set that each entry of ``labels`` is in.
+        reason: Why a single set stays whole; empty where its channels can go one by one.
+    """
+
+    holder: fx.Node
+    labels: Ints
+    sets: Ints
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row(ABC):
+    """One operator of the table.
+
+    Attributes:
+        target: The ATen overload.
+        summary: One line for ``narrows ops``.
+        samples: Example calls; the table's test runs the operator on them.
+        costs: Multiply-accumulates from the operand and result shapes; ``None`` means none worth counting.
+    """
+
+    kind: ClassVar[str]
+
+    target: Any
+    summary: str = ""
+    samples: tuple[Sample, ...] = ()
+    costs: Callable[[fx.Node], int] | None = field(default=None)
+
+    @property
+    def name(self) -> str:
+        """The overload as ATen spells it: ``conv2d.default``."""
+        return f"{self.target._opname}.{self.target._overloadname}"
+
+    @abstractmethod
+    def flow(self, facts: Facts, node: fx.Node) -> Flow:
+        """Return the channels of the result from those of the operands."""
+
+    def demand(self, demand: Demand, node: fx.Node) -> None:
+        """Mark the operand channels that the needed result channels read."""
+        need = demand.needed(node)
+        for slot, read in enumerate(demand.facts.flows[node].reads):
+            count = demand.facts.value(read.operand).count
+            demand.require(node, slot, read.reached(need, count))
+
+    @abstractmethod
+    def rewrite(self, rewriter: Rewriter, node: fx.Node) -> Held:
+        """Emit the call that computes the needed channels and return what it holds."""
+
+    def input_axis(self, node: fx.Node, operand: fx.Node) -> int | str | None:
+        """Return which axis of ``operand`` the operator sums over, or ``same`` if it passes axes on."""
+        return None
+
+    def shared(self, facts: Facts, node: fx.Node) -> Shared | None:
+        """Return which channels of an operand can only go together, besides what ``reads`` says."""
+        return None
+
+    def joins(self, facts: Facts, node: fx.Node) -> list[tuple[fx.Node, Ints, fx.Node, Ints]]:
+        """Return labels of two operands that are summed against each other, and so couple."""
+        return []
+
+    def weight_axes(self, facts: Facts, node: fx.Node) -> Iterator[WeightAxis]:
+        """Yield the weight axes that follow the channels of the operands and the result."""
+        yield from ()
+
+    def macs(self, node: fx.Node) -> int:
+        """Return the multiply-accumulates of ``node`` at the example's sizes."""
+        return 0 if self.costs is None else self.costs(node)
+
+
+def labels_along(value: Value, axis: int) -> Tensor:
+    """Return the labels with ``axis`` last and the others flattened: ``[others, size or 1]``."""
+    tensor = value.tensor.movedim(axis, -1)
+    return tensor.reshape(-1, tensor.shape[-1])

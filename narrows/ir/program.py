@@ -1,0 +1,494 @@
+"""`Program`: a graph of ATen operators, its weights by name, and where each node came from.
+
+The graph is a `torch.fx.Graph` in one dialect:
+
+* ``placeholder``: one per flat input, in the order of ``in_spec``;
+* ``get_attr``: a weight; the target is a key of ``Program.weights``;
+* ``call_function``: an ATen overload without side effects, ``operator.getitem`` on a tuple result,
+or
+  arithmetic on sizes (``aten.sym_size.int``, ``operator.mul`` ...);
+* ``output``: a tuple of the flat outputs, in the order of ``out_spec``.
+
+A program is a value. Nothing in narrows changes a program it did not make: rewrites copy the graph
+and share the tensors. `Meta` is the only place that spells the keys of ``node.meta``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, fx
+from torch.fx.node import map_arg
+
+from narrows.errors import ProgramError, suggest
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Note:
+    """One thing a pass wants a person to know.
+
+    Attributes:
+        where: The node or weight the note is about.
+        reason: A short stable word that reports can count by (``padding``, ``groups``, ``merge``
+            ...).
+        message: The sentence for a person.
+        channels: How many channels it concerns.
+        source: The user's source line, ``file:line``.
+    """
+
+    where: str
+    reason: str
+    message: str
+    channels: int = 0
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a rewritten weight came from: ``new = old[index[0]][:, index[1]]...``, and perhaps a
+    bias.
+
+    Attributes:
+        name: The original weight's fully qualified name.
+        shape: The original shape.
+        index: Per axis the kept original indices in their new order, or ``None`` for the whole
+            axis. Where the groups of a convolution keep different channels, one axis has a tuple
+            per kept index of the other sliced axis instead: row ``i`` takes ``index[axis][i]``.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    index: tuple[tuple[int, ...] | None, ...]
+
+
+class Meta:
+    """Typed access to what a node knows of itself; the keys of ``node.meta`` are spelled only here.
+
+    Attributes:
+        shape: The shape at the example's sizes; ``None`` for a node that is not one tensor.
+        dtype: The tensor's dtype.
+        dynamic: The axes whose size is free (the batch axis).
+        size: The value at the example's sizes of a node that is a plain number.
+        source: ``file:line`` of the user's code.
+        code: The text of that line.
+        module: The path of the module that made the node, ``layer1.0.conv1``.
+        was: The shape before the pass that changed it, for dumps.
+        remark: What the last pass says of the node, for dumps.
+    """
+
+    KEYS = ("shape", "dtype", "dynamic", "size", "source", "code", "module", "was", "remark")
+
+    def __init__(self, node: fx.Node) -> None:
+        self._meta = node.meta
+
+    def __getattr__(self, key: str) -> Any:
+        if key not in Meta.KEYS:
+            raise AttributeError(key)
+        default: Any = {"source": "", "code": "", "module": "", "dynamic": (), "remark": ""}.get(
+            key
+        )
+        return self._meta.get(key, default)
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        if key == "_meta":
+            object.__setattr__(self, key, value)
+        elif key in Meta.KEYS:
+            self._meta[key] = value
+        else:
+            raise AttributeError(key)
+
+
+def where(node: fx.Node) -> str:
+    """Return the node's name and, where known, the user's source line and its text."""
+    meta = Meta(node)
+    text = node.name
+    if meta.source:
+        text += f" ({meta.source}{'  ' + meta.code if meta.code else ''})"
+    return text
+
+
+def op_name(node: fx.Node) -> str:
+    """Return the operator's name as ATen spells it: ``conv2d.default``, ``getitem``."""
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        return f"{target._opname}.{target._overloadname}"
+    return getattr(target, "__name__", str(target))
+
+
+@dataclass(eq=False)
+class Program:
+    """A captured network: run it with ``program(*inputs)``.
+
+    Attributes:
+        graph: The operators; see the module's text for the dialect.
+        weights: Every parameter, buffer and constant by its original fully qualified name. A tensor
+            that the model shares under several names stands here once.
+        aliases: The other names of shared tensors, each with the name it stands under.
+        buffers: Which weights are not trained (running statistics, constants).
+        in_spec: The pytree of ``(args, kwargs)``.
+        out_spec: The pytree of the result.
+        examples: The flat example inputs of the capture; every pass is checked on them.
+        dynamic_batch: Whether axis 0 of the inputs is free.
+        name: The model's name in dumps and artifacts.
+        notes: What the capture and the passes had to say, oldest first.
+        history: The passes that made this program, in order.
+        origins: For every weight that a pass sliced, where it came from.
+    """
+
+    graph: fx.Graph
+    weights: dict[str, Tensor]
+    in_spec: pytree.TreeSpec
+    out_spec: pytree.TreeSpec
+    examples: tuple[Any, ...]
+    aliases: dict[str, str] = field(default_factory=dict)
+    buffers: frozenset[str] = frozenset()
+    dynamic_batch: bool = False
+    name: str = "program"
+    notes: tuple[Note, ...] = ()
+    history: tuple[str, ...] = ()
+    origins: Mapping[str, Origin] = field(default_factory=dict)
+
+    # ------------------------------------------------------------------ reading
+
+    @property
+    def nodes(self) -> list[fx.Node]:
+        """The nodes in execution order."""
+        return list(self.graph.nodes)
+
+    @property
+    def placeholders(self) -> list[fx.Node]:
+        """The input nodes, one per flat input."""
+        return [n for n in self.graph.nodes if n.op == "placeholder"]
+
+    @property
+    def output(self) -> fx.Node:
+        """The output node."""
+        return next(n for n in reversed(self.graph.nodes) if n.op == "output")
+
+    def node(self, name: str) -> fx.Node:
+        """Return the node called ``name``; `ProgramError` with a suggestion if there is none."""
+        for node in self.graph.nodes:
+            if node.name == name:
+                return node
+        names = [n.name for n in self.graph.nodes]
+        raise ProgramError(f"{self.name} has no node {name!r}", hint=suggest(name, names))
+
+    def canonical(self, weight: str) -> str:
+        """Return the name a weight stands under; `ProgramError` with a suggestion if unknown."""
+        name = self.aliases.get(weight, weight)
+        if name not in self.weights:
+            known = [*self.weights, *self.aliases]
+            raise ProgramError(f"{self.name} has no weight {weight!r}", hint=suggest(weight, known))
+        return name
+
+    def users_of(self, weight: str) -> list[fx.Node]:
+        """Return the nodes that read ``weight``, in execution order."""
+        name = self.canonical(weight)
+        return [
+            u for n in self.graph.nodes if n.op == "get_attr" and n.target == name for u in n.users
+        ]
+
+    def tensor(self, node: fx.Node) -> Tensor:
+        """Return the weight behind a ``get_attr`` node."""
+        return self.weights[str(node.target)]
+
+    @property
+    def parameter_count(self) -> int:
+        """How many numbers are trained."""
+        return sum(t.numel() for n, t in self.weights.items() if n not in self.buffers)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the weights under all their names, shared ones under each."""
+        return {**self.weights, **{a: self.weights[n] for a, n in self.aliases.items()}}
+
+    # ------------------------------------------------------------------ running
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the program on inputs structured like the example's; no gradients are recorded."""
+        flat = self.flat_inputs(args, kwargs)
+        with torch.no_grad():
+            return pytree.tree_unflatten(self.run_flat(flat), self.out_spec)
+
+    def flat_inputs(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+        """Return the values for the placeholders; keyword arguments may come in any order."""
+        order = self.in_spec.unflatten(range(self.in_spec.num_leaves))[1]
+        if set(kwargs) == set(order):
+            kwargs = {name: kwargs[name] for name in order}
+        flat, spec = pytree.tree_flatten((tuple(args), dict(kwargs)))
+        if spec != self.in_spec:
+            raise ProgramError(
+                f"{self.name} was called with another structure than it was captured with",
+                why=f"it takes {self.in_spec}, got {spec}",
+            )
+        return flat
+
+    def run_flat(
+        self,
+        inputs: Sequence[Any],
+        weights: Mapping[str, Tensor] | None = None,
+        observe: Callable[[fx.Node, Any], None] | None = None,
+    ) -> list[Any]:
+        """Run on flat inputs and return the flat outputs.
+
+        Args:
+            inputs: One value per placeholder.
+            weights: Weights to use in place of the program's own.
+            observe: Called with every node and its value.
+        """
+        weights = self.weights if weights is None else weights
+        self._check_inputs(inputs)
+        return interpret(self.graph, inputs, weights, observe=observe)
+
+    def _check_inputs(self, inputs: Sequence[Any]) -> None:
+        holders = self.placeholders
+        if len(inputs) != len(holders):
+            raise ProgramError(f"{self.name} takes {len(holders)} inputs, got {len(inputs)}")
+        for node, value, example in zip(holders, inputs, self.examples, strict=True):
+            shape, dynamic = Meta(node).shape, Meta(node).dynamic
+            if not isinstance(example, Tensor):  # a number or None is part of the graph
+                if isinstance(value, Tensor) or value != example:
+                    raise ProgramError(
+                        f"input {node.name} is {value!r}, the program was captured with {example!r}"
+                    )
+                continue
+            if not isinstance(value, Tensor) or shape is None:
+                raise ProgramError(f"input {node.name} is a {type(value).__name__}, not a tensor")
+            fits = value.dim() == len(shape) and all(
+                a in dynamic or value.shape[a] == shape[a] for a in range(len(shape))
+            )
+            if not fits:
+                raise ProgramError(
+                    f"input {node.name} has shape {list(value.shape)}, "
+                    f"the program takes {format_shape(shape, dynamic)}",
+                    where=where(node),
+                )
+
+    # ------------------------------------------------------------------ deriving
+
+    def replace(self, **changes: Any) -> Program:
+        """Return a copy with some attributes replaced; graph and tensors are shared."""
+        return dataclasses.replace(self, **changes)
+
+    def copy(self) -> Program:
+        """Return a copy with a graph of its own; the tensors are shared."""
+        graph = fx.Graph()
+        graph.output(graph.graph_copy(self.graph, memo := {}))
+        old = self.output
+        new = next(n for n in reversed(graph.nodes) if n.op == "output")
+        new.meta = dict(old.meta)
+        for before, after in memo.items():
+            after.meta = dict(before.meta)
+        return self.replace(graph=graph, weights=dict(self.weights))
+
+    def with_weights(self, state: Mapping[str, Tensor]) -> Program:
+        """Return the program with the tensors of another checkpoint of the same model.
+
+        Args:
+            state: Tensors by fully qualified name, as in ``model.state_dict()``. Names that the
+                program does not use (``num_batches_tracked``) are ignored; a missing one or another
+                shape is a `ProgramError`.
+        """
+        weights = {}
+        for name, tensor in self.weights.items():
+            names = [name, *(a for a, n in self.aliases.items() if n == name)]
+            found = next((state[n] for n in names if n in state), None)
+            if found is None:
+                if name in self.buffers:  # constants of the graph are in no checkpoint
+                    weights[name] = tensor
+                    continue
+                raise ProgramError(
+                    f"the checkpoint has no weight {name!r}", hint=suggest(name, state)
+                )
+            if found.shape != tensor.shape:
+                raise ProgramError(
+                    f"weight {name!r} is {list(found.shape)} in the checkpoint, "
+                    f"{list(tensor.shape)} in the program"
+                )
+            weights[name] = found.detach().to(tensor.dtype)
+        return self.replace(weights=weights)
+
+    def to(self, dtype: torch.dtype) -> Program:
+        """Return the program with floating-point weights, examples and literals in ``dtype``."""
+
+        def cast(value: Any) -> Any:
+            if isinstance(value, Tensor) and value.is_floating_point():
+                return value.to(dtype)
+            return value
+
+        program = self.copy()
+        program.weights = {n: cast(t) for n, t in self.weights.items()}
+        program.examples = tuple(cast(e) for e in self.examples)
+        for node in program.graph.nodes:
+            meta = Meta(node)
+            if meta.dtype is not None and meta.dtype.is_floating_point:
+                meta.dtype = dtype
+            if node.op != "call_function":
+                continue
+
+            def literal(a: Any) -> Any:
+                return dtype if isinstance(a, torch.dtype) and a.is_floating_point else a
+
+            node.args = pytree.tree_map(literal, node.args)
+            node.kwargs = pytree.tree_map(literal, node.kwargs)
+        return program
+
+    def to_module(self) -> torch.nn.Module:
+        """Return a trainable module with the original parameter names.
+
+        In train mode BatchNorm uses batch statistics and updates its running ones, and dropout
+        drops. The module can be captured again.
+        """
+        from narrows.ir.module import ProgramModule
+
+        return ProgramModule(self)
+
+    def couplings(self) -> Any:
+        """Return the sets of channels that live or die together; see `narrows.ir.couplings`."""
+        from narrows.ir.couplings import couplings
+
+        return couplings(self)
+
+    # ------------------------------------------------------------------ printing
+
+    def __str__(self) -> str:
+        from narrows.ir.text import to_text
+
+        return to_text(self)
+
+    def __repr__(self) -> str:
+        count = sum(n.op == "call_function" for n in self.graph.nodes)
+        return f"Program({self.name}: {count} ops, {self.parameter_count:,} parameters)"
+
+
+def interpret(
+    graph: fx.Graph,
+    inputs: Sequence[Any],
+    weights: Mapping[str, Tensor],
+    *,
+    observe: Callable[[fx.Node, Any], None] | None = None,
+    call: Callable[[fx.Node, tuple[Any, ...], dict[str, Any]], Any] | None = None,
+) -> list[Any]:
+    """Run ``graph`` node by node and return the flat outputs.
+
+    Values are dropped after their last use. ``call`` replaces how one node is run.
+    """
+    last: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        for arg in node.all_input_nodes:
+            last[arg] = node
+    feed = iter(inputs)
+    env: dict[fx.Node, Any] = {}
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            value = next(feed)
+        elif node.op == "get_attr":
+            value = weights[str(node.target)]
+        else:
+            args, kwargs = map_arg((node.args, node.kwargs), env.__getitem__)
+            if node.op == "output":
+                return list(args[0])
+            value = call(node, args, kwargs) if call else node.target(*args, **kwargs)
+        env[node] = value
+        if observe is not None:
+            observe(node, value)
+        for arg in node.all_input_nodes:
+            if last[arg] is node:
+                env.pop(arg, None)
+    raise ProgramError("the graph has no output node")
+
+
+def format_shape(shape: Iterable[int], dynamic: Iterable[int] = ()) -> str:
+    """Return ``[b,64,56,56]``: a free axis prints as ``b``."""
+    free = set(dynamic)
+    return "[" + ",".join("b" if i in free else str(s) for i, s in enumerate(shape)) + "]"
+
+
+def infer_shapes(program: Program) -> None:
+    """Fill ``Meta.shape``, ``dtype`` and ``size`` of every node by running it without data.
+
+    The program must be one the caller made: its nodes' meta is written.
+    """
+    inputs = [
+        torch.empty_like(e, device="meta") if isinstance(e, Tensor) else e for e in program.examples
+    ]
+    weights = {n: torch.empty_like(t, device="meta") for n, t in program.weights.items()}
+
+    def record(node: fx.Node, value: Any) -> None:
+        meta = Meta(node)
+        if isinstance(value, Tensor):
+            meta.shape, meta.dtype = tuple(value.shape), value.dtype
+        elif isinstance(value, (int, float, bool)):
+            meta.size = value
+
+    def call(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        # The memory order of attention's result is another without data, and view minds.
+        target: Any = aten.reshape.default if node.target is aten.view.default else node.target
+        schema = getattr(target, "_schema", None)
+        if schema is not None and any(a.name == "device" for a in schema.arguments):
+            kwargs = {**kwargs, "device": "meta"}
+        return target(*args, **kwargs)
+
+    interpret(program.graph, inputs, weights, observe=record, call=call)
+
+
+def relative_error(actual: Any, expected: Any) -> float:
+    """Return the largest difference of two results, relative to the expected one's largest value.
+
+    Both may be nested; they must have the same structure and shapes. A NaN or an infinity in one
+    but not the other counts as infinite error.
+    """
+    a_flat, a_spec = pytree.tree_flatten(actual)
+    b_flat, b_spec = pytree.tree_flatten(expected)
+    if a_spec != b_spec:
+        return math.inf
+    worst = 0.0
+    for a, b in zip(a_flat, b_flat, strict=True):
+        if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+            worst = max(worst, 0.0 if a == b else math.inf)
+            continue
+        if a.shape != b.shape:
+            return math.inf
+        a, b = a.detach().double(), b.detach().double()
+        if not torch.equal(a.isfinite(), b.isfinite()):
+            return math.inf
+        both = a.isfinite()
+        if not bool(both.any()):
+            continue
+        difference = (a - b)[both].abs().max().item()
+        scale = b[both].abs().max().item()
+        worst = max(worst, difference / scale if scale > 0 else difference)
+    return worst
+
+
+def copy_meta(source: fx.Node, target: fx.Node) -> None:
+    """Give ``target`` the provenance of ``source`` (not its shape or dtype)."""
+    for key in ("source", "code", "module", "dynamic"):
+        if key in source.meta:
+            target.meta[key] = source.meta[key]
+
+
+def live_nodes(graph: fx.Graph) -> Iterator[fx.Node]:
+    """Yield the nodes that something reads, and the placeholders and output, in order."""
+    needed: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        if node.op in ("output", "placeholder") or node in needed:
+            needed.add(node)
+            needed.update(node.all_input_nodes)
+    return (n for n in graph.nodes if n in needed)
+
+
+# Arithmetic on sizes that a graph may hold beside ATen operators.
+SIZE_FUNCTIONS = frozenset(
+    {operator.mul, operator.add, operator.sub, operator.floordiv, operator.truediv, operator.mod,
+     operator.neg, operator.pow, operator.getitem, operator.eq, operator.ne, operator.lt,
+     operator.le, operator.gt, operator.ge, math.floor, math.ceil, math.trunc}
+)  # fmt: skip

@@ -1,0 +1,161 @@
+"""The rewriter: emit a program that computes only the needed channels.
+
+It walks the original program forwards and runs, beside the new graph, the *labels* that each new
+tensor holds: what an operator does to data it does to labels, so every consumer knows exactly which
+original channel stands at which position. Where the needed channels would not fill a rectangular
+tensor, the rewriter first tries to restrict the data earlier (`chains`) and else reports which
+channels must be added; `rewrite` then asks liveness again.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from torch import fx
+
+from narrows.errors import PassError
+from narrows.ir.channels import Facts
+from narrows.ir.labels import Bools, Value
+from narrows.ir.liveness import Demand
+from narrows.ir.program import Meta, Note, Program, where
+from narrows.ir.rewrite.held import Held, RaggedError, evened
+from narrows.ir.rewrite.rewriter import Rewriter
+
+_RAGGED = "the tensor would not be rectangular"
+
+__all__ = ["Held", "RaggedError", "Rewriter", "rewrite"]
+
+
+def rewrite(facts: Facts, rounds: int = 32) -> tuple[Program, Demand]:
+    """Return the program that computes only what is needed, and the liveness it was made from.
+
+    Liveness and rewriting alternate until every tensor is rectangular: what a rewrite cannot do
+        without is
+    forced to stay and noted. Each round forces more, so this ends.
+    """
+    with _no_collection():
+        return _settle(facts, rounds)
+
+
+def _settle(facts: Facts, rounds: int) -> tuple[Program, Demand]:
+    forced: dict[fx.Node, Bools] = {}
+    columns: dict[fx.Node, Bools] = {}
+    extra: dict[tuple[str, str], Note] = {}
+    for _ in range(rounds):
+        demand = Demand(facts, forced, columns)
+        if _share(facts, demand, forced, columns, extra):
+            continue
+        rewriter = Rewriter(facts, demand)
+        rewriter.run()
+        if not rewriter.failures:
+            notes = (*demand.notes.values(), *extra.values(), *_barrier_notes(facts, demand))
+            return rewriter.finish(notes), demand
+        for failure in rewriter.failures:
+            _force(facts, demand, forced, failure, extra)
+    raise PassError(
+        "pruning did not settle",
+        where=where(next(iter(forced))),
+        hint="report this model, please",
+    )
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Hold off the cyclic collector: nothing here makes cycles, and each pass walks all of
+    torch."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _share(
+    facts: Facts,
+    demand: Demand,
+    forced: dict[fx.Node, Bools],
+    columns: dict[fx.Node, Bools],
+    notes: dict[tuple[str, str], Note],
+) -> bool:
+    """Make all uses of a weight use the same part of it, so that it stays one; whether any must
+    grow."""
+    grew = False
+    for uses in demand.uses.values():
+        if len(uses) < 2:
+            continue
+        union: dict[int, Bools] = {}
+        for _, parts in uses:
+            for axis, mask in parts.items():
+                union[axis] = union[axis] | mask if axis in union else mask
+        for node, parts in uses:
+            for axis, mask in parts.items():
+                extra = union[axis] & ~mask
+                if not extra.any():
+                    continue
+                grew = True
+                makes = len(mask) == facts.value(node).count and axis == next(iter(parts))
+                if makes:
+                    _grow(forced, node, union[axis])
+                else:
+                    columns[node] = union[axis]
+                _noted(
+                    notes, node, "shared", int(extra.sum()), "another use of the weight needs them"
+                )
+    return grew
+
+
+def _force(
+    facts: Facts, demand: Demand, forced: dict[fx.Node, Bools], failure: RaggedError, notes: Any
+) -> None:
+    node = failure.node
+    value = facts.value(node) if isinstance(facts.flows[node].value, Value) else None
+    if value is not None and failure.mask is not None:
+        wider = evened(value, failure.mask)
+        if _grow(forced, node, wider):
+            _noted(notes, node, "shape", int((wider & ~demand.needed(node)).sum()), _RAGGED)
+            return
+    grew = False
+    targets = [node, *(r.operand for r in facts.flows[node].reads)]
+    for target in targets:
+        if isinstance(facts.flows[target].value, Value):
+            everything = np.ones(facts.value(target).count, dtype=bool)
+            missing = int((~demand.needed(target)).sum()) if demand.alive(target) else 0
+            if _grow(forced, target, everything):
+                grew = True
+                _noted(notes, target, "shape", missing, _RAGGED)
+    if not grew:
+        raise PassError(
+            "a node cannot be rewritten even with all its channels", where=where(node),
+            hint="report this model, please",
+        )  # fmt: skip
+
+
+def _grow(forced: dict[fx.Node, Bools], node: fx.Node, mask: Bools) -> bool:
+    before = forced.get(node, np.zeros_like(mask))
+    forced[node] = before | mask
+    return bool((forced[node] & ~before).any())
+
+
+def _noted(
+    notes: dict[tuple[str, str], Note], node: fx.Node, reason: str, count: int, why: str
+) -> None:
+    if not count:
+        return
+    before = notes.get((node.name, reason))
+    count += before.channels if before is not None else 0
+    message = f"{count} channels stay: {why}"
+    notes[node.name, reason] = Note(node.name, reason, message, count, Meta(node).source)
+
+
+def _barrier_notes(facts: Facts, demand: Demand) -> list[Note]:
+    return [
+        Note(n.name, "barrier", f"everything before it stays: {why}", 0, Meta(n).source)
+        for n, why in facts.barriers.items()
+        if demand.alive(n)
+    ]

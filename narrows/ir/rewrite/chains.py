@@ -1,0 +1,111 @@
+"""Chains of layout operators whose intermediate tensors would be ragged.
+
+Splitting an axis of arbitrary kept channels into factors (heads, shuffle groups) gives no
+rectangle. Two ways out need no more channels: emit the chain anew on just the channels its end
+needs, or emit it as the one gather that it amounts to.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from narrows.ir.labels import Bools, Ints, match
+from narrows.ir.ops import table
+from narrows.ir.ops.args import arguments, call
+from narrows.ir.ops.layout import Item, Layout, Selection
+from narrows.ir.rewrite.held import Held, RaggedError, evened
+
+if TYPE_CHECKING:
+    from narrows.ir.rewrite.rewriter import Rewriter
+
+
+def replay(rewriter: Rewriter, node: fx.Node, mask: Bools) -> Held:
+    """Emit a chain of layout operators anew, on just the channels that its end needs."""
+    row = table.find(node)
+    if not isinstance(row, Layout | Selection | Item):
+        raise RaggedError(node, None)
+    read = rewriter.facts.flows[node].reads[0]
+    inner = read.reached(mask, rewriter.facts.value(read.operand).count)
+    if read.operand in rewriter.virtual:
+        if np.array_equal(inner, rewriter.need(read.operand)):  # tried before, in vain
+            raise _carried(rewriter, node, rewriter.virtual[read.operand])
+        try:
+            given = replay(rewriter, read.operand, inner)
+        except RaggedError as failure:
+            raise _carried(rewriter, node, failure) from None
+    else:
+        given = rewriter.deliver(read.operand, inner)
+    before = rewriter.given.get(node)
+    rewriter.given[node] = (given, mask)
+    try:
+        return row.rewrite(rewriter, node)
+    finally:
+        if before is None:
+            del rewriter.given[node]
+        else:
+            rewriter.given[node] = before
+
+
+def _carried(rewriter: Rewriter, node: fx.Node, failure: RaggedError) -> RaggedError:
+    """Say what a failure at the operand means for ``node``: the end of a chain must ask for
+    more."""
+    read = rewriter.facts.flows[node].reads[0]
+    if failure.node is not read.operand or failure.mask is None or read.source is None:
+        return RaggedError(node, None)
+    return RaggedError(node, evened(rewriter.facts.value(read.operand), failure.mask)[read.source])
+
+
+def collapse(rewriter: Rewriter, node: fx.Node, mask: Bools) -> Held:
+    """Emit a chain of layout operators as one gather, where that is what it amounts to."""
+    value = rewriter.facts.value(node)
+    if len(value.axes) != 1:
+        raise RaggedError(node, None)
+    (axis,) = value.axes
+    chain, labels = [node], value.tensor.flatten().numpy()
+    root = node
+    while root in rewriter.virtual or root is node:
+        read = rewriter.facts.flows[root].reads[0]
+        if not isinstance(table.find(root), Layout | Selection | Item) or read.source is None:
+            raise RaggedError(node, None)
+        labels, root = read.source[labels], read.operand
+        chain.append(root)
+    source = rewriter.facts.value(root)
+    if source.axes != (axis,) or len(source.shape) != len(value.shape):
+        raise RaggedError(node, None)
+    position = match(source.tensor.flatten().numpy(), labels)
+    if position is None or not _is_gather(rewriter, chain, axis, position):
+        raise RaggedError(node, None)
+    held = rewriter.held(root)
+    wanted = mask[value.tensor.flatten().numpy()]
+    index = rewriter.places(root, held, axis)[position[wanted]]
+    if (index < 0).any():
+        raise RaggedError(node, None)
+    picked = rewriter.gather(held, axis, index)
+    kept = value.tensor.flatten()[torch.from_numpy(wanted)]
+    return rewriter.retag(node, picked, kept.view(picked.labels.shape))
+
+
+def _is_gather(rewriter: Rewriter, chain: list[fx.Node], axis: int, position: Ints) -> bool:
+    """Whether the chain, run on the element numbers of its root, equals one gather along
+    ``axis``."""
+    root = chain[-1]
+    shape = rewriter.facts.value(root).shape
+    ids = torch.arange(int(np.prod(shape))).view(shape)
+    result: Any = ids
+    for node in reversed(chain[:-1]):
+        split = node.args[0] if node.target is operator.getitem else node
+        assert isinstance(split, fx.Node)
+        result = call(split, {_operand(split): result, **rewriter.free_data(split)})
+        result = result if split is node else result[node.args[1]]
+    return torch.equal(result, ids.index_select(axis, torch.from_numpy(position)))
+
+
+def _operand(node: fx.Node) -> fx.Node:
+    first = next(iter(arguments(node).values()))
+    assert isinstance(first, fx.Node)
+    return first

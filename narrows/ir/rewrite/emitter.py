@@ -1,0 +1,354 @@
+"""The half of the rewriter that makes nodes and weights of the new program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+from torch.fx.node import map_arg
+
+from narrows.ir.channels import Facts
+from narrows.ir.labels import Bools, Ints
+from narrows.ir.ops.args import VIEWS, arguments, call, changed
+from narrows.ir.ops.contract import Contraction
+from narrows.ir.program import Meta, Note, Origin, Program, copy_meta
+from narrows.ir.rewrite.held import Held, RaggedError
+
+aten = torch.ops.aten
+
+
+class Emitter:
+    """Makes nodes and weights; tensors are sliced only when the program is finished.
+
+    Attributes:
+        facts: The forward analysis of the old program.
+        graph: The new graph.
+    """
+
+    def __init__(self, facts: Facts) -> None:
+        self.facts, self.program = facts, facts.program
+        self.graph = fx.Graph()
+        self._plain: dict[fx.Node, fx.Node] = {}
+        self._weights: dict[str, tuple[Callable[[], Tensor], Origin | None, bool]] = {}
+        self._names: dict[tuple[Any, ...], str] = {}
+        self._attrs: dict[str, fx.Node] = {}
+        # Constants of an earlier pass may be named anew; parameters and their aliases keep their
+        # names.
+        self._reserved = (set(self.program.weights) - self.program.buffers) | set(
+            self.program.aliases
+        )
+
+    def _shape_source(self, node: fx.Node) -> fx.Node:
+        return self.plain(node)
+
+    def _create(self, node: fx.Node, args: Any, kwargs: Any) -> fx.Node:
+        # A view of what is now a slice may need a copy; reshape decides at run time.
+        target = aten.reshape.default if node.target in VIEWS else node.target
+        new = self.graph.create_node(node.op, target, args, kwargs, name=node.name)
+        new.meta = dict(node.meta)
+        Meta(new).was = None
+        return new
+
+    def _tagged(self, node: fx.Node, new: fx.Node, labels: Tensor, shape: tuple[int, ...]) -> Held:
+        copy_meta(node, new)
+        meta = Meta(new)
+        meta.shape, meta.dtype = shape, Meta(node).dtype
+        meta.was = Meta(node).shape if shape != Meta(node).shape else None
+        return Held(new, labels, shape)
+
+    # ------------------------------------------------------------------ weights
+
+    def free_data(self, node: fx.Node) -> dict[fx.Node, Tensor]:
+        """Return the tensors of the operands made of weights alone."""
+        return {n: self.facts.data(n) for n in node.all_input_nodes if self.facts.is_free(n)}
+
+    def plain(self, node: fx.Node) -> fx.Node:
+        """Return the copy of a node that depends on no channel: a weight, a number."""
+        if node in self._plain:
+            return self._plain[node]
+        if node.op == "get_attr":
+            return self.weight(node, {})
+        args, kwargs = map_arg((node.args, node.kwargs), self._shape_source)
+        new = self._plain[node] = self._create(node, args, kwargs)
+        return new
+
+    def _copied(self, node: fx.Node) -> fx.Node:
+        return node if node.graph is self.graph else self.plain(node)
+
+    def weight(self, node: fx.Node, index: dict[int, Ints]) -> fx.Node:
+        """Return a weight, or a value made of weights, restricted to ``index`` per axis."""
+        if node.op != "get_attr":
+            return self.free(node, index)
+        data = self.program.tensor(node)
+        index = {a: i for a, i in index.items() if not np.array_equal(i, np.arange(data.shape[a]))}
+        name = str(node.target)
+        key = (name, *((a, i.tobytes()) for a, i in sorted(index.items())))
+        kept = tuple(tuple(index[a].tolist()) if a in index else None for a in range(data.dim()))
+        origin = Origin(name, tuple(data.shape), kept) if index else None
+        return self._stored(node, key, lambda: _indexed(data, index), origin)
+
+    def free(self, node: fx.Node, index: dict[int, Ints]) -> fx.Node:
+        """Return a value made of weights restricted to ``index``: the weight itself where
+        possible."""
+        if node.op == "get_attr":
+            return self.weight(node, index)
+        shape = Meta(node).shape
+        index = {a: i for a, i in index.items() if not np.array_equal(i, np.arange(shape[a]))}
+        if not index:
+            return self.plain(node)
+        pushed = self._pushed(node, index)
+        if pushed is not None:
+            return pushed
+        new = self.plain(node)
+        for axis, positions in sorted(index.items()):
+            place = self.constant(f"{node.name}_index", torch.from_numpy(positions.copy()))
+            chosen = self.graph.create_node(
+                "call_function",
+                aten.index_select.default,
+                (new, axis, place),
+                {},
+                name=f"{node.name}_take",
+            )
+            chosen.meta = dict(new.meta)
+            Meta(chosen).shape = tuple(
+                len(positions) if a == axis else s for a, s in enumerate(Meta(new).shape)
+            )
+            new = chosen
+        return new
+
+    def _pushed(self, node: fx.Node, index: dict[int, Ints]) -> fx.Node | None:
+        """Slice the weight behind a chain of axis moves instead of what comes out of it."""
+        chain, root = [], node
+        while root.op != "get_attr":
+            if root.target not in _AXIS_MOVES or len(self.free_data(root)) != 1:
+                return None
+            chain.append(root)
+            root = next(n for n in root.all_input_nodes if self.facts.is_free(n))
+        data = self.program.tensor(root)
+        inner: dict[int, Ints] = {}
+        for axis in range(data.dim()):
+            view = [-1 if a == axis else 1 for a in range(data.dim())]
+            ruler: Any = torch.arange(data.shape[axis]).view(view).expand(data.shape)
+            for step in reversed(chain):
+                ruler = call(
+                    step, {next(n for n in step.all_input_nodes if self.facts.is_free(n)): ruler}
+                )
+            for own, positions in index.items():
+                line = ruler.movedim(own, 0).flatten(1)
+                if (
+                    bool((line == torch.arange(line.shape[0])[:, None]).all())
+                    and line.shape[0] == data.shape[axis]
+                ):
+                    inner[axis] = positions
+        if len(inner) != len(index):
+            return None
+        new = self.weight(root, inner)
+        for step in reversed(chain):
+            changes: dict[str, Any] = {next(iter(arguments(step))): new}
+            sizes = arguments(step).get("size")
+            if sizes is not None:
+                lead = len(Meta(step).shape) - len(sizes)
+                old = Meta(next(n for n in step.all_input_nodes if self.facts.is_free(n))).shape
+                shift = len(Meta(step).shape) - len(old)
+                changes["size"] = [
+                    -1 if i + lead >= shift and old[i + lead - shift] == s else s
+                    for i, s in enumerate(sizes)
+                ]
+            args, kwargs = changed(step, changes)
+            args, kwargs = map_arg((args, kwargs), self._copied)
+            made = self._create(step, args, kwargs)
+            new = made
+        Meta(new).shape = tuple(
+            len(index[a]) if a in index else s for a, s in enumerate(Meta(node).shape)
+        )
+        return new
+
+    def constant(self, name: str, data: Tensor) -> fx.Node:
+        """Return a new constant tensor of the graph."""
+        key = ("constant", name, data.numpy().tobytes(), tuple(data.shape))
+        if key not in self._names:
+            self._names[key] = self._free_name(name)
+            self._weights[self._names[key]] = (lambda: data, None, True)
+        return self._attribute(self._names[key], tuple(data.shape), data.dtype)
+
+    def contracted_weight(self, c: Contraction, rows: Ints, taken: Ints, fold: Bools) -> fx.Node:
+        """Return a contraction's weight for the outputs ``rows`` and the inputs ``taken``, in
+        order.
+
+        Inputs in ``fold`` are constants counted in the bias; where they are present all the same,
+        their weights are zero.
+        """
+        _, outs, ins, _ = c.blocks.shape
+        zero = np.flatnonzero(fold[taken])
+        split, held = (taken, rows % outs) if c.transposed else (rows, taken % ins)
+        first, second = (c.in_axis, c.out_axis) if c.transposed else (c.out_axis, c.in_axis)
+        groups = len(np.unique(rows // outs))
+        local = held.reshape(groups, -1)
+        per_row = (
+            None if (local == local[:1]).all() else np.repeat(local, len(split) // groups, axis=0)
+        )
+        index = {first: split, second: local[0]}
+        if per_row is None and not len(zero):
+            return self.weight(c.weight, index)
+        if c.weight.op != "get_attr":
+            raise RaggedError(c.x, None)
+        data, name = c.data, str(c.weight.target)
+        key = (name, split.tobytes(), held.tobytes(), zero.tobytes())
+        rank = data.dim()
+        kept: list[Any] = [None] * rank
+        kept[first] = tuple(split.tolist())
+        kept[second] = (
+            tuple(local[0].tolist()) if per_row is None else tuple(map(tuple, per_row.tolist()))
+        )
+        origin = Origin(name, tuple(data.shape), tuple(kept))
+
+        def build() -> Tensor:
+            new = data.index_select(first, torch.from_numpy(split))
+            if per_row is None:
+                new = new.index_select(second, torch.from_numpy(local[0]))
+            else:
+                new = _gather_rows(new, first, second, torch.from_numpy(per_row))
+            if len(zero):
+                new = _zeroed(new, c, zero, groups)
+            return new
+
+        return self._stored(c.weight, key, build, origin)
+
+    def contracted_bias(
+        self, node: fx.Node, c: Contraction, rows: Ints, amount: np.ndarray | None
+    ) -> fx.Node | None:
+        """Return a contraction's bias for the outputs ``rows``, with the folded constants added."""
+        if amount is None or not amount[rows].any():
+            return None if c.bias is None else self.free(c.bias, {0: rows})
+        base = torch.zeros(c.outputs, dtype=c.data.dtype) if c.bias_data is None else c.bias_data
+        data = (base.double() + torch.from_numpy(amount)).to(base.dtype)[torch.from_numpy(rows)]
+        if c.bias is not None and c.bias.op == "get_attr":
+            name = str(c.bias.target)
+            origin = Origin(name, tuple(base.shape), (tuple(rows.tolist()),))
+            return self._stored(
+                c.bias, (name, rows.tobytes(), amount.tobytes()), lambda: data, origin
+            )
+        stem = str(c.weight.target).rpartition(".")[0] if c.weight.op == "get_attr" else node.name
+        name = self._free_name(f"{stem}.bias" if stem else f"{node.name}_bias")
+        self._weights[name] = (lambda: data, None, False)
+        return self._attribute(name, tuple(data.shape), data.dtype)
+
+    def _stored(
+        self,
+        node: fx.Node,
+        key: tuple[Any, ...],
+        build: Callable[[], Tensor],
+        origin: Origin | None,
+    ) -> fx.Node:
+        name = str(node.target)
+        if key not in self._names:
+            self._names[key] = name if name not in self._weights else self._free_name(name)
+            self._weights[self._names[key]] = (build, origin, name in self.program.buffers)
+        shape = Meta(node).shape
+        if origin is not None:
+            shape = tuple(
+                s if i is None else len(i[0]) if isinstance(i[0], tuple) else len(i)
+                for s, i in zip(shape, origin.index, strict=True)
+            )
+        new = self._attribute(self._names[key], shape, Meta(node).dtype)
+        if shape != Meta(node).shape:
+            Meta(new).was = Meta(node).shape
+        return new
+
+    def _attribute(self, name: str, shape: tuple[int, ...], dtype: Any) -> fx.Node:
+        if name not in self._attrs:
+            new = self.graph.create_node("get_attr", name, name=name.replace(".", "_"))
+            Meta(new).shape, Meta(new).dtype = shape, dtype
+            self._attrs[name] = new
+        return self._attrs[name]
+
+    def _free_name(self, name: str) -> str:
+        candidate, count = name, 0
+        while candidate in self._weights or candidate in self._reserved:
+            count += 1
+            candidate = f"{name}_{count}"
+        return candidate
+
+    def finish(self, notes: tuple[Note, ...]) -> Program:
+        """Return the new program; only now are tensors sliced."""
+        old = self.program
+        used = {str(n.target) for n in self.graph.nodes if n.op == "get_attr" and n.users}
+        for node in list(self.graph.nodes):
+            if node.op == "get_attr" and not node.users:
+                self.graph.erase_node(node)
+        weights, origins, buffers = {}, {}, set()
+        for name, (build, origin, buffer) in self._weights.items():
+            if name not in used:
+                continue
+            weights[name] = build()
+            if buffer:
+                buffers.add(name)
+            if origin is not None:
+                origins[name] = _composed(origin, old.origins)
+            elif name in old.origins:
+                origins[name] = old.origins[name]
+        ordered = {n: weights.pop(n) for n in old.weights if n in weights}
+        ordered.update(weights)
+        aliases = {a: n for a, n in old.aliases.items() if n in ordered}
+        self.graph.lint()
+        return old.replace(
+            graph=self.graph, weights=ordered, aliases=aliases, buffers=frozenset(buffers),
+            origins=origins, notes=(*old.notes, *notes),
+        )  # fmt: skip
+
+
+_AXIS_MOVES = {
+    aten.expand.default,
+    aten.unsqueeze.default,
+    aten.permute.default,
+    aten.transpose.int,
+    aten.t.default,
+    aten.contiguous.default,
+    aten.clone.default,
+    aten.squeeze.dim,
+    aten.squeeze.default,
+}
+
+
+def _indexed(data: Tensor, index: dict[int, Ints]) -> Tensor:
+    # The shorter axis first: what follows has less to copy.
+    for axis, positions in sorted(index.items(), key=lambda i: len(i[1]) / data.shape[i[0]]):
+        data = data.index_select(axis, torch.from_numpy(np.ascontiguousarray(positions)))
+    return data
+
+
+def _gather_rows(data: Tensor, first: int, second: int, local: Tensor) -> Tensor:
+    moved = data.movedim((first, second), (0, 1))
+    rows = torch.arange(moved.shape[0])[:, None]
+    return moved[rows, local].movedim((0, 1), (first, second)).contiguous()
+
+
+def _zeroed(data: Tensor, c: Contraction, zero: Ints, groups: int) -> Tensor:
+    """Zero the weights of the inputs at the positions ``zero`` of the new input order."""
+    new = data.clone()
+    if c.transposed or groups == 1:
+        return new.index_fill_(c.in_axis, torch.from_numpy(zero), 0.0)
+    moved = new.movedim((c.out_axis, c.in_axis), (0, 1))
+    rows, width = moved.shape[0] // groups, moved.shape[1]
+    for group, column in zip(zero // width, zero % width, strict=True):
+        moved[group * rows : (group + 1) * rows, column] = 0
+    return new
+
+
+def _composed(origin: Origin, before: Any) -> Origin:
+    """Return where a weight came from in the first program, through one more slicing."""
+    earlier = before.get(origin.name)
+    if earlier is None:
+        return origin
+    index: list[Any] = []
+    for old, new in zip(earlier.index, origin.index, strict=True):
+        if new is None or old is None:
+            index.append(old if new is None else new)
+        elif isinstance(old[0], tuple) or isinstance(new[0], tuple):
+            return origin
+        else:
+            index.append(tuple(old[i] for i in new))
+    return Origin(earlier.name, earlier.shape, tuple(index))
