@@ -1,0 +1,293 @@
+"""What cannot be captured, and the error that says which construct, where, and what to do."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import traceback
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._ops import OpOverload
+from torch.fx.experimental.symbolic_shapes import (
+    GuardOnDataDependentSymNode,
+    free_unbacked_symbols,
+)
+from torch.nn.parameter import is_lazy
+
+from narrows.errors import CaptureError
+from narrows.frontend.draft import Draft
+from narrows.frontend.inputs import Inputs, unsupported
+from narrows.frontend.memory import schema_args
+from narrows.frontend.provenance import is_user_file, short_path
+from narrows.ir.program import Note, Program
+
+aten = torch.ops.aten
+
+# The schema's names of the flag that makes an operator behave as in training.
+_TRAINING_FLAGS = frozenset({"train", "training"})
+# Dropout's probability, where it stands beside other work (attention).
+_PROBABILITY = "dropout_p"
+_BATCH_STATISTICS = frozenset(
+    {aten._native_batch_norm_legit.default, aten._native_batch_norm_legit_functional.default}
+)
+_DATA_HINT = (
+    "compute both sides and choose with torch.where, or pass the number as a plain Python argument"
+)
+
+
+# ---------------------------------------------------------------------- before the export
+
+
+def check_model(model: nn.Module) -> None:
+    """Refuse a model in train mode, and weights that no program can hold."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise CaptureError(
+            "the model is a TorchScript module",
+            why="torch.export traces Python code",
+            hint="pass the nn.Module that was scripted",
+        )
+    if model.training and not _from_export(model):
+        raise CaptureError(
+            f"{type(model).__name__} is in train mode",
+            why="BatchNorm and dropout do something else there than at inference",
+            hint="call model.eval() before capture",
+        )
+    for path, module in model.named_modules():
+        if ".quantized" in type(module).__module__:
+            raise CaptureError(
+                f"{path or 'the model'} is already quantized ({type(module).__name__})",
+                hint="capture the float model",
+            )
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if is_lazy(tensor):
+            raise CaptureError(
+                f"weight {name!r} of a lazy module has no shape yet",
+                hint="run the model once, model(*example_inputs), before capture",
+            )
+        problem = unsupported(tensor)
+        if problem:
+            raise CaptureError(f"weight {name!r} is {problem}", hint="use dense real weights")
+
+
+def _from_export(model: nn.Module) -> bool:
+    """Tell whether ``model`` is ``ExportedProgram.module()``, which has no train or eval mode."""
+    return isinstance(model, fx.GraphModule) and "eval" in vars(model)
+
+
+def reparametrised(model: nn.Module) -> list[Note]:
+    """Return a note for every weight that a hook or a parametrization computes in each forward."""
+    notes = []
+    for path, module in model.named_modules():
+        names = [
+            getattr(hook, "_tensor_name", getattr(hook, "name", ""))
+            for hook in module._forward_pre_hooks.values()
+            if type(hook).__module__.startswith("torch.nn.utils")
+        ]
+        names += list(getattr(module, "parametrizations", {}))
+        for name in filter(None, names):
+            weight = f"{path}.{name}" if path else name
+            notes.append(
+                Note(
+                    weight,
+                    "reparametrised",
+                    f"{weight!r} is computed in forward from other weights, so it is no weight "
+                    "of the program; torch.nn.utils.prune.remove or "
+                    "torch.nn.utils.parametrize.remove_parametrizations makes it one",
+                )
+            )
+    return notes
+
+
+# ---------------------------------------------------------------------- after the export
+
+
+def check_draft(draft: Draft) -> None:
+    """Refuse operators and values that a program cannot hold."""
+    for node in draft.graph.nodes:
+        if node.op == "get_attr" and "body" in node.meta:
+            continue
+        _check_value(draft, node)
+        if node.op == "call_function":
+            _check_operator(draft, node)
+
+
+def _check_value(draft: Draft, node: fx.Node) -> None:
+    value = node.meta.get("val")
+    values = value if isinstance(value, (tuple, list)) else [value]
+    for item in values:
+        problem = unsupported(item) if isinstance(item, Tensor) else ""
+        if problem:
+            raise CaptureError(
+                f"the result is {problem}",
+                where=draft.where(node),
+                why="programs compute with dense real numbers",
+                hint="keep that part out of the captured module",
+            )
+        if item is not None and free_unbacked_symbols(item) - set(draft.sizes):
+            raise CaptureError(
+                "a size or a number depends on the data of a tensor",
+                where=draft.where(node),
+                why="the shapes of a program follow from the shapes of its inputs",
+                hint=_DATA_HINT,
+            )
+
+
+def _check_operator(draft: Draft, node: fx.Node) -> None:
+    target = node.target
+    if not isinstance(target, OpOverload):
+        return
+    given = {a.name: v for a, v in schema_args(node)}
+    flag = next((f for f in _TRAINING_FLAGS if f in given), None)
+    keeps_statistics = given.get("running_mean") is not None
+    training = target in _BATCH_STATISTICS or (flag is not None and given[flag])
+    if training and keeps_statistics:  # with none kept, it is a plain function of its input
+        raise CaptureError(
+            "BatchNorm uses batch statistics and updates its running ones",
+            where=draft.where(node),
+            hint="call model.eval() before the capture or the export",
+        )
+    if _is_random(target, given):
+        raise CaptureError(
+            f"{target} draws random numbers",
+            where=draft.where(node),
+            why="a program returns the same result for the same inputs",
+            hint="give functional dropout training=self.training; pass noise in as an input",
+        )
+
+
+def _is_random(target: OpOverload, given: dict[str, Any]) -> bool:
+    if torch.Tag.nondeterministic_seeded not in target.tags:
+        return False
+    arguments = target._schema.arguments
+    value = {a.name: a.default_value for a in arguments if a.has_default_value()} | given
+    flag = next((f for f in _TRAINING_FLAGS if f in value), None)
+    if flag is not None:
+        return bool(value[flag]) and value.get("p") != 0
+    return value.get(_PROBABILITY) != 0
+
+
+def check_weights(program: Program) -> None:
+    """Refuse NaN in any weight and infinity in a trained one (masks hold infinities on purpose)."""
+    for name, tensor in program.weights.items():
+        if not tensor.is_floating_point() or bool(torch.isfinite(tensor.sum())):
+            continue
+        trained = name not in program.buffers
+        bad = ~tensor.isfinite() if trained else tensor.isnan()
+        count = int(bad.sum())
+        if count:
+            raise CaptureError(
+                f"weight {name!r} has {count} NaN{' or infinite' if trained else ''} "
+                f"entr{'y' if count == 1 else 'ies'} of {tensor.numel()}",
+                hint="load a checkpoint that trained well",
+            )
+
+
+# ---------------------------------------------------------------------- when the export fails
+
+
+def is_data_dependent(error: Exception) -> bool:
+    """Tell whether torch.export met control flow on a tensor's data."""
+    return isinstance(error, GuardOnDataDependentSymNode)
+
+
+def explain(error: Exception, model: nn.Module, inputs: Inputs) -> CaptureError:
+    """Return the error for a model that torch.export does not trace."""
+    place = error_line(error) or _forward_line(model)
+    if is_data_dependent(error):
+        return CaptureError(
+            "the control flow, or a size, depends on the data of a tensor",
+            where=place,
+            why=_first_line(error),
+            hint=_DATA_HINT,
+        )
+    eager = _eager_error(model, inputs)
+    if eager is not None:
+        return CaptureError(
+            f"the model fails on the example inputs: {type(eager).__name__}: {_first_line(eager)}",
+            where=error_line(eager) or place,
+            hint="check the shapes and the types of the example inputs",
+        )
+    text = _first_line(error)
+    if "not a known type" in text:
+        return CaptureError(
+            "the model returns something that is no tensor",
+            where=place,
+            why=text.partition(" If this type")[0],
+            hint="return tensors in tuples, lists and dicts, or register the class with "
+            "torch.utils._pytree.register_pytree_node",
+        )
+    return CaptureError(
+        f"torch.export cannot trace this: {type(error).__name__}: {text}",
+        where=place,
+        why="a program holds tensor operators only; Python code runs once, at the capture",
+        hint="keep numpy, .item() and .tolist() out of forward, or capture the part without them",
+    )
+
+
+def _eager_error(model: nn.Module, inputs: Inputs) -> Exception | None:
+    args, kwargs = inputs.copy().nested
+    try:
+        with torch.no_grad():
+            model(*args, **kwargs)
+    except Exception as error:
+        return error
+    return None
+
+
+def error_line(error: BaseException) -> str:
+    """Return ``file.py:12  code`` of the innermost user frame that an exception passed."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if is_user_file(frame.filename):
+            return f"{short_path(frame.filename)}:{frame.lineno}  {frame.line}"
+    return ""
+
+
+def _forward_line(model: nn.Module) -> str:
+    forward = inspect.unwrap(type(model).forward)
+    code = getattr(forward, "__code__", None)
+    name = f"{type(model).__qualname__}.forward"
+    return f"{short_path(code.co_filename)}:{code.co_firstlineno}  {name}" if code else name
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+_SIZE = re.compile(r"L\[[^ ]*?\.size\(\)\[0\]")  # how torch spells the size of an input
+_GUARD = "satisfy the generated guard "
+
+
+def fixed_batch_note(error: Exception) -> Note:
+    """Return the note that says why the batch is not free, and which line fixes it."""
+    source, code = _guarding_line(error)
+    bullets = [
+        line.strip().removeprefix("- ")
+        for line in str(error).splitlines()
+        if line.lstrip().startswith("- ")
+    ]
+    why = _SIZE.sub("batch", bullets[0] if bullets else _first_line(error))
+    if "specialized it to be a constant" in why:
+        why = "the code makes a constant of it"
+    elif _GUARD in why:
+        why = f"the code asks for {why.partition(_GUARD)[2]}"
+    place = f" ({source}  {code})" if source else ""
+    message = f"the batch size is fixed to the example's: {why}{place}"
+    return Note("batch", "fixed-batch", message, source=source)
+
+
+def _guarding_line(error: BaseException) -> tuple[str, str]:
+    """Return the user's line that first asked something of the batch, if torch knows it."""
+    trace = error.__traceback__
+    while trace is not None:
+        mode = trace.tb_frame.f_locals.get("fake_mode")
+        guards = getattr(getattr(mode, "shape_env", None), "guards", ())
+        for guard in guards:
+            frame = guard.sloc.framework_loc  # a frame of the model's own, or of torch's
+            if is_user_file(getattr(frame, "filename", "<")):
+                return f"{short_path(frame.filename)}:{frame.lineno}", frame.line or ""
+        trace = trace.tb_next
+    line = error_line(error).split("  ", 1)
+    return (line[0], line[1]) if len(line) == 2 else ("", "")

@@ -1,0 +1,219 @@
+"""Graph clean-up on the way to the dialect: inlined contexts, sizes, and nodes that do nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._ops import HigherOrderOperator, OpOverload
+from torch.fx.experimental.symbolic_shapes import free_symbols
+from torch.fx.node import map_arg
+
+from narrows.errors import CaptureError
+from narrows.frontend.draft import Draft, is_item, val
+from narrows.frontend.memory import schema_args
+
+aten = torch.ops.aten
+higher_order = torch.ops.higher_order
+
+# Where the body stands among the arguments of the context operators that a program can inline.
+_BODY = {higher_order.wrap_with_set_grad_enabled: 1, higher_order.wrap_with_autocast: 4}
+
+
+def inline_contexts(draft: Draft) -> None:
+    """Replace ``with torch.no_grad():`` blocks, and autocast that is off, by their bodies."""
+    pending = [n for n in draft.graph.nodes if isinstance(n.target, HigherOrderOperator)]
+    while pending:
+        node = pending.pop()
+        position = _BODY.get(node.target)  # type: ignore[arg-type]
+        if position is None:
+            raise CaptureError(
+                f"the model uses the operator {node.target}",
+                where=draft.where(node),
+                why="a program has no control flow",
+                hint="compute both sides and choose with torch.where, or unroll the loop",
+            )
+        if node.target is higher_order.wrap_with_autocast and node.args[2]:
+            raise CaptureError(
+                "the model switches autocast on",
+                where=draft.where(_first_inside(node)),
+                why="the types that autocast chooses are in no operator of the graph",
+                hint="convert with .to(dtype) instead, or capture without autocast",
+            )
+        pending += _inline(draft.graph, node, position)
+
+
+def _first_inside(node: fx.Node) -> fx.Node:
+    body = next(a.meta["body"] for a in node.all_input_nodes if "body" in a.meta)
+    return next((n for n in body.graph.nodes if n.op == "call_function"), node)
+
+
+def _inline(graph: fx.Graph, node: fx.Node, position: int) -> list[fx.Node]:
+    """Replace one context operator by its body; return the context operators inside."""
+    body = node.args[position].meta["body"]  # type: ignore[union-attr]
+    actual = iter(node.args[position + 1 :])
+    env: dict[fx.Node, Any] = {}
+    results: tuple[Any, ...] = ()
+    inner = []
+    with graph.inserting_before(node):
+        for old in body.graph.nodes:
+            if old.op == "placeholder":
+                env[old] = next(actual)
+            elif old.op == "output":
+                results = map_arg(old.args[0], env.__getitem__)
+            else:
+                env[old] = graph.node_copy(old, env.__getitem__)
+                if old.op == "get_attr":
+                    env[old].meta["body"] = getattr(body, str(old.target))
+                if isinstance(old.target, HigherOrderOperator):
+                    inner.append(env[old])
+    substitute(graph, {u: results[u.args[1]] for u in node.users if is_item(u)})  # type: ignore[index]
+    for user in list(node.users):
+        graph.erase_node(user)
+    graph.erase_node(node)
+    return inner
+
+
+def drop_unread(draft: Draft) -> None:
+    """Remove assertions and every other node that nothing reads and that writes nothing."""
+    for node in reversed(list(draft.graph.nodes)):
+        writes = isinstance(node.target, OpOverload) and node.target._schema.is_mutable
+        if node.op in ("call_function", "get_attr") and not node.users and not writes:
+            draft.graph.erase_node(node)
+
+
+def unify_sizes(draft: Draft) -> None:
+    """Make sizes that are known literals, and let every free size be read by one node."""
+    replaced: dict[fx.Node, Any] = {}
+    readers: dict[Any, fx.Node] = {}
+    for node in list(draft.graph.nodes):
+        value = val(node)
+        if node.op != "call_function" or isinstance(value, (Tensor, tuple, list, type(None))):
+            continue
+        symbols = free_symbols(value)
+        if symbols - set(draft.sizes):
+            continue  # depends on data; refused later
+        if not symbols & draft.free:
+            replaced[node] = draft.number(value)
+        elif value.node.expr in draft.readers:
+            replaced[node] = _size_reader(draft, value, readers)
+    substitute(draft.graph, replaced)
+    for node in reversed(list(replaced)):
+        draft.graph.erase_node(node)
+
+
+def _size_reader(draft: Draft, value: Any, readers: dict[Any, fx.Node]) -> fx.Node:
+    size = value.node.expr
+    if size not in readers:
+        holder, axis = draft.readers[size]
+        with draft.graph.inserting_before(_first_call(draft.graph)):
+            readers[size] = draft.graph.call_function(aten.sym_size.int, (holder, axis))
+        readers[size].meta = {"val": value}
+    return readers[size]
+
+
+def _first_call(graph: fx.Graph) -> fx.Node:
+    return next(n for n in graph.nodes if n.op != "placeholder")
+
+
+def drop_no_ops(draft: Draft) -> None:
+    """Remove calls that return one of their inputs as it is."""
+    replaced: dict[fx.Node, Any] = {}
+    for node in draft.graph.nodes:
+        if node.op != "call_function" or not isinstance(node.target, OpOverload):
+            continue
+        rule = _NO_OPS.get(node.target.overloadpacket)
+        if rule is not None and rule(node):
+            # A scatter that covers the whole tensor leaves only what it writes.
+            scatter = node.target.overloadpacket is aten.slice_scatter
+            replaced[node] = node.args[1 if scatter else 0]
+    substitute(draft.graph, replaced)
+    for node in reversed(list(replaced)):
+        draft.graph.erase_node(node)
+
+
+def _always(node: fx.Node) -> bool:
+    return True
+
+
+def _never_drops(node: fx.Node) -> bool:
+    return _given(node)["p"] == 0
+
+
+def _whole_slice(node: fx.Node) -> bool:
+    return _same_shape(node) and _given(node).get("step", 1) == 1
+
+
+def _whole_scatter(node: fx.Node) -> bool:
+    covers = [str(s) for s in val(node.args[0]).shape] == [str(s) for s in val(node.args[1]).shape]
+    return covers and _given(node).get("step", 1) == 1
+
+
+def _no_padding(node: fx.Node) -> bool:
+    return all(p == 0 for p in _given(node)["pad"])
+
+
+def _same_shape(node: fx.Node) -> bool:
+    before, after = val(node.args[0]), val(node)
+    return len(before.shape) == len(after.shape) and all(
+        str(a) == str(b) for a, b in zip(before.shape, after.shape, strict=True)
+    )
+
+
+def _same_type(node: fx.Node) -> bool:
+    """Tell whether a conversion changes neither the type, nor the place, nor the memory's order."""
+    before, after = val(node.args[0]), val(node)
+    same = before.dtype == after.dtype and before.device == after.device
+    return same and _given(node).get("memory_format") in (None, torch.preserve_format)
+
+
+def _plain_copy(node: fx.Node) -> bool:
+    dense = val(node.args[0]).is_contiguous()
+    return dense and _given(node).get("memory_format") in (None, torch.preserve_format)
+
+
+def _given(node: fx.Node) -> dict[str, Any]:
+    return {a.name: v for a, v in schema_args(node)}
+
+
+_NO_OPS: dict[Any, Callable[[fx.Node], bool]] = {
+    aten.lift_fresh_copy: _always,
+    aten.lift_fresh: _always,
+    aten.detach: _always,
+    aten.detach_: _always,
+    aten.alias: _always,
+    aten.slice: _whole_slice,
+    aten.slice_scatter: _whole_scatter,
+    aten.expand: _same_shape,
+    aten.expand_as: _same_shape,
+    aten.view: _same_shape,
+    aten.reshape: _same_shape,
+    aten.pad: _no_padding,
+    aten.constant_pad_nd: _no_padding,
+    aten.to: _same_type,
+    aten._to_copy: _same_type,
+    aten.type_as: _same_type,
+    aten.clone: _plain_copy,
+    aten.dropout: _never_drops,
+    aten.feature_dropout: _never_drops,
+}
+
+
+def substitute(graph: fx.Graph, replaced: dict[fx.Node, Any]) -> None:
+    """Let every reader of a replaced node read its replacement, a node or a literal."""
+    if not replaced:
+        return
+
+    def read(node: fx.Node) -> Any:
+        while node in replaced:
+            node = replaced[node]
+            if not isinstance(node, fx.Node):
+                break
+        return node
+
+    for node in graph.nodes:
+        if any(a in replaced for a in node.all_input_nodes):
+            node.args = map_arg(node.args, read)
+            node.kwargs = map_arg(node.kwargs, read)
