@@ -1,0 +1,8 @@
+"""The backends: a `Program` in, an `Artifact` out.
+
+Nothing here imports torch or a target's packages before they are used.
+"""
+
+from narrows.backends.base import Target, lower, make_target, target_names, target_type
+
+__all__ = ["Target", "lower", "make_target", "target_names", "target_type"]

@@ -1,0 +1,138 @@
+"""`Target`: something a program can be lowered to, found by its name.
+
+A target is a frozen dataclass; its fields are its options. `TARGETS` says where each one lives. It
+is imported on use, so that a machine without a target's packages still has the others.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from narrows.errors import LowerError, UsageError, suggest
+
+if TYPE_CHECKING:
+    from narrows.backends.artifact import Artifact
+    from narrows.ir.program import Program
+
+# Name -> "module:class".
+TARGETS: dict[str, str] = {
+    "onnx": "narrows.backends.onnx:OnnxTarget",
+}
+
+
+@dataclass(frozen=True)
+class Target(ABC):
+    """Turns programs into artifacts; the fields of a subclass are its options.
+
+    Attributes:
+        name: The spelling on the command line.
+        summary: One line for a person who chooses among the targets.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+
+    @classmethod
+    @abstractmethod
+    def available(cls) -> str | None:
+        """Return why the target cannot be used on this machine, or ``None``."""
+
+    @abstractmethod
+    def lower(
+        self, program: Program, *, plan_json: Any = None, reference: Program | None = None
+    ) -> Artifact:
+        """Return the program as an artifact.
+
+        Args:
+            program: The program; it stays as it is.
+            plan_json: The channel plan that made it, as JSON data, to be kept with the artifact.
+            reference: What the artifact has to equal; the program itself by default.
+
+        Raises:
+            LowerError: The target cannot express the program, or computes something else.
+        """
+
+
+def target_names() -> list[str]:
+    """Return the names of all targets."""
+    return sorted(TARGETS)
+
+
+def target_type(name: str) -> type[Target]:
+    """Return the class of a target; `UsageError` with a suggestion if there is none."""
+    if name not in TARGETS:
+        raise UsageError(
+            f"there is no target {name!r}",
+            why=f"the targets are: {', '.join(target_names())}",
+            hint=suggest(name, TARGETS),
+        )
+    module, _, attribute = TARGETS[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def make_target(target: str | Target = "onnx", **options: Any) -> Target:
+    """Return a target with the given options.
+
+    Args:
+        target: A name, or a target, whose options are then replaced.
+        **options: Values for the target's fields.
+
+    Raises:
+        UsageError: The target or an option is unknown, or an option has the wrong type.
+    """
+    if isinstance(target, Target):
+        _check_options(type(target), options)
+        return dataclasses.replace(target, **options)
+    kind = target_type(target)
+    _check_options(kind, options)
+    return kind(**options)
+
+
+def lower(
+    program: Program,
+    target: str | Target = "onnx",
+    *,
+    plan_json: Any = None,
+    reference: Program | None = None,
+    **options: Any,
+) -> Artifact:
+    """Return the program as an artifact of ``target``.
+
+    Args:
+        program: The program; it stays as it is.
+        target: A target or its name.
+        plan_json: The channel plan that made the program, as JSON data, kept with the artifact.
+        reference: What the artifact has to equal; the program itself by default.
+        **options: Options of the target.
+
+    Raises:
+        UsageError: The target or an option is unknown.
+        LowerError: The target is not available here, cannot express the program, or computes
+            something else.
+    """
+    chosen = make_target(target, **options)
+    reason = chosen.available()
+    if reason is not None:
+        raise LowerError(f"the target {chosen.name} is not available", why=reason)
+    return chosen.lower(program, plan_json=plan_json, reference=reference)
+
+
+def _check_options(kind: type[Target], options: dict[str, Any]) -> None:
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    for key, value in options.items():
+        if key not in fields:
+            raise UsageError(
+                f"{kind.name} has no option {key!r}",
+                why=f"its options are: {', '.join(fields) or 'none'}",
+                hint=suggest(key, fields),
+            )
+        # Options are plain values, so the type of the default is the type of the option.
+        wanted = type(fields[key].default)
+        if not isinstance(value, wanted) or isinstance(value, bool) is not (wanted is bool):
+            raise UsageError(
+                f"option {key!r} of {kind.name} takes {wanted.__name__}, got {value!r}"
+            )

@@ -1,0 +1,89 @@
+"""Operators that the ONNX exporter would take apart, in a spelling that it translates as it stands.
+
+Each function emits the replacement and returns its last node, which bears the replaced node's name,
+or returns ``None`` to leave the operator to the exporter.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx
+
+if TYPE_CHECKING:
+    from narrows.backends.onnx.export import Builder
+
+aten = torch.ops.aten
+
+
+def _batch_norm(
+    builder: Builder, name: str, x: fx.Node, weight: Any, bias: Any, mean: Any, var: Any,
+    training: bool, momentum: float, eps: float, *_: Any,
+) -> fx.Node | None:  # fmt: skip
+    if training or mean is None or var is None:
+        return None
+    target = aten._native_batch_norm_legit_no_training.default
+    args = (x, weight, bias, mean, var, momentum, eps)
+    parts = builder.emit(f"{name}_parts", target, *args)
+    return builder.emit(name, operator.getitem, parts, 0)
+
+
+def _adaptive_avg_pool2d(builder: Builder, name: str, x: fx.Node, size: Any) -> fx.Node | None:
+    if list(size) == [1, 1]:
+        return builder.emit(name, aten.mean.dim, x, [-2, -1], True)
+    kernel = _window(x, size)
+    if kernel is None or kernel == [1, 1]:
+        return x if kernel else None
+    return builder.emit(name, aten.avg_pool2d.default, x, kernel, kernel)
+
+
+def _adaptive_max_pool2d(builder: Builder, name: str, x: fx.Node, size: Any) -> fx.Node | None:
+    kernel = _window(x, size)
+    if kernel is None:
+        return None
+    return builder.emit(name, aten.max_pool2d_with_indices.default, x, kernel, kernel)
+
+
+def _window(x: fx.Node, size: Any) -> list[int] | None:
+    """Return the window of an adaptive pooling, or ``None`` where its windows differ in size."""
+    height, width = x.meta["val"].shape[-2:]
+    if not isinstance(height, int) or not isinstance(width, int):
+        return None
+    if height % size[0] or width % size[1]:
+        return None
+    return [height // size[0], width // size[1]]
+
+
+def _adaptive_avg_pool1d(builder: Builder, name: str, x: fx.Node, size: Any) -> fx.Node | None:
+    if list(size) != [1]:
+        return None
+    return builder.emit(name, aten.mean.dim, x, [-1], True)
+
+
+def _dropout(builder: Builder, name: str, x: fx.Node, p: float, training: bool) -> fx.Node | None:
+    return None if training else x
+
+
+def _rrelu(
+    builder: Builder, name: str, x: fx.Node, lower: float = 1 / 8, upper: float = 1 / 3,
+    training: bool = False, *_: Any,
+) -> fx.Node | None:  # fmt: skip
+    if training:
+        return None
+    return builder.emit(name, aten.leaky_relu.default, x, (lower + upper) / 2)
+
+
+LEGALIZE: dict[Any, Callable[..., fx.Node | None]] = {
+    aten.batch_norm.default: _batch_norm,
+    aten.adaptive_avg_pool2d.default: _adaptive_avg_pool2d,
+    aten.adaptive_max_pool2d.default: _adaptive_max_pool2d,
+    aten.adaptive_avg_pool1d.default: _adaptive_avg_pool1d,
+    aten.rrelu.default: _rrelu,
+    aten.dropout.default: _dropout,
+    aten.feature_dropout.default: _dropout,
+    aten.alpha_dropout.default: _dropout,
+    aten.feature_alpha_dropout.default: _dropout,
+}

@@ -1,0 +1,62 @@
+"""Runs the model file of an ONNX artifact in ONNX Runtime; needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from narrows.errors import ArtifactError
+
+MODEL = "model.onnx"
+DATA = "model.onnx.data"
+
+
+class OnnxSession:
+    """A model file in ONNX Runtime, on the CPU.
+
+    Attributes:
+        inference: The ``onnxruntime.InferenceSession``.
+    """
+
+    def __init__(self, path: Path, threads: int | None = None) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise ArtifactError(
+                "an onnx artifact runs in ONNX Runtime, which is not installed",
+                why=str(error),
+                hint="pip install onnxruntime",
+            ) from error
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors; they come as exceptions anyway
+        if threads is not None:
+            options.intra_op_num_threads = threads
+            options.inter_op_num_threads = 1
+        try:
+            self.inference = onnxruntime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # ONNX Runtime's own classes share no public base
+            raise ArtifactError(
+                f"ONNX Runtime cannot load {path.name}", why=_first_line(error)
+            ) from error
+
+    def run(self, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Return the output arrays for input arrays by name."""
+        try:
+            return [np.asarray(result) for result in self.inference.run(None, dict(arrays))]
+        except Exception as error:
+            raise ArtifactError("ONNX Runtime failed", why=_first_line(error)) from error
+
+
+def open_session(folder: Path, manifest: Mapping[str, Any], threads: int | None) -> OnnxSession:
+    """Return the session of an artifact's folder."""
+    return OnnxSession(folder / MODEL, threads)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

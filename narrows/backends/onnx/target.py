@@ -1,0 +1,160 @@
+"""`OnnxTarget`: program -> exported -> tidied -> simplified -> written -> checked.
+
+Read `OnnxTarget.lower`; every stage is a module of this package. torch and the onnx packages are
+imported when the target is used, not when it is looked up.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import importlib.util
+import platform
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import narrows
+from narrows.backends.artifact import Artifact
+from narrows.backends.base import Target
+from narrows.backends.onnx.session import DATA, MODEL
+from narrows.backends.store import FORMAT, VERSION, describe_files
+from narrows.backends.structure import Structure
+from narrows.errors import LowerError, UsageError
+
+if TYPE_CHECKING:
+    from narrows.ir.program import Program
+
+PACKAGES = ("torch", "onnx", "onnxruntime", "onnxscript", "onnxsim")
+
+OLDEST_OPSET = 18  # the exporter translates to this and newer ones
+
+# A protobuf message ends at 2^31 bytes; the graph itself needs a little of that.
+PROTOBUF_LIMIT = 2_000_000_000
+
+FLAT = "every output was one and the same number on all checked inputs, so the check tells little"
+
+
+@dataclass(frozen=True)
+class OnnxTarget(Target):
+    """Lowers a program to an ONNX file that runs in ONNX Runtime.
+
+    Attributes:
+        opset: The version of the ONNX operators, 18 or more.
+        simplify: Whether onnxsim simplifies the model.
+        check: Whether the model is held to the program in ONNX Runtime.
+        samples: How many inputs the check tries per batch size.
+        inline_limit: Bytes of weights from which they go to a file of their own.
+    """
+
+    name: ClassVar[str] = "onnx"
+    summary: ClassVar[str] = "one ONNX file, checked in ONNX Runtime"
+
+    opset: int = 20
+    simplify: bool = True
+    check: bool = True
+    samples: int = 2
+    inline_limit: int = PROTOBUF_LIMIT
+
+    def __post_init__(self) -> None:
+        if self.opset < OLDEST_OPSET:
+            raise UsageError(f"onnx takes an opset of {OLDEST_OPSET} or more, got {self.opset}")
+        if self.samples < 1:
+            raise UsageError(f"onnx takes 1 sample or more, got {self.samples}")
+        if self.inline_limit > PROTOBUF_LIMIT:
+            raise UsageError(
+                f"onnx takes an inline_limit up to {PROTOBUF_LIMIT:,}, got {self.inline_limit:,}",
+                why="a protobuf message cannot be larger",
+            )
+
+    @classmethod
+    def available(cls) -> str | None:
+        """Return which packages are missing, or ``None``."""
+        missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+        return (
+            f"it needs {', '.join(missing)}: pip install {' '.join(missing)}" if missing else None
+        )
+
+    def lower(
+        self, program: Program, *, plan_json: Any = None, reference: Program | None = None
+    ) -> Artifact:
+        """Return the program as an ONNX artifact; see `Target.lower`."""
+        from narrows.backends.onnx.check import check
+        from narrows.backends.onnx.export import export
+        from narrows.backends.onnx.leaves import Leaves
+        from narrows.backends.onnx.simplify import simplify
+        from narrows.backends.onnx.tidy import tidy
+
+        leaves = Leaves.of(program)
+        exported = export(program, leaves.computed, self.opset)
+        model = exported.model
+        tidy(model, program.name, program.weights)
+        if self.simplify:
+            model = simplify(model)
+            tidy(model, program.name, program.weights)
+        manifest = {
+            "format": FORMAT,
+            "version": VERSION,
+            "narrows": narrows.__version__,
+            "target": self.name,
+            "options": dataclasses.asdict(self),
+            "name": program.name,
+            "inputs": exported.inputs,
+            "outputs": exported.outputs,
+            "structure": {"input_leaves": leaves.inputs, "output_leaves": leaves.outputs},
+            "plan": plan_json,
+            "passes": list(program.history),
+            "versions": _versions(),
+            "files": {},
+            "fidelity": {},
+            "notes": [dataclasses.asdict(note) for note in program.notes],
+        }
+        _add_structure(manifest, program)
+        folder = Path(tempfile.mkdtemp(prefix="narrows-"))
+        artifact = Artifact.owning(folder, manifest)  # from here on the folder goes with it
+        manifest["files"] = write(model, folder, self.inline_limit)
+        if self.check:
+            checked = check(artifact, reference or program, self.samples)
+            manifest["fidelity"] = checked.fidelity
+            if checked.flat:
+                _add_note(manifest, "check", program.output.name, FLAT)
+        return artifact
+
+
+def write(model: Any, folder: Path, inline_limit: int) -> dict[str, Any]:
+    """Write an `onnx_ir.Model`, check it against the ONNX specification, and describe its files.
+
+    Weights of ``inline_limit`` bytes and more in all go to a file of their own.
+    """
+    import onnx.checker
+    import onnx_ir as ir
+
+    path = folder / MODEL
+    total = sum(value.const_value.nbytes for value in model.graph.initializers.values())
+    ir.save(model, path, external_data=DATA if total >= inline_limit else None)
+    try:
+        onnx.checker.check_model(path, full_check=True)
+    except Exception as error:  # two classes of the checker, and one of shape inference
+        why = str(error).strip().partition("\n")[0]
+        raise LowerError("the exported model breaks the ONNX specification", why=why) from error
+    return describe_files(folder, [name for name in (MODEL, DATA) if (folder / name).exists()])
+
+
+def _add_structure(manifest: dict[str, Any], program: Program) -> None:
+    remarks: list[tuple[str, str]] = []
+    for key, spec in (("inputs", program.in_spec), ("outputs", program.out_spec)):
+        manifest["structure"][key] = Structure.from_spec(spec, remarks, key).to_json()
+    for where, message in dict.fromkeys(remarks):
+        _add_note(manifest, "structure", where, message)
+
+
+def _add_note(manifest: dict[str, Any], reason: str, where: str, message: str) -> None:
+    from narrows.ir.program import Note
+
+    manifest["notes"].append(dataclasses.asdict(Note(where, reason, message)))
+
+
+def _versions() -> dict[str, str]:
+    packages = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), **packages}

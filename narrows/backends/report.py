@@ -1,0 +1,63 @@
+"""The text that an artifact tells of itself, from its manifest alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+
+def describe(manifest: Mapping[str, Any]) -> str:
+    """Return the report: what goes in and out, how it was checked, what was kept and why."""
+    return "\n".join([*_head(manifest), *_checks(manifest["fidelity"]), *_notes(manifest["notes"])])
+
+
+def _head(manifest: Mapping[str, Any]) -> Iterator[str]:
+    size = sum(file["size"] for file in manifest["files"].values())
+    yield f"{manifest['name']}: {manifest['target']}, {size:,} bytes"
+    for label in ("inputs", "outputs"):
+        for spec in manifest[label]:
+            shape = ",".join(map(str, spec["shape"]))
+            yield f"  {label[:-1]:8}{spec['name']}  {spec['dtype']}[{shape}]"
+    if manifest["passes"]:
+        yield f"  passes  {', '.join(manifest['passes'])}"
+
+
+def _checks(fidelity: Mapping[str, Any]) -> Iterator[str]:
+    if not fidelity:
+        yield "  not checked against the program"
+        return
+    for check in fidelity["checked"]:
+        inputs = "1 input" if check["inputs"] == 1 else f"{check['inputs']} inputs"
+        yield f"  checked batch {check['batch']}, {inputs}: relative error {check['error']:.1e}"
+    yield f"          (limit {fidelity['tolerance']:.0e} of the largest output)"
+
+
+def _notes(notes: list[Mapping[str, Any]]) -> Iterator[str]:
+    kept = [note for note in notes if note["channels"]]
+    remarks = [note for note in notes if not note["channels"]]
+    if kept:
+        total = sum(note["channels"] for note in kept)
+        yield f"kept {_channels(total)} that the plan drops, or that nothing needs, because of:"
+    by_reason: dict[str, list[Mapping[str, Any]]] = {}
+    for note in kept:
+        by_reason.setdefault(note["reason"], []).append(note)
+    # The reason that costs most stands first.
+    order = sorted(by_reason, key=lambda r: -sum(n["channels"] for n in by_reason[r]))
+    for reason in order:
+        group = by_reason[reason]
+        yield f"  {reason}: {_channels(sum(n['channels'] for n in group))}"
+        for note in group:
+            yield f"    {_line(note)} ({note['channels']})"
+    if remarks:
+        yield "notes:"
+    for note in remarks:
+        yield f"  {_line(note)}"
+
+
+def _line(note: Mapping[str, Any]) -> str:
+    source = f"  {note['source']}" if note["source"] else ""
+    return f"{note['where']}: {note['message']}{source}"
+
+
+def _channels(count: int) -> str:
+    return "1 channel" if count == 1 else f"{count:,} channels"

@@ -1,0 +1,140 @@
+"""The check that holds an artifact to its program: it has to be able to fail."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.numpy_helper
+import pytest
+import torch
+from torch import Tensor, nn
+
+from narrows.backends import lower
+from narrows.backends.onnx import target
+from narrows.backends.onnx.check import check, draw_inputs, output_error
+from narrows.errors import LowerError
+from narrows.frontend import capture
+from narrows.ir.program import Program
+
+
+@pytest.fixture(scope="module")
+def program() -> Program:
+    torch.manual_seed(0)
+    layers = (nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4), nn.Sigmoid(), nn.Linear(4, 3))
+    return capture(nn.Sequential(*layers).eval(), (torch.randn(2, 6),))
+
+
+def corrupt(path: Path, name: str, amount: float) -> None:
+    """Add ``amount`` to one number of an initializer of a model file."""
+    model = onnx.load(path)
+    (tensor,) = [t for t in model.graph.initializer if t.name == name]
+    array = onnx.numpy_helper.to_array(tensor).copy()
+    array.reshape(-1)[0] += amount
+    tensor.CopyFrom(onnx.numpy_helper.from_array(array, name))
+    onnx.save(model, path)
+
+
+@pytest.mark.parametrize(
+    ("weight", "node"), [("0.weight", "_0"), ("2.bias", "_2"), ("4.weight", "_4")]
+)
+def test_a_corrupt_weight_is_caught_and_its_node_named(
+    program: Program, monkeypatch: pytest.MonkeyPatch, weight: str, node: str
+):
+    write = target.write
+
+    def write_badly(model: Any, folder: Path, limit: int) -> dict[str, Any]:
+        files = write(model, folder, limit)
+        corrupt(folder / "model.onnx", weight, 0.05)
+        return files
+
+    monkeypatch.setattr(target, "write", write_badly)
+    with pytest.raises(LowerError) as caught:
+        lower(program)
+    error = caught.value
+    assert "output _4 of the ONNX model differs from the program by" in error.what
+    assert error.where.startswith(node + " (") or error.where == node
+    assert "the first that differs" in error.why
+
+
+def test_rounding_passes_and_a_thousandth_does_not(program: Program):
+    artifact = lower(program, check=False)
+    assert max(c["error"] for c in check(artifact, program, 3).fidelity["checked"]) < 1e-6
+    corrupt(artifact.folder / "model.onnx", "4.bias", 1e-3)
+    with pytest.raises(LowerError, match="differs from the program by"):
+        check(type(artifact)(artifact.folder, artifact.manifest), program, 1)
+
+
+def test_another_reference_is_what_counts(program: Program):
+    weights = {**program.weights, "4.bias": program.weights["4.bias"] + 1}
+    other = program.replace(weights=weights)
+    with pytest.raises(LowerError, match="output _4 of the ONNX model differs"):
+        lower(program, reference=other)
+    lower(program, reference=program.replace(weights=dict(program.weights)), samples=1)
+
+
+def test_wrong_whole_numbers_are_caught(program: Program):
+    net = nn.Sequential(nn.Embedding(50_000, 1), nn.Flatten(0)).eval()
+    assert output_error(np.array([49_999]), torch.tensor([50_000])) == np.inf
+    assert output_error(np.array([50_000]), torch.tensor([50_000])) == 0
+    lower(capture(net, (torch.tensor([[3], [49_999]]),)), samples=1)
+
+
+@pytest.mark.parametrize(
+    ("actual", "expected"),
+    [
+        (np.zeros((2, 3), np.float32), torch.zeros(3, 2)),
+        (np.zeros(3, np.float64), torch.zeros(3)),
+        (np.array([1.0, np.nan], np.float32), torch.tensor([1.0, 2.0])),
+        (np.array([True]), torch.tensor([False])),
+        (3, 4),
+        (None, 0),
+    ],
+)
+def test_a_result_of_another_kind_is_infinitely_wrong(actual: Any, expected: Any):
+    assert output_error(actual, expected) == np.inf
+
+
+def test_a_program_without_finite_numbers_cannot_be_checked(program: Program):
+    weights = {**program.weights, "4.bias": torch.full((3,), float("nan"))}
+    with pytest.raises(LowerError, match=r"(?s)cannot be checked.*no finite number.*check=False"):
+        lower(program.replace(weights=weights))
+
+
+def test_a_check_that_says_little_says_so(program: Program):
+    weights = {**program.weights, "4.weight": torch.zeros(3, 4), "4.bias": torch.zeros(3)}
+    artifact = lower(program.replace(weights=weights))
+    assert [n["reason"] for n in artifact.notes] == ["check"]
+    assert "the check tells little" in artifact.report
+    assert not lower(program, samples=1).notes
+
+
+def test_inputs_are_drawn_like_the_example():
+    class Net(nn.Module):
+        def forward(self, ids: Tensor, x: Tensor, flag: Tensor, scale: Tensor) -> Tensor:
+            return (x * scale + ids[:, :1]).masked_fill(flag, 0)
+
+    ids = torch.tensor([[3, 4], [6, 0]])
+    x = torch.tensor([[0.5, 2.0], [1.0, 1.5]])
+    flag = torch.tensor([[True, False], [False, False]])
+    program = capture(Net().eval(), (ids, x, flag, torch.tensor([1.0, 2.0, 3.0])[:1].expand(1)))
+    generator = torch.Generator().manual_seed(0)
+    for batch in (1, 2, 5):
+        drawn = draw_inputs(program, batch, generator)
+        assert [tuple(d.shape) for d in drawn] == [(batch, 2), (batch, 2), (batch, 2), (1,)]
+        rows = {tuple(row) for row in drawn[0].tolist()}
+        assert rows <= {(3, 4), (6, 0)}
+        assert bool(((drawn[1] >= 0.5) & (drawn[1] <= 2.0)).all())
+        assert {tuple(row) for row in drawn[2].tolist()} <= {(True, False), (False, False)}
+    first = draw_inputs(program, 5, None)
+    assert torch.equal(first[0], ids[[0, 1, 0, 1, 0]])
+    assert torch.equal(first[1], x[[0, 1, 0, 1, 0]])
+    assert draw_inputs(program, 5, generator)[1].unique().numel() > 2
+
+
+def test_an_example_of_zeros_is_not_the_only_input():
+    program = capture(nn.ReLU().eval(), (torch.zeros(2, 3),))
+    drawn = draw_inputs(program, 2, torch.Generator().manual_seed(0))
+    assert drawn[0].abs().max() > 0
