@@ -94,6 +94,7 @@ def lift(
         generated: The user's stacks behind generated code.
     """
     canonical = {n: group[0] for group in names.values() for n in group}
+    parameters = exported.graph_signature.inputs_to_parameters.values()
     kinds = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
     stored = {**exported.state_dict, **exported.constants}
     graph = fx.Graph()
@@ -101,7 +102,7 @@ def lift(
         graph=graph,
         weights={},
         aliases={n: c for n, c in canonical.items() if n != c},
-        parameters=frozenset(exported.graph_signature.inputs_to_parameters.values()),
+        parameters=frozenset(canonical.get(n, n) for n in parameters),
         constants=set(),
         examples=tuple(examples),
         generated=generated,
@@ -248,7 +249,7 @@ def finish(
         _set_meta(draft, node, env[node])
     rank = {n: i for i, n in enumerate(order)}
     weights = {n: used[n] for n in sorted(used, key=lambda n: rank.get(n, len(rank)))}
-    dynamic = any(Meta(n).dynamic for n in graph.nodes if n.op == "placeholder")
+    dynamic = any(0 in Meta(n).dynamic for n in graph.nodes if n.op == "placeholder")
     return Program(
         graph=graph,
         weights=weights,

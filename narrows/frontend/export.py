@@ -124,14 +124,12 @@ def _from_exported(
         )
     free = tuple(i for i in inputs.batch if _takes_trace_batch(exported, holders[i]))
     inputs = Inputs(inputs.flat, inputs.spec, free).resized()
-    notes = ()
-    if dynamic_batch and not free:
-        notes = (_fixed_note("the model was exported with a fixed one"),)
     program = _build(exported, inputs, name, free=dynamic_batch)
-    if free and dynamic_batch and not program.dynamic_batch:
-        notes = (_fixed_note(_FIXED_BY_TORCH),)
     check_weights(program)
-    return program.replace(notes=(*notes, *program.notes))
+    if not dynamic_batch or program.dynamic_batch:
+        return program
+    why = _FIXED_BY_TORCH if free else "the model was exported with a fixed one"
+    return program.replace(notes=(_fixed_note(why), *program.notes))
 
 
 _FIXED_BY_TORCH = "torch fixes it where it makes the in-place writes functional"
@@ -205,7 +203,7 @@ def _export(model: nn.Module, inputs: Inputs) -> tuple[ExportedProgram, Inputs, 
     try:
         args, kwargs = traced.nested
         shapes = traced.dynamic_shapes()
-        with _explicit_signature(model, traced), _tracing():
+        with _unchanged(model), _explicit_signature(model, traced), _tracing():
             exported = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
         return exported, traced, ()
     except Exception as error:
@@ -218,7 +216,7 @@ def _export(model: nn.Module, inputs: Inputs) -> tuple[ExportedProgram, Inputs, 
 def _trace(model: nn.Module, inputs: Inputs) -> ExportedProgram:
     args, kwargs = inputs.nested
     try:
-        with _explicit_signature(model, inputs), _tracing():
+        with _unchanged(model), _explicit_signature(model, inputs), _tracing():
             return torch.export.export(model, args, kwargs, strict=False)
     except Exception as error:
         raise explain(error, model, inputs) from error
@@ -254,6 +252,20 @@ def _tracing() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
         for logger, level in levels.items():
             logger.setLevel(level)
+
+
+@contextmanager
+def _unchanged(model: nn.Module) -> Iterator[None]:
+    """Undo what forward assigns to attributes while it is traced: they would stay without data."""
+    before = [(module, dict(vars(module))) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, attributes in before:
+            now = vars(module)
+            for name in [n for n, v in now.items() if attributes.get(n, now) is not v]:
+                del now[name]
+            now.update(attributes)
 
 
 @contextmanager

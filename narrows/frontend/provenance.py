@@ -23,7 +23,11 @@ from narrows.ir.module import ANNOTATION
 from narrows.ir.program import Meta, op_name
 
 _TORCH = os.path.join(os.path.abspath(torch.__path__[0]), "")
-_NARROWS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "")
+# What stands between torch and a model; the demo's network is a model like any other.
+_NARROWS = tuple(
+    os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), part)
+    for part in (f"frontend{os.sep}", f"ir{os.sep}", "api.py")
+)
 _FRAME = re.compile(r'^\s*File "([^"]+)", line (\d+)', re.MULTILINE)
 # What `torch.fx` calls the file of the code it generates for a GraphModule.
 _GENERATED = "<eval_with_key>"
@@ -31,7 +35,7 @@ _GENERATED = "<eval_with_key>"
 
 def is_user_file(path: str) -> bool:
     """Tell whether a frame in ``path`` is the user's rather than torch's, Python's or ours."""
-    return not path.startswith((_TORCH, _NARROWS, "<"))
+    return not path.startswith((_TORCH, *_NARROWS, "<"))
 
 
 @lru_cache(maxsize=4096)

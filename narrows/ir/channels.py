@@ -80,9 +80,9 @@ def _flow(facts: Facts, node: fx.Node) -> Flow:
         return Flow(None, tuple(reads))
     if shape is None and Meta(node).size is not None:
         return Flow(None)
-    tensors = [n for n in node.all_input_nodes if Meta(n).shape is not None]
-    if shape is not None and tensors and all(facts.is_free(n) for n in tensors):
-        return Flow(free(shape))
+    tensors = [n for n in node.all_input_nodes if Meta(n).shape is not None or facts.is_free(n)]
+    if tensors and all(facts.is_free(n) for n in tensors):
+        return Flow(free(shape or ()))  # of a split weight too, and of its parts
     row = table.find(node) or table.BARRIER
     return row.flow(facts, node)
 

@@ -23,7 +23,7 @@ import numpy as np
 from torch import fx
 
 from narrows.ir.channels import Facts, analyse
-from narrows.ir.labels import Ints, Value
+from narrows.ir.labels import Bools, Ints, Value
 from narrows.ir.ops import table
 from narrows.ir.ops.contract import Contract
 from narrows.ir.ops.row import Read, Row, WeightAxis
@@ -105,7 +105,9 @@ def to_table(found: Iterable[Coupling]) -> str:
     """Return couplings for a person: a line each with width and barrier, then the weight axes."""
     lines = []
     for c in found:
-        lines.append(f"{c.name}  {c.width} channels" + (f"  stays whole: {c.barrier}" if c.barrier else ""))
+        lines.append(
+            f"{c.name}  {c.width} channels" + (f"  stays whole: {c.barrier}" if c.barrier else "")
+        )
         wide = max((len(m.weight) for m in c.members), default=0)
         lines += [f"  {m.weight:{wide}}  axis {m.axis}  {ROLES[m.role]}" for m in c.members]
     return "\n".join(lines)
@@ -161,10 +163,14 @@ class _Joined:
         own = self.channels[node] = self._passed(node, row, value, flow.reads)
         for read in flow.reads:
             if read.pairs is not None:
-                self._partial.append((own[read.pairs[0]], self.channels[read.operand][read.pairs[1]]))
+                self._partial.append(
+                    (own[read.pairs[0]], self.channels[read.operand][read.pairs[1]])
+                )
             elif self._broadcasts(row, value, read):
                 inner = self.channels[read.operand][read.source]
-                self._spread.append((own, inner, f"{node.name}: they are spread over other channels"))
+                self._spread.append(
+                    (own, inner, f"{node.name}: they are spread over other channels")
+                )
         self._rules(node, row)
         if row.kind not in _MOVES:
             for n in (node, *(r.operand for r in flow.reads)):
@@ -224,8 +230,8 @@ class _Joined:
             self._join(self.channels[a][labels], self.channels[b][others])
         shared = row.shared(self.facts, node)
         if shared is not None:
-            labels = self.channels[shared.holder][shared.labels]
-            self._sets.append((labels, shared.sets, f"{node.name}: {shared.reason}" if shared.reason else ""))
+            reason = f"{node.name}: {shared.reason}" if shared.reason else ""
+            self._sets.append((self.channels[shared.holder][shared.labels], shared.sets, reason))
         made = False
         for axis in row.weight_axes(self.facts, node):
             self.axes.append(axis)
@@ -249,18 +255,19 @@ class _Joined:
     def settle(self) -> None:
         """Join until nothing more follows; then say which components stay and why."""
         self._share_weights()
+        single = [s for s in self._sets if not self._join_sets(*s[:2])]
         self._union()
         while True:
-            for labels, sets, reason in self._sets:
-                self._close(labels, sets, reason)
-            self._union()
-            for value_of in self._grids.items():
-                self._straighten(*value_of)
+            for node, value in self._grids.items():
+                self._straighten(node, value)
             self._union()
             for out, inner, *_ in (*self._partial, *self._spread):
                 self._follow(out, inner)
             if not self._union():
                 break
+        for channels, _, reason in single:
+            if reason and len(np.unique(self.component[channels])) > 1:
+                self._block(channels, reason)
         for out, inner, reason in self._spread:
             self._block(inner[self.component[out] != self.component[inner]], reason)
 
@@ -294,19 +301,15 @@ class _Joined:
             self.component = parent
             a, b = parent[a], parent[b]
 
-    def _close(self, labels: Ints, sets: Ints, reason: str) -> None:
-        """Join each of several sets; where one set holds everything, it stays whole."""
-        members = self.component[labels]
-        total = len(np.unique(members))
-        if total == 1:
-            return
-        if len(np.unique(members[sets == sets[0]])) == total:
-            if reason:
-                self._block(labels, reason)
-            return
-        first = np.full(int(sets.max()) + 1, -1)
-        first[sets[::-1]] = labels[::-1]
-        self._join(first[sets], labels)
+    def _join_sets(self, channels: Ints, sets: Ints) -> bool:
+        """Join each of several sets; return whether there are several."""
+        first = np.full(int(sets.max(initial=0)) + 1, -1)
+        first[sets[::-1]] = channels[::-1]
+        one = channels[sets == sets[0]]
+        if len(one) == len(channels) or np.isin(channels, one).all():
+            return False
+        self._join(first[sets], channels)
+        return True
 
     def _straighten(self, node: fx.Node, value: Value) -> None:
         """Keep a tensor with channels on several axes rectangular, whichever of them go."""
@@ -323,22 +326,24 @@ class _Joined:
 
         The sum of two branches dies with them; the sum over all channels does not die with one of them.
         """
-        base = max(self._count, 1)
         out, inner = self.component[out], self.component[inner]
-        pairs = np.unique(out * base + inner)
-        out, inner = pairs // base, pairs % base
-        once_out = np.bincount(out, minlength=base)[out] == 1
-        once_in = np.bincount(inner, minlength=base)[inner] == 1
-        both = once_out & once_in
+        both = self._alone(out, inner) & self._alone(inner, out)
         self._join(out[both], inner[both])
 
-    def barriers(self) -> dict[int, str]:
-        """Return the components that stay whole, each with its first reason."""
-        found: dict[int, str] = {}
-        for channels, reason in self._barriers:
-            for component in np.unique(self.component[channels]).tolist():
-                found.setdefault(component, reason)
-        return found
+    def _alone(self, a: Ints, b: Ints) -> Bools:
+        """Return which pairs have an ``a`` that is never paired with another ``b``."""
+        partner, several = np.empty(self._count, dtype=np.int64), np.zeros(self._count, dtype=bool)
+        partner[a] = b
+        several[a[partner[a] != b]] = True
+        return ~several[a]
+
+    def reasons(self) -> list[str]:
+        """Return per component, in the order of their first channels, why it stays whole, or ""."""
+        number = np.full(self._count, -1)
+        for i, (channels, _) in reversed(list(enumerate(self._barriers))):
+            number[self.component[channels]] = i
+        roots = np.flatnonzero(self.component == np.arange(self._count))
+        return [self._barriers[i][1] if i >= 0 else "" for i in number[roots].tolist()]
 
 
 _MOVES = frozenset({"layout", "selection"})
@@ -386,10 +391,9 @@ class _Footprints:
         roots = np.flatnonzero(component == np.arange(len(component)))
         dense = np.cumsum(component == np.arange(len(component))) - 1
         tracks = [dense[component[t]] for t in self._tracks]
-        barriers = self.joined.barriers()
         prints = self._prints(tracks, len(roots))
         numbers: dict[tuple[bytes, str], int] = {}
-        keys = [(p, barriers.get(r, "")) for p, r in zip(prints, roots.tolist(), strict=True)]
+        keys = zip(prints, self.joined.reasons(), strict=True)
         group = np.array([numbers.setdefault(k, len(numbers)) for k in keys], dtype=np.int64)
         widths = np.bincount(group, minlength=len(numbers))
         channel = np.empty(len(roots), dtype=np.int64)

@@ -40,6 +40,7 @@ class Demand:
         self.notes: dict[tuple[str, str], Note] = {}
         self._forced = forced or {}
         self._need: dict[fx.Node, Bools] = {}
+        self._valued: dict[fx.Node, Bools] = {}
         self._edges: dict[tuple[fx.Node, int], Bools] = {}
         self._asked: dict[fx.Node, Bools] = {}
         self._alive: set[fx.Node] = set()
@@ -57,19 +58,35 @@ class Demand:
                 need |= forced
         return need
 
+    def valued(self, node: fx.Node) -> Bools:
+        """Return which of the needed labels must hold their value; the others only fill a place.
+
+        A place is needed where a tensor would not be rectangular or a layer would have no input. What
+        it holds is multiplied by zero later, so nothing has to be computed for it.
+        """
+        mask = self._valued.get(node)
+        return np.zeros(self.facts.value(node).count, dtype=bool) if mask is None else mask
+
     def forced(self, node: fx.Node) -> Bools:
         """Return which labels must stay because a rewrite could not do without."""
         mask = self._forced.get(node)
         return np.zeros(self.facts.value(node).count, dtype=bool) if mask is None else mask
 
-    def require(self, node: fx.Node, slot: int, mask: Bools) -> None:
-        """Say that ``node`` reads the labels ``mask`` of the operand of its ``slot``-th read."""
+    def require(
+        self, node: fx.Node, slot: int, mask: Bools, valued: Bools | None = None
+    ) -> None:
+        """Say that ``node`` reads the labels ``mask`` of the operand of its ``slot``-th read.
+
+        Of these only ``valued`` (all, if omitted) must hold their value.
+        """
         self._edges[node, slot] = mask
         if not mask.any():
             return
         operand = self.facts.flows[node].reads[slot].operand
         self._alive.add(operand)
         self.needed(operand)[mask] = True
+        known = self._valued.setdefault(operand, np.zeros(len(mask), dtype=bool))
+        known |= mask if valued is None else valued & mask
         asked = self._asked.setdefault(operand, np.zeros(len(mask), dtype=bool))
         asked |= mask
 
@@ -91,7 +108,7 @@ class Demand:
         return np.array_equal(self.required(node, slot), self._asked[operand])
 
     def extend(self, node: fx.Node, mask: Bools, reason: str, message: str) -> None:
-        """Add labels that ``node`` computes although nobody reads them."""
+        """Add labels that ``node`` has a place for although nobody reads them."""
         need = self.needed(node)
         extra = mask & ~need
         if extra.any():
@@ -129,14 +146,15 @@ class Demand:
         still gives the result its shape.
         """
         reads = self.facts.flows[node].reads
-        need = self._need[node]
+        need, valued = self._need[node], self.valued(node)
         shape = Meta(node).shape
         whole = {s for s, r in enumerate(reads) if Meta(r.operand).shape == shape}
         found: set[int] = set()
         for slot, read in enumerate(reads):
             value = self.facts.value(read.operand)
-            wanted = read.reached(need, value.count)
-            if wanted.any() and not np.isnan(value.const[wanted]).any() and whole - found - {slot}:
+            wanted = read.reached(valued, value.count)
+            constant = read.reached(need, value.count).any() and not np.isnan(value.const[wanted]).any()
+            if constant and whole - found - {slot}:
                 found.add(slot)
         return found
 

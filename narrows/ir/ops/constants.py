@@ -48,8 +48,8 @@ def per_label(
     if len(labels) == count and np.array_equal(labels, np.arange(count)):
         return np.where(low == high, low, np.nan)
     bottom, top = np.full(count, np.inf), np.full(count, -np.inf)
-    np.minimum.at(bottom, labels, low)
-    np.maximum.at(top, labels, high)
+    np.fmin.at(bottom, labels, low)  # these two skip NaN
+    np.fmax.at(top, labels, high)
     bad = np.zeros(count, dtype=bool)
     np.logical_or.at(bad, labels, np.isnan(low) | np.isnan(high))
     return np.where((bottom == top) & ~bad, bottom, np.nan)

@@ -225,7 +225,9 @@ class Contract(Row):
         c, columns = facts.flows[node].facts
         if len(columns) == 1:
             return None
-        sets = np.tile(np.arange(c.inputs), len(columns))
+        if facts.value(c.x).tensor.shape[c.x_axis] == 1:
+            columns = columns[:, :1]
+        sets = np.tile(np.arange(columns.shape[1]), len(columns))
         return Shared(c.x, columns.flatten(), sets, "it sums over an axis beside theirs")
 
     def joins(self, facts: Facts, node: fx.Node) -> list[tuple[fx.Node, Ints, fx.Node, Ints]]:
@@ -266,13 +268,14 @@ class Contract(Row):
             )
             rows = even
         fold = foldable(c, value, columns)
-        used = used_columns(c.blocks, rows)
+        used = used_columns(c.blocks, demand.valued(node).reshape(groups, outs))
         wanted = used & ~fold.reshape(groups, ins)
         kept = rows.any(1)
         others = demand.columns(node)  # what other uses of the same weight read
         full = wanted if others is None else wanted | (others.reshape(groups, ins) & kept[:, None])
         full = full.copy()
-        full[kept] = fill_up(full[kept], 1)
+        asked = demand.needed(c.x)[columns].any(0).reshape(groups, ins)  # by others, so far
+        full[kept] = fill_up(full[kept], 1, asked[kept])
         demand.use_weight(c.weight, node, {c.out_axis: rows.flatten(), c.in_axis: full.flatten()})
         mask = np.zeros(value.count, dtype=bool)
         flat = wanted.flatten()
@@ -297,7 +300,8 @@ class Contract(Row):
                 else "a layer needs an input"
             )
             demand.note(node, reason, why, extra)
-        demand.require(node, 0, filled)
+        # Weights of what only fills a place are made zero, unless another use of them is not zero.
+        demand.require(node, 0, filled, mask if len(c.weight.users) == 1 else filled)
 
     # ------------------------------------------------------------------ rewriting
 
@@ -321,7 +325,7 @@ class Contract(Row):
                 raise rewriter.ragged(node)
             rows = np.concatenate([rows[rows // outs == g] for g in order])
         fold = foldable(c, value, columns)
-        counted = fold & (value.const[columns[0]] != 0)
+        counted = fold if len(c.weight.users) == 1 else np.zeros_like(fold)
         weight = rewriter.contracted_weight(c, rows, taken, counted)
         bias = rewriter.contracted_bias(node, c, rows, self._fold_amount(c, value, columns, fold))
         args = arguments(node)
@@ -374,17 +378,18 @@ def foldable(c: Contraction, value: Value, columns: np.ndarray) -> Bools:
     return const[0] == 0 if not c.uniform else ~np.isnan(const[0])
 
 
-def fill_up(mask: Bools, least: int = 0) -> Bools:
-    """Return ``mask`` with its rows filled to the width of the fullest, first free columns first.
+def fill_up(mask: Bools, least: int = 0, prefer: Bools | None = None) -> Bools:
+    """Return ``mask`` with its rows filled to the width of the fullest.
 
-    Rows without an entry stay empty, unless ``least`` asks for that many in each.
+    Entries in ``prefer`` are taken first, then the first free ones. Rows without an entry stay empty,
+    unless ``least`` asks for that many in each.
     """
     counts = mask.sum(1)
     width = max(int(counts.max(initial=0)), least)
     result = mask.copy()
-    for row, count in zip(result, counts, strict=True):
-        if count < width and (count or least):
-            row[np.flatnonzero(~row)[: width - count]] = True
+    for i in np.flatnonzero((counts < width) & ((counts > 0) | (least > 0))):
+        rank = result[i].astype(np.int64) * 2 if prefer is None else result[i] * 2 - prefer[i]
+        result[i, np.argsort(rank, kind="stable")[: width - counts[i]]] = True
     return result
 
 

@@ -424,7 +424,8 @@ class Pad(Row):
         x = first_tensor(node)
         source, shape = facts.value(x), Meta(node).shape
         if args.get("mode", "constant") != "constant":
-            if any(self._pads(args)[a] != (0, 0) for a in source.axes if a in self._pads(args)):
+            pads = self._pads(args, len(shape))
+            if any(pads.get(a, (0, 0)) != (0, 0) for a in source.axes):
                 return barrier_flow(facts, node, "it mirrors channels into new ones")
             return Flow(
                 Value(shape, source.labels, source.count, source.const),
@@ -432,9 +433,8 @@ class Pad(Row):
             )
         fill = float(args["value"] or 0.0)
         const = source.const
-        pads = self._pads(args)
         rank = len(shape)
-        pads = {a % rank: p for a, p in pads.items()}
+        pads = self._pads(args, rank)
         if any(p != (0, 0) for a, p in pads.items() if a not in source.axes):
             const = np.where(const == fill, const, np.nan)
         flat = [
@@ -458,9 +458,9 @@ class Pad(Row):
         return Flow(value, (Read(x, np.where(origin < source.count, origin, -1)),))
 
     @staticmethod
-    def _pads(args: dict[str, Any]) -> dict[int, tuple[Any, Any]]:
+    def _pads(args: dict[str, Any], rank: int) -> dict[int, tuple[Any, Any]]:
         pad = list(args["pad"])
-        return {-1 - i // 2: (pad[i], pad[i + 1]) for i in range(0, len(pad), 2)}
+        return {rank - 1 - i // 2: (pad[i], pad[i + 1]) for i in range(0, len(pad), 2)}
 
     def input_axis(self, node: fx.Node, operand: fx.Node) -> int | str | None:
         return "same"
@@ -480,7 +480,7 @@ class Pad(Row):
         x = first_tensor(node)
         source = rewriter.facts.value(x)
         rank = len(value.shape)
-        pads = {a % rank: p for a, p in self._pads(args).items()}
+        pads = self._pads(args, rank)
         read = rewriter.facts.flows[node].reads[0]
         assert read.source is not None
         need = rewriter.need(node)

@@ -47,10 +47,9 @@ class Spatial(Row):
 
     Attributes:
         trailing: How many trailing axes it works on, or 0 to read them from ``dims``.
-        dims: The argument that names the axes.
+        dims: The argument that names the axes; without either it works on all of them.
         constants: From the arguments, whether a constant channel stays ``same``, only a ``zero`` one does,
             or ``none``.
-        outputs: How many results it has; only the first carries channels further.
     """
 
     kind = "spatial"
@@ -62,7 +61,7 @@ class Spatial(Row):
         """Return the axes it works on."""
         if self.trailing:
             return set(range(rank - self.trailing, rank))
-        dims = arguments(node)[self.dims]
+        dims = arguments(node)[self.dims] if self.dims else None
         dims = (
             range(rank) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
         )
@@ -200,7 +199,9 @@ class Mixing(Spatial):
                 node, "statistics", "a norm or softmax over the channels needs all of them", extra
             )
         demand.extend(node, mask, "", "")
-        demand.require(node, 0, mask)
+        valued = np.zeros(len(need), dtype=bool)
+        valued[flow.facts[demand.valued(node)[flow.facts].any(1)]] = True
+        demand.require(node, 0, mask, valued)
         return None
 
     def rewrite(self, rewriter: Rewriter, node: fx.Node) -> Held:
@@ -301,7 +302,11 @@ class GroupNorm(Row):
                 mask & ~need,
             )
         demand.extend(node, mask, "", "")
-        demand.require(node, 0, mask)
+        valued = np.zeros(len(need), dtype=bool)
+        weighs = np.zeros(int(group.max()) + 1, dtype=bool)
+        weighs[group[demand.valued(node)[along]]] = True
+        valued[along[weighs[group]]] = True
+        demand.require(node, 0, mask, valued)
 
     @staticmethod
     def _closed(need: Bools, along: np.ndarray, group: np.ndarray) -> Bools:
@@ -387,9 +392,10 @@ class Reduce(Spatial):
         return Flow(value, (Read(x, pairs=pairs, couples=False),), facts=classes.numpy())
 
     def shared(self, facts: Facts, node: fx.Node) -> Shared | None:
-        if facts.flows[node].facts is None:
+        pairs = facts.flows[node].reads[0].pairs
+        if pairs is None:
             return None
-        out, inp = facts.flows[node].facts
+        out, inp = pairs
         return Shared(
             first_tensor(node), inp, out, "" if self.skips_zeros else "it reduces over the channels"
         )
@@ -405,7 +411,9 @@ class Reduce(Spatial):
         kept[0] |= not kept.any()
         wanted = np.zeros(source.count, dtype=bool)
         wanted[needed[:, kept]] = True
-        demand.require(node, 0, wanted)
+        valued = np.zeros(source.count, dtype=bool)
+        valued[flow.facts[demand.valued(node)]] = True
+        demand.require(node, 0, wanted, valued)
         return None
 
     def rewrite(self, rewriter: Rewriter, node: fx.Node) -> Held:

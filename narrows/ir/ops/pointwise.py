@@ -11,7 +11,7 @@ import torch
 from torch import fx
 from torch.fx.node import map_arg
 
-from narrows.ir.labels import Value, merge, unknown
+from narrows.ir.labels import Bools, Value, merge, unknown
 from narrows.ir.ops.args import arguments, is_tensor
 from narrows.ir.ops.constants import constants_of, per_label
 from narrows.ir.ops.row import Flow, Read, Row, Shared, WeightAxis, labels_along
@@ -29,10 +29,13 @@ class Pointwise(Row):
 
     Attributes:
         absorbs: Whether a zero in any operand makes the result zero (a product).
+        partial: Whether it is infinite or undefined for some finite inputs, so that even a channel that
+            only fills a place must hold what the model computes.
     """
 
     kind = "pointwise"
     absorbs: bool = False
+    partial: bool = False
 
     def flow(self, facts: Facts, node: fx.Node) -> Flow:
         shape = Meta(node).shape
@@ -86,19 +89,21 @@ class Pointwise(Row):
 
     def demand(self, demand: Demand, node: fx.Node) -> None:
         skipped = demand.constant_operands(node)
-        need = demand.needed(node)
+        need, valued = demand.needed(node), demand.valued(node)
+        const = demand.facts.value(node).const
         for slot, read in enumerate(demand.facts.flows[node].reads):
             if slot in skipped:
                 continue
+            assert read.source is not None
             source = demand.facts.value(read.operand)
+            weighs = valued
+            if self.absorbs:  # whatever meets a zero only fills a place
+                weighs = valued & ~((const == 0) & (source.const[read.source] != 0))
             mask = read.reached(need, source.count)
-            demand.require(node, slot, mask)
-            lost = np.zeros(source.count, dtype=bool)
-            if read.source is not None:  # constants that the result no longer is
-                lost[read.source[need & ~demand.facts.value(node).known()]] = True
-            if (lost & source.known()).any():
-                why = "they are constants that meet others"
-                demand.note(node, "merge", why, lost & source.known())
+            demand.require(node, slot, mask, mask if self.partial else read.reached(weighs, source.count))
+            lost = read.reached(weighs & np.isnan(const), source.count) & source.known()
+            if lost.any():
+                demand.note(node, "merge", "they are constants that meet others", lost)
 
     def rewrite(self, rewriter: Rewriter, node: fx.Node) -> Held:
         held, labels, shape = rewriter.aligned(node)
@@ -151,7 +156,23 @@ class PerChannel(Row):
                         barrier="its parameters are computed, not weights")  # fmt: skip
         value = Value(shape, source.labels, source.count, unknown(source.count))
         value.const = self._constants(facts, node, args, source)
-        return Flow(value, read)
+        return Flow(value, read, facts=self._silent(facts, args, source))
+
+    def _silent(self, facts: Facts, args: dict[str, Any], source: Value) -> Bools:
+        """Return the labels whose gain is zero: what comes in does not matter."""
+        silent = np.zeros(source.count, dtype=bool)
+        gain = args.get(self.gain)
+        if is_tensor(gain) and not set(source.axes) - {self.axis}:
+            along = labels_along(source, self.axis)[0].expand(source.shape[self.axis]).numpy()
+            heard = along[(facts.data(gain) != 0).numpy()]
+            silent[:] = True
+            silent[heard] = False
+        return silent
+
+    def demand(self, demand: Demand, node: fx.Node) -> None:
+        silent = demand.facts.flows[node].facts
+        need, valued = demand.needed(node), demand.valued(node)
+        demand.require(node, 0, need, valued & ~silent)
 
     def _constants(
         self, facts: Facts, node: fx.Node, args: dict[str, Any], source: Value

@@ -159,7 +159,9 @@ def demand_pairs(
     a, b = reads[left_slot].operand, reads[right_slot].operand
     left, right = demand.facts.value(a), demand.facts.value(b)
     need = demand.needed(node)
-    wanted = need[paired.out] & paired.live(left, right)
+    live = paired.live(left, right)
+    wanted = need[paired.out] & live
+    weighs = demand.valued(node)[paired.out] & live
     # What another rule forces on one side must be there on the other, or the pairs would not line up.
     wanted |= need[paired.out] & (demand.forced(a)[paired.left] | demand.forced(b)[paired.right])
     # A sum of nothing but zeros must still be a sum of something.
@@ -173,9 +175,10 @@ def demand_pairs(
         (left_slot, paired.left, left.count),
         (right_slot, paired.right, right.count),
     ):
-        mask = np.zeros(count, dtype=bool)
+        mask, valued = np.zeros(count, dtype=bool), np.zeros(count, dtype=bool)
         mask[labels[wanted]] = True
-        demand.require(node, slot, mask)
+        valued[labels[weighs]] = True
+        demand.require(node, slot, mask, valued)
 
 
 def paired_labels(
@@ -271,7 +274,9 @@ class Attention(Row):
         need = demand.needed(node)
         for slot in range(2, len(flow.reads)):
             read = flow.reads[slot]
-            demand.require(node, slot, read.reached(need, demand.facts.value(read.operand).count))
+            count = demand.facts.value(read.operand).count
+            valued = read.reached(demand.valued(node), count)
+            demand.require(node, slot, read.reached(need, count), valued)
 
     def rewrite(self, rewriter: Rewriter, node: fx.Node) -> Held:
         args = arguments(node)

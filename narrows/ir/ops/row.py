@@ -144,10 +144,10 @@ class Row(ABC):
 
     def demand(self, demand: Demand, node: fx.Node) -> None:
         """Mark the operand channels that the needed result channels read."""
-        need = demand.needed(node)
+        need, valued = demand.needed(node), demand.valued(node)
         for slot, read in enumerate(demand.facts.flows[node].reads):
             count = demand.facts.value(read.operand).count
-            demand.require(node, slot, read.reached(need, count))
+            demand.require(node, slot, read.reached(need, count), read.reached(valued, count))
 
     @abstractmethod
     def rewrite(self, rewriter: Rewriter, node: fx.Node) -> Held:

@@ -1,7 +1,8 @@
 """Example calls for every row of the op table: what the table's test runs each operator on.
 
 A `Sample` spells the arguments of one call; its tensors are `Made` by a layer, channel by channel, a
-`Weight`, or `Given` to the model. The same object twice is the same tensor twice.
+`Weight`, or `Given` to the model; a `Size` is a number that the model computes. The same object twice is
+the same tensor twice.
 """
 
 from __future__ import annotations
@@ -62,6 +63,13 @@ class Given:
     dtype: torch.dtype = torch.float64
 
 
+@dataclass(frozen=True, eq=False)
+class Size:
+    """The number of rows of a model input: the size of the free batch axis."""
+
+    rows: int = 2
+
+
 @dataclass(frozen=True)
 class Sample:
     """One call of an operator.
@@ -79,6 +87,11 @@ class Sample:
 def samples_of(name: str) -> tuple[Sample, ...]:
     """Return the samples of an overload, spelled as ATen does: ``conv2d.default``."""
     return tuple(_SAMPLES.get(name, ()))
+
+
+def names() -> list[str]:
+    """Return the overloads that have samples."""
+    return sorted(_SAMPLES)
 
 
 _SAMPLES: dict[str, list[Sample]] = {}
@@ -113,7 +126,7 @@ BOOL, INT = torch.bool, torch.int64
 _add(
     "silu gelu sigmoid tanh hardtanh hardswish hardsigmoid leaky_relu elu selu celu softplus mish log_sigmoid "
     "hardshrink softshrink abs neg exp exp2 expm1 square sin cos atan sinh cosh erf erfc sign sgn nan_to_num rrelu "
-    "positive relu clone contiguous detach alias lift_fresh_copy",
+    "positive relu clone contiguous detach alias lift_fresh_copy asinh negative absolute",
     _image(),
 )
 _add("relu gelu", _tokens())
@@ -127,7 +140,10 @@ _add("leaky_relu", _image(), 0.2)
 _add("softplus", _image(), 2.0, 1.0)
 _add("floor ceil round trunc frac", _image(low=-6.0, high=6.0))
 _add("tan", _image(low=-1.4, high=1.4))
-_add("asin acos", _image(low=-0.9, high=0.9))
+_add("asin acos atanh erfinv", _image(low=-0.9, high=0.9))
+_add("acosh", _image(low=1.1, high=3.0))
+_add("logit", _image(low=0.1, high=0.9))
+_add("logit", _image(), 0.1)
 _add("log log2 log10 sqrt rsqrt reciprocal", _image(low=0.1, high=3.0))
 _add("log1p", _image(low=-0.8, high=3.0))
 _add("threshold", _image(), 0.1, 0.5)
@@ -139,7 +155,7 @@ _add("clamp.Tensor", _image(), _image(low=-1.0, high=0.0), None)
 _add("logical_not", _image(dtype=BOOL))
 _add("bitwise_not", _image(dtype=BOOL))
 _add("bitwise_not", _image(low=-9.0, high=9.0, dtype=INT))
-_add("isnan isinf zeros_like ones_like", _image(silent=True))
+_add("isnan isinf isfinite zeros_like ones_like", _image(silent=True))
 _add("full_like", _image(silent=True), 0.7)
 _add("dropout feature_dropout alpha_dropout feature_alpha_dropout", _image(), 0.4, False)
 _add("to.dtype", _image(), torch.float64)
@@ -149,8 +165,10 @@ _add("to.dtype_layout _to_copy", _image(dtype=BOOL), dtype=torch.float64)
 _add("to.device", _image(), device=torch.device("cpu"), dtype=torch.float64)
 
 for _names, _low, _high in (
-    ("add.Tensor sub.Tensor rsub.Tensor mul.Tensor maximum minimum max.other min.other", -2.0, 2.0),
-    ("atan2 div.Tensor true_divide.Tensor remainder.Tensor fmod.Tensor", 0.2, 2.0),
+    ("add.Tensor sub.Tensor subtract.Tensor rsub.Tensor mul.Tensor multiply.Tensor", -2.0, 2.0),
+    ("maximum minimum max.other min.other fmax fmin logaddexp", -2.0, 2.0),
+    ("clamp_min.Tensor clamp_max.Tensor", -2.0, 2.0),
+    ("atan2 div.Tensor divide.Tensor true_divide.Tensor remainder.Tensor fmod.Tensor", 0.2, 2.0),
     ("pow.Tensor_Tensor", 0.2, 2.0),
     ("lt.Tensor le.Tensor gt.Tensor ge.Tensor", -2.0, 2.0),
 ):
@@ -167,18 +185,31 @@ _add("mul.Tensor", _image(), Weight((6, 1, 1), zeros=(1, 4)), note="a zero scale
 _add("add.Tensor", _x := _image(), _x, note="twice the same")
 _add("add.Tensor", Made((2, 6, 1, 1)), Made((2, 1, 4, 4)), note="an outer sum")
 _add("add.Scalar sub.Scalar rsub.Scalar mul.Scalar div.Scalar", _image(), 0.7)
+_add("multiply.Scalar", _image(), 0.7)
 _add("remainder.Scalar fmod.Scalar", _image(), 0.7)
+_add("floor_divide.Scalar", _image(low=-6.0, high=6.0), 0.7)
 _add("div.Scalar_mode", _image(low=-6.0, high=6.0), 0.7, rounding_mode="floor")
-_add("div.Tensor_mode", _image(low=-6.0, high=6.0), _image(low=0.3, high=1.0), rounding_mode="trunc")
+_add(
+    "div.Tensor_mode", _image(low=-6.0, high=6.0), _image(low=0.3, high=1.0), rounding_mode="trunc"
+)
 _add("floor_divide", _image(low=-6.0, high=6.0), _image(low=0.3, high=1.0))
 _add("pow.Tensor_Scalar", _image(), 2)
 _add("pow.Tensor_Scalar", _image(low=0.1), 0.5)
 _add("pow.Tensor_Scalar", _image(silent=True), 0, note="a power of zero is one")
 _add("pow.Scalar", 2.0, _image())
-_add("eq.Scalar ne.Scalar lt.Scalar le.Scalar gt.Scalar ge.Scalar", _image(low=-2.9, high=2.9, dtype=INT), 1)
-_add("eq.Tensor ne.Tensor", _image(low=-1.9, high=1.9, dtype=INT), _image(low=-1.9, high=1.9, dtype=INT))
 _add(
-    "logical_and logical_or logical_xor bitwise_and.Tensor bitwise_or.Tensor",
+    "eq.Scalar ne.Scalar lt.Scalar le.Scalar gt.Scalar ge.Scalar",
+    _image(low=-2.9, high=2.9, dtype=INT),
+    1,
+)
+_add(
+    "eq.Tensor ne.Tensor",
+    _image(low=-1.9, high=1.9, dtype=INT),
+    _image(low=-1.9, high=1.9, dtype=INT),
+)
+_add(
+    "logical_and logical_or logical_xor bitwise_and.Tensor bitwise_or.Tensor bitwise_xor.Tensor "
+    "__and__.Tensor __or__.Tensor",
     _image(dtype=BOOL),
     _image(dtype=BOOL),
 )
@@ -189,7 +220,12 @@ _add("where.ScalarOther", _image(dtype=BOOL), _image(), 0.3)
 _add("where.ScalarSelf", _image(dtype=BOOL), 0.3, _image())
 _add("where.Scalar", _image(dtype=BOOL), 0.3, 0.6)
 _add("masked_fill.Scalar", _image(), _image(dtype=BOOL), 0.25)
-_add("masked_fill.Scalar", Made((2, 3, 5, 5)), Weight((5, 5), values=(1, 0, 0, 0, 0) * 5, dtype=BOOL), -9.0)
+_add(
+    "masked_fill.Scalar",
+    Made((2, 3, 5, 5)),
+    Weight((5, 5), values=(1, 0, 0, 0, 0) * 5, dtype=BOOL),
+    -9.0,
+)
 _add("masked_fill.Tensor", _image(), _image(dtype=BOOL), Weight(()))
 _add("lerp.Scalar", _image(), _image(), 0.3)
 _add("lerp.Tensor", _image(), _image(), _image())
@@ -201,14 +237,30 @@ _add("prelu", _image(), Weight((1,), 0.1, 0.3))
 _statistics = (Weight((6,)), Weight((6,), 0.5, 1.5))
 _rest = (False, 0.1, 1e-5, False)
 _add("batch_norm", _image(), Weight((6,)), Weight((6,)), *_statistics, *_rest)
-_add("batch_norm", _image(), Weight((6,), zeros=(1, 4)), Weight((6,)), *_statistics, *_rest, note="zero scales")
+_add(
+    "batch_norm",
+    _image(),
+    Weight((6,), zeros=(1, 4)),
+    Weight((6,)),
+    *_statistics,
+    *_rest,
+    note="zero scales",
+)
 _add("batch_norm", _image(), None, None, *_statistics, *_rest)
 _add("batch_norm", Made((5, 6)), Weight((6,)), Weight((6,)), *_statistics, *_rest)
 _add("batch_norm", Made((2, 6, 2, 2), (1, 2, 3)), Weight((6,)), Weight((6,)), *_statistics, *_rest,
      note="an image that a linear layer makes")  # fmt: skip
 _add("instance_norm", _image(), Weight((6,)), Weight((6,)), None, None, True, 0.1, 1e-5, False)
 _add("instance_norm", _image(), None, None, None, None, True, 0.1, 1e-5, False)
-_add("instance_norm", _image(), Weight((6,)), Weight((6,)), *_statistics, *_rest, note="running statistics")
+_add(
+    "instance_norm",
+    _image(),
+    Weight((6,)),
+    Weight((6,)),
+    *_statistics,
+    *_rest,
+    note="running statistics",
+)
 
 # ---------------------------------------------------------------------- layout
 
@@ -256,8 +308,6 @@ _add("repeat_interleave.self_int", _image(), 2, 1)
 _add("repeat_interleave.self_int", _heads(), 2, 1, note="keys for several queries")
 _add("narrow_copy", _image(), 1, 1, 3)
 _add("unfold", _image(), 2, 2, 2)
-_add("im2col", _image(4), [2, 2], [1, 1], [0, 0], [2, 2])
-_add("im2col", _image(4), [3, 3], [1, 1], [1, 1], [1, 1], note="padded")
 
 _add("slice.Tensor", _image(), 1, 1, 5)
 _add("slice.Tensor", _image(), 1, 0, 6, 2)
@@ -315,11 +365,57 @@ for _n in (1, 2, 3):
     _up = "conv_transpose1d.default" if _n == 1 else f"conv_transpose{_n}d.input"
     _add(_up, _in, Weight((6, 8, *(2,) * _n)), _bias, [2] * _n)
     _add(_up, _in, Weight((6, 4, *_k)), None, [2] * _n, [1] * _n, [1] * _n, 2, note="grouped")
-_add("conv2d", _image(), Weight((8, 6, 3, 3), zeros=(2, 5)), Weight((8,)), note="outputs that are their bias")
-_add("conv2d", _image(), Weight((6, 1, 3, 3)), Weight((6,)), [1, 1], [1, 1], [1, 1], 6, note="depthwise")
-_add("conv2d", _image(), Weight((6, 1, 1, 1)), Weight((6,)), [1, 1], [0, 0], [1, 1], 6, note="depthwise")
-_add("conv2d", _image(4), Weight((8, 1, 3, 3)), None, [1, 1], [1, 1], [1, 1], 4, note="two outputs a channel")
-_add("conv2d", _image(), Weight((3, 2, 3, 3)), None, [2, 2], [1, 1], [1, 1], 3, note="one output a group")
+_add(
+    "conv2d",
+    _image(),
+    Weight((8, 6, 3, 3), zeros=(2, 5)),
+    Weight((8,)),
+    note="outputs that are their bias",
+)
+_add(
+    "conv2d",
+    _image(),
+    Weight((6, 1, 3, 3)),
+    Weight((6,)),
+    [1, 1],
+    [1, 1],
+    [1, 1],
+    6,
+    note="depthwise",
+)
+_add(
+    "conv2d",
+    _image(),
+    Weight((6, 1, 1, 1)),
+    Weight((6,)),
+    [1, 1],
+    [0, 0],
+    [1, 1],
+    6,
+    note="depthwise",
+)
+_add(
+    "conv2d",
+    _image(4),
+    Weight((8, 1, 3, 3)),
+    None,
+    [1, 1],
+    [1, 1],
+    [1, 1],
+    4,
+    note="two outputs a channel",
+)
+_add(
+    "conv2d",
+    _image(),
+    Weight((3, 2, 3, 3)),
+    None,
+    [2, 2],
+    [1, 1],
+    [1, 1],
+    3,
+    note="one output a group",
+)
 _add("conv2d", Made((2, 6, 2, 2), (1, 2, 3)), Weight((8, 6, 2, 2)), Weight((8,)),
      note="an image that a linear layer makes")  # fmt: skip
 _add("conv_transpose2d.input", _image(), Weight((6, 1, 2, 2)), Weight((6,)), [2, 2], [0, 0], [0, 0], 6,
@@ -343,7 +439,9 @@ _add("bmm", Given((2, 5, 5)), _tokens())
 _attention = "scaled_dot_product_attention"
 _add(_attention, _heads(), _heads(), _heads(2, 4))
 _add(_attention, _heads(), _heads(), _heads(), None, 0.0, True, note="causal")
-_add(_attention, _heads(), _heads(), _heads(), Weight((5, 5)), scale=0.3, note="a mask of positions")
+_add(
+    _attention, _heads(), _heads(), _heads(), Weight((5, 5)), scale=0.3, note="a mask of positions"
+)
 _add(_attention, _heads(), _heads(), _heads(), Weight((1, 2, 5, 5)), note="a mask per head")
 _add(_attention, _heads(4), _heads(), _heads(), enable_gqa=True, note="two queries a key")
 _add(_attention, _tokens(), _tokens(), _tokens(4), note="one head")
@@ -365,6 +463,8 @@ _add("group_norm", Made((2, 6)), 2, Weight((6,)), None)
 _add("softmax.int log_softmax.int", _image(), 1)
 _add("softmax.int log_softmax.int", _image(), -1)
 _add("softmax.int log_softmax.int", _grid(), 1, note="over branches")
+_add("_safe_softmax", _image(), 1)
+_add("_safe_softmax", _image(), 3)
 _add("_softmax _log_softmax", _image(), 1, False)
 _add("_softmax _log_softmax", _image(), 3, False)
 _add("cumsum cumprod", _image(), 1)
@@ -407,3 +507,16 @@ _add("any.dim all.dim", _image(dtype=BOOL), 2)
 _add("any.dim all.dim", _image(3, dtype=BOOL), 1, True)
 _add("norm.ScalarOpt_dim linalg_vector_norm", _image(), 2, [1], True)
 _add("norm.ScalarOpt_dim linalg_vector_norm", _image(), 1, [2, 3])
+_add("mean max min sum", _image(3))
+_add("tril triu", Made((2, 6, 5, 5)))
+_add("tril triu", Made((2, 6, 5, 5)), 1)
+_add("tril", _tokens(), note="channels on its axes")
+
+# ---------------------------------------------------------------------- made of sizes and numbers
+
+_add("zeros ones", [Size(), 6])
+_add("full", [Size(), 6], 0.7)
+_add("arange eye", Size())
+_add("arange.start eye.m", 1, Size())
+_add("arange.start_step", 0, Size(), 2)
+_add("linspace", 0.0, 1.0, Size())

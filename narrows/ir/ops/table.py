@@ -19,13 +19,14 @@ from narrows.errors import OpError
 from narrows.ir.ops.args import arguments
 from narrows.ir.ops.barrier import Barrier
 from narrows.ir.ops.contract import Contract, Contraction, Lookup, contraction_macs
+from narrows.ir.ops.fill import Fill
 from narrows.ir.ops.layout import Glu, Item, Join, Layout, Pad, Selection, Squeeze
 from narrows.ir.ops.mixing import GroupNorm, Mixing, Reduce, Spatial, never, zero_only
 from narrows.ir.ops.pointwise import PerChannel, Pointwise
 from narrows.ir.ops.product import Attention, Product
 from narrows.ir.ops.row import Row
 from narrows.ir.ops.samples import samples_of
-from narrows.ir.program import SIZE_FUNCTIONS, Meta, Program, op_name, where
+from narrows.ir.program import Meta, Program, op_name, where
 
 aten = torch.ops.aten
 
@@ -66,11 +67,18 @@ def rows() -> list[Row]:
 
 
 def missing(program: Program) -> dict[str, list[str]]:
-    """Return every operator of ``program`` that has no row, with the places it is used at."""
+    """Return every operator of ``program`` that lacks a row, with the places it is used at.
+
+    What is computed from weights alone has no channels of its own and needs no row.
+    """
     found: dict[str, list[str]] = {}
+    computed: set[fx.Node] = set()
     for node in program.graph.nodes:
-        if node.op == "call_function" and find(node) is None and node.target not in SIZE_FUNCTIONS:
-            if node.target is not aten.sym_size.int:
+        if Meta(node).size is not None:
+            continue
+        if node.op == "placeholder" or any(n in computed for n in node.all_input_nodes):
+            computed.add(node)
+            if node.op == "call_function" and find(node) is None:
                 found.setdefault(op_name(node), []).append(where(node))
     return found
 
@@ -90,9 +98,17 @@ def contraction(facts: Any, node: fx.Node) -> Contraction | None:
 # ---------------------------------------------------------------------- rows
 
 
+# Infinite or undefined for some finite inputs.
+_PARTIAL = frozenset(
+    "exp exp2 expm1 log log2 log10 log1p logit sqrt rsqrt tan asin acos acosh atanh erfinv reciprocal cosh "
+    "sinh pow div true_divide floor_divide remainder fmod addcdiv".split()
+)
+
+
 def _pointwise(names: str, summary: str, *, absorbs: bool = False) -> None:
     for target in _overloads(names):
-        register(Pointwise(target=target, summary=summary, absorbs=absorbs))
+        partial = target._schema.name.partition("::")[2] in _PARTIAL
+        register(Pointwise(target=target, summary=summary, absorbs=absorbs, partial=partial))
 
 
 def _overloads(names: str) -> Iterable[Any]:
@@ -106,10 +122,10 @@ def _overloads(names: str) -> Iterable[Any]:
 
 _pointwise(
     "relu relu6 silu gelu sigmoid tanh hardtanh hardswish hardsigmoid leaky_relu elu selu celu softplus mish "
-    "logsigmoid log_sigmoid softsign hardshrink softshrink tanhshrink threshold abs neg exp exp2 expm1 log log2 log10 "
+    "log_sigmoid hardshrink softshrink threshold abs neg exp exp2 expm1 log log2 log10 "
     "log1p sqrt rsqrt square sin cos tan asin acos atan sinh cosh erf erfc reciprocal sign sgn floor ceil "
     "round trunc frac clamp clamp.Tensor clamp_min clamp_max clip nan_to_num logical_not bitwise_not "
-    "isnan isinf rrelu",
+    "isnan isinf isfinite rrelu asinh acosh atanh erfinv logit negative absolute",
     "y = f(x), element by element",
 )
 _pointwise("dropout feature_dropout alpha_dropout feature_alpha_dropout", "identity in eval mode")
@@ -123,10 +139,16 @@ _pointwise(
     "remainder.Scalar remainder.Tensor fmod.Scalar fmod.Tensor atan2 eq.Tensor eq.Scalar ne.Tensor ne.Scalar "
     "lt.Tensor lt.Scalar le.Tensor le.Scalar gt.Tensor gt.Scalar ge.Tensor ge.Scalar logical_and logical_or "
     "logical_xor bitwise_and.Tensor bitwise_or.Tensor where.self where.ScalarOther where.ScalarSelf where.Scalar "
-    "masked_fill.Scalar masked_fill.Tensor lerp.Scalar lerp.Tensor addcmul addcdiv true_divide.Tensor",
+    "masked_fill.Scalar masked_fill.Tensor lerp.Scalar lerp.Tensor addcmul addcdiv true_divide.Tensor "
+    "subtract.Tensor divide.Tensor floor_divide.Scalar fmax fmin logaddexp bitwise_xor.Tensor "
+    "__and__.Tensor __or__.Tensor clamp_min.Tensor clamp_max.Tensor",
     "y = f(a, b), element by element with broadcasting",
 )
-_pointwise("mul.Tensor mul.Scalar", "y = a * b; a zero channel makes a zero channel", absorbs=True)
+_pointwise(
+    "mul.Tensor mul.Scalar multiply.Tensor multiply.Scalar",
+    "y = a * b; a zero channel makes a zero channel",
+    absorbs=True,
+)
 
 register(PerChannel(
     target=aten.batch_norm.default, parameters=("weight", "bias", "running_mean", "running_var"), gain="weight",
@@ -243,7 +265,9 @@ for _target in _overloads("layer_norm"):
 for _target in _overloads("rms_norm"):
     register(Mixing(target=_target, shape_arg="normalized_shape", parameters=("weight",), constants=never,
                     summary="scaled by the root mean square of trailing axes"))  # fmt: skip
-for _target in _overloads("softmax.int _softmax log_softmax.int _log_softmax cumsum cumprod"):
+for _target in _overloads(
+    "softmax.int _softmax _safe_softmax log_softmax.int _log_softmax cumsum cumprod"
+):
     register(Mixing(target=_target, dims="dim", constants=never, ordered="cum" in str(_target),
                     summary="mixes an axis"))  # fmt: skip
 register(GroupNorm(target=aten.group_norm.default, summary="normalised over groups of channels"))
@@ -273,6 +297,11 @@ for _n, _names in (
     for _target in _overloads(_names):
         register(Spatial(target=_target, trailing=_n, summary="resizing over space"))
 
+for _target in _overloads("tril triu"):
+    register(
+        Spatial(target=_target, trailing=2, constants=zero_only, summary="zeros beside a diagonal")
+    )
+
 for _target in _overloads("mean.dim amax amin"):
     register(Reduce(target=_target, dims="dim", summary="mean or extremum over axes"))
 for _target in _overloads("sum.dim_IntList"):
@@ -288,3 +317,22 @@ for _target in _overloads("sum.dim_IntList"):
 for _target in _overloads("var.correction std.correction var.dim std.dim logsumexp norm.ScalarOpt_dim "
                           "linalg_vector_norm prod.dim_int any.dim all.dim"):  # fmt: skip
     register(Reduce(target=_target, dims="dim", constants=never, summary="reduction over axes"))
+for _target in _overloads("mean max min"):
+    register(Reduce(target=_target, summary="mean or extremum of everything"))
+register(
+    Reduce(
+        target=aten.sum.default,
+        constants=zero_only,
+        skips_zeros=True,
+        summary="sum of everything",
+    )
+)
+
+for _names, _value in (
+    ("zeros", 0.0),
+    ("ones", 1.0),
+    ("full", "fill_value"),
+    ("arange arange.start arange.start_step eye eye.m linspace", None),
+):
+    for _target in _overloads(_names):
+        register(Fill(target=_target, value=_value, summary="made of sizes and numbers"))

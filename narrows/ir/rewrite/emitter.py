@@ -344,11 +344,21 @@ def _composed(origin: Origin, before: Any) -> Origin:
     if earlier is None:
         return origin
     index: list[Any] = []
-    for old, new in zip(earlier.index, origin.index, strict=True):
-        if new is None or old is None:
-            index.append(old if new is None else new)
-        elif isinstance(old[0], tuple) or isinstance(new[0], tuple):
-            return origin
-        else:
-            index.append(tuple(old[i] for i in new))
+    for axis, (old, new) in enumerate(zip(earlier.index, origin.index, strict=True)):
+        if old and isinstance(old[0], tuple):  # an entry per row: those of the rows that are left
+            rows = [origin.index[a] for a, i in enumerate(earlier.index) if i and a != axis]
+            old = old if rows[0] is None else tuple(old[i] for i in rows[0])
+        index.append(_picked(old, new))
     return Origin(earlier.name, earlier.shape, tuple(index))
+
+
+def _picked(old: Any, new: Any) -> Any:
+    """Return one axis of an `Origin` through one more slicing, row by row where it has rows."""
+    if old is None or new is None:
+        return old if new is None else new
+    if old and isinstance(old[0], tuple):
+        picks = new if new and isinstance(new[0], tuple) else [new] * len(old)
+        return tuple(tuple(row[i] for i in pick) for row, pick in zip(old, picks, strict=True))
+    if new and isinstance(new[0], tuple):
+        return tuple(tuple(old[i] for i in pick) for pick in new)
+    return tuple(old[i] for i in new)

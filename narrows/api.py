@@ -1,0 +1,271 @@
+"""The public functions: `capture`, `plan`, `apply`, `lower`, `compile`, `load`.
+
+`compile` is the other four in a row. They check their arguments and call; the work is done in
+`narrows.frontend`, `narrows.passes` and `narrows.backends`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from narrows.errors import PassError, UsageError
+
+if TYPE_CHECKING:
+    from narrows.backends.artifact import Artifact
+    from narrows.ir.program import Program
+    from narrows.passes.pipeline import Instrument, Pipeline, PipelineResult
+    from narrows.passes.plan import ChannelPlan
+
+PlanLike = Any  # a ChannelPlan, the path of one, or the options of `plan`
+
+
+def capture(
+    model: Any,
+    example_inputs: Any = None,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    dynamic_batch: bool = True,
+    name: str | None = None,
+) -> Program:
+    """Return the program of a model: a graph of ATen operators and the weights by their names.
+
+    >>> import torch, narrows
+    >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU()).eval()
+    >>> narrows.capture(net, (torch.randn(2, 3, 8, 8),))
+    Program(sequential: 2 ops, 224 parameters)
+
+    Args:
+        model: A `torch.nn.Module` in eval mode, a `torch.export.ExportedProgram` or a
+            `torch.fx.GraphModule`.
+        example_inputs: The positional inputs: a tuple, or one tensor. They decide every size but
+            the batch, and every pass is checked on them.
+        kwargs: Inputs by name.
+        dynamic_batch: Whether axis 0 of the inputs may have any size. A model that fixes its batch
+            is captured with the example's, and a note says so.
+        name: The program's name in dumps and artifacts.
+
+    Raises:
+        CaptureError: The model cannot be captured; the message says which construct, where, and
+            what to do about it.
+    """
+    from narrows.frontend import capture as run
+
+    return run(model, example_inputs, kwargs=kwargs, dynamic_batch=dynamic_batch, name=name)
+
+
+def plan(
+    program: Program,
+    keep_inputs: Mapping[str, Any] | None = None,
+    keep_outputs: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> ChannelPlan:
+    """Return a plan: which channels every consumer reads and every producer makes.
+
+    Nothing is removed yet; `ChannelPlan.masked` is the program that a rewrite has to equal.
+
+    >>> plan = narrows.plan(program, keep_inputs={"conv2.weight": [0, 2, 3]})
+    >>> plan = narrows.plan(program, ratio=0.5, criterion="l1", exclude=["head.*"])
+
+    Args:
+        program: The program.
+        keep_inputs: Per weight the input channels it keeps, as indices or as a boolean mask over
+            ``in_channels``; the others count as zero for that consumer alone.
+        keep_outputs: Per weight the output channels it keeps, as indices or as a mask over
+            ``out_channels``; the others contribute zero after the norm that follows.
+        **options: How to choose more: ``zeros`` (take the zeros found in the weights; true),
+            ``criterion`` (``"l1"``), ``ratio`` (the share of channels to remove, 0 to 1, or one per
+            glob on weight names), ``constrained`` (whole couplings; else each layer for itself),
+            ``side`` (unconstrained: ``"input"``, ``"output"`` or ``"both"``), ``scope``
+            (``"local"`` or ``"global"``), ``include`` and ``exclude`` (globs on weight names) and
+            ``min_width`` (1). See `narrows.passes.choose.make_plan`.
+
+    Raises:
+        PlanError: A weight is unknown, a mask has another length, or nothing would be left.
+    """
+    from narrows.passes.choose import make_plan as run
+
+    return run(program, keep_inputs, keep_outputs, **options)
+
+
+make_plan = plan  # below, `plan` is an argument
+
+
+def apply(
+    program: Program,
+    plan: PlanLike = None,
+    *,
+    pipeline: Pipeline | str | None = None,
+    check: bool = False,
+    instruments: Sequence[Instrument] = (),
+) -> Program:
+    """Return the program without the channels that a plan drops; it equals the masked program.
+
+    Args:
+        program: The program; it stays as it is.
+        plan: A `ChannelPlan`, the path of a saved one, or options for `plan` as a dict. ``None``
+            removes what is dead or constant anyway.
+        pipeline: Passes to run in place of the usual ones, as a `Pipeline` or its spelling.
+        check: Whether to verify each pass and run it against its reference on the examples.
+        instruments: What else watches the passes; see `narrows.passes.instruments`.
+
+    Raises:
+        PlanError: The plan does not fit the program.
+        FidelityError: With ``check``, a pass changed the outputs.
+    """
+    return rewrite(program, plan, pipeline=pipeline, check=check, instruments=instruments).program
+
+
+def rewrite(
+    program: Program,
+    plan: PlanLike = None,
+    *,
+    pipeline: Pipeline | str | None = None,
+    check: bool = True,
+    double: bool = False,
+    instruments: Sequence[Instrument] = (),
+) -> PipelineResult:
+    """Return what `apply` does, with a report per pass.
+
+    Args:
+        program: The program; it stays as it is.
+        plan: As for `apply`.
+        pipeline: As for `apply`.
+        check: As for `apply`.
+        double: Whether to check in float64, too.
+        instruments: As for `apply`; they run after the checks, and see what those measured.
+    """
+    from narrows.passes.instruments import Numerics, Verify
+
+    passes = choose_pipeline(program, plan, pipeline)
+    checks: list[Instrument] = [Verify(), Numerics(double=double)] if check else []
+    return passes.run(program, [*checks, *instruments])
+
+
+def choose_pipeline(program: Program, plan: PlanLike, pipeline: Pipeline | str | None) -> Pipeline:
+    """Return the pipeline that a plan and a pipeline argument ask for together.
+
+    A pipeline that is given takes the plan into its ``prune-channels`` pass if that has none; a
+    plan that no pass would use is a `UsageError`, not silence.
+    """
+    import dataclasses
+
+    from narrows.passes.pipeline import Pipeline
+
+    if isinstance(plan, Mapping):
+        plan = make_plan(program, **plan)
+    if pipeline is None:
+        return Pipeline.default(plan)
+    passes = Pipeline.parse(pipeline) if isinstance(pipeline, str) else pipeline
+    if not isinstance(passes, Pipeline):
+        raise PassError(f"pipeline takes a Pipeline or its spelling, got {type(pipeline).__name__}")
+    if plan is None:
+        return passes
+    takers = [p for p in passes.passes if getattr(p, "plan", ...) is None]
+    if not takers:
+        raise UsageError(
+            "the plan would not be used",
+            where=str(passes),
+            why="no pass of the pipeline takes a plan, or each has one of its own",
+            hint="add prune-channels to the pipeline",
+        )
+    given: Any = plan
+    return Pipeline(dataclasses.replace(p, plan=given) if p in takers else p for p in passes.passes)
+
+
+def lower(
+    program: Program, target: str = "onnx", *, plan: PlanLike = None, **options: Any
+) -> Artifact:
+    """Return the program as an artifact of a target, checked against the program where it runs.
+
+    Args:
+        program: The program.
+        target: The target's name.
+        plan: The plan that made the program, or its path, to be kept with the artifact.
+        **options: The target's options.
+
+    Raises:
+        UsageError: The target or an option is unknown.
+        LowerError: The target cannot express the program, or computes something else.
+    """
+    from narrows.backends import lower as run
+
+    if isinstance(plan, str | os.PathLike):
+        from narrows.passes.plan import ChannelPlan
+
+        plan = ChannelPlan.load(plan)
+    plan_json = None if plan is None else plan.to_json()
+    return run(program, target, plan_json=plan_json, **options)
+
+
+def compile(
+    model: Any,
+    inputs: Any,
+    plan: PlanLike = None,
+    target: str = "onnx",
+    *,
+    pipeline: Pipeline | str | None = None,
+    dump: str | os.PathLike[str] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    dynamic_batch: bool = True,
+    name: str | None = None,
+    check: bool = True,
+    double: bool = False,
+    instruments: Sequence[Instrument] = (),
+    on_result: Callable[[PipelineResult], None] | None = None,
+    **options: Any,
+) -> Artifact:
+    """Return a model compiled: captured, rewritten, checked and lowered.
+
+    >>> artifact = narrows.compile(model, (x,), plan={"ratio": 0.5})
+    >>> artifact.save("out")
+    >>> print(artifact.report)
+
+    Args:
+        model: As for `capture`.
+        inputs: As ``example_inputs`` of `capture`.
+        plan: As for `apply`; options for `plan` as a dict are the way to plan without capturing
+            first.
+        target: As for `lower`.
+        pipeline: As for `apply`.
+        dump: A folder for the program after every pass, to be read with ``narrows show`` and
+            ``why``.
+        kwargs: As for `capture`.
+        dynamic_batch: As for `capture`.
+        name: As for `capture`.
+        check: Whether every pass is verified and held to its fidelity on the examples.
+        double: Whether to check in float64, too.
+        instruments: What else watches the passes.
+        on_result: Called with the pipeline's result before lowering.
+        **options: The target's options.
+
+    Raises:
+        CaptureError: The model cannot be captured.
+        PlanError: The plan does not fit it.
+        FidelityError: A pass changed the outputs beyond what it declares.
+        LowerError: The target cannot express the program.
+    """
+    from narrows.passes.instruments import Dumper
+
+    program = capture(model, inputs, kwargs=kwargs, dynamic_batch=dynamic_batch, name=name)
+    if isinstance(plan, Mapping):
+        plan = make_plan(program, **plan)
+    watches = [*instruments, *([Dumper(dump)] if dump is not None else [])]
+    result = rewrite(
+        program, plan, pipeline=pipeline, check=check, double=double, instruments=watches
+    )
+    if on_result is not None:
+        on_result(result)
+    return lower(result.program, target, plan=plan, **options)
+
+
+def load(path: str | os.PathLike[str]) -> Artifact:
+    """Return an artifact that was saved in a folder; this needs neither torch nor the model.
+
+    Raises:
+        ArtifactError: There is no artifact, or its files are not those that were saved.
+    """
+    from narrows.backends.artifact import load as run
+
+    return run(path)

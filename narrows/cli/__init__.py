@@ -1,0 +1,63 @@
+"""The command line: a thin front over `narrows.api`.
+
+`main` runs one command. A command is a function of `narrows.cli.commands` or `narrows.cli.inspect`;
+it
+prints, and returns the exit code: 0 for done, 1 for a finding or a failure, 2 for wrong usage, 130
+for Ctrl-C. Results go to standard output, everything else to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from narrows.errors import NarrowsError, UsageError
+
+OK, FINDING, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code.
+
+    Args:
+        argv: The arguments after the program's name; those of the process unless given.
+    """
+    from narrows.cli.parser import parse
+
+    try:
+        arguments = parse(sys.argv[1:] if argv is None else argv)
+    except SystemExit as exit_:  # argparse has printed its usage, or the help that was asked for
+        return exit_.code if isinstance(exit_.code, int) else USAGE
+    try:
+        return arguments.run(arguments)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except NarrowsError as error:
+        return _fail(arguments, error, str(error))
+    except Exception as error:
+        message = (
+            f"narrows failed: {type(error).__name__}: {error}\n"
+            f"  because this is a mistake in narrows or in a pass or model that it ran\n"
+            f"  try: --traceback shows where"
+        )
+        return _fail(arguments, error, message)
+
+
+def _fail(arguments: object, error: Exception, message: str) -> int:
+    """Print an error as text, and as JSON where that was asked for; return the exit code."""
+    if getattr(arguments, "traceback", False):
+        traceback.print_exception(error, file=sys.stderr)
+    else:
+        print(message, file=sys.stderr)
+    if getattr(arguments, "json", False):
+        parts = {k: getattr(error, k, "") for k in ("what", "where", "why", "hint")}
+        parts["what"] = parts["what"] or str(error)
+        print(json.dumps({"error": {"kind": type(error).__name__, **parts}}))
+    return USAGE if isinstance(error, UsageError) else FINDING

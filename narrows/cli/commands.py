@@ -1,0 +1,171 @@
+"""The commands that make something: compile, demo, plan, check."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from narrows.cli.model import capture_model
+from narrows.errors import ArtifactError, UsageError
+
+if TYPE_CHECKING:
+    from narrows.backends.artifact import Artifact
+
+
+def compile_(arguments: argparse.Namespace) -> int:
+    """Compile a model and save the artifact."""
+    from narrows import api
+    from narrows.passes.instruments import Dumper, Progress
+
+    output = Path(arguments.output)
+    refuse_output(output)
+    target, options = parse_target(arguments.target)
+    program = capture_model(arguments)
+    watches: list[Any] = [Progress()]
+    dump = dump_folder(output, arguments.dump)
+    if dump is not None:
+        watches.append(Dumper(dump))
+    result = api.rewrite(
+        program,
+        arguments.plan,
+        pipeline=arguments.pipeline,
+        double=arguments.double,
+        instruments=watches,
+    )
+    artifact = api.lower(result.program, target, plan=arguments.plan, **options)
+    artifact.save(output)
+    if arguments.json:
+        reports = (result.initial, *result.reports)
+        found = {"artifact": str(output), "bytes": artifact.size, "fidelity": artifact.fidelity}
+        dumped = {} if dump is None else {"dump": str(dump)}
+        print_json({**found, **dumped, "passes": [r.to_json() for r in reports]})
+    else:
+        print(result.table())
+        print(artifact.report)
+        print(f"\nsaved in {output}" + (f", dump in {dump}" if dump is not None else ""))
+    return 0
+
+
+def dump_folder(output: Path, asked: str | None) -> Path | None:
+    """Return where the dump goes: beside the artifact, which holds only what its manifest lists."""
+    if asked is None:
+        return None
+    return Path(asked) if asked else output.with_name(output.name + ".dump")
+
+
+def parse_target(text: str) -> tuple[str, dict[str, Any]]:
+    """Return name and options of ``onnx{opset=21}``, which is written like a pass."""
+    from narrows.backends import make_target
+    from narrows.passes.spelling import parse_options
+
+    name, options = parse_options(text)
+    make_target(name, **options)  # what is wrong with them shows before any work is done
+    return name, options
+
+
+def refuse_output(output: Path) -> None:
+    """Raise before any work is done if the artifact could not be saved at the end."""
+    from narrows.backends.store import refuse_foreign
+
+    refuse_foreign(output)
+    parent = next(p for p in (output, *output.absolute().parents) if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise ArtifactError(f"cannot write {output}", why=f"{parent} is not a writable folder")
+
+
+def plan(arguments: argparse.Namespace) -> int:
+    """Choose channels and save the plan."""
+    from narrows import api
+
+    output = Path(arguments.output)
+    if not output.absolute().parent.is_dir():
+        raise UsageError("the plan's folder does not exist", where=str(output))
+    program = capture_model(arguments)
+    options: dict[str, Any] = {
+        "zeros": not arguments.no_zeros,
+        "criterion": arguments.criterion,
+        "ratio": arguments.ratio,
+        "constrained": arguments.constrained,
+        "scope": arguments.scope,
+        "min_width": arguments.min_width,
+    }
+    globs = {"include": arguments.include, "exclude": arguments.exclude}
+    options |= {k: tuple(v) for k, v in globs.items() if v}
+    options |= {"side": arguments.side} if arguments.side else {}
+    chosen = api.plan(program, **options)
+    chosen.save(output)
+    kept = {"inputs": _widths(chosen.inputs), "outputs": _widths(chosen.outputs)}
+    if arguments.json:
+        print_json({"plan": str(output), **kept, "notes": [vars(n) for n in chosen.notes]})
+    else:
+        for side, widths in kept.items():
+            for weight, width in widths.items():
+                print(f"{weight}  keeps {width} {side}")
+        for note in chosen.notes:
+            print(f"note: {note.where}: {note.message}")
+        print(output)
+    return 0
+
+
+def _widths(keeps: Any) -> dict[str, int]:
+    return {weight: len(keep) for weight, keep in keeps.items()}
+
+
+def check(arguments: argparse.Namespace) -> int:
+    """Check an artifact: the hashes of its files, and that it runs and gives what it says."""
+    from narrows import api
+
+    artifact = api.load(arguments.artifact)
+    findings = [f for batch in (1, 3) for f in _trial(artifact, batch)]
+    if arguments.json:
+        print_json({"artifact": arguments.artifact, "findings": findings})
+    else:
+        for finding in findings:
+            print(finding)
+        verdict = f"{len(findings)} findings" if findings else "ok: hashes, batches of 1 and 3"
+        print(f"{arguments.artifact}: {verdict}")
+    return 1 if findings else 0
+
+
+def _trial(artifact: Artifact, batch: int) -> list[str]:
+    """Run an artifact on made-up inputs and return what is wrong with its outputs."""
+    import numpy as np
+
+    def sizes(shape: tuple[int | str, ...]) -> list[int]:
+        return [batch if isinstance(s, str) else s for s in shape]
+
+    generator = np.random.default_rng(0)
+    arrays = {
+        s.name: generator.standard_normal(sizes(s.shape)).astype(s.dtype)
+        if s.dtype.startswith("float")
+        else np.zeros(sizes(s.shape), s.dtype)
+        for s in artifact.inputs
+    }
+    findings = []
+    for spec, array in zip(artifact.outputs, artifact.session.run(arrays), strict=True):
+        known = [s if isinstance(s, int) or s == "b" else None for s in spec.shape]
+        wanted = [batch if s == "b" else s for s in known]
+        fits = len(wanted) == array.ndim and all(
+            w in (None, s) for w, s in zip(wanted, array.shape, strict=True)
+        )
+        if not fits or array.dtype.name != spec.dtype:
+            got = f"{array.dtype.name}{list(array.shape)}"
+            findings.append(f"batch {batch}: {spec} came out as {got}")
+        elif array.dtype.kind == "f" and not np.isfinite(array).all():
+            findings.append(f"batch {batch}: {spec} is not finite")
+    return findings
+
+
+def demo(arguments: argparse.Namespace) -> int:
+    """Run the demo."""
+    from narrows import demo as module
+
+    return module.main(arguments)
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON value."""
+    print(json.dumps(value, indent=1))

@@ -1,0 +1,233 @@
+"""The arguments of every command, as one argparse tree.
+
+The tree is also what ``narrows completion`` writes its scripts from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+EPILOG = "exit codes: 0 done, 1 a finding or a failure, 2 wrong usage"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    import narrows
+
+    parser = argparse.ArgumentParser(
+        prog="narrows",
+        description="Make the channels of a network fewer, exactly, and emit something smaller.",
+        epilog=EPILOG,
+    )
+    parser.add_argument("--version", action="version", version=f"narrows {narrows.__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for add in (
+        _compile, _demo, _plan, _passes, _ops, _couplings, _why, _show, _diff, _check, _completion,
+    ):  # fmt: skip
+        add(commands)
+    return parser
+
+
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """Return the arguments of a command line; argparse prints and exits where they are wrong.
+
+    argparse fills an optional word before it has seen the options, so that a NODE after them is
+    left
+    over: it is taken here.
+    """
+    parser = build_parser()
+    arguments, left = parser.parse_known_args(words)
+    takes_node = getattr(arguments, "node", ...) is None
+    if takes_node and len(left) == 1 and not left[0].startswith("-"):
+        arguments.node = left.pop()
+    if left:
+        parser.error(f"unrecognized arguments: {' '.join(left)}")
+    return arguments
+
+
+def _command(commands: Any, name: str, run: str, summary: str) -> argparse.ArgumentParser:
+    """Add a command; ``run`` names its function as ``module:function`` of this package."""
+    command = commands.add_parser(name, help=summary, description=summary, epilog=EPILOG)
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command.add_argument("--traceback", action="store_true", help="show where an error came from")
+    command.set_defaults(run=_lazy(run))
+    return command
+
+
+def _lazy(path: str) -> Callable[[argparse.Namespace], int]:
+    """Return a function that imports the command when it runs, so that ``--help`` is quick."""
+    module, _, name = path.partition(":")
+
+    def run(arguments: argparse.Namespace) -> int:
+        return getattr(importlib.import_module(f"narrows.cli.{module}"), name)(arguments)
+
+    return run
+
+
+def _model(
+    command: argparse.ArgumentParser, *, optional: bool = False, or_dump: bool = False
+) -> None:
+    """Add what names a model and its inputs."""
+    model = "MODULE:FACTORY"
+    command.add_argument(
+        "model",
+        nargs="?" if optional else None,
+        metavar=f"{model}|DUMP" if or_dump else model,
+        help="a module or a .py file, and a function in it that returns the model"
+        + ("; or a dump folder" if or_dump else ""),
+    )
+    command.add_argument(
+        "-i",
+        "--input",
+        action="append",
+        default=[],
+        metavar="SPEC",
+        help="one input: f32[2,3,224,224], i64[2,16]:1000 for integers below 1000, name=f32[2,8] "
+        "for one by name; repeat for more",
+    )
+    command.add_argument(
+        "--weights", metavar="FILE", help="a checkpoint: .pt, .pth or .safetensors"
+    )
+    command.add_argument(
+        "--allow-pickle",
+        action="store_true",
+        help="load a checkpoint that holds more than tensors; it can run any code",
+    )
+    command.add_argument(
+        "--fixed-batch", action="store_true", help="keep the batch size of the inputs"
+    )
+
+
+def _compile(commands: Any) -> None:
+    command = _command(commands, "compile", "commands:compile_", "compile a model to an artifact")
+    _model(command)
+    command.add_argument(
+        "-p",
+        "--pipeline",
+        metavar="PASSES",
+        help='passes in order: "prune-channels{plan=p.json}, fold-batch-norm"',
+    )
+    command.add_argument(
+        "-t", "--target", default="onnx", metavar="TARGET", help="what to emit (onnx)"
+    )
+    command.add_argument(
+        "-o", "--output", required=True, metavar="DIR", help="the artifact's folder"
+    )
+    command.add_argument("--plan", metavar="FILE", help="a plan, as `narrows plan` writes it")
+    command.add_argument(
+        "--dump",
+        nargs="?",
+        const="",
+        metavar="FOLDER",
+        help="keep the program after every pass, in DIR.dump or FOLDER",
+    )
+    command.add_argument(
+        "--double", action="store_true", help="check every pass in float64 as well"
+    )
+
+
+def _demo(commands: Any) -> None:
+    summary = "train, prune and compile a small network, from start to end"
+    command = _command(commands, "demo", "commands:demo", summary)
+    command.add_argument(
+        "-o", "--output", default="demo-out", metavar="DIR", help="where everything goes (demo-out)"
+    )
+    command.add_argument(
+        "--quick", action="store_true", help="train a little and measure roughly, in seconds"
+    )
+
+
+def _plan(commands: Any) -> None:
+    command = _command(commands, "plan", "commands:plan", "choose the channels to keep")
+    _model(command)
+    command.add_argument("-o", "--output", required=True, metavar="FILE", help="the plan, as JSON")
+    command.add_argument(
+        "--ratio", type=float, metavar="R", help="the share of channels to remove, 0 to 1"
+    )
+    command.add_argument(
+        "--criterion", default="l1", metavar="NAME", help="how channels are scored (l1)"
+    )
+    command.add_argument(
+        "--constrained",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="remove whole couplings, or let each consumer choose for itself",
+    )
+    command.add_argument(
+        "--side",
+        choices=("input", "output", "both"),
+        help="unconstrained: which channels of a layer are chosen (input)",
+    )
+    command.add_argument(
+        "--scope",
+        choices=("local", "global"),
+        default="local",
+        help="compare scores by layer or overall",
+    )
+    command.add_argument(
+        "--include", action="append", metavar="GLOB", help="only weights of this name; repeatable"
+    )
+    command.add_argument(
+        "--exclude", action="append", metavar="GLOB", help="no weights of this name; repeatable"
+    )
+    command.add_argument(
+        "--min-width",
+        type=int,
+        default=1,
+        metavar="N",
+        help="leave at least this many channels (1)",
+    )
+    command.add_argument(
+        "--no-zeros", action="store_true", help="do not take the zeros found in the weights"
+    )
+
+
+def _passes(commands: Any) -> None:
+    _command(commands, "passes", "inspect:passes", "list the passes and their options")
+
+
+def _ops(commands: Any) -> None:
+    summary = "print the op table, or what it lacks for a model"
+    _model(_command(commands, "ops", "inspect:ops", summary), optional=True)
+
+
+def _couplings(commands: Any) -> None:
+    summary = "list the channels that live or die together"
+    command = _command(commands, "couplings", "inspect:couplings", summary)
+    _model(command, or_dump=True)
+    command.add_argument("node", nargs="?", metavar="NODE", help="only those that NODE carries")
+
+
+def _why(commands: Any) -> None:
+    summary = "explain what a compile did to a node, and why not more"
+    command = _command(commands, "why", "inspect:why", summary)
+    command.add_argument("dump", metavar="DUMP", help="a dump, or an artifact's folder with one")
+    command.add_argument("node", metavar="NODE", help="a node or a weight")
+
+
+def _show(commands: Any) -> None:
+    command = _command(commands, "show", "inspect:show", "print a program of a dump")
+    command.add_argument("dump", metavar="DUMP[@PASS]", help="a dump; the last pass unless named")
+    command.add_argument("--only", default="*", metavar="GLOB", help="only these nodes or modules")
+    command.add_argument("--weights", action="store_true", help="append the weights")
+
+
+def _diff(commands: Any) -> None:
+    summary = "compare two programs; the exit code is 1 where they differ"
+    command = _command(commands, "diff", "inspect:diff", summary)
+    command.add_argument("old", metavar="A[@PASS]", help="a dump")
+    command.add_argument("new", metavar="B[@PASS]", help="the same or another dump")
+
+
+def _check(commands: Any) -> None:
+    summary = "check an artifact's files, and its outputs against those it was made with"
+    command = _command(commands, "check", "commands:check", summary)
+    command.add_argument("artifact", metavar="ARTIFACT", help="the artifact's folder")
+
+
+def _completion(commands: Any) -> None:
+    command = _command(commands, "completion", "completion:completion", "print a completion script")
+    command.add_argument("shell", choices=("bash", "zsh", "fish"))

@@ -1,0 +1,43 @@
+"""Operators that make a tensor out of sizes and numbers: zeros, ones, arange."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import fx
+
+from narrows.ir.labels import free, opaque
+from narrows.ir.ops.args import arguments, numeric
+from narrows.ir.ops.row import Flow, Row
+from narrows.ir.program import Meta
+
+if TYPE_CHECKING:
+    from narrows.ir.channels import Facts
+    from narrows.ir.rewrite import Held, Rewriter
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fill(Row):
+    """``y`` depends on no tensor. Where its sizes are fixed, it counts as a weight.
+
+    Attributes:
+        value: The number it is filled with, or the argument that says it; ``None`` if it varies.
+    """
+
+    kind = "fill"
+    value: float | str | None = None
+
+    def flow(self, facts: Facts, node: fx.Node) -> Flow:
+        shape = Meta(node).shape
+        if not node.all_input_nodes:
+            return Flow(free(shape))
+        value = opaque(shape)
+        number = arguments(node)[self.value] if isinstance(self.value, str) else self.value
+        if number is not None:
+            value.const = torch.tensor([numeric(number)], dtype=Meta(node).dtype).double().numpy()
+        return Flow(value)
+
+    def rewrite(self, rewriter: Rewriter, node: fx.Node) -> Held:
+        return rewriter.whole(node)

@@ -1,0 +1,199 @@
+"""`FoldBatchNorm`: a batch norm in eval mode becomes part of the convolution before it.
+
+With ``scale = gamma / sqrt(var + eps)``, one number per output channel::
+
+    norm(W x + b) = (scale W) x + (scale (b - mean) + beta)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, fx
+
+from narrows.ir.ops.args import arguments, changed
+from narrows.ir.program import Meta, Note, Program, aten, copy_meta
+from narrows.passes.base import Fidelity, Pass, PassResult
+
+# The operators a norm folds into, with the number of spatial axes (``None``: the channels come
+# last).
+PRODUCERS: dict[Any, int | None] = {
+    aten.linear.default: None,
+    aten.conv1d.default: 1,
+    aten.conv1d.padding: 1,
+    aten.conv2d.default: 2,
+    aten.conv2d.padding: 2,
+    aten.conv3d.default: 3,
+    aten.conv3d.padding: 3,
+    aten.conv_transpose1d.default: 1,
+    aten.conv_transpose2d.input: 2,
+    aten.conv_transpose3d.input: 3,
+}
+TRANSPOSED = {
+    aten.conv_transpose1d.default,
+    aten.conv_transpose2d.input,
+    aten.conv_transpose3d.input,
+}
+
+
+@dataclass(frozen=True)
+class FoldBatchNorm(Pass):
+    """Folds each batch norm into the convolution or linear layer that alone feeds it.
+
+    The folded weights stand under their old names; a bias that was missing becomes
+    ``<module>.bias``. A norm stays, with a note that says why, where its producer's output or
+    weights are used elsewhere, too. A norm that no such layer feeds stays without a note.
+    """
+
+    name: ClassVar[str] = "fold-batch-norm"
+    fidelity: ClassVar[Fidelity] = Fidelity.EXACT
+
+    def run(self, program: Program) -> PassResult:
+        """Return the program with its batch norms folded."""
+        norms = [n for n in program.graph.nodes if _feeds_norm(n)]
+        if not norms:
+            return PassResult(program, False)
+        result = program.copy()
+        by_name = {n.name: n for n in result.graph.nodes}
+        notes, folded = [], False
+        for name in [n.name for n in norms]:
+            norm = by_name[name]
+            note = _obstacle(norm)
+            if note is None:
+                _fold(result, norm)
+                folded = True
+            else:
+                notes.append(note)
+        return PassResult(result if folded else program, folded, tuple(notes))
+
+
+def _feeds_norm(node: fx.Node) -> bool:
+    """Whether ``node`` is a batch norm over a layer that it could fold into."""
+    if node.op != "call_function" or node.target is not aten.batch_norm.default:
+        return False
+    before = arguments(node)["input"]
+    while before.target is aten.batch_norm.default:
+        before = arguments(before)["input"]  # norms in a row fold one after the other
+    return before.target in PRODUCERS
+
+
+def _obstacle(norm: fx.Node) -> Note | None:
+    """Return why ``norm`` cannot be folded, or ``None``."""
+    given = arguments(norm)
+    layer = given["input"]
+
+    def note(reason: str, message: str) -> Note:
+        width = (Meta(norm).shape or (0, 0))[1]
+        return Note(norm.name, reason, f"not folded: {message}", width, Meta(norm).source)
+
+    if layer.target not in PRODUCERS:
+        return note("norm", f"{layer.name} before it was not folded")
+    if given["training"] or given["running_mean"] is None or given["running_var"] is None:
+        return note("training", "it normalises by the statistics of its input")
+    if any(user is not norm for user in layer.users):
+        others = ", ".join(u.name for u in layer.users if u is not norm)
+        return note("branch", f"the output of {layer.name} is also read by {others}")
+    rank = len(Meta(layer).shape or ())
+    spatial = PRODUCERS[layer.target]
+    if rank != (2 if spatial is None else spatial + 2):
+        return note("axis", f"it normalises another axis than the output channels of {layer.name}")
+    for role in ("weight", "bias"):
+        message = _unfit(layer, role)
+        if message:
+            return note("shared" if "also read" in message else "computed", message)
+    for role in ("weight", "bias", "running_mean", "running_var"):
+        source = given[role]
+        if source is not None and source.op != "get_attr":
+            return note("computed", f"its {role} is computed by {source.name}")
+    return None
+
+
+def _unfit(layer: fx.Node, role: str) -> str:
+    """Return why a layer's weight cannot take the norm's scale, or an empty string."""
+    source = arguments(layer)[role]
+    if source is None:
+        return ""
+    if source.op != "get_attr":
+        return f"the {role} of {layer.name} is computed by {source.name}"
+    readers = [u for u in source.users if u is not layer]
+    uses = sum(a is source for a in arguments(layer).values())
+    if readers:
+        return f"{source.target} is also read by {', '.join(u.name for u in readers)}"
+    return "" if uses == 1 else f"{layer.name} reads {source.target} twice"
+
+
+def _fold(program: Program, norm: fx.Node) -> None:
+    """Fold ``norm`` into the layer before it; ``program`` is the pass's own copy."""
+    given = arguments(norm)
+    layer = given["input"]
+    weight_node, bias_node = (arguments(layer)[r] for r in ("weight", "bias"))
+    weight = program.tensor(weight_node)
+
+    def of(role: str, default: float) -> Tensor:
+        node = given[role]
+        like = program.tensor(given["running_var"])
+        return torch.full_like(like, default).double() if node is None else _double(program, node)
+
+    # In float64, so that folding rounds once: when the result is stored.
+    scale = of("weight", 1.0) / torch.sqrt(of("running_var", 1.0) + given["eps"])
+    bias = torch.zeros_like(scale) if bias_node is None else _double(program, bias_node)
+    shifted = (bias - of("running_mean", 0.0)) * scale + of("bias", 0.0)
+
+    name = str(weight_node.target)
+    program.weights[name] = _scaled(layer, weight, scale).to(weight.dtype)
+    if bias_node is None:
+        bias_node = _add_bias(program, layer, name, weight.dtype, shifted)
+        layer.args, layer.kwargs = changed(layer, {"bias": bias_node})
+    program.weights[str(bias_node.target)] = shifted.to(weight.dtype)
+
+    Meta(layer).remark = f"folded {norm.name}"
+    norm.replace_all_uses_with(layer)
+    sources = norm.all_input_nodes
+    program.graph.erase_node(norm)
+    for source in sources:
+        if source.op == "get_attr" and not source.users:
+            program.graph.erase_node(source)
+            _drop(program, str(source.target))
+
+
+def _double(program: Program, node: fx.Node) -> Tensor:
+    return program.tensor(node).detach().double()
+
+
+def _scaled(layer: fx.Node, weight: Tensor, scale: Tensor) -> Tensor:
+    """Return the weight in float64 with every output channel multiplied by its scale."""
+    weight = weight.detach().double()
+    if layer.target not in TRANSPOSED:
+        return weight * scale.view(-1, *[1] * (weight.dim() - 1))
+    # [in, out / groups, ...]: the g-th block of input channels makes the g-th block of outputs.
+    groups = arguments(layer)["groups"]
+    blocks = weight.view(groups, -1, *weight.shape[1:])
+    scale = scale.view(groups, 1, -1, *[1] * (weight.dim() - 2))
+    return (blocks * scale).view_as(weight)
+
+
+def _add_bias(
+    program: Program, layer: fx.Node, weight: str, dtype: torch.dtype, bias: Tensor
+) -> fx.Node:
+    """Give ``layer`` a bias that it did not have and return its node; the tensor is set later."""
+    path, _, leaf = weight.rpartition(".")
+    base = ".".join(filter(None, (path, "bias" if leaf == "weight" else f"{leaf}_bias")))
+    taken = {*program.weights, *program.aliases}
+    name, count = base, 1
+    while name in taken:
+        name, count = f"{base}_{count}", count + 1
+    with program.graph.inserting_before(layer):
+        node = program.graph.get_attr(name)
+    copy_meta(layer, node)
+    Meta(node).dynamic = ()
+    Meta(node).shape, Meta(node).dtype = tuple(bias.shape), dtype
+    return node
+
+
+def _drop(program: Program, weight: str) -> None:
+    """Drop a weight of a folded norm that nothing reads any more."""
+    del program.weights[weight]
+    program.buffers = program.buffers - {weight}
+    program.aliases = {a: n for a, n in program.aliases.items() if n != weight}

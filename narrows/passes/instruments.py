@@ -1,0 +1,287 @@
+"""What can watch a pipeline: checks of structure, numbers and promises, dumps, progress.
+
+Each is an `Instrument` (``narrows.passes.pipeline``) of a few lines::
+
+    Pipeline.default(plan).run(program, [Verify(), Numerics(), Dumper("out/dump")])
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, TextIO
+
+import torch
+
+from narrows.errors import FidelityError, NarrowsError, PassError
+from narrows.ir.dump import Dump
+from narrows.ir.program import Note, Program, relative_error
+from narrows.ir.snapshot import snapshot
+from narrows.passes.base import Pass, PassResult, tolerance
+
+
+class Watch:
+    """An instrument that watches nothing; the others override what they need."""
+
+    def before(self, pass_: Pass, program: Program) -> None:
+        """Ignore the start of a pass."""
+
+    def after(self, pass_: Pass, program: Program, result: PassResult, seconds: float) -> None:
+        """Ignore the end of a pass."""
+
+
+class Verify(Watch):
+    """Verifies the program before the first pass and after each; the error names the pass."""
+
+    def __init__(self) -> None:
+        self._verified: object = None
+
+    def before(self, pass_: Pass, program: Program) -> None:
+        """Verify a program that no pass under this instrument made."""
+        if self._verified is None:
+            self._verify(program, "as it was given")
+
+    def after(self, pass_: Pass, program: Program, result: PassResult, seconds: float) -> None:
+        """Verify what the pass made."""
+        self._verify(result.program, f"after {pass_.name}")
+        self._verified = result.program
+
+    def _verify(self, program: Program, when: str) -> None:
+        from narrows.ir.verify import verify
+
+        try:
+            verify(program)
+        except NarrowsError as error:
+            raise PassError(
+                f"the program is broken {when}: {error.what}",
+                where=error.where,
+                why=error.why,
+                hint=error.hint,
+            ) from error
+
+
+class Promises(Watch):
+    """Holds a pass to its contract: the input untouched, and ``changed`` honest (for debugging).
+
+    It fingerprints the graph's text, the identity of the weights and their version counters, which
+    every in-place operation raises.
+    """
+
+    def __init__(self) -> None:
+        self._before: dict[str, str] = {}
+
+    def before(self, pass_: Pass, program: Program) -> None:
+        """Remember the input."""
+        self._before = fingerprint(program)
+
+    def after(self, pass_: Pass, program: Program, result: PassResult, seconds: float) -> None:
+        """Compare the input with what it was, and ``changed`` with what happened."""
+        after = fingerprint(program)
+        if after != self._before:
+            parts = " and ".join(k for k in after if after[k] != self._before[k])
+            raise PassError(
+                f"{pass_.name} changed the {parts} of its input",
+                why="a pass copies the graph and puts new tensors in place of old ones",
+                hint="begin run() with `program = program.copy()`",
+            )
+        differs = fingerprint(result.program) != self._before
+        if differs != result.changed:
+            done = "changed the program" if differs else "left the program as it was"
+            raise PassError(
+                f"{pass_.name} {done} but says changed={result.changed}",
+                hint="return PassResult(program, changed=...) with what run() found to do",
+            )
+
+
+def fingerprint(program: Program) -> dict[str, str]:
+    """Return hashes of a program's ``graph`` and ``weights``, equal only for the same tensors."""
+    lines = [f"{n.op} {n.name} {n.target} {n.args} {n.kwargs}" for n in program.graph.nodes]
+    held = [f"{k} {id(t)} {_version(t)}" for k, t in sorted(program.weights.items())]
+    names = [repr(sorted(program.aliases.items())), repr(sorted(program.buffers))]
+    return {
+        "graph": hashlib.sha1("\n".join(lines).encode()).hexdigest(),
+        "weights": hashlib.sha1("\n".join(held + names).encode()).hexdigest(),
+    }
+
+
+def _version(tensor: torch.Tensor) -> int:
+    return -1 if tensor.is_inference() else tensor._version
+
+
+class Numerics(Watch):
+    """Runs each pass's result and its reference on the examples, and holds it to its fidelity.
+
+    The error is recorded under the program's dtype. Rounding alone can carry a deep float32 network
+    over its tolerance, so an excess is judged by running the pass again in float64: it is an error
+    only if it is one there, too.
+
+    Args:
+        double: Whether to run every pass in float64 as well, and record that error.
+    """
+
+    def __init__(self, *, double: bool = False) -> None:
+        self.double = double
+        self.errors: list[tuple[str, dict[str, float]]] = []
+
+    def after(self, pass_: Pass, program: Program, result: PassResult, seconds: float) -> None:
+        """Measure, record, and raise `FidelityError` beyond the tolerance."""
+        dtype = precision(program)
+        reference = pass_.reference(program)
+        error = compare(result.program, reference)
+        result.measured[name_of(dtype)] = error
+        excess = error > tolerance(pass_.fidelity, dtype)
+        if dtype is not torch.float64 and (self.double or excess) and has_floats(program):
+            wide = program.to(torch.float64)
+            dtype = torch.float64
+            error = compare(pass_.run(wide).program, pass_.reference(wide))
+            result.measured[name_of(dtype)] = error
+            excess = error > tolerance(pass_.fidelity, dtype)
+        self.errors.append((str(pass_), dict(result.measured)))
+        if excess:
+            raise FidelityError(
+                f"{pass_.name} changes the outputs by {error:.2g} (relative, {name_of(dtype)})",
+                where=str(pass_),
+                why=f"it is declared {pass_.fidelity.name}, which allows "
+                f"{tolerance(pass_.fidelity, dtype):g}",
+                hint="compile with --dump, then narrows diff DUMP@before DUMP@after",
+            )
+
+
+def compare(actual: Program, expected: Program) -> float:
+    """Return the relative error of one program's outputs against another's, on its examples."""
+    with torch.no_grad():
+        return relative_error(
+            actual.run_flat(expected.examples), expected.run_flat(expected.examples)
+        )
+
+
+def measure(actual: Program, expected: Program) -> dict[str, float]:
+    """Return the relative error of ``actual`` by the name of its dtype."""
+    return {name_of(precision(actual)): compare(actual, expected)}
+
+
+def precision(program: Program) -> torch.dtype:
+    """Return the narrowest floating-point dtype among a program's weights and examples."""
+    tensors = [*program.weights.values(), *program.examples]
+    kinds = {t.dtype for t in tensors if isinstance(t, torch.Tensor) and t.is_floating_point()}
+    return min(kinds, key=lambda d: -torch.finfo(d).eps, default=torch.float32)
+
+
+def has_floats(program: Program) -> bool:
+    """Return whether anything in the program is a floating-point number."""
+    tensors = [*program.weights.values(), *program.examples]
+    return any(isinstance(t, torch.Tensor) and t.is_floating_point() for t in tensors)
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """Return ``float32``."""
+    return str(dtype).removeprefix("torch.")
+
+
+class Dumper(Watch):
+    """Writes the program after every pass into a dump folder (`narrows.ir.dump`).
+
+    Give it after the instruments that measure, so that the dump holds their numbers. A pass that
+    fails is recorded in the index with its error.
+
+    Args:
+        folder: A new or empty folder, or one that holds an older dump, which is replaced.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.dump = Dump.create(folder)
+
+    def before(self, pass_: Pass, program: Program) -> None:
+        """Write the program that the pipeline was given."""
+        if not self.dump.stages:
+            self._add("capture", "capture", program, (), {}, 0.0)
+            self.dump.set_couplings(coupling_records(program))
+
+    def after(self, pass_: Pass, program: Program, result: PassResult, seconds: float) -> None:
+        """Write what the pass made."""
+        self._add(pass_.name, str(pass_), result.program, result.notes, result.measured, seconds)
+
+    def failed(
+        self, pass_: Pass, program: Program, result: PassResult | None, error: Exception
+    ) -> None:
+        """Record that the pass failed, with the program that was refused, where there is one."""
+        if result is None:
+            self.dump.fail(pass_.name, str(error))
+            return
+        self._add(
+            pass_.name, str(pass_), result.program, result.notes, result.measured, 0.0, str(error)
+        )
+
+    def _add(
+        self,
+        name: str,
+        spelling: str,
+        program: Program,
+        notes: Sequence[Note],
+        measured: dict[str, float],
+        seconds: float,
+        error: str = "",
+    ) -> None:
+        view = snapshot(program, contents=True)
+        self.dump.add(
+            name,
+            view,
+            spelling=spelling,
+            nodes=len(view.nodes),
+            parameters=view.parameter_count,
+            measured=measured,
+            seconds=round(seconds, 4),
+            notes=[vars(n) for n in notes],
+            **({"error": error} if error else {}),
+        )
+
+
+def coupling_records(program: Program) -> list[dict[str, Any]]:
+    """Return a program's couplings as JSON values."""
+    return [c.to_json() for c in program.couplings()]
+
+
+class Progress(Watch):
+    """Says on a terminal which pass runs and what it did; silent elsewhere.
+
+    Args:
+        stream: Where to write; standard error unless given.
+    """
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self.stream = sys.stderr if stream is None else stream
+
+    def before(self, pass_: Pass, program: Program) -> None:
+        """Say which pass runs."""
+        self._say(f"{pass_.name} ...")
+
+    def after(self, pass_: Pass, program: Program, result: PassResult, seconds: float) -> None:
+        """Say what it did."""
+        error = "".join(f", {k} error {v:.1e}" for k, v in result.measured.items())
+        done = "changed" if result.changed else "nothing to do"
+        self._say(f"\r{pass_.name}: {done} in {seconds:.2f} s{error}\n")
+
+    def failed(
+        self, pass_: Pass, program: Program, result: PassResult | None, error: Exception
+    ) -> None:
+        """End the line, so that the error begins one of its own."""
+        self._say(f"\r{pass_.name}: failed\n")
+
+    def _say(self, text: str) -> None:
+        if self.stream.isatty():
+            self.stream.write(text)
+            self.stream.flush()
+
+
+__all__ = [
+    "Dumper",
+    "Numerics",
+    "Progress",
+    "Promises",
+    "Verify",
+    "compare",
+    "fingerprint",
+    "measure",
+]

@@ -1,0 +1,367 @@
+"""`Pipeline`: passes in order, with what each of them did.
+
+Start at `Pipeline.run`. What watches the passes is an `Instrument`; `narrows.passes.instruments`
+has the usual ones. Timing is built in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import fx
+
+from narrows.errors import PassError
+from narrows.ir.program import Meta, Note, Program
+from narrows.passes import spelling
+from narrows.passes.base import Pass, PassResult
+
+
+class Instrument(Protocol):
+    """Watches passes; it may raise, and it may write into ``result.measured``.
+
+    Instruments run in the order they are given, so a later one sees what an earlier one measured.
+    One that also has ``failed(pass_, program, result, error)`` is told of a pass that raised (its
+    ``result`` is ``None``) or whose result an instrument refused.
+    """
+
+    def before(self, pass_: Pass, program: Program) -> None:
+        """Be told that ``pass_`` is about to run on ``program``."""
+
+    def after(self, pass_: Pass, program: Program, result: PassResult, seconds: float) -> None:
+        """Be told what ``pass_`` made of ``program``, and how long it took."""
+
+
+@dataclass(frozen=True)
+class PassReport:
+    """What one pass did, and the size of the program after it.
+
+    Attributes:
+        name: The pass's name; ``capture`` for the program that the pipeline was given.
+        spelling: The pass with its options.
+        nodes: How many nodes the program has, without those that only name a weight.
+        parameters: How many numbers are trained.
+        macs: Multiply-accumulates of one sample.
+        measured: Relative errors against the reference, by dtype name.
+        seconds: How long the pass took, without its instruments.
+        changed: Whether it changed anything.
+        notes: What it had to say.
+    """
+
+    name: str
+    spelling: str
+    nodes: int
+    parameters: int
+    macs: int
+    measured: dict[str, float]
+    seconds: float
+    changed: bool
+    notes: tuple[Note, ...] = ()
+
+    @property
+    def fidelity(self) -> float | None:
+        """The error in the program's own precision, or ``None`` where nothing measured it."""
+        return next(iter(self.measured.values()), None)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as JSON values."""
+        return {
+            "name": self.name,
+            "spelling": self.spelling,
+            "nodes": self.nodes,
+            "parameters": self.parameters,
+            "macs": self.macs,
+            "measured": self.measured,
+            "seconds": self.seconds,
+            "changed": self.changed,
+            "notes": [vars(n) for n in self.notes],
+        }
+
+
+@dataclass(frozen=True)
+class PipelineResult:
+    """What a pipeline made of a program.
+
+    Attributes:
+        program: The final program.
+        initial: The size of the program it was given, as a report named ``capture``.
+        reports: One report per pass.
+        measured: Relative errors of the final program against the ``reference`` that
+            `Pipeline.run` was given, by dtype name.
+    """
+
+    program: Program
+    initial: PassReport
+    reports: tuple[PassReport, ...]
+    measured: dict[str, float]
+
+    @property
+    def notes(self) -> tuple[Note, ...]:
+        """The notes of all passes, in order."""
+        return tuple(n for r in self.reports for n in r.notes)
+
+    def table(self) -> str:
+        """Return the reports as a table, one line a pass."""
+        return format_table((self.initial, *self.reports))
+
+
+@dataclass(frozen=True, init=False)
+class Pipeline:
+    """Passes that run one after the other.
+
+    ``str(pipeline)`` is its spelling, which `Pipeline.parse` reads back.
+
+    Attributes:
+        passes: The passes, in order.
+    """
+
+    passes: tuple[Pass, ...]
+
+    def __init__(self, passes: Iterable[Pass] = ()) -> None:
+        passes = tuple(passes)
+        for pass_ in passes:
+            if not isinstance(pass_, Pass):
+                raise PassError(
+                    f"a pipeline holds passes, got {type(pass_).__name__}",
+                    hint='FoldBatchNorm() is a pass; Pipeline.parse("fold-batch-norm") reads text',
+                )
+        object.__setattr__(self, "passes", passes)
+
+    @staticmethod
+    def parse(text: str) -> Pipeline:
+        """Return the pipeline that ``text`` spells; see `narrows.passes.spelling` for the grammar.
+
+        `UsageError` for malformed text, an unknown pass or an unknown or ill-typed option.
+        """
+        return Pipeline(spelling.parse(text))
+
+    @staticmethod
+    def default(plan: Any = None) -> Pipeline:
+        """Return the usual pipeline: prune the channels of ``plan``, fold norms, drop what is dead.
+
+        Args:
+            plan: A `ChannelPlan`, the path of a saved one, or ``None`` to remove only what is dead
+                or constant anyway.
+        """
+        from narrows.passes.eliminate_dead import EliminateDead
+        from narrows.passes.fold_batch_norm import FoldBatchNorm
+        from narrows.passes.prune_channels import PruneChannels
+
+        return Pipeline((PruneChannels(plan=plan), FoldBatchNorm(), EliminateDead()))
+
+    def __str__(self) -> str:
+        return ", ".join(str(p) for p in self.passes)
+
+    def run(
+        self,
+        program: Program,
+        instruments: Sequence[Instrument] = (),
+        reference: Program | None = None,
+    ) -> PipelineResult:
+        """Run the passes in order and return the final program with a report per pass.
+
+        The program it is given stays as it is. The final one names the passes in ``history`` and
+        holds their notes.
+
+        Args:
+            program: The program to rewrite.
+            instruments: What watches; see `narrows.passes.instruments`.
+            reference: A program that the final one is compared with once, on the examples. Each
+                pass has its own reference, which the `Numerics` instrument uses; this one spans
+                them all.
+
+        Raises:
+            PassError: A pass needs another before it; the message lists all that is unmet.
+        """
+        self.check_order(program.history)
+        initial = report("capture", "capture", program, PassResult(program, False), 0.0)
+        reports = []
+        for pass_ in self.passes:
+            result, seconds = _run_one(pass_, program, instruments)
+            reports.append(report(pass_.name, str(pass_), result.program, result, seconds))
+            program = result.program
+        measured = {}
+        if reference is not None:
+            from narrows.passes.instruments import measure
+
+            measured = measure(program, reference)
+        return PipelineResult(program, initial, tuple(reports), measured)
+
+    def check_order(self, history: Iterable[str] = ()) -> None:
+        """Raise `PassError` with every pass that needs another one before it.
+
+        Args:
+            history: Spellings of the passes that ran before this pipeline.
+        """
+        seen = {h.partition("{")[0] for h in history}
+        unmet = []
+        for pass_ in self.passes:
+            unmet += [
+                f"{pass_.name} needs {need} before it"
+                for need in pass_.requires
+                if need not in seen
+            ]
+            seen.add(pass_.name)
+        if unmet:
+            raise PassError(
+                "the pipeline's order is wrong",
+                where=str(self),
+                why="; ".join(unmet),
+                hint="put the missing passes in front",
+            )
+
+
+def _run_one(
+    pass_: Pass, program: Program, instruments: Sequence[Instrument]
+) -> tuple[PassResult, float]:
+    """Run one pass under its instruments and record it in the program."""
+    result = None
+    try:
+        for instrument in instruments:
+            instrument.before(pass_, program)
+        start = time.perf_counter()
+        returned = pass_.run(program)
+        seconds = time.perf_counter() - start
+        if not isinstance(returned, PassResult):
+            raise PassError(
+                f"{pass_.name} returned {type(returned).__name__}, not a PassResult",
+                hint="end run() with `return PassResult(program, changed, notes)`",
+            )
+        made = mark_changes(program, returned.program).replace(
+            history=(*program.history, str(pass_)), notes=(*program.notes, *returned.notes)
+        )
+        result = PassResult(made, returned.changed, returned.notes, dict(returned.measured))
+        for instrument in instruments:
+            instrument.after(pass_, program, result, seconds)
+    except Exception as error:
+        for instrument in instruments:
+            failed = getattr(instrument, "failed", None)
+            if failed is not None:
+                with contextlib.suppress(Exception):  # the pass's own error is the one to see
+                    failed(pass_, program, result, error)
+        raise
+    return result, seconds
+
+
+def mark_changes(old: Program, new: Program) -> Program:
+    """Return ``new`` with marks for dumps: what this pass did to each node, and nothing older.
+
+    The graph is the one that the pass has just made, so its marks are written in place. What the
+    pass itself says of a node stays.
+    """
+    if new.graph is old.graph:  # new weights only, or nothing at all
+        return without_marks(new)
+    before = {n.name: n for n in old.graph.nodes}
+    for node in new.graph.nodes:
+        twin = before.get(node.name)
+        if twin is not None:
+            for key in MARKS & node.meta.keys():
+                if node.meta[key] == twin.meta.get(key):  # it came along with the copy
+                    del node.meta[key]
+        if node.op == "call_function" and not Meta(node).remark:
+            _mark(old, twin, new, node)
+    return new
+
+
+MARKS = {"was", "remark"}
+
+
+def _mark(old: Program, twin: fx.Node | None, new: Program, node: fx.Node) -> None:
+    meta = Meta(node)
+    if twin is None:
+        meta.remark = "new"
+    elif Meta(twin).shape != meta.shape:
+        meta.was = meta.was or Meta(twin).shape
+    elif weight_shapes(old, twin) != weight_shapes(new, node):
+        meta.remark = "other weights"
+
+
+def without_marks(program: Program) -> Program:
+    """Return the program without marks of an earlier pass: a copy, if it has any."""
+    if not any(MARKS & n.meta.keys() for n in program.graph.nodes):
+        return program
+    program = program.copy()
+    for node in program.graph.nodes:
+        for key in MARKS & node.meta.keys():
+            del node.meta[key]
+    return program
+
+
+def weight_shapes(program: Program, node: fx.Node) -> list[tuple[str, tuple[int, ...]]]:
+    """Return name and shape of every weight that a node reads."""
+    weights = (str(n.target) for n in node.all_input_nodes if n.op == "get_attr")
+    return [(w, tuple(program.weights[w].shape)) for w in weights if w in program.weights]
+
+
+def macs(program: Program) -> dict[str, int]:
+    """Return the multiply-accumulates of every node for one sample, by node name.
+
+    With a free batch axis the example's batch is divided out; with a fixed one the whole batch
+    counts.
+    """
+    from narrows.ir.ops import table
+
+    batch = 1
+    if program.dynamic_batch:
+        sizes = [Meta(n).shape[0] for n in program.placeholders if 0 in Meta(n).dynamic]
+        batch = sizes[0] if sizes else 1
+    calls = (n for n in program.graph.nodes if n.op == "call_function")
+    return {n.name: table.macs(n) // batch for n in calls}
+
+
+def report(
+    name: str, spelling: str, program: Program, result: PassResult, seconds: float
+) -> PassReport:
+    """Return the report of one pass."""
+    return PassReport(
+        name=name,
+        spelling=spelling,
+        nodes=sum(n.op != "get_attr" for n in program.graph.nodes),
+        parameters=program.parameter_count,
+        macs=sum(macs(program).values()),
+        measured=result.measured,
+        seconds=seconds,
+        changed=result.changed,
+        notes=result.notes,
+    )
+
+
+def format_table(reports: Iterable[PassReport]) -> str:
+    """Return reports as aligned text: pass, nodes, parameters, MACs, error, time, notes."""
+    rows = [("pass", "nodes", "params", "MACs", "error", "time", "notes")]
+    for entry in reports:
+        error = "-" if entry.fidelity is None else f"{entry.fidelity:.1e}"
+        took = "-" if entry.name == "capture" else f"{entry.seconds:.2f} s"
+        size = format_count(entry.parameters), format_count(entry.macs)
+        rows.append(
+            (entry.name, str(entry.nodes), *size, error, took, str(len(entry.notes) or "-"))
+        )
+    widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
+    lines = []
+    for name, *cells in rows:
+        right = (c.rjust(w) for c, w in zip(cells, widths[1:], strict=True))
+        lines.append("  ".join([name.ljust(widths[0]), *right]).rstrip())
+    return "\n".join(lines) + "\n"
+
+
+def format_count(count: int) -> str:
+    """Return a count in three digits or so: ``40.8 M``."""
+    value, units = float(count), ("", " k", " M", " G", " T")
+    for unit in units:
+        if value < 999.5 or unit == units[-1]:
+            return f"{count}" if not unit else f"{value:.3g}{unit}"
+        value /= 1000
+    raise AssertionError
+
+
+__all__ = [
+    "Instrument",
+    "PassReport",
+    "Pipeline",
+    "PipelineResult",
+    "format_table",
+    "macs",
+]

@@ -1,0 +1,154 @@
+"""`PruneChannels`: channels that nothing reads, and channels that are constants, go.
+
+Three steps, each of its own module: the plan's masked program (`narrows.passes.masking`), the
+analysis of its channels (`narrows.ir.channels`), and the rewrite (`narrows.ir.rewrite`). Zeros that
+are in the weights without a plan are found in the same way.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from narrows.errors import PassError
+from narrows.ir.channels import analyse
+from narrows.ir.program import Meta, Note, Program, aten
+from narrows.ir.rewrite import rewrite
+from narrows.passes.base import Fidelity, Pass, PassResult
+from narrows.passes.plan import ChannelPlan, fingerprint, refuse_nan
+from narrows.passes.uses import uses_of
+
+# Rounds that a program gets to settle in; the second finds nothing, as a rule.
+ROUNDS = 4
+
+
+@dataclass(frozen=True)
+class PruneChannels(Pass):
+    """Removes channels that a plan drops, or that are dead or constant anyway.
+
+    Attributes:
+        plan: The plan, or the path of a saved one; ``None`` for no more than what is dead anyway.
+    """
+
+    name: ClassVar[str] = "prune-channels"
+    fidelity: ClassVar[Fidelity] = Fidelity.EXACT
+    plan: ChannelPlan | str | os.PathLike | None = None
+
+    def run(self, program: Program) -> PassResult:
+        """Return the program that computes only what is needed; notes say what stays, and why."""
+        refuse_nan(program)
+        plan = self._loaded()
+        masked = plan.masked(program)
+        result, found = _settled(masked)
+        result = result.replace(notes=program.notes)
+        notes = (*plan.notes, *_on_plan(plan, program), *found)
+        if is_idle(program, result):
+            idle = Note(program.name, "idle", "no channel is masked, dead or constant")
+            return PassResult(program, False, (*notes, idle))
+        return PassResult(result, True, notes)
+
+    def reference(self, program: Program) -> Program:
+        """Return the plan's masked program."""
+        return self._loaded().masked(program)
+
+    def _loaded(self) -> ChannelPlan:
+        if self.plan is None:
+            return ChannelPlan()
+        if isinstance(self.plan, str | os.PathLike):
+            return ChannelPlan.load(self.plan)
+        if not isinstance(self.plan, ChannelPlan):
+            raise PassError(
+                f"prune-channels takes a plan or its path, got {type(self.plan).__name__}",
+                hint="make one with narrows.plan(program, ...)",
+            )
+        return self.plan
+
+
+def _on_plan(plan: ChannelPlan, program: Program) -> Iterator[Note]:
+    """Yield how many channels the plan masks, and whether it was made for another structure."""
+    counts = {reason: count for reason, count in plan.by_reason().items() if count}
+    if counts:
+        parts = ", ".join(f"{reason} {count:,}" for reason, count in sorted(counts.items()))
+        yield Note(program.name, "plan", f"the plan masks {plan.removed:,} channels: {parts}")
+    if plan.fingerprint and plan.fingerprint != fingerprint(program):
+        yield Note(
+            program.name, "plan", "the plan was made before other rewrites, or for another model"
+        )
+
+
+def _settled(program: Program) -> tuple[Program, tuple[Note, ...]]:
+    """Return a program rewritten until nothing more goes, and what the last removal had to say."""
+    shapes = {node.name: Meta(node).shape for node in program.graph.nodes}
+    program = program.replace(notes=())
+    notes: tuple[Note, ...] = ()
+    for turn in range(ROUNDS):
+        pruned = _without_gates(rewrite(analyse(program))[0])
+        if turn and is_idle(program, pruned):
+            break
+        notes, program = pruned.notes, pruned.replace(notes=())
+        if not _is_restless(program, notes):
+            break
+    for node in program.graph.nodes:  # across all rounds
+        before = shapes.get(node.name, Meta(node).shape)
+        Meta(node).was = before if before != Meta(node).shape else None
+    return program, notes
+
+
+def _is_restless(program: Program, notes: tuple[Note, ...]) -> bool:
+    """Whether another rewrite may find more.
+
+    It may where a layer reads nothing and keeps one channel of zeros for its operator's sake, which
+    makes constants of what comes after it; and where layers that share a weight had to wait for
+    one another.
+    """
+    if any(note.reason == "shared" for note in notes):
+        return True
+    found = (u.contraction for uses in uses_of(program).values() for u in uses)
+    weights = [c.data for c in found if c is not None]
+    return not all(bool(w.reshape(-1)[:64].any()) or bool(w.any()) for w in weights)
+
+
+def _without_gates(pruned: Program) -> Program:
+    """Return the program without the masks that multiply by one everywhere.
+
+    They came with the plan; the program is one that the caller has made.
+    """
+    for node in list(pruned.graph.nodes):
+        if node.target is not aten.mul.Tensor or not node.name.endswith("_masked"):
+            continue
+        source, gate = node.args
+        if gate.op != "get_attr" or str(gate.target) not in pruned.buffers:
+            continue
+        if bool((pruned.tensor(gate) == 1).all()):
+            node.replace_all_uses_with(source)
+            pruned.graph.erase_node(node)
+            if not gate.users:
+                pruned.graph.erase_node(gate)
+                del pruned.weights[str(gate.target)]
+                pruned.buffers = pruned.buffers - {str(gate.target)}
+    return pruned
+
+
+# ------------------------------------------------------------------ did anything change?
+
+
+def is_idle(old: Program, new: Program) -> bool:
+    """Whether a rewrite has removed nothing: the same weights, and every tensor of the same shape.
+
+    The rewriter may spell some operators otherwise, ``unbind`` as slices; that alone is no change.
+    """
+    if old.weights.keys() != new.weights.keys() or old.aliases != new.aliases:
+        return False
+    shapes = {node.name: Meta(node).shape for node in new.graph.nodes}
+    for node in old.graph.nodes:
+        if Meta(node).shape is not None and shapes.get(node.name) != Meta(node).shape:
+            return False
+    return all(_same_tensor(t, new.weights[name]) for name, t in old.weights.items())
+
+
+def _same_tensor(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a is b or (a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b))
