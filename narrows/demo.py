@@ -246,10 +246,12 @@ class Candidate:
     accuracy: float
 
 
-def lower(name: str, program: Program, test: Split, folder: Path) -> Candidate:
+def lower(
+    name: str, program: Program, test: Split, folder: Path, plan: ChannelPlan | None = None
+) -> Candidate:
     """Return the program as an artifact saved in ``folder / name``, with its accuracy."""
     progress(f"lowering the {name} program")
-    api.lower(program, "onnx").save(folder / name)
+    api.lower(program, "onnx", plan=plan).save(folder / name)
     progress("")
     artifact = api.load(folder / name)  # what is measured is what was written
     return Candidate(name, program, artifact, test.accuracy(artifact.run))
@@ -327,7 +329,7 @@ def tell(folder: Path, settings: Settings) -> dict[str, Any]:
     unpruned = api.apply(program, pipeline="fold-batch-norm, eliminate-dead")
     candidates = [
         lower("unpruned", unpruned, test, folder),
-        lower("pruned", result.program, test, folder),
+        lower("pruned", result.program, test, folder, plan),
         lower("tuned", api.apply(again), test, folder),
     ]
     return {
@@ -386,9 +388,9 @@ def describe(report: dict[str, Any]) -> str:
         f"{count['validation']} to choose the ratio with, {count['test']} to test on",
         f"test accuracy {accuracy['trained']:.2%} trained, {accuracy['masked']:.2%} masked",
         f"plan: {removed['zeros']} channels that training left at zero, {removed['plan']} with the "
-        f"weakest {report['ratio']:.0%} of",
-        f"what each layer reads: the largest tried that costs at most {report['allowed_fall']:.0%} of "
-        "validation accuracy",
+        f"weakest {report['ratio']:.0%} of what each layer reads;",
+        f"the ratio is the largest tried that costs {report['allowed_fall']:.0%} of validation "
+        "accuracy or less",
         "",
         report["table"].rstrip(),
         "error: largest difference from what each pass owes, relative to the largest output",

@@ -60,6 +60,9 @@ def ops(arguments: argparse.Namespace) -> int:
     if arguments.model is None:
         if arguments.input or arguments.weights:
             raise UsageError("-i and --weights need a model")
+        if arguments.markdown:
+            print(table.to_markdown(), end="")
+            return 0
         rows = [{"name": r.name, "kind": r.kind, "summary": r.summary} for r in table.rows()]
         if arguments.json:
             print_json(rows)

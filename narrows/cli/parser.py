@@ -191,7 +191,9 @@ def _passes(commands: Any) -> None:
 
 def _ops(commands: Any) -> None:
     summary = "print the op table, or what it lacks for a model"
-    _model(_command(commands, "ops", "inspect:ops", summary), optional=True)
+    command = _command(commands, "ops", "inspect:ops", summary)
+    command.add_argument("--markdown", action="store_true", help="print the table as docs/ops.md")
+    _model(command, optional=True)
 
 
 def _couplings(commands: Any) -> None:

@@ -1,0 +1,1 @@
+"""The intermediate representation: programs, the op table, the channel analysis, the rewriter."""

@@ -1,13 +1,14 @@
 """Couplings: the channels that live or die together under a constrained plan.
 
-An element-wise operator, a norm or a move of data needs its result's channels and its operands' to be the
-same ones; a contraction sums its input's channels and makes fresh ones, so there a coupling ends. `couplings`
-joins channels along the former and says which weight axes follow each set. What cannot be removed exactly
-(an input, an output, the statistics of a norm, an operator without a row) is a barrier with a reason.
+An element-wise operator, a norm or a move of data needs its result's channels and its operands' to
+be the same ones; a contraction sums its input's channels and makes fresh ones, so there a coupling
+ends. `couplings` joins channels along the former and says which weight axes follow each set. What
+cannot be removed exactly (an input, an output, the statistics of a norm, an operator without a
+row) is a barrier with a reason.
 
-Where an operator reads channels as a grid, they stay rectangular: a grouped convolution or a head of
-attention loses the channel at one position in every group or head alike; a norm over groups, a depthwise
-convolution with a multiplier or a softmax over branches loses the whole group.
+Where an operator reads channels as a grid, they stay rectangular: a grouped convolution or a head
+of attention loses the channel at one position in every group or head alike; a norm over groups, a
+depthwise convolution with a multiplier or a softmax over branches loses the whole group.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ class Member:
     Attributes:
         weight: The weight's fully qualified name.
         axis: The axis of the weight.
-        role: ``out`` where the axis makes the channels, ``in`` where it sums over them, ``with`` where it
-            only scales or shifts them.
+        role: ``out`` where the axis makes the channels, ``in`` where it sums over them, ``with``
+            where it only scales or shifts them.
         positions: The indices of the axis, ``[width, indices per channel]``, ascending in each row.
     """
 
@@ -119,8 +120,8 @@ def to_table(found: Iterable[Coupling]) -> str:
 class _Joined:
     """Global channels, and which of them belong together.
 
-    Every label of every tensor is given a *channel*: a fresh one where it is made, its operand's where it
-    is passed on, so that only operators with several operands have anything to join.
+    Every label of every tensor is given a *channel*: a fresh one where it is made, its operand's
+    where it is passed on, so that only operators with several operands have anything to join.
 
     Attributes:
         channels: Per node the channel of each of its labels.
@@ -138,6 +139,7 @@ class _Joined:
         self._partial: list[tuple[Ints, Ints]] = []
         self._spread: list[tuple[Ints, Ints, str]] = []
         self._sets: list[tuple[Ints, Ints, str]] = []
+        self._heads: list[list[tuple[Ints, Ints]]] = []
         self._grids: dict[fx.Node, Value] = {}
         for node in facts.program.graph.nodes:
             self._visit(node)
@@ -174,7 +176,7 @@ class _Joined:
         self._rules(node, row)
         if row.kind not in _MOVES:
             for n in (node, *(r.operand for r in flow.reads)):
-                if n not in self._grids and len(axes := self.facts.value(n).axes) > 1:
+                if n not in self._grids and len(self.facts.value(n).axes) > 1:
                     self._grids[n] = self.facts.value(n)
 
     def _passed(self, node: fx.Node, row: Row, value: Value, reads: Sequence[Read]) -> Ints:
@@ -196,7 +198,8 @@ class _Joined:
         return own
 
     def _merged(self, own: Ints | None, source: Ints, base: Ints) -> Ints:
-        """Return ``own`` with the channels of one more operand, joined where there are some already."""
+        """Return ``own`` with the channels of one more operand, joined where there are some
+        already."""
         there = source >= 0
         if there.all():
             found = base[source]
@@ -215,7 +218,8 @@ class _Joined:
         return own
 
     def _broadcasts(self, row: Row, value: Value, read: Read) -> bool:
-        """Whether an element-wise operand is repeated along an axis on which the result has channels."""
+        """Whether an element-wise operand is repeated along an axis on which the result has
+        channels."""
         if row.kind != "pointwise" or not read.couples:
             return False
         operand = self.facts.value(read.operand)
@@ -232,6 +236,10 @@ class _Joined:
         if shared is not None:
             reason = f"{node.name}: {shared.reason}" if shared.reason else ""
             self._sets.append((self.channels[shared.holder][shared.labels], shared.sets, reason))
+        heads = [
+            (self.channels[n][labels], head) for n, labels, head in row.heads(self.facts, node)
+        ]
+        self._heads += [heads] if heads else []
         made = False
         for axis in row.weight_axes(self.facts, node):
             self.axes.append(axis)
@@ -258,6 +266,8 @@ class _Joined:
         single = [s for s in self._sets if not self._join_sets(*s[:2])]
         self._union()
         while True:
+            self._match_heads()
+            self._union()
             for node, value in self._grids.items():
                 self._straighten(node, value)
             self._union()
@@ -311,6 +321,25 @@ class _Joined:
         self._join(first[sets], channels)
         return True
 
+    def _match_heads(self) -> None:
+        """Where a weight can end one head of one factor of a product, it ends in all of them."""
+        if not self._heads:
+            return
+        made = np.zeros(self._count, dtype=bool)
+        for axis in self.axes:
+            if axis.role == "out":
+                made[self.component[self.channels[axis.holder][axis.labels]]] = True
+        for tensors in self._heads:
+            for channels, head in tensors:
+                members = self.component[channels]
+                low = np.full(int(head[-1]) + 1, self._count)
+                high = np.full(int(head[-1]) + 1, -1)
+                np.minimum.at(low, head, members)
+                np.maximum.at(high, head, members)
+                whole = (low == high) & made[np.minimum(low, self._count - 1)]
+                for others, where in tensors if whole.any() else ():
+                    self._join(low[where[whole[where]]], others[whole[where]])
+
     def _straighten(self, node: fx.Node, value: Value) -> None:
         """Keep a tensor with channels on several axes rectangular, whichever of them go."""
         grid = self.component[self.channels[node]][value.tensor.numpy()]
@@ -322,9 +351,11 @@ class _Joined:
         self._join(np.broadcast_to(lines[:, :1], lines.shape).flatten(), lines.flatten())
 
     def _follow(self, out: Ints, inner: Ints) -> None:
-        """Join results with what they are made of, where each is made of one component and of all of it.
+        """Join results with what they are made of, where each is made of one component and of all
+        of it.
 
-        The sum of two branches dies with them; the sum over all channels does not die with one of them.
+        The sum of two branches dies with them; the sum over all channels does not die with one of
+        them.
         """
         out, inner = self.component[out], self.component[inner]
         both = self._alone(out, inner) & self._alone(inner, out)

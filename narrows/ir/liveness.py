@@ -16,6 +16,7 @@ from torch import fx
 from narrows.ir.channels import Facts
 from narrows.ir.labels import Bools, Value
 from narrows.ir.ops import table
+from narrows.ir.ops.row import Read
 from narrows.ir.program import Meta, Note
 
 
@@ -53,16 +54,13 @@ class Demand:
         need = self._need.get(node)
         if need is None:
             need = self._need[node] = np.zeros(self.facts.value(node).count, dtype=bool)
-            forced = self._forced.get(node)
-            if forced is not None and node in self._alive:
-                need |= forced
         return need
 
     def valued(self, node: fx.Node) -> Bools:
         """Return which of the needed labels must hold their value; the others only fill a place.
 
-        A place is needed where a tensor would not be rectangular or a layer would have no input. What
-        it holds is multiplied by zero later, so nothing has to be computed for it.
+        A place is needed where a tensor would not be rectangular or a layer would have no input.
+        What it holds is multiplied by zero later, so nothing has to be computed for it.
         """
         mask = self._valued.get(node)
         return np.zeros(self.facts.value(node).count, dtype=bool) if mask is None else mask
@@ -72,9 +70,7 @@ class Demand:
         mask = self._forced.get(node)
         return np.zeros(self.facts.value(node).count, dtype=bool) if mask is None else mask
 
-    def require(
-        self, node: fx.Node, slot: int, mask: Bools, valued: Bools | None = None
-    ) -> None:
+    def require(self, node: fx.Node, slot: int, mask: Bools, valued: Bools | None = None) -> None:
         """Say that ``node`` reads the labels ``mask`` of the operand of its ``slot``-th read.
 
         Of these only ``valued`` (all, if omitted) must hold their value.
@@ -83,8 +79,11 @@ class Demand:
         if not mask.any():
             return
         operand = self.facts.flows[node].reads[slot].operand
-        self._alive.add(operand)
-        self.needed(operand)[mask] = True
+        need = self.needed(operand)
+        need |= mask
+        if operand not in self._alive:
+            self._alive.add(operand)
+            need |= self.forced(operand)
         known = self._valued.setdefault(operand, np.zeros(len(mask), dtype=bool))
         known |= mask if valued is None else valued & mask
         asked = self._asked.setdefault(operand, np.zeros(len(mask), dtype=bool))
@@ -142,19 +141,21 @@ class Demand:
     def constant_operands(self, node: fx.Node) -> set[int]:
         """Return the slots of an element-wise node whose needed channels are all constants.
 
-        Such an operand is replaced by a small tensor of constants, as long as another operand
-        still gives the result its shape.
+        Such an operand is replaced by a small tensor of constants, as long as the others still give
+        the result its shape and tell its channels apart.
         """
         reads = self.facts.flows[node].reads
         need, valued = self._need[node], self.valued(node)
         shape = Meta(node).shape
-        whole = {s for s, r in enumerate(reads) if Meta(r.operand).shape == shape}
         found: set[int] = set()
         for slot, read in enumerate(reads):
             value = self.facts.value(read.operand)
-            wanted = read.reached(valued, value.count)
-            constant = read.reached(need, value.count).any() and not np.isnan(value.const[wanted]).any()
-            if constant and whole - found - {slot}:
+            if not read.reached(need, value.count).any():
+                continue
+            if np.isnan(value.const[read.reached(valued, value.count)]).any():
+                continue
+            others = [r for s, r in enumerate(reads) if s != slot and s not in found]
+            if any(Meta(r.operand).shape == shape for r in others) and _tell_apart(others, need):
                 found.add(slot)
         return found
 
@@ -177,7 +178,7 @@ class Demand:
         for slot, read in enumerate(flow.reads):
             value = self.facts.value(read.operand)
             self.require(node, slot, np.ones(value.count, dtype=bool))
-            dead = value.known() & (value.const == 0)
+            dead = value.known()
             if dead.any():
                 self.note(read.operand, "output", "they are part of a model output", dead)
 
@@ -187,3 +188,13 @@ class Demand:
         for slot, read in enumerate(flow.reads):
             count = self.facts.value(read.operand).count
             self.require(node, slot, np.ones(count, dtype=bool))
+
+
+def _tell_apart(reads: list[Read], need: Bools) -> bool:
+    """Whether no two needed labels of the result read the same of all these operands."""
+    code = np.zeros(int(need.sum()), dtype=np.int64)
+    for read in reads:
+        assert read.source is not None
+        source = read.source[need]
+        code = code * (int(source.max(initial=0)) + 1) + source
+    return len(np.unique(code)) == len(code)

@@ -94,7 +94,7 @@ def restore(plan: ChannelPlan, program: Program, state: Mapping[str, Tensor]) ->
         if target not in masked.weights:
             _drop_made(name, tensor, pruned)
             continue
-        place = _place(origin)
+        place = place_of(origin)
         old, before = masked.weights[target][place], pruned.weights[name]
         moved = old + (tensor - before) if tensor.is_floating_point() else tensor
         new = torch.where(before == old, tensor, moved)
@@ -114,7 +114,7 @@ def _drop_made(name: str, tensor: Tensor, pruned: Program) -> None:
         )
 
 
-def _place(origin: Origin) -> tuple[Any, ...]:
+def place_of(origin: Origin) -> tuple[Any, ...]:
     """Return the index of a weight's entries in the original, axis by axis, ready to broadcast."""
     rank, place = len(origin.shape), []
     nested = next((a for a, i in enumerate(origin.index) if i and isinstance(i[0], tuple)), None)
@@ -155,4 +155,4 @@ def _write(
     written[name][place] = True
 
 
-__all__ = ["pruned_by", "restore", "shrink"]
+__all__ = ["place_of", "pruned_by", "restore", "shrink"]

@@ -133,6 +133,26 @@ def test_model_is_left_as_it_was(residual: Residual) -> None:
     assert all(torch.equal(before[n], t) for n, t in residual.state_dict().items())
 
 
+def test_attributes_that_forward_assigns_are_put_back() -> None:
+    class Caches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            self.last = x * 2
+            return self.last + 1
+
+    model = Caches().eval()
+    assert_equal(capture(model, images(1)), model, images(3))
+    assert model.calls == 1  # the call of assert_equal
+    model = Caches().eval()
+    capture(model, images(1))
+    assert model.calls == 0
+    assert not hasattr(model, "last")
+
+
 def test_name_is_the_class_unless_given(residual: Residual, program: Program) -> None:
     assert program.name == "residual"
     assert capture(residual, images(1), name="net").name == "net"

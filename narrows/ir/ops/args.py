@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch.fx.node import map_arg
 from narrows.ir.program import Meta
 
 
-@lru_cache(maxsize=None)
+@cache
 def _schema(target: Any) -> tuple[tuple[str, Any, bool], ...]:
     return tuple(
         (a.name, a.default_value if a.has_default_value() else None, a.kwarg_only)
@@ -77,7 +77,8 @@ VIEWS = frozenset({torch.ops.aten.view.default, torch.ops.aten._unsafe_view.defa
 
 
 def invoke(target: Any, args: Any, kwargs: Any) -> Any:
-    """Run an operator on labels, which are expanded tensors and so cannot always be viewed in place."""
+    """Run an operator on labels, which are expanded tensors and so cannot always be viewed in
+    place."""
     if target in VIEWS:
         return args[0].reshape(args[1])
     return target(*args, **kwargs)

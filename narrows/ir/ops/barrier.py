@@ -1,4 +1,5 @@
-"""The row of every operator that has none: nothing can be removed through it, and the report says so."""
+"""The row of every operator that has none: nothing can be removed through it, and the report says
+so."""
 
 from __future__ import annotations
 

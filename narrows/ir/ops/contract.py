@@ -1,8 +1,8 @@
 """Contractions with a weight: convolutions, linear layers, products with a parameter.
 
-A contraction sums its input's channels into fresh ones. An input channel whose weights are zero for all
-needed outputs is not read; one that is a known constant is folded into the bias, unless padding makes
-its contribution differ at the border.
+A contraction sums its input's channels into fresh ones. An input channel whose weights are zero
+for all needed outputs is not read; one that is a known constant is folded into the bias, unless
+padding makes its contribution differ at the border.
 """
 
 from __future__ import annotations
@@ -89,25 +89,26 @@ class Contraction:
 
 def used_columns(blocks: Tensor, rows: Bools) -> Bools:
     """Return which inputs have a non-zero weight in a row that counts: ``[groups, inputs]``."""
-    data = blocks.numpy()
+    data: Any = blocks.numpy()
     if len(data) > 1:
         return (data.any(-1) & rows[..., None]).any(1)
     return _settled(data[0], np.flatnonzero(rows[0]))[None]
 
 
 def used_rows(blocks: Tensor, columns: Bools) -> Bools:
-    """Return which outputs have a non-zero weight in a column that counts: ``[groups, outputs]``."""
-    data = blocks.numpy()
+    """Return which outputs have a non-zero weight in a column that counts: ``[groups,
+    outputs]``."""
+    data: Any = blocks.numpy()
     if len(data) > 1:
         return (data.any(-1) & columns[:, None, :]).any(2)
     return _settled(data[0].swapaxes(0, 1), np.flatnonzero(columns[0]))[None]
 
 
-def _settled(data: np.ndarray, rows: Ints) -> Bools:
+def _settled(data: Any, rows: Ints) -> Bools:
     """Return which entries of axis 1 have a non-zero in one of ``rows`` of axis 0.
 
-    A few rows settle almost every entry of a dense weight; one pass over the whole weight finds those that
-    are zero throughout; the rare rest is looked at closely.
+    A few rows settle almost every entry of a dense weight; one pass over the whole weight finds
+    those that are zero throughout; the rare rest is looked at closely.
     """
     found = data[rows[:8]].any((0, 2))
     if found.all() or len(rows) <= 8:
@@ -145,7 +146,8 @@ class Contract(Row):
     spatial: int = 0
 
     def contraction(self, facts: Facts, node: fx.Node) -> Contraction | None:
-        """Return the contraction, or ``None`` where an operand that must be a weight is computed."""
+        """Return the contraction, or ``None`` where an operand that must be a weight is
+        computed."""
         args = arguments(node)
         x, weight, bias = args[self.x], args[self.weight], args.get(self.bias)
         if facts.is_free(x) or not facts.is_free(weight):
@@ -178,7 +180,9 @@ class Contract(Row):
     def flow(self, facts: Facts, node: fx.Node) -> Flow:
         c = self.contraction(facts, node)
         if c is None:
-            return barrier_flow(facts, node, "its weight is computed from the inputs, or its sum is scaled")
+            return barrier_flow(
+                facts, node, "its weight is computed from the inputs, or its sum is scaled"
+            )
         return self.contracted(facts, node, c)
 
     @staticmethod
@@ -206,15 +210,16 @@ class Contract(Row):
         c, columns = facts.flows[node].facts
         if c.weight.op == "get_attr":
             g, outs, ins, _ = c.blocks.shape
-            # The one axis of a grouped weight that spans a single group counts positions in each group.
+            # The one axis of a grouped weight that spans a single group counts positions in each
+            # group.
             whole_out, whole_in = g == 1 or not c.transposed, g == 1 or c.transposed
-            if whole_out or min(ins, outs) > 1:
-                yield WeightAxis(
-                    c.weight, c.out_axis, "out", node, np.arange(c.outputs if whole_out else outs)
-                )
             if whole_in or min(ins, outs) > 1:
                 yield WeightAxis(
                     c.weight, c.in_axis, "in", c.x, columns[0][: None if whole_in else ins]
+                )
+            if whole_out or min(ins, outs) > 1:
+                yield WeightAxis(
+                    c.weight, c.out_axis, "out", node, np.arange(c.outputs if whole_out else outs)
                 )
         if c.bias is not None and c.bias.op == "get_attr":
             yield WeightAxis(c.bias, 0, "with", node, np.arange(c.outputs))
@@ -233,8 +238,8 @@ class Contract(Row):
     def joins(self, facts: Facts, node: fx.Node) -> list[tuple[fx.Node, Ints, fx.Node, Ints]]:
         """Return what keeps the groups of a convolution equally wide.
 
-        Channels at equal positions of the groups go together. Where a group has one input or one output,
-        the group goes as a whole.
+        Channels at equal positions of the groups go together. Where a group has one input or one
+        output, the group goes as a whole.
         """
         if not isinstance(facts.flows[node].facts, tuple):
             return []
@@ -260,7 +265,7 @@ class Contract(Row):
         value = demand.facts.value(c.x)
         need = demand.needed(node)
         groups, outs, ins, _ = c.blocks.shape
-        rows = need.reshape(groups, outs)
+        rows: Any = need.reshape(groups, outs)
         if groups > 1:
             even = fill_up(rows)
             demand.extend(
@@ -357,8 +362,8 @@ class Contract(Row):
 def _columns_held(columns: np.ndarray, held: Held, axis: int) -> Ints | None:
     """Return the original input channel at each position of a rewritten operand.
 
-    Where channels lie on further axes (heads), the weight is shared by all of them, so every row must hold
-    the same; ``None`` if it does not.
+    Where channels lie on further axes (heads), the weight is shared by all of them, so every row
+    must hold the same; ``None`` if it does not.
     """
     tensor = held.labels.movedim(axis, -1).reshape(-1, held.labels.shape[axis])
     rows = tensor.expand(-1, held.shape[axis]).numpy()
@@ -381,8 +386,8 @@ def foldable(c: Contraction, value: Value, columns: np.ndarray) -> Bools:
 def fill_up(mask: Bools, least: int = 0, prefer: Bools | None = None) -> Bools:
     """Return ``mask`` with its rows filled to the width of the fullest.
 
-    Entries in ``prefer`` are taken first, then the first free ones. Rows without an entry stay empty,
-    unless ``least`` asks for that many in each.
+    Entries in ``prefer`` are taken first, then the first free ones. Rows without an entry stay
+    empty, unless ``least`` asks for that many in each.
     """
     counts = mask.sum(1)
     width = max(int(counts.max(initial=0)), least)
@@ -394,7 +399,8 @@ def fill_up(mask: Bools, least: int = 0, prefer: Bools | None = None) -> Bools:
 
 
 def _group_order(positions: Ints, width: int) -> Ints | None:
-    """Return the groups in the order in which their inputs come, or ``None`` if these come mixed."""
+    """Return the groups in the order in which their inputs come, or ``None`` if these come
+    mixed."""
     group = positions // width
     starts = np.flatnonzero(np.r_[True, group[1:] != group[:-1]])
     order = group[starts]

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 
 def moved(source: Value, result: Tensor) -> tuple[Value, np.ndarray]:
-    """Return the value whose elements carry the source labels ``result``, and the label each stands for."""
+    """Return the value whose elements carry the source labels ``result``, and the label each
+    stands for."""
     labels, origin = number(compact(result).long())
     value = Value(tuple(result.shape), labels, len(origin), source.const[origin])
     return value, origin
@@ -171,6 +172,7 @@ class Item(Row):
         return "getitem"
 
     def flow(self, facts: Facts, node: fx.Node) -> Flow:
+        parent: Any
         parent, index = node.args
         flow = facts.flows[parent]
         if flow.barrier:
@@ -181,7 +183,7 @@ class Item(Row):
     def rewrite(self, rewriter: Rewriter, node: fx.Node) -> Held:
         from narrows.ir.ops import table
 
-        parent = node.args[0]
+        parent: Any = node.args[0]
         row = table.find(parent)
         if not isinstance(row, Selection):
             return rewriter.whole(node)
@@ -296,7 +298,8 @@ class Join(Row):
 
     @staticmethod
     def _beside(facts: Facts, node: fx.Node, operands: list[fx.Node], bound: list[fx.Node]) -> Flow:
-        # The channels lie on another axis (tokens are joined): each is the same channel of every operand.
+        # The channels lie on another axis (tokens are joined): each is the same channel of every
+        # operand.
         shape = Meta(node).shape
         values = [facts.value(n) for n in bound]
         labels, count, sources = merge(values, len(shape))
@@ -395,7 +398,9 @@ class Join(Row):
             return rewriter.retag_node(tensors[0], rewriter.trim(parts[0], value), shape)
         widest = [max(p.shape[a] for p in parts) for a in range(len(shape))]
         try:
-            parts = [p.expand([-1 if a == axis else s for a, s in enumerate(widest)]) for p in parts]
+            parts = [
+                p.expand([-1 if a == axis else s for a, s in enumerate(widest)]) for p in parts
+            ]
             result = torch.cat(parts, axis)
         except RuntimeError:
             raise rewriter.ragged(node) from None
@@ -415,7 +420,8 @@ def _only(tensor: Tensor, axes: set[int]) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Pad(Row):
-    """Constant padding: along space it only borders each channel, along channels it adds new ones."""
+    """Constant padding: along space it only borders each channel, along channels it adds new
+    ones."""
 
     kind = "pad"
 
@@ -518,7 +524,8 @@ class Pad(Row):
 
 @dataclass(frozen=True, kw_only=True)
 class Glu(Row):
-    """``a * sigmoid(b)`` for the two halves of an axis: channel i needs channels i of both halves."""
+    """``a * sigmoid(b)`` for the two halves of an axis: channel i needs channels i of both
+    halves."""
 
     kind = "gate"
 

@@ -1,7 +1,8 @@
-"""Operators that mix positions: pooling and resizing over space, norms, softmax and sums over channels.
+"""Operators that mix positions: pooling and resizing over space, norms, softmax and sums over
+channels.
 
-Over an axis without channels they pass channels on. Over the channel axis every result depends on every
-channel of its group, so none of a group can go while one is needed.
+Over an axis without channels they pass channels on. Over the channel axis every result depends on
+every channel of its group, so none of a group can go while one is needed.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ class Spatial(Row):
     Attributes:
         trailing: How many trailing axes it works on, or 0 to read them from ``dims``.
         dims: The argument that names the axes; without either it works on all of them.
-        constants: From the arguments, whether a constant channel stays ``same``, only a ``zero`` one does,
-            or ``none``.
+        constants: From the arguments, whether a constant channel stays ``same``, only a ``zero``
+            one does, or ``none``.
     """
 
     kind = "spatial"
@@ -102,7 +103,8 @@ class Spatial(Row):
 
 @dataclass(frozen=True, kw_only=True)
 class Mixing(Spatial):
-    """An operator whose result keeps the shape and mixes whatever lies on its axes: softmax, LayerNorm.
+    """An operator whose result keeps the shape and mixes whatever lies on its axes: softmax,
+    LayerNorm.
 
     Attributes:
         parameters: Arguments with one number per position of the mixed axes.
@@ -154,7 +156,7 @@ class Mixing(Spatial):
         if "weight" not in self.parameters or not is_tensor(args["weight"]):
             return unknown(source.count)
         gain = constants_of(facts.data(args["weight"]), source)
-        bias = args.get("bias")
+        bias: Any = args.get("bias")
         shift = (
             constants_of(facts.data(bias), source) if is_tensor(bias) else np.zeros(source.count)
         )
@@ -405,7 +407,8 @@ class Reduce(Spatial):
         if flow.facts is None or not self.skips_zeros:
             return super().demand(demand, node)
         source = demand.facts.value(flow.reads[0].operand)
-        # A place may be skipped where every needed sum has a zero there, so that all stay equally long.
+        # A place may be skipped where every needed sum has a zero there, so that all stay equally
+        # long.
         needed = flow.facts[demand.needed(node)]
         kept = (source.const[needed] != 0).any(0)
         kept[0] |= not kept.any()
@@ -431,6 +434,8 @@ class Reduce(Spatial):
             shape = tuple(s for a, s in enumerate(held.shape) if a not in axes)
         if flow.facts is None:
             return rewriter.emit(node, changes, self._cut(node, held.labels), shape)
+        if torch.equal(held.labels, rewriter.facts.value(first_tensor(node)).tensor):
+            return rewriter.emit(node, changes, rewriter.facts.value(node).tensor, shape)
         # Every kept row lies in one class of the original; any of its labels tells which.
         classes = flow.facts
         source = rewriter.facts.value(first_tensor(node))

@@ -1,4 +1,5 @@
-"""Operators that act element by element: activations, arithmetic, and per-channel scale and shift."""
+"""Operators that act element by element: activations, arithmetic, and per-channel scale and
+shift."""
 
 from __future__ import annotations
 
@@ -29,8 +30,8 @@ class Pointwise(Row):
 
     Attributes:
         absorbs: Whether a zero in any operand makes the result zero (a product).
-        partial: Whether it is infinite or undefined for some finite inputs, so that even a channel that
-            only fills a place must hold what the model computes.
+        partial: Whether it is infinite or undefined for some finite inputs, so that even a channel
+            that only fills a place must hold what the model computes.
     """
 
     kind = "pointwise"
@@ -100,7 +101,9 @@ class Pointwise(Row):
             if self.absorbs:  # whatever meets a zero only fills a place
                 weighs = valued & ~((const == 0) & (source.const[read.source] != 0))
             mask = read.reached(need, source.count)
-            demand.require(node, slot, mask, mask if self.partial else read.reached(weighs, source.count))
+            demand.require(
+                node, slot, mask, mask if self.partial else read.reached(weighs, source.count)
+            )
             lost = read.reached(weighs & np.isnan(const), source.count) & source.known()
             if lost.any():
                 demand.note(node, "merge", "they are constants that meet others", lost)
@@ -113,6 +116,7 @@ class Pointwise(Row):
         for n in _tensors(node):
             if rewriter.facts.is_free(n):
                 replaced[n] = rewriter.sliced_free(node, n, labels)
+                shape = torch.broadcast_shapes(shape, Meta(replaced[n]).shape)
         return rewriter.emit_mapped(node, replaced, labels, shape)
 
 
@@ -134,9 +138,10 @@ class PerChannel(Row):
     Attributes:
         parameters: The arguments that hold one number per channel.
         axis: The channel axis of the input.
-        gain: The argument whose zero makes the result constant (BatchNorm's weight), or an empty string.
-        centered: Whether the operator subtracts the channel's own mean (InstanceNorm), so that a constant
-            channel becomes its bias.
+        gain: The argument whose zero makes the result constant (BatchNorm's weight), or an empty
+            string.
+        centered: Whether the operator subtracts the channel's own mean (InstanceNorm), so that a
+            constant channel becomes its bias.
     """
 
     kind = "per-channel"
@@ -161,7 +166,7 @@ class PerChannel(Row):
     def _silent(self, facts: Facts, args: dict[str, Any], source: Value) -> Bools:
         """Return the labels whose gain is zero: what comes in does not matter."""
         silent = np.zeros(source.count, dtype=bool)
-        gain = args.get(self.gain)
+        gain: Any = args.get(self.gain)
         if is_tensor(gain) and not set(source.axes) - {self.axis}:
             along = labels_along(source, self.axis)[0].expand(source.shape[self.axis]).numpy()
             heard = along[(facts.data(gain) != 0).numpy()]
@@ -181,7 +186,7 @@ class PerChannel(Row):
             return unknown(source.count)
         along = labels_along(source, self.axis)[0].expand(source.shape[self.axis]).numpy()
         inputs = source.const[along]
-        gain = args.get(self.gain)
+        gain: Any = args.get(self.gain)
         dead = np.zeros(len(along), dtype=bool)
         if is_tensor(gain):
             dead = (facts.data(gain) == 0).numpy()
@@ -190,7 +195,7 @@ class PerChannel(Row):
         if not done.any():
             return unknown(source.count)
         if self.centered and args["use_input_stats"]:
-            bias = args.get("bias")
+            bias: Any = args.get("bias")
             result[done] = facts.data(bias).double().numpy()[done] if is_tensor(bias) else 0.0
             return per_label(along, source.count, result)
         data = np.where(np.isnan(inputs), 0.0, inputs)[done]

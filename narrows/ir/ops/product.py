@@ -1,4 +1,5 @@
-"""Products of two activations: matmul, bmm, attention. With a weight on one side they are contractions."""
+"""Products of two activations: matmul, bmm, attention. With a weight on one side they are
+contractions."""
 
 from __future__ import annotations
 
@@ -10,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from narrows.ir.labels import Bools, Value, merge, unknown
+from narrows.ir.labels import Bools, Value, merge, number, unknown
 from narrows.ir.ops.args import arguments, is_tensor
 from narrows.ir.ops.contract import Contract, Contraction
 from narrows.ir.ops.layout import barrier_flow
-from narrows.ir.ops.row import Flow, Read, Row
+from narrows.ir.ops.row import Flow, Read, Row, Shared
 from narrows.ir.program import Meta
 
 if TYPE_CHECKING:
@@ -144,7 +145,51 @@ class Product(Contract):
         if not isinstance(paired, Paired):
             return []
         args = arguments(node)
-        return [(args[self.left], paired.left, args[self.right], paired.right)]
+        a, b = args[self.left], args[self.right]
+        if facts.value(a).tensor.shape[-1] == 1 or facts.value(b).tensor.shape[-2] == 1:
+            return []  # what is summed over holds no channels
+        return [(a, paired.left, b, paired.right)]
+
+    def shared(self, facts: Facts, node: fx.Node) -> Shared | None:
+        paired = facts.flows[node].facts
+        if not isinstance(paired, Paired):
+            return super().shared(facts, node)
+        args = arguments(node)
+        a, b = args[self.left], args[self.right]
+        wide = facts.value(a).tensor.shape[-1] > 1, facts.value(b).tensor.shape[-2] > 1
+        return one_sided((a, paired.left), (b, paired.right), wide)
+
+    def heads(self, facts: Facts, node: fx.Node) -> list[tuple[fx.Node, Any, Any]]:
+        if not isinstance(facts.flows[node].facts, Paired):
+            return []
+        args = arguments(node)
+        nodes = (args[self.left], args[self.right], node)
+        return by_head([(n, facts.value(n).tensor) for n in nodes])
+
+
+def one_sided(
+    left: tuple[fx.Node, Any], right: tuple[fx.Node, Any], wide: tuple[bool, bool]
+) -> Shared | None:
+    """Return the channels of a factor that stay because the other one has none to go with them."""
+    if wide[0] == wide[1]:
+        return None
+    holder, labels = left if wide[0] else right
+    return Shared(holder, labels, np.zeros_like(labels), "the other factor needs all of them")
+
+
+def by_head(tensors: list[tuple[fx.Node, Tensor]]) -> list[tuple[fx.Node, Any, Any]]:
+    """Return the label tensors whose batch axes hold channels, entry by entry: node, labels,
+    head."""
+    rank = max(t.dim() for _, t in tensors)
+    padded = [(n, t.reshape([1] * (rank - t.dim()) + list(t.shape))) for n, t in tensors]
+    batch = torch.broadcast_shapes(*(t.shape[:-2] for _, t in padded))
+    found = []
+    for n, t in padded:
+        if max(t.shape[:-2], default=1) > 1:
+            rows = t.expand(*batch, *t.shape[-2:]).reshape(math.prod(batch), -1)
+            heads = np.repeat(np.arange(len(rows)), rows.shape[1])
+            found.append((n, rows.flatten().numpy(), heads))
+    return found if len(found) > 1 else []
 
 
 def _crowded(labels: Tensor) -> bool:
@@ -162,7 +207,8 @@ def demand_pairs(
     live = paired.live(left, right)
     wanted = need[paired.out] & live
     weighs = demand.valued(node)[paired.out] & live
-    # What another rule forces on one side must be there on the other, or the pairs would not line up.
+    # What another rule forces on one side must be there on the other, or the pairs would not line
+    # up.
     wanted |= need[paired.out] & (demand.forced(a)[paired.left] | demand.forced(b)[paired.right])
     # A sum of nothing but zeros must still be a sum of something.
     summed = np.zeros(len(need), dtype=bool)
@@ -191,7 +237,8 @@ def paired_labels(
     right_width: int,
     rank: int,
 ) -> Tensor:
-    """Return the result's labels for rewritten factors, or raise where their pairs do not line up."""
+    """Return the result's labels for rewritten factors, or raise where their pairs do not line
+    up."""
     if left_width != right_width:
         raise rewriter.ragged(node)
     known = paired.left * (int(paired.right.max()) + 1) + paired.right
@@ -215,7 +262,8 @@ def paired_labels(
 
 @dataclass(frozen=True, kw_only=True)
 class Attention(Row):
-    """``scaled_dot_product_attention``: query and key channels pair up, value channels pass through."""
+    """``scaled_dot_product_attention``: query and key channels pair up, value channels pass
+    through."""
 
     kind = "attention"
 
@@ -266,7 +314,31 @@ class Attention(Row):
         if not isinstance(paired, Paired):
             return []
         args = arguments(node)
-        return [(args["query"], paired.left, args["key"], paired.right)]
+        q, k = args["query"], args["key"]
+        if facts.value(q).tensor.shape[-1] == 1 or facts.value(k).tensor.shape[-1] == 1:
+            return []  # what is summed over holds no channels
+        return [(q, paired.left, k, paired.right)]
+
+    def shared(self, facts: Facts, node: fx.Node) -> Shared | None:
+        paired = facts.flows[node].facts
+        if not isinstance(paired, Paired):
+            return None
+        args = arguments(node)
+        q, k = args["query"], args["key"]
+        wide = facts.value(q).tensor.shape[-1] > 1, facts.value(k).tensor.shape[-1] > 1
+        return one_sided((q, paired.left), (k, paired.right), wide)
+
+    def heads(self, facts: Facts, node: fx.Node) -> list[tuple[fx.Node, Any, Any]]:
+        if facts.flows[node].barrier:
+            return []
+        args = arguments(node)
+        q, k, v = (args[a] for a in ("query", "key", "value"))
+        ratio = self._ratio(q, k, args["enable_gqa"])
+        tensors = [(n, facts.value(n).tensor) for n in (q, node)]
+        spread = [(n, _spread(facts.value(n).tensor, Meta(n).shape[-3], ratio)) for n in (k, v)]
+        return by_head(
+            [*tensors, *(spread if ratio > 1 else [(n, facts.value(n).tensor) for n in (k, v)])]
+        )
 
     def demand(self, demand: Demand, node: fx.Node) -> None:
         flow = demand.facts.flows[node]
@@ -290,7 +362,8 @@ class Attention(Row):
             ratio = q.shape[-3] // k.shape[-3]
             key, passed = _spread(key, k.shape[-3], ratio), _spread(passed, v.shape[-3], ratio)
         rank = len(Meta(node).shape)
-        # The score of each head must be made of the head's own pairs; then values decide the labels.
+        # The score of each head must be made of the head's own pairs; then values decide the
+        # labels.
         labels = _attended(
             rewriter, node, flow, q.labels, key, passed, q.shape[-1], k.shape[-1], rank
         )
@@ -305,20 +378,25 @@ class Attention(Row):
                 if facts.is_free(mask)
                 else rewriter.operand(node, 3).node
             )
-        shape = (*torch.broadcast_shapes(q.shape[:-2], v.shape[:-2] if not args["enable_gqa"] else q.shape[:-2]),
-                 q.shape[-2], v.shape[-1])  # fmt: skip
+        others = q.shape[:-2] if args["enable_gqa"] else v.shape[:-2]
+        lead = torch.broadcast_shapes(q.shape[:-2], others)
+        shape = (*lead, q.shape[-2], v.shape[-1])
         return rewriter.emit(node, changes, labels, shape)
 
 
 def _sliced_mask(rewriter: Rewriter, node: fx.Node, mask: fx.Node, labels: Tensor) -> fx.Node:
     """Return a mask made of weights for the heads that stay; its last two axes are positions."""
-    rank, own = len(Meta(node).shape), len(Meta(mask).shape)
-    heads = range(rank - own, rank - 2)
-    wide = [a for a in rewriter.facts.value(node).axes if a in heads and Meta(mask).shape[a - rank + own] > 1]
-    where = rewriter.positions(node, labels) if wide else {}
-    if where is None:
-        raise rewriter.ragged(node)
-    return rewriter.free(mask, {a - rank + own: where[a] for a in wide})
+    value, own = rewriter.facts.value(node), len(Meta(mask).shape)
+    old, rank = value.tensor, value.tensor.dim()
+    index = {}
+    for axis in range(rank - own, rank - 2):
+        if old.shape[axis] == 1 or Meta(mask).shape[axis - rank + own] == 1:
+            continue
+        head = torch.arange(old.shape[axis]).view([-1 if a == axis else 1 for a in range(rank)])
+        head_of = torch.zeros(value.count, dtype=torch.int64)
+        head_of[old.flatten()] = head.expand(old.shape).flatten()
+        index[axis - rank + own] = head_of[labels].movedim(axis, 0).flatten(1)[:, 0].numpy()
+    return rewriter.free(mask, index)
 
 
 def _attended(
@@ -342,11 +420,12 @@ def _attended(
     try:
         score, new = pair_up(q, k, rank)
         count = int(new.out[-1]) + 1
-        labels, _, (score_of, v_of) = merge(
-            [Value((), score, count, unknown(count)), Value((), v, base_v, unknown(base_v))], rank
-        )
+        v, present = number(v)
+        factors = [(score, count), (v, len(present))]
+        labels, _, (score_of, v_of) = merge([Value((), t, n, unknown(n)) for t, n in factors], rank)
     except RuntimeError:
         raise rewriter.ragged(node) from None
+    v_of = present[v_of]
     seen = _via(new, score_of)
     code = (seen.left * base_r + seen.right) * base_v + v_of[seen.out]
     order = np.argsort(known, kind="stable")

@@ -6,11 +6,12 @@ A row belongs to one ATen overload and knows all that the compiler knows of it:
   result channel reads which operand channel (forwards);
 * ``demand``: given the result channels that are needed, the operand channels that must be there
   (backwards);
-* ``rewrite``: given operands that hold only some of their channels, the call that computes the needed
+* ``rewrite``: given operands that hold only some of their channels, the call that computes the
+needed
   channels of the result, literal arguments included.
 
-Kinds of operators (pointwise, layout, contraction ...) are subclasses that answer the three questions
-once; a row fills in the facts of one operator.
+Kinds of operators (pointwise, layout, contraction ...) are subclasses that answer the three
+questions once; a row fills in the facts of one operator.
 """
 
 from __future__ import annotations
@@ -83,8 +84,8 @@ class WeightAxis:
     Attributes:
         weight: The ``get_attr`` node.
         axis: The axis of the weight.
-        role: ``out`` where channels are made, ``in`` where they are summed over, ``with`` where they are
-            only scaled or shifted.
+        role: ``out`` where channels are made, ``in`` where they are summed over, ``with`` where
+            they are only scaled or shifted.
         holder: The node whose channels they are.
         labels: Per index of the axis the label in ``holder`` it belongs to.
     """
@@ -123,7 +124,8 @@ class Row(ABC):
         target: The ATen overload.
         summary: One line for ``narrows ops``.
         samples: Example calls; the table's test runs the operator on them.
-        costs: Multiply-accumulates from the operand and result shapes; ``None`` means none worth counting.
+        costs: Multiply-accumulates from the operand and result shapes; ``None`` means none worth
+            counting.
     """
 
     kind: ClassVar[str]
@@ -154,7 +156,8 @@ class Row(ABC):
         """Emit the call that computes the needed channels and return what it holds."""
 
     def input_axis(self, node: fx.Node, operand: fx.Node) -> int | str | None:
-        """Return which axis of ``operand`` the operator sums over, or ``same`` if it passes axes on."""
+        """Return which axis of ``operand`` the operator sums over, or ``same`` if it passes axes
+        on."""
         return None
 
     def shared(self, facts: Facts, node: fx.Node) -> Shared | None:
@@ -163,6 +166,13 @@ class Row(ABC):
 
     def joins(self, facts: Facts, node: fx.Node) -> list[tuple[fx.Node, Ints, fx.Node, Ints]]:
         """Return labels of two operands that are summed against each other, and so couple."""
+        return []
+
+    def heads(self, facts: Facts, node: fx.Node) -> list[tuple[fx.Node, Ints, Ints]]:
+        """Return the tensors that must have the same heads (batch axes of a product), if any.
+
+        Per tensor: its node, labels of it, and the number of the head that each is in.
+        """
         return []
 
     def weight_axes(self, facts: Facts, node: fx.Node) -> Iterator[WeightAxis]:

@@ -1,8 +1,8 @@
 """Example calls for every row of the op table: what the table's test runs each operator on.
 
-A `Sample` spells the arguments of one call; its tensors are `Made` by a layer, channel by channel, a
-`Weight`, or `Given` to the model; a `Size` is a number that the model computes. The same object twice is
-the same tensor twice.
+A `Sample` spells the arguments of one call; its tensors are `Made` by a layer, channel by channel,
+a `Weight`, or `Given` to the model; a `Size` is a number that the model computes. The same object
+twice is the same tensor twice.
 """
 
 from __future__ import annotations
@@ -172,10 +172,11 @@ for _names, _low, _high in (
     ("pow.Tensor_Tensor", 0.2, 2.0),
     ("lt.Tensor le.Tensor gt.Tensor ge.Tensor", -2.0, 2.0),
 ):
-    _range = {"low": _low, "high": _high}
+    _range: Any = {"low": _low, "high": _high}
     _add(_names, _image(**_range), _image(**_range))
     _add(_names, _image(**_range), Weight((6, 1, 1), **_range), note="a parameter per channel")
     _add(_names, _image(**_range), Made((2, 6, 1, 1), **_range), note="a gate per channel")
+    _add(_names, Made((2, 1, 4, 4), **_range), Weight((6, 1, 1), **_range), note="one becomes six")
     _add(_names, _image(**_range), Made((2, 1, 4, 4), **_range), note="one channel for all")
 _add("add.Tensor sub.Tensor", _image(), _image(), alpha=0.5)
 _add("add.Tensor", _tokens(), Weight((5, 6)), note="position embedding")

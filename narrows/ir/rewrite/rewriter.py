@@ -461,8 +461,8 @@ class Rewriter(Emitter):
         value = self.facts.value(read.operand)
         assert read.source is not None
         data = value.const[read.source[labels.numpy()]]
-        # Channels that stay although nobody reads them must not make a division by zero.
-        data = np.where(np.isnan(data), value.const[value.known()][0], data)
+        # What only fills a place may be anything; one makes no division by zero.
+        data = np.where(np.isnan(data), 1.0, data)
         tensor = torch.from_numpy(np.asarray(data)).to(Meta(read.operand).dtype)
         return self.constant(f"{read.operand.name}_constant", tensor)
 

@@ -1,0 +1,59 @@
+"""What a benchmark's numbers depend on, and how its results are written down."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "torchvision", "onnxruntime", "apple-upscale", "torch-pruning", "timm")
+
+
+def describe() -> dict[str, Any]:
+    """Return the processor, the core count, and the versions of Python and the packages."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "packages": versions,
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a markdown table whose columns line up."""
+    lines = [list(header), *(list(row) for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+
+    def render(line: Sequence[str]) -> str:
+        return "| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |"
+
+    rule = "|" + "|".join("-" * (w + 2) for w in widths) + "|"
+    return "\n".join([render(lines[0]), rule, *map(render, lines[1:])])
+
+
+def write(path: str | None, results: Any) -> None:
+    """Write the results with the machine's description as JSON, if there is a path."""
+    if path is not None:
+        text = json.dumps({"machine": describe(), "results": results}, indent=1)
+        Path(path).write_text(text + "\n")
+        print(f"wrote {path}", file=sys.stderr)

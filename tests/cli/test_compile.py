@@ -1,0 +1,185 @@
+"""The commands that make something: compile and plan."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from narrows.ir.dump import Dump
+
+INPUT = ("-i", "f32[2,3,8,8]")
+
+
+# ------------------------------------------------------------------ compile
+
+
+def test_compile_prints_the_table_and_saves(nets, run):
+    passes = "fold-batch-norm, eliminate-dead"
+    code, out, err = run("compile", f"{nets}:small", *INPUT, "-p", passes, "-o", "out")
+    assert code == 0, err
+    assert err == ""
+    assert [line.split()[0] for line in out.splitlines()[:4]] == [
+        "pass",
+        "capture",
+        "fold-batch-norm",
+        "eliminate-dead",
+    ]
+    assert "saved in out" in out
+    assert Path("out/manifest.json").is_file()
+    assert not Path("out.dump").exists()
+
+
+def test_compile_json(nets, run):
+    code, out, _ = run(
+        "compile", f"{nets}:small", *INPUT, "-p", "fold-batch-norm", "-o", "out", "--double",
+        "--dump", "--json", "-t", "onnx",
+    )  # fmt: skip
+    assert code == 0
+    data = json.loads(out)
+    assert data["artifact"] == "out"
+    assert data["dump"] == "out.dump"
+    assert [p["name"] for p in data["passes"]] == ["capture", "fold-batch-norm"]
+    assert data["passes"][1]["measured"].keys() == {"float32", "float64"}
+    assert data["passes"][1]["measured"]["float64"] <= 1e-12
+    assert Dump.open("out.dump").snapshot().history == ("fold-batch-norm",)
+
+
+def test_compile_with_a_plan(nets, run):
+    code, _, err = run("plan", f"{nets}:small", *INPUT, "--ratio", "0.5", "-o", "p.json")
+    assert code == 0, err
+    code, out, err = run(
+        "compile", f"{nets}:small", *INPUT, "--plan", "p.json", "-o", "out", "--json"
+    )
+    assert code == 0, err
+    passes = json.loads(out)["passes"]
+    assert passes[0]["parameters"] > passes[-1]["parameters"]
+    assert passes[1]["spelling"] == "prune-channels{plan=p.json}"
+    assert json.loads(Path("out/manifest.json").read_text())["plan"] is not None
+
+
+def test_a_plan_that_no_pass_takes_is_wrong_usage(nets, run):
+    run("plan", f"{nets}:small", *INPUT, "--ratio", "0.5", "-o", "p.json")
+    words = ("--plan", "p.json", "-p", "fold-batch-norm", "-o", "out")
+    code, _, err = run("compile", f"{nets}:small", *INPUT, *words)
+    assert code == 2
+    assert "the plan would not be used" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("-p", "fold"), 2, "there is no pass 'fold'"),
+        (("-t", "onx"), 2, "there is no target 'onx'"),
+        (("-t", "onnx{"), 2, "malformed"),
+        (("--weights", "none.pt"), 2, "there is no checkpoint"),
+        (("--allow-pickle",), 2, "--allow-pickle has no effect without --weights"),
+        (("--plan", "none.json"), 1, "none.json"),
+    ],
+)
+def test_compile_refuses_and_writes_nothing(nets, run, words, code, message):
+    got, out, err = run("compile", f"{nets}:small", *INPUT, "-o", "out", *words)
+    assert (got, out) == (code, "")
+    assert message in err
+    assert "Traceback" not in err
+    assert not Path("out").exists()
+
+
+def test_compile_refuses_a_folder_with_other_files_before_any_work(nets, run):
+    Path("out").mkdir()
+    Path("out/mine.txt").write_text("mine")
+    code, _, err = run("compile", "no_such_module:x", *INPUT, "-o", "out")
+    assert code == 1
+    assert "narrows did not write" in err
+    assert [p.name for p in Path("out").iterdir()] == ["mine.txt"]
+
+
+def test_compile_refuses_a_place_that_cannot_be_written(nets, run):
+    Path("file").write_text("")
+    code, _, err = run("compile", f"{nets}:small", *INPUT, "-o", "file/out")
+    assert code == 1
+    assert "is not a writable folder" in err
+
+
+def test_ctrl_c_leaves_nothing_half_written(nets, run, monkeypatch: pytest.MonkeyPatch):
+    def interrupt(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("narrows.passes.fold_batch_norm.FoldBatchNorm.run", interrupt)
+    words = ("-p", "eliminate-dead, fold-batch-norm", "-o", "out", "--dump")
+    code, out, err = run("compile", f"{nets}:small", *INPUT, *words)
+    assert (code, out, err) == (130, "", "interrupted\n")
+    assert not Path("out").exists()
+    assert [s["name"] for s in Dump.open("out.dump").stages] == ["capture", "eliminate-dead"]
+
+
+def test_a_mistake_in_a_pass_is_told_without_a_traceback(nets, run, monkeypatch):
+    def fail(*args: Any) -> None:
+        raise ZeroDivisionError("by zero")
+
+    monkeypatch.setattr("narrows.passes.fold_batch_norm.FoldBatchNorm.run", fail)
+    words = ("compile", f"{nets}:small", *INPUT, "-p", "fold-batch-norm", "-o", "out")
+    code, _, err = run(*words)
+    assert code == 1
+    assert err.startswith("narrows failed: ZeroDivisionError: by zero\n")
+    assert "Traceback" not in err
+    code, _, err = run(*words, "--traceback")
+    assert code == 1
+    assert "Traceback" in err
+
+
+def test_an_error_is_json_too(nets, run):
+    code, out, err = run("compile", f"{nets}:smal", *INPUT, "-o", "out", "--json")
+    assert code == 2
+    error = json.loads(out)["error"]
+    assert error["kind"] == "UsageError"
+    assert error["hint"] == "did you mean 'small'?"
+    assert error["what"] in err
+
+
+# ------------------------------------------------------------------ plan
+
+
+def test_plan_saves_and_says_what_is_kept(nets, run):
+    words = [
+        "--ratio",
+        "0.5",
+        "--no-constrained",
+        "--side",
+        "output",
+        "--scope",
+        "global",
+        "--exclude",
+        "last.*",
+    ]
+    code, out, err = run("plan", f"{nets}:small", *INPUT, *words, "-o", "p.json", "--json")
+    assert code == 0, err
+    data = json.loads(out)
+    assert data["plan"] == "p.json"
+    assert data["outputs"] == {"conv.weight": 2}
+    assert json.loads(Path("p.json").read_text())
+    code, out, _ = run("plan", f"{nets}:small", *INPUT, "--ratio", "0.5", "-o", "q.json")
+    assert code == 0
+    assert out.splitlines()[-1] == "q.json"
+    assert " keeps " in out
+    code, out, _ = run("plan", f"{nets}:small", *INPUT, "-o", "r.json")
+    assert code == 0
+    assert "note: small: the plan removes nothing" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--ratio", "half"), "invalid float value"),
+        (("--ratio", "0.5", "-o", "no/folder/p.json"), "the plan's folder does not exist"),
+        (("--scope", "layer"), "invalid choice: 'layer'"),
+    ],
+)
+def test_plan_refuses(nets, run, words, message):
+    words = words if "-o" in words else (*words, "-o", "p.json")
+    code, _, err = run("plan", f"{nets}:small", *INPUT, *words)
+    assert code == 2
+    assert message in err
+    assert not Path("p.json").exists()

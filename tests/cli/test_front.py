@@ -1,0 +1,89 @@
+"""The front door: help, unknown words, completion, the demo, pipes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from narrows.cli.parser import build_parser
+
+INPUT = ("-i", "f32[2,3,8,8]")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_knows_every_command_and_option(run, shell: str):
+    code, script, _ = run("completion", shell)
+    assert code == 0
+    for word in ("compile", "couplings", "why", "--only", "--allow-pickle", "zsh"):
+        assert (word.removeprefix("--") if shell == "fish" else word) in script
+    program = shutil.which(shell)
+    if program is not None:
+        path = subprocess.run([program, "-n"], input=script, text=True, check=False)
+        assert path.returncode == 0
+    assert json.loads(run("completion", shell, "--json")[1])["script"] == script
+
+
+def test_bash_completes(run):
+    bash = shutil.which("bash")
+    if bash is None:
+        pytest.skip("there is no bash")
+    script = run("completion", "bash")[1]
+
+    def complete(*words: str) -> list[str]:
+        given = f"COMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}"
+        line = given + '; _narrows; echo "${COMPREPLY[@]}"'
+        done = subprocess.run(
+            [bash, "-c", script + line], capture_output=True, text=True, check=True
+        )
+        return done.stdout.split()
+
+    assert complete("narrows", "co") == ["compile", "couplings", "completion"]
+    assert complete("narrows", "plan", "--c") == ["--criterion", "--constrained"]
+    assert complete("narrows", "completion", "f") == ["fish"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        ((), 2),
+        (("--help",), 0),
+        (("compile", "--help"), 0),
+        (("--version",), 0),
+        (("squash",), 2),
+        (("compile", "x:y"), 2),
+        (("completion", "csh"), 2),
+    ],
+)
+def test_the_front_door(run, words, code):
+    assert run(*words)[0] == code
+
+
+def test_every_command_takes_json_and_has_help():
+    (subparsers,) = (a for a in build_parser()._actions if a.dest == "command" or a.choices)
+    assert set(subparsers.choices) == {
+        "compile", "demo", "plan", "passes", "ops", "couplings", "why", "show", "diff", "check",
+        "completion",
+    }  # fmt: skip
+    for command in subparsers.choices.values():
+        assert "--json" in command.format_help()
+        assert command.description
+        for action in command._actions:
+            assert action.help or action.dest == "shell"
+
+
+def test_the_demo_gets_the_arguments(run, monkeypatch: pytest.MonkeyPatch):
+    seen = []
+    monkeypatch.setattr("narrows.demo.main", lambda a: seen.append((a.output, a.quick)) or 0)
+    assert run("demo", "-o", "here", "--quick")[0] == 0
+    assert seen == [("here", True)]
+
+
+def test_a_closed_pipe_is_no_failure():
+    command = f"{sys.executable} -m narrows passes | true"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr

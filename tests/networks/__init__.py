@@ -1,0 +1,21 @@
+"""One-feature networks, random masks for any program, and a masked reference without narrows.
+
+Start at `NETWORKS`; each family of networks has a file of its own.
+"""
+
+from . import attention, branches, layout, norms, operators
+from .masks import Contraction, Masks, contraction, contractions, random_masks
+from .registry import NETWORKS, Ids, Network, randomise
+
+__all__ = [
+    "NETWORKS",
+    "Contraction",
+    "Ids",
+    "Masks",
+    "Network",
+    "contraction",
+    "contractions",
+    "random_masks",
+    "randomise",
+]
+del attention, branches, layout, norms, operators

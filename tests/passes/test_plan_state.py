@@ -1,0 +1,137 @@
+"""State dicts across a plan: to the pruned shapes and back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import narrows
+from narrows.errors import PlanError
+from narrows.ir.program import Program, relative_error
+from narrows.passes.base import TOLERANCE, Fidelity
+from narrows.passes.state import place_of
+from tests.networks import NETWORKS, random_masks
+from tests.passes.plans import Net, TiedHead, captured, plan_of
+
+EXACT = TOLERANCE[Fidelity.EXACT][torch.float64]
+
+
+@pytest.fixture
+def program() -> Program:
+    return captured(Net(), 2, 3, 8, 8)
+
+
+def trained(program: Program, origins: Any) -> dict[str, Tensor]:
+    """Return the state dict with every trained number that is not zero moved a little."""
+    state = dict(program.weights)
+    for name, tensor in program.weights.items():
+        if name not in program.buffers and name in origins:
+            noise = torch.randn(tensor.shape, dtype=tensor.dtype)
+            state[name] = tensor + 0.1 * noise * (tensor != 0)
+    return {**state, **{a: state[n] for a, n in program.aliases.items()}}
+
+
+STATES = [
+    "residual_plain", "grouped_conv", "depthwise", "constant_sigmoid", "flatten_linear",
+    "transposed_conv_grouped", "norm_without_affine", "concat_same_twice", "separate_qkv",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STATES)
+@pytest.mark.parametrize("side", ["input", "output", "both"])
+def test_a_trained_state_dict_goes_back(name: str, side: str) -> None:
+    """The masked program computes with it what the pruned program does, and it shrinks again."""
+    network = NETWORKS[name]
+    program = narrows.capture(network.build(), network.inputs())
+    plan = narrows.plan(program, *random_masks(program, 0.5, side), zeros=False)
+    pruned = narrows.apply(program, plan, pipeline="prune-channels")
+    state = trained(pruned, {*pruned.origins} & {*program.weights})
+    restored = plan.restore(program, state)
+    assert {n: t.shape for n, t in restored.items()} == {
+        n: t.shape for n, t in program.state_dict().items()
+    }
+    x, masked = network.inputs(3, seed=1), plan.masked(program)
+    expected = pruned.with_weights(state)(*x)
+    assert relative_error(masked.with_weights(restored)(*x), expected) <= EXACT
+    if len(masked.nodes) == len(program.nodes):
+        assert relative_error(program.with_weights(restored)(*x), expected) <= EXACT
+    again = plan.shrink(program, restored)
+    assert again.keys() == state.keys()
+    assert max(relative_error(again[n], state[n]) for n in state) <= EXACT
+
+
+def test_an_untrained_state_dict_goes_back_to_the_masked_weights(program: Program) -> None:
+    plan = plan_of(program)
+    pruned = narrows.apply(program, plan, pipeline="prune-channels")
+    restored = plan.restore(program, pruned.state_dict())
+    masked = plan.masked(program)
+    assert all(relative_error(restored[n], t) <= EXACT for n, t in masked.weights.items())
+
+
+def test_untied_weights_come_back_under_their_own_names() -> None:
+    ids = torch.arange(8).view(2, 4)
+    program = narrows.capture(TiedHead().double().eval(), (ids,))
+    plan = narrows.plan(program, {"embed.weight": [0, 1, 2]}, zeros=False)
+    pruned = narrows.apply(program, plan, pipeline="prune-channels")
+    state = trained(pruned, pruned.weights)
+    restored = plan.restore(program, state)
+    assert restored.keys() - program.state_dict().keys() == {"embed.weight_masked"}
+    masked = plan.masked(program).with_weights(restored)
+    assert relative_error(masked(ids), pruned.with_weights(state)(ids)) <= EXACT
+
+
+def test_a_state_dict_of_something_else_is_refused(program: Program) -> None:
+    plan = plan_of(program)
+    with pytest.raises(PlanError, match="not a state dict of what prune-channels makes"):
+        plan.restore(program, program.state_dict())
+    with pytest.raises(PlanError, match=r"has no weight 'first\.weight'"):
+        plan.shrink(program, {})
+
+
+def test_a_checkpoint_with_zeros_of_its_own_is_refused(program: Program) -> None:
+    plan = narrows.plan(program, {"second.weight": range(6)}, zeros=False)
+    state = program.state_dict()
+    state["second.weight"] = state["second.weight"].clone()
+    state["second.weight"][:, 0] = 0
+    with pytest.raises(PlanError, match=r"prunes to another shape: 'first\.bias' is"):
+        plan.shrink(program, state)
+
+
+def test_a_bias_that_pruning_made_has_no_place_in_the_original() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sigmoid(), nn.Conv2d(4, 5, 1, bias=False))
+    program = captured(module, 2, 3, 4, 4)
+    plan = narrows.plan(program, keep_outputs={"0.weight": [0, 1]}, zeros=False)
+    pruned = narrows.apply(program, plan, pipeline="prune-channels")
+    state = pruned.state_dict()
+    assert state["2.bias"].shape == (5,)
+    assert plan.restore(program, state).keys() == program.state_dict().keys()
+    state["2.bias"] = state["2.bias"] + 1
+    with pytest.raises(PlanError, match=r"'2\.bias' has no place in the original shapes"):
+        plan.restore(program, state)
+
+
+def test_origins_lead_back_through_two_rounds_of_pruning() -> None:
+    """Also where every group of a convolution keeps other channels, so that rows have their own."""
+    module = nn.Sequential(
+        nn.Conv2d(3, 16, 1), nn.ReLU(), nn.Conv2d(16, 12, 3, groups=2), nn.ReLU(),
+        nn.Conv2d(12, 4, 1),
+    )  # fmt: skip
+    program = captured(module, 2, 3, 6, 6)
+    first = narrows.plan(program, {"2.weight": [0, 1, 2, 3, 5, 9, 10, 12, 14, 15]}, zeros=False)
+    once = narrows.apply(program, first, pipeline="prune-channels")
+    assert once.weights["2.weight"].shape == (12, 5, 3, 3)
+    second = narrows.plan(
+        once, {"2.weight": [0, 2, 3, 4, 6, 9]}, {"2.weight": [0, 1, 4, 7, 8, 11]}, zeros=False
+    )
+    twice = narrows.apply(once, second, pipeline="prune-channels")
+    assert twice.weights["2.weight"].shape[0] == 6
+    nested = 0
+    for name, origin in twice.origins.items():
+        assert origin.shape == program.weights[origin.name].shape
+        nested += any(i is not None and isinstance(i[0], tuple) for i in origin.index)
+        there, now = program.weights[origin.name][place_of(origin)], twice.weights[name]
+        assert torch.equal(torch.where(now == 0, now, there), now)
+    assert nested == 1

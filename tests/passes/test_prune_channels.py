@@ -1,0 +1,150 @@
+"""prune-channels as a pass: what it promises, and what it says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import narrows
+from narrows.errors import PassError, PlanError
+from narrows.ir.program import Program, relative_error
+from narrows.ir.verify import verify
+from narrows.passes.base import TOLERANCE, Fidelity, PassResult
+from narrows.passes.fold_batch_norm import FoldBatchNorm
+from narrows.passes.instruments import Promises, Verify
+from narrows.passes.pipeline import Pipeline
+from narrows.passes.plan import ChannelPlan
+from narrows.passes.prune_channels import PruneChannels
+from tests.networks import NETWORKS, random_masks
+
+EXACT = TOLERANCE[Fidelity.EXACT][torch.float64]
+SAMPLES = ["residual_plain", "grouped_conv", "constant_sigmoid", "view_linear", "group_norm"]
+
+
+def captured(name: str) -> Program:
+    network = NETWORKS[name]
+    return narrows.capture(network.build(), network.inputs())
+
+
+def run(program: Program, plan: ChannelPlan | None = None) -> PassResult:
+    """Run the pass, held to its promises, and compare it with its reference."""
+    watch, pass_ = Promises(), PruneChannels(plan)
+    watch.before(pass_, program)
+    result = pass_.run(program)
+    watch.after(pass_, program, result, 0.0)
+    verify(result.program)
+    expected = pass_.reference(program).run_flat(program.examples)
+    assert relative_error(result.program.run_flat(program.examples), expected) <= EXACT
+    return result
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_pass_that_keeps_its_promises(name: str) -> None:
+    program = captured(name)
+    plan = narrows.plan(program, *random_masks(program, 0.5, "both"), zeros=False)
+    result = run(program, plan)
+    assert result.changed
+    assert result.program.parameter_count < program.parameter_count
+    assert result.program.notes == program.notes  # the pipeline adds them
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_running_twice_changes_nothing_more(name: str) -> None:
+    program = captured(name)
+    plan = narrows.plan(program, *random_masks(program, 0.5, "both"), zeros=False)
+    once = run(program, plan).program
+    again = run(once)
+    assert not again.changed
+    assert again.program is once
+    assert again.notes[-1].reason == "idle"
+
+
+@pytest.mark.parametrize(
+    "name", ["residual_plain", "view_linear", "norm_without_affine", "qkv_by_hand"]
+)
+def test_without_a_plan_a_dense_network_stays(name: str) -> None:
+    program = captured(name)
+    result = run(program)
+    assert not result.changed
+    assert result.program is program
+    assert result.notes[-1].message == "no channel is masked, dead or constant"
+
+
+def test_without_a_plan_dead_channels_go() -> None:
+    program = captured("residual_plain")
+    weight = program.weights["head.weight"].clone()
+    weight[:, :2] = 0
+    program = program.with_weights({**program.weights, "head.weight": weight})
+    result = run(program)
+    assert result.changed
+    assert result.program.weights["head.weight"].shape[1] == weight.shape[1] - 2
+
+
+def test_a_mask_that_removes_no_channel_is_a_change() -> None:
+    """Outputs of the model stay, but they are zero now."""
+    module = nn.Sequential(nn.Conv2d(3, 4, 1)).double().eval()
+    program = narrows.capture(module, (torch.randn(2, 3, 4, 4).double(),))
+    plan = narrows.plan(program, keep_outputs={"0.weight": [0, 1]}, zeros=False)
+    result = run(program, plan)
+    assert result.changed
+    assert result.program.weights["0.weight"].shape == (4, 3, 1, 1)
+    (note,) = [n for n in result.notes if n.channels]
+    assert (note.reason, note.channels) == ("output", 2)
+
+
+def test_notes_count_what_the_plan_masks() -> None:
+    program = captured("residual_plain")
+    weight = program.weights["head.weight"].clone()
+    weight[:, :2] = 0
+    program = program.with_weights({**program.weights, "head.weight": weight})
+    plan = narrows.plan(program, keep_outputs={"stem.0.weight": range(1, 8)})
+    result = run(program, plan)
+    messages = [n.message for n in result.notes if n.reason == "plan"]
+    assert messages == ["the plan masks 3 channels: given 1, zeros 2"]
+
+
+def test_a_plan_from_before_another_pass_fits_and_is_noted() -> None:
+    program = captured("residual_plain")
+    plan = narrows.plan(program, ratio=0.5)
+    folded = FoldBatchNorm().run(program).program
+    result = run(folded, plan)
+    assert any("before other rewrites" in n.message for n in result.notes)
+    assert result.program.parameter_count < folded.parameter_count
+
+
+def test_the_plan_may_be_a_path(tmp_path: Path) -> None:
+    program = captured("residual_plain")
+    plan = narrows.plan(program, ratio=0.5)
+    path = plan.save(tmp_path / "p.json")
+    for given in (path, str(path)):
+        by_path = PruneChannels(given)
+        assert by_path == Pipeline.parse(str(Pipeline((by_path,)))).passes[0] or given is path
+        result = by_path.run(program).program
+        assert str(result) == str(PruneChannels(plan).run(program).program)
+    pipeline = Pipeline.parse(f"prune-channels{{plan={path}}}")
+    done = pipeline.run(program, [Verify()])
+    assert done.program.history == (f"prune-channels{{plan={path}}}",)
+
+
+def test_plans_that_are_none() -> None:
+    program = captured("residual_plain")
+    with pytest.raises(PlanError, match=r"cannot read the plan none\.json"):
+        PruneChannels("none.json").run(program)
+    with pytest.raises(PassError, match="takes a plan or its path, got dict"):
+        PruneChannels({"ratio": 0.5}).run(program)  # type: ignore[arg-type]
+
+
+def test_masks_by_product_leave_no_trace() -> None:
+    program = captured("norm_without_affine")
+    weight = next(iter(random_masks(program, 0.5, "output")[1]))
+    plan = narrows.plan(program, keep_outputs={weight: [0, 1, 2]}, zeros=False)
+    masked = plan.masked(program)
+    gates = [n for n in masked.nodes if n.name.endswith("_masked")]
+    result = run(program, plan).program
+    names = {n.name for n in result.nodes}
+    assert gates or len(masked.nodes) == len(program.nodes)
+    assert not names & {g.name for g in gates}
+    assert result.buffers <= result.weights.keys()

@@ -1,0 +1,206 @@
+"""The public functions: what they take, what they return, what they refuse."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import narrows
+from narrows import api
+from narrows.errors import FidelityError, NarrowsError, PassError, UsageError
+from narrows.ir.dump import Dump
+from narrows.ir.program import relative_error
+from narrows.ir.verify import verify
+from narrows.passes.base import TOLERANCE, Fidelity
+from narrows.passes.fold_batch_norm import FoldBatchNorm
+from narrows.passes.pipeline import Pipeline, PipelineResult
+from narrows.passes.prune_channels import PruneChannels
+
+EXACT = TOLERANCE[Fidelity.EXACT][torch.float64]
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.conv2 = nn.Conv2d(8, 8, 3, padding=1)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.norm(self.conv1(x)))
+        x = x + torch.relu(self.conv2(x))
+        return self.head(x.mean((2, 3)))
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    model = Net()
+    nn.init.uniform_(model.norm.running_mean, -1, 1)
+    nn.init.uniform_(model.norm.running_var, 0.5, 2)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def program() -> narrows.Program:
+    return narrows.capture(net().double(), (torch.randn(2, 3, 6, 6, dtype=torch.float64),))
+
+
+def ops(program: narrows.Program) -> list[str]:
+    return [n.target._opname for n in program.nodes if n.op == "call_function"]
+
+
+# ------------------------------------------------------------------ the names
+
+
+def test_every_public_name_resolves():
+    for name in narrows.__all__:
+        assert getattr(narrows, name) is not None
+    assert set(narrows.__all__) <= set(dir(narrows))
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'squash'"):
+        _ = narrows.squash
+
+
+def test_all_errors_are_one_family():
+    errors = [getattr(narrows, n) for n in narrows.__all__ if n.endswith("Error")]
+    assert len(errors) > 8
+    assert all(issubclass(e, NarrowsError) for e in errors)
+
+
+def test_it_runs_as_a_module():
+    command = [sys.executable, "-m", "narrows", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == f"narrows {narrows.__version__}\n"
+
+
+# ------------------------------------------------------------------ apply
+
+
+def test_apply_removes_what_the_plan_drops(program: narrows.Program):
+    plan = narrows.plan(program, ratio=0.5, criterion="l1")
+    result = narrows.apply(program, plan, check=True)
+    verify(result)
+    masked = plan.masked(program)
+    assert relative_error(result(*program.examples), masked(*program.examples)) <= EXACT
+    assert result.parameter_count < program.parameter_count
+    assert "batch_norm" not in ops(result)
+    assert len(result.history) == 3
+    assert program.history == ()
+
+
+def test_apply_takes_a_path_and_options_and_nothing(program: narrows.Program, tmp_path: Path):
+    plan = narrows.plan(program, ratio=0.5)
+    plan.save(tmp_path / "p.json")
+    sizes = {
+        narrows.apply(program, p).parameter_count
+        for p in (plan, tmp_path / "p.json", str(tmp_path / "p.json"), {"ratio": 0.5})
+    }
+    assert len(sizes) == 1
+    assert narrows.apply(program).parameter_count > sizes.pop()
+
+
+def test_apply_takes_another_pipeline(program: narrows.Program):
+    for pipeline in ("fold-batch-norm", Pipeline((FoldBatchNorm(),))):
+        result = narrows.apply(program, pipeline=pipeline)
+        assert result.history == ("fold-batch-norm",)
+
+
+def test_a_plan_goes_to_the_pass_that_takes_one(program: narrows.Program):
+    plan = narrows.plan(program, ratio=0.5)
+    result = narrows.apply(program, plan, pipeline="fold-batch-norm, prune-channels")
+    assert result.parameter_count < program.parameter_count
+    assert [h.partition("{")[0] for h in result.history] == ["fold-batch-norm", "prune-channels"]
+
+
+@pytest.mark.parametrize("pipeline", ["fold-batch-norm", "prune-channels{plan=other.json}"])
+def test_a_plan_that_no_pass_would_use_is_refused(program: narrows.Program, pipeline: str):
+    plan = narrows.plan(program, ratio=0.5)
+    with pytest.raises(UsageError, match="the plan would not be used"):
+        narrows.apply(program, plan, pipeline=pipeline)
+
+
+def test_a_pipeline_of_another_type_is_refused(program: narrows.Program):
+    with pytest.raises(PassError, match="takes a Pipeline or its spelling, got list"):
+        narrows.apply(program, pipeline=[FoldBatchNorm()])  # type: ignore[arg-type]
+
+
+def test_check_holds_every_pass_to_its_fidelity(
+    program: narrows.Program, monkeypatch: pytest.MonkeyPatch
+):
+    run = FoldBatchNorm.run
+
+    def wrong(self: FoldBatchNorm, program: narrows.Program) -> Any:
+        result = run(self, program)
+        weights = result.program.weights
+        weights["conv1.weight"] = weights["conv1.weight"] * 1.001
+        return result
+
+    monkeypatch.setattr(FoldBatchNorm, "run", wrong)
+    narrows.apply(program, pipeline="fold-batch-norm")
+    with pytest.raises(FidelityError):
+        narrows.apply(program, pipeline="fold-batch-norm", check=True)
+
+
+def test_rewrite_reports(program: narrows.Program):
+    result = api.rewrite(program, {"ratio": 0.5}, double=True)
+    assert isinstance(result, PipelineResult)
+    assert [r.name for r in result.reports] == [
+        "prune-channels",
+        "fold-batch-norm",
+        "eliminate-dead",
+    ]
+    assert all(r.measured["float64"] <= EXACT for r in result.reports)
+    assert result.initial.macs > result.reports[0].macs
+
+
+def test_the_default_pipeline_takes_the_plan():
+    assert Pipeline.default("p.json").passes[0] == PruneChannels(plan="p.json")
+    assert str(Pipeline.default("p.json")) == (
+        "prune-channels{plan=p.json}, fold-batch-norm, eliminate-dead"
+    )
+    assert str(Pipeline.default()) == "prune-channels, fold-batch-norm, eliminate-dead"
+
+
+# ------------------------------------------------------------------ compile
+
+
+def test_compile_does_all_of_it(tmp_path: Path):
+    model, x = net(), torch.randn(2, 3, 6, 6)
+    seen: list[PipelineResult] = []
+    artifact = narrows.compile(
+        model, (x,), {"ratio": 0.5}, dump=tmp_path / "dump", name="tiny", on_result=seen.append
+    )
+    (result,) = seen
+    assert artifact.name == "tiny"
+    assert artifact.plan is not None
+    expected = result.program(x).numpy()
+    assert np.abs(artifact.run(x) - expected).max() <= 1e-5 * np.abs(expected).max()
+    names = [s["name"] for s in Dump.open(tmp_path / "dump").stages]
+    assert names == ["capture", "prune-channels", "fold-batch-norm", "eliminate-dead"]
+    loaded = narrows.load(artifact.save(tmp_path / "out"))
+    assert np.array_equal(loaded.run(x), artifact.run(x))
+
+
+def test_lower_keeps_a_plan_given_by_its_path(program: narrows.Program, tmp_path: Path):
+    plan = narrows.plan(program, ratio=0.5)
+    plan.save(tmp_path / "p.json")
+    small = narrows.apply(program, plan).to(torch.float32)
+    by_path = narrows.lower(small, plan=tmp_path / "p.json")
+    assert by_path.plan == narrows.lower(small, plan=plan).plan
+
+
+def test_unknown_targets_and_options_are_refused(program: narrows.Program):
+    with pytest.raises(UsageError, match="there is no target 'onx'"):
+        narrows.lower(program, "onx")
+    with pytest.raises(UsageError, match="has no option 'colour'"):
+        narrows.lower(program, "onnx", colour=1)

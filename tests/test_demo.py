@@ -1,0 +1,93 @@
+"""`narrows demo --quick`: the demo's whole way, with little training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import narrows
+from narrows import demo
+from narrows.cli import main
+from narrows.passes.base import TOLERANCE, Fidelity
+
+pytest.importorskip("sklearn")
+FLOAT32 = TOLERANCE[Fidelity.EXACT][torch.float32]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("demo") / "out"
+    assert main(["demo", "--quick", "-o", str(path)]) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def report(folder: Path) -> dict:
+    return json.loads((folder / "report.json").read_text(encoding="utf-8"))
+
+
+def test_pruned_program_equals_the_masked_one(report: dict):
+    assert report["error"] <= FLOAT32
+    for entry in report["passes"][1:]:
+        assert entry["measured"]["float64"] <= TOLERANCE[Fidelity.EXACT][torch.float64]
+
+
+def test_pruned_artifact_is_smaller_and_as_good_as_the_masked_program(report: dict):
+    for measure in ("parameters", "macs", "bytes"):
+        assert report[measure]["pruned"] < 0.9 * report[measure]["unpruned"]
+    assert report["accuracy"]["pruned"] == pytest.approx(report["accuracy"]["masked"], abs=0.005)
+
+
+def test_training_the_pruned_program_gains_accuracy(report: dict):
+    assert report["accuracy"]["tuned"] > report["accuracy"]["pruned"] + 0.2
+    assert report["parameters"]["tuned"] == report["parameters"]["pruned"]
+
+
+def test_everything_is_written(folder: Path, report: dict):
+    _, _, test = demo.load_splits()
+    for name in ("unpruned", "pruned", "tuned"):
+        artifact = narrows.load(folder / name)
+        assert test.accuracy(artifact.run) == report["accuracy"][name]
+    assert (
+        narrows.ChannelPlan.load(folder / "plan.json").removed == report["channels_removed"]["plan"]
+    )
+    assert main(["show", str(folder / "dump")]) == 0
+
+
+def test_the_report_reads_well(report: dict, capsys: pytest.CaptureFixture[str]):
+    print(demo.describe(report))
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 110
+    for word in ("prune-channels", "masked", "test accuracy", "batch 64", "speed"):
+        assert word in text
+
+
+def test_slow_artifacts_are_called_slow(report: dict):
+    slow = {"pruned": {"speedup": 0.9}, "unpruned": {}, "tuned": {}}
+    told = demo.verdict(report | {"latency": {"batch 7": slow}, "convolutions": [(1, 9), (9, 16)]})
+    assert told[0].startswith("not faster at batch 7: 1 of 1 convolutions")
+    assert demo.verdict(report | {"latency": {"batch 7": {"pruned": {"speedup": 1.5}}}}) == []
+
+
+def test_an_unusable_folder_is_refused_before_any_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "file").write_text("mine")
+    assert main(["demo", "--quick", "-o", str(tmp_path / "file")]) == 1
+    assert "cannot make" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_the_penalty_zeroes_weak_columns_only():
+    convolution = nn.Conv2d(2, 4, 1)
+    with torch.no_grad():
+        convolution.weight[:, 0] = 1.0
+        convolution.weight[:, 1] = 0.01
+    demo.shrink_columns([convolution], step=0.1)
+    strong, weak = convolution.weight[:, 0], convolution.weight[:, 1]
+    assert weak.count_nonzero() == 0
+    torch.testing.assert_close(strong, torch.full_like(strong, 0.9))

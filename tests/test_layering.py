@@ -1,0 +1,136 @@
+"""Imports run one way: errors <- ir <- {frontend, passes, backends} <- api <- demo <- cli."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import narrows
+
+ROOT = Path(narrows.__file__).parent
+
+# The part of the package a module belongs to, and the parts it may import beside its own.
+SIBLINGS = ("frontend", "passes", "backends")
+ALLOWED: dict[str, set[str]] = {
+    "errors": set(),
+    "ir": {"errors"},
+    **{sibling: {"errors", "ir"} for sibling in SIBLINGS},
+    "api": {"errors", "ir", *SIBLINGS},
+    "demo": {"errors", "ir", *SIBLINGS, "api"},
+    "cli": {"errors", "ir", *SIBLINGS, "api", "demo", "__init__"},
+    "__main__": {"cli"},
+    "__init__": {"errors", "ir", *SIBLINGS, "api"},  # the public names, imported on use
+}
+# (importing file, imported module): breaches that are known and wanted. Keep it empty.
+EXCEPTIONS: set[tuple[str, str]] = set()
+
+DOTTED = re.compile(r"narrows(\.\w+)+(:\w+)?")
+
+
+def is_module(name: str) -> bool:
+    path = ROOT.parent.joinpath(*name.split("."))
+    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
+
+
+def part_of(module: str) -> str:
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+def imports(source: str, package: str) -> Iterator[tuple[int, str]]:
+    """Yield the line and the narrows module of every import, inside functions and strings too.
+
+    The package itself counts by what is taken from it; its version is free to all.
+    """
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found = [a.name for a in node.names if a.name.split(".")[0] == "narrows"]
+            yield from ((node.lineno, name) for name in found if name != "narrows")
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            full = f"narrows.{node.attr}"
+            if node.value.id == "narrows" and node.attr != "__version__":
+                yield node.lineno, full if is_module(full) else "narrows"
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*parents, *([node.module] if node.module else [])])
+            if base.split(".")[0] == "narrows":
+                for alias in node.names:
+                    if (base, alias.name) == ("narrows", "__version__"):
+                        continue
+                    full = f"{base}.{alias.name}"
+                    yield node.lineno, full if is_module(full) else base
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            # Lazy tables name modules as strings: "narrows.passes.plan:ChannelPlan".
+            name = node.value.split(":")[0]
+            if DOTTED.fullmatch(node.value) and is_module(name):
+                yield node.lineno, name
+
+
+def breaches(source: str, file: str) -> list[str]:
+    path = Path(file)
+    module = ".".join(["narrows", *path.with_suffix("").parts])
+    package = ".".join(["narrows", *path.parent.parts])
+    importer = part_of(module)
+    found = []
+    for line, target in imports(source, package):
+        part = part_of(target)
+        if part == importer or part in ALLOWED[importer] or (file, target) in EXCEPTIONS:
+            continue
+        found.append(f"narrows/{file}:{line} ({importer}) imports {target}")
+    return found
+
+
+def test_every_module_imports_downwards_only():
+    files = sorted(ROOT.rglob("*.py"))
+    assert len(files) > 10
+    found = []
+    for path in files:
+        found += breaches(path.read_text(encoding="utf-8"), path.relative_to(ROOT).as_posix())
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("errors.py", "from narrows.ir.program import Program"),
+        ("ir/program.py", "def f():\n    from narrows.passes import base"),
+        ("ir/program.py", "import narrows.frontend"),
+        ("passes/base.py", "from narrows.backends import base"),
+        ("passes/base.py", "from ..frontend import capture"),
+        ("backends/base.py", "from narrows import capture"),
+        ("backends/base.py", "import narrows\nnarrows.capture(model)"),
+        ("frontend/__init__.py", "LAZY = {'x': 'narrows.passes:Pass'}"),
+        ("api.py", "from narrows import demo"),
+        ("demo.py", "from . import cli"),
+    ],
+)
+def test_a_breach_is_found(file: str, source: str):
+    assert len(breaches(source, file)) == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("ir/program.py", "from narrows.errors import ProgramError"),
+        ("ir/ops/table.py", "from .. import program"),
+        ("passes/base.py", "from narrows.ir.program import Program"),
+        ("backends/base.py", "import narrows\nversion = narrows.__version__"),
+        ("cli/parser.py", "import narrows\nnarrows.capture(model)"),
+        ("cli/commands.py", "from narrows import api, demo"),
+        ("ir/program.py", "'the text narrows.passes is not an import when part of a sentence'"),
+    ],
+)
+def test_a_downward_import_is_not(file: str, source: str):
+    assert breaches(source, file) == []
+
+
+def test_the_exceptions_are_still_needed():
+    for file, target in EXCEPTIONS:
+        source = (ROOT / file).read_text(encoding="utf-8")
+        assert target in {t for _, t in imports(source, "narrows")}

@@ -1,0 +1,118 @@
+"""Random networks with random masks: whatever is drawn, the pruned program equals the masked one.
+
+The examples are the same on every run, and are small enough to be read as they are.
+`NARROWS_EXAMPLES=2000` searches further with fresh ones, and shrinks what it finds.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+import narrows
+from narrows.ir.program import Program, relative_error
+from narrows.ir.verify import verify
+from narrows.passes.base import TOLERANCE, Fidelity
+from narrows.passes.plan import ChannelPlan
+from narrows.passes.prune_channels import PruneChannels
+from tests.networks import random_masks, randomise
+from tests.networks.generated import Generated, Step, heads, steps
+from tests.networks.reference import masked_module
+
+EXACT = TOLERANCE[Fidelity.EXACT][torch.float64]
+EXAMPLES = int(os.environ.get("NARROWS_EXAMPLES", "0"))
+
+bounded = settings(
+    max_examples=EXAMPLES or 25,
+    derandomize=not EXAMPLES,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    # Explaining a failure traces every line that torch.export runs: minutes per example.
+    phases=[Phase.explicit, Phase.generate, *([Phase.shrink] if EXAMPLES else [])],
+)
+amounts = st.sampled_from((0.2, 0.5, 0.8, 0.95))
+sides = st.sampled_from(("input", "output", "both"))
+seeds = st.integers(0, 99)
+
+
+def images(batch: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, 3, 8, 8, generator=generator, dtype=torch.float64)
+
+
+def built(drawn: list[Step], head: str, seed: int) -> Generated:
+    torch.manual_seed(seed)
+    module = Generated(drawn, head).double()
+    randomise(module, seed, (images(4, seed),))
+    return module
+
+
+def planned(program: Program, amount: float, side: str, seed: int) -> ChannelPlan:
+    inputs, outputs = random_masks(program, amount, side, seed)
+    return narrows.plan(program, keep_inputs=inputs, keep_outputs=outputs, zeros=False)
+
+
+@bounded
+@given(steps, heads, amounts, sides, seeds)
+def test_pruned_equals_masked(
+    drawn: list[Step], head: str, amount: float, side: str, seed: int
+) -> None:
+    module = built(drawn, head, seed)
+    program = narrows.capture(module, (images(2, 0),))
+    plan = planned(program, amount, side, seed)
+    masked, result = plan.masked(program), narrows.apply(program, plan)
+    verify(result)
+    assert result.parameter_count <= program.parameter_count
+    reference = masked_module(module, *random_masks(program, amount, side, seed), (images(2, 0),))
+    for batch in (2, 3):
+        x = images(batch, batch)
+        assert relative_error(result(x), masked(x)) <= EXACT
+        with torch.no_grad():
+            assert relative_error(masked(x), reference(x)) <= EXACT
+    assert not PruneChannels().run(result).changed
+
+
+@bounded
+@given(steps, heads, amounts, sides, seeds)
+def test_plans_survive_the_round_trip(
+    tmp_path_factory, drawn: list[Step], head: str, amount: float, side: str, seed: int
+) -> None:
+    program = narrows.capture(built(drawn, head, seed), (images(2, 0),))
+    plan = planned(program, amount, side, seed)
+    path = tmp_path_factory.mktemp("plan") / "plan.json"
+    plan.save(path)
+    assert ChannelPlan.load(path) == plan
+
+
+@bounded
+@given(steps, heads, st.sampled_from((0.25, 0.5, 0.75)), st.booleans())
+def test_criteria_give_exact_plans(
+    drawn: list[Step], head: str, ratio: float, constrained: bool
+) -> None:
+    program = narrows.capture(built(drawn, head, 1), (images(2, 0),))
+    plan = narrows.plan(program, criterion="l1", ratio=ratio, constrained=constrained)
+    masked, result = plan.masked(program), narrows.apply(program, plan)
+    verify(result)
+    x = images(3, 5)
+    assert relative_error(result(x), masked(x)) <= EXACT
+
+
+@bounded
+@given(steps, heads, seeds)
+def test_zeros_in_the_weights_are_found(drawn: list[Step], head: str, seed: int) -> None:
+    """A model that another pruner zeroed shrinks without any plan, and computes the same."""
+    module = built(drawn, head, seed)
+    chooser = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for layer in module.modules():
+            if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear)):
+                drop = torch.rand(layer.weight.shape[1], generator=chooser) < 0.5
+                layer.weight[:, drop] = 0
+    program = narrows.capture(module, (images(2, 0),))
+    result = narrows.apply(program, narrows.plan(program))
+    verify(result)
+    x = images(3, seed)
+    assert relative_error(result(x), program(x)) <= EXACT

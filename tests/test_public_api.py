@@ -1,0 +1,90 @@
+"""The public names and their signatures: a change here is a change for users, and in CHANGELOG."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+
+import pytest
+
+import narrows
+
+FUNCTIONS = {
+    "apply": "(program, plan=None, *, pipeline=None, check=False, instruments=())",
+    "capture": "(model, example_inputs=None, *, kwargs=None, dynamic_batch=True, name=None)",
+    "compile": "(model, inputs, plan=None, target='onnx', *, pipeline=None, dump=None, "
+    "kwargs=None, dynamic_batch=True, name=None, check=True, double=False, instruments=(), "
+    "on_result=None, **options)",
+    "load": "(path)",
+    "lower": "(program, target='onnx', *, plan=None, **options)",
+    "plan": "(program, keep_inputs=None, keep_outputs=None, **options)",
+}
+CLASSES = {
+    "Artifact": "fidelity inputs name notes open outputs owning plan report run run_flat save "
+    "session size target",
+    "ChannelPlan": "by_reason fingerprint from_json given inputs load masked merge narrows notes "
+    "outputs reasons removed restore save shrink to_json widths with_notes",
+    "Pipeline": "check_order default parse passes run",
+    "Program": "aliases buffers canonical copy couplings dynamic_batch examples flat_inputs graph "
+    "history in_spec name node nodes notes origins out_spec output parameter_count placeholders "
+    "replace run_flat state_dict tensor to to_module users_of weights with_weights",
+}
+ERRORS = {
+    "ArtifactError",
+    "CaptureError",
+    "FidelityError",
+    "LowerError",
+    "NarrowsError",
+    "OpError",
+    "PassError",
+    "PlanError",
+    "ProgramError",
+    "UsageError",
+}
+
+
+def signature(function: object) -> str:
+    found = inspect.signature(function)  # type: ignore[arg-type]
+    bare = [p.replace(annotation=p.empty) for p in found.parameters.values()]
+    return str(found.replace(parameters=bare, return_annotation=found.empty))
+
+
+def test_names():
+    assert set(narrows.__all__) == FUNCTIONS.keys() | CLASSES.keys() | ERRORS
+    assert narrows.__all__ == sorted(narrows.__all__)
+
+
+def test_every_name_is_listed_by_dir_and_can_be_had():
+    for name in narrows.__all__:
+        assert name in dir(narrows)
+        assert getattr(narrows, name) is not None
+
+
+@pytest.mark.parametrize("name", sorted(FUNCTIONS))
+def test_signature(name: str):
+    assert signature(getattr(narrows, name)) == FUNCTIONS[name]
+
+
+@pytest.mark.parametrize("name", sorted(CLASSES))
+def test_members(name: str):
+    cls = getattr(narrows, name)
+    fields = {f.name for f in dataclasses.fields(cls)} if dataclasses.is_dataclass(cls) else set()
+    public = {m for m in {*vars(cls), *fields} if not m.startswith("_")}
+    assert public == set(CLASSES[name].split())
+
+
+@pytest.mark.parametrize("name", sorted(FUNCTIONS | CLASSES))
+def test_docstring_says_what_you_get(name: str):
+    first = (inspect.getdoc(getattr(narrows, name)) or "").split("\n\n")[0]
+    assert first
+    assert first.endswith((".", ":", "``."))
+
+
+@pytest.mark.parametrize("name", sorted(ERRORS))
+def test_errors_are_one_family(name: str):
+    assert issubclass(getattr(narrows, name), narrows.NarrowsError)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'kapture'"):
+        narrows.kapture  # noqa: B018
