@@ -7,7 +7,6 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
 ARGS ?=
-WORKERS ?= auto
 
 # Their requirements name other versions of torch, or parts that narrows does not use.
 NO_DEPS := torchvision timm
@@ -20,10 +19,9 @@ help:  ## print this list
 	@echo
 	@echo "  PYTHON=$(PYTHON)  the interpreter that builds the environment (3.11 or newer)"
 	@echo "  VENV=$(VENV)  where the environment is"
-	@echo "  WORKERS=$(WORKERS)  how many processes pytest uses; 0 for one without workers"
 	@echo "  ARGS=...  more arguments for demo and unit, such as ARGS='-k capture'"
 
-demo: $(BIN)/.installed  ## set up, then train, prune and export a digits network (about a minute)
+demo: $(BIN)/.installed  ## set up, then train, prune and export a digits network
 	$(BIN)/narrows demo $(ARGS)
 
 test: check unit  ## set up, then ruff, pyright and pytest
@@ -34,7 +32,7 @@ check: $(BIN)/.installed  ## ruff and pyright only
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 unit: $(BIN)/.installed  ## pytest only
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
 
 format: $(BIN)/.installed  ## let ruff rewrite the files
 	$(BIN)/ruff check --fix .

@@ -69,7 +69,7 @@ def test_the_report_reads_well(report: dict, capsys: pytest.CaptureFixture[str])
 def test_slow_artifacts_are_called_slow(report: dict):
     slow = {"pruned": {"speedup": 0.9}, "unpruned": {}, "tuned": {}}
     told = demo.verdict(report | {"latency": {"batch 7": slow}, "convolutions": [(1, 9), (9, 16)]})
-    assert told[0].startswith("not faster at batch 7: 1 of 1 convolutions")
+    assert told[0].startswith("little or no gain at batch 7: 1 of 1 convolutions")
     assert demo.verdict(report | {"latency": {"batch 7": {"pruned": {"speedup": 1.5}}}}) == []
 
 

@@ -106,9 +106,8 @@ def to_table(found: Iterable[Coupling]) -> str:
     """Return couplings for a person: a line each with width and barrier, then the weight axes."""
     lines = []
     for c in found:
-        lines.append(
-            f"{c.name}  {c.width} channels" + (f"  stays whole: {c.barrier}" if c.barrier else "")
-        )
+        channels = "1 channel" if c.width == 1 else f"{c.width} channels"
+        lines.append(f"{c.name}  {channels}" + (f"  stays whole: {c.barrier}" if c.barrier else ""))
         wide = max((len(m.weight) for m in c.members), default=0)
         lines += [f"  {m.weight:{wide}}  axis {m.axis}  {ROLES[m.role]}" for m in c.members]
     return "\n".join(lines)

@@ -20,7 +20,7 @@ import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.utils._pytree as pytree
@@ -85,26 +85,24 @@ class Meta:
         remark: What the last pass says of the node, for dumps.
     """
 
-    KEYS = ("shape", "dtype", "dynamic", "size", "source", "code", "module", "was", "remark")
+    _BLANK: ClassVar[dict[str, Any]] = {
+        "shape": None, "dtype": None, "dynamic": (), "size": None, "source": "", "code": "",
+        "module": "", "was": None, "remark": "",
+    }  # fmt: skip
 
     def __init__(self, node: fx.Node) -> None:
-        self._meta = node.meta
+        object.__setattr__(self, "_meta", node.meta)
 
     def __getattr__(self, key: str) -> Any:
-        if key not in Meta.KEYS:
-            raise AttributeError(key)
-        default: Any = {"source": "", "code": "", "module": "", "dynamic": (), "remark": ""}.get(
-            key
-        )
-        return self._meta.get(key, default)
+        try:
+            return self._meta.get(key, Meta._BLANK[key])
+        except KeyError:
+            raise AttributeError(key) from None
 
     def __setattr__(self, key: str, value: Any) -> None:
-        if key == "_meta":
-            object.__setattr__(self, key, value)
-        elif key in Meta.KEYS:
-            self._meta[key] = value
-        else:
+        if key not in Meta._BLANK:
             raise AttributeError(key)
+        self._meta[key] = value
 
 
 def where(node: fx.Node) -> str:

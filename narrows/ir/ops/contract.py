@@ -328,7 +328,9 @@ class Contract(Row):
                 order = _group_order(taken, ins)
             if order is None or len(np.unique(rows // outs)) != len(order):
                 raise rewriter.ragged(node)
-            rows = np.concatenate([rows[rows // outs == g] for g in order])
+            rank = np.empty(groups, dtype=np.int64)
+            rank[order] = np.arange(len(order))
+            rows = rows[np.argsort(rank[rows // outs], kind="stable")]
         fold = foldable(c, value, columns)
         counted = fold if len(c.weight.users) == 1 else np.zeros_like(fold)
         weight = rewriter.contracted_weight(c, rows, taken, counted)

@@ -104,7 +104,8 @@ class Pointwise(Row):
             demand.require(
                 node, slot, mask, mask if self.partial else read.reached(weighs, source.count)
             )
-            lost = read.reached(weighs & np.isnan(const), source.count) & source.known()
+            meets = weighs if len(_tensors(node)) > 1 else weighs & np.isnan(const)
+            lost = read.reached(meets, source.count) & source.known()
             if lost.any():
                 demand.note(node, "merge", "they are constants that meet others", lost)
 

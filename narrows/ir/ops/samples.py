@@ -124,11 +124,12 @@ BOOL, INT = torch.bool, torch.int64
 # ---------------------------------------------------------------------- element by element
 
 _add(
-    "silu gelu sigmoid tanh hardtanh hardswish hardsigmoid leaky_relu elu selu celu softplus mish log_sigmoid "
-    "hardshrink softshrink abs neg exp exp2 expm1 square sin cos atan sinh cosh erf erfc sign sgn nan_to_num rrelu "
-    "positive relu clone contiguous detach alias lift_fresh_copy asinh negative absolute",
+    "silu gelu sigmoid tanh hardtanh hardswish hardsigmoid leaky_relu elu selu celu softplus mish "
+    "log_sigmoid hardshrink softshrink abs absolute neg negative exp exp2 expm1 square sin cos atan "
+    "sinh cosh asinh erf erfc sign sgn nan_to_num rrelu relu",
     _image(),
 )
+_add("positive clone contiguous detach alias lift_fresh_copy", _image())
 _add("relu gelu", _tokens())
 _add("relu", _heads(), note="channels on two axes")
 _add("relu", Made((5, 6)))
@@ -215,18 +216,13 @@ _add(
     _image(dtype=BOOL),
 )
 _add("where.self", _image(dtype=BOOL), _image(), _image())
-_add("where.self", Weight((5, 5), values=(1, 0, 0, 0, 0) * 5, dtype=BOOL), Made((2, 3, 5, 5)), Weight(()),
-     note="a mask of positions")  # fmt: skip
+_below = Weight((5, 5), values=(1, 0, 0, 0, 0) * 5, dtype=BOOL)
+_add("where.self", _below, Made((2, 3, 5, 5)), Weight(()), note="a mask of positions")
 _add("where.ScalarOther", _image(dtype=BOOL), _image(), 0.3)
 _add("where.ScalarSelf", _image(dtype=BOOL), 0.3, _image())
 _add("where.Scalar", _image(dtype=BOOL), 0.3, 0.6)
 _add("masked_fill.Scalar", _image(), _image(dtype=BOOL), 0.25)
-_add(
-    "masked_fill.Scalar",
-    Made((2, 3, 5, 5)),
-    Weight((5, 5), values=(1, 0, 0, 0, 0) * 5, dtype=BOOL),
-    -9.0,
-)
+_add("masked_fill.Scalar", Made((2, 3, 5, 5)), _below, -9.0)
 _add("masked_fill.Tensor", _image(), _image(dtype=BOOL), Weight(()))
 _add("lerp.Scalar", _image(), _image(), 0.3)
 _add("lerp.Tensor", _image(), _image(), _image())
@@ -235,33 +231,20 @@ _add("addcdiv", _image(), _image(), _image(low=0.4), value=0.5)
 
 _add("prelu", _image(), Weight((6,)))
 _add("prelu", _image(), Weight((1,), 0.1, 0.3))
-_statistics = (Weight((6,)), Weight((6,), 0.5, 1.5))
-_rest = (False, 0.1, 1e-5, False)
-_add("batch_norm", _image(), Weight((6,)), Weight((6,)), *_statistics, *_rest)
+_affine, _rest = (Weight((6,)), Weight((6,))), (False, 0.1, 1e-5, False)
+_running = (Weight((6,)), Weight((6,), 0.5, 1.5), *_rest)
+_some_zero = (Weight((6,), zeros=(1, 4)), Weight((6,)))
+_add("batch_norm", _image(), *_affine, *_running)
+_add("batch_norm", _image(), *_some_zero, *_running, note="zero scales")
+_add("batch_norm", _image(), None, None, *_running)
+_add("batch_norm", Made((5, 6)), *_affine, *_running)
 _add(
-    "batch_norm",
-    _image(),
-    Weight((6,), zeros=(1, 4)),
-    Weight((6,)),
-    *_statistics,
-    *_rest,
-    note="zero scales",
+    "batch_norm", Made((2, 6, 2, 2), (1, 2, 3)), *_affine, *_running, note="an image made by linear"
 )
-_add("batch_norm", _image(), None, None, *_statistics, *_rest)
-_add("batch_norm", Made((5, 6)), Weight((6,)), Weight((6,)), *_statistics, *_rest)
-_add("batch_norm", Made((2, 6, 2, 2), (1, 2, 3)), Weight((6,)), Weight((6,)), *_statistics, *_rest,
-     note="an image that a linear layer makes")  # fmt: skip
-_add("instance_norm", _image(), Weight((6,)), Weight((6,)), None, None, True, 0.1, 1e-5, False)
-_add("instance_norm", _image(), None, None, None, None, True, 0.1, 1e-5, False)
-_add(
-    "instance_norm",
-    _image(),
-    Weight((6,)),
-    Weight((6,)),
-    *_statistics,
-    *_rest,
-    note="running statistics",
-)
+_own = (None, None, True, *_rest[1:])
+_add("instance_norm", _image(), *_affine, *_own)
+_add("instance_norm", _image(), None, None, *_own)
+_add("instance_norm", _image(), *_affine, *_running, note="running statistics")
 
 # ---------------------------------------------------------------------- layout
 
@@ -355,72 +338,24 @@ _add("glu", _image(), 2, note="halves of space")
 # ---------------------------------------------------------------------- contractions and products
 
 for _n in (1, 2, 3):
-    _side = (4,) * _n
     _conv = f"conv{_n}d"
-    _in, _bias, _k = Made((2, 6, *_side)), Weight((8,)), (3,) * _n
-    _add(_conv, _in, Weight((8, 6, *_k)), _bias)
-    _add(_conv, _in, Weight((8, 6, *_k)), None, [1] * _n, [1] * _n, note="padded")
-    _add(_conv, _in, Weight((8, 3, *_k)), _bias, [1] * _n, [0] * _n, [1] * _n, 2, note="grouped")
-    _add(f"{_conv}.padding", _in, Weight((8, 6, *_k)), _bias, [1] * _n, "same")
-    _add(f"{_conv}.padding", _in, Weight((8, 6, *_k)), _bias, [1] * _n, "valid")
+    _in, _bias, _k = Made((2, 6, *(4,) * _n)), Weight((8,)), (3,) * _n
+    _dense, _halves = Weight((8, 6, *_k)), Weight((8, 3, *_k))
+    _add(_conv, _in, _dense, _bias)
+    _add(_conv, _in, _dense, padding=[1] * _n, note="padded")
+    _add(_conv, _in, _halves, _bias, groups=2, note="grouped")
+    _add(f"{_conv}.padding", _in, _dense, _bias, [1] * _n, "same")
+    _add(f"{_conv}.padding", _in, _dense, _bias, [1] * _n, "valid")
     _up = "conv_transpose1d.default" if _n == 1 else f"conv_transpose{_n}d.input"
     _add(_up, _in, Weight((6, 8, *(2,) * _n)), _bias, [2] * _n)
-    _add(_up, _in, Weight((6, 4, *_k)), None, [2] * _n, [1] * _n, [1] * _n, 2, note="grouped")
-_add(
-    "conv2d",
-    _image(),
-    Weight((8, 6, 3, 3), zeros=(2, 5)),
-    Weight((8,)),
-    note="outputs that are their bias",
-)
-_add(
-    "conv2d",
-    _image(),
-    Weight((6, 1, 3, 3)),
-    Weight((6,)),
-    [1, 1],
-    [1, 1],
-    [1, 1],
-    6,
-    note="depthwise",
-)
-_add(
-    "conv2d",
-    _image(),
-    Weight((6, 1, 1, 1)),
-    Weight((6,)),
-    [1, 1],
-    [0, 0],
-    [1, 1],
-    6,
-    note="depthwise",
-)
-_add(
-    "conv2d",
-    _image(4),
-    Weight((8, 1, 3, 3)),
-    None,
-    [1, 1],
-    [1, 1],
-    [1, 1],
-    4,
-    note="two outputs a channel",
-)
-_add(
-    "conv2d",
-    _image(),
-    Weight((3, 2, 3, 3)),
-    None,
-    [2, 2],
-    [1, 1],
-    [1, 1],
-    3,
-    note="one output a group",
-)
-_add("conv2d", Made((2, 6, 2, 2), (1, 2, 3)), Weight((8, 6, 2, 2)), Weight((8,)),
-     note="an image that a linear layer makes")  # fmt: skip
-_add("conv_transpose2d.input", _image(), Weight((6, 1, 2, 2)), Weight((6,)), [2, 2], [0, 0], [0, 0], 6,
-     note="depthwise")  # fmt: skip
+    _add(_up, _in, Weight((6, 4, *_k)), stride=[2] * _n, padding=[1] * _n, groups=2, note="grouped")
+_add("conv2d", _image(), Weight((8, 6, 3, 3), zeros=(2, 5)), Weight((8,)), note="only their bias")
+_add("conv2d", _image(), Weight((6, 1, 3, 3)), padding=[1, 1], groups=6, note="depthwise")
+_add("conv2d", _image(), Weight((6, 1, 1, 1)), Weight((6,)), groups=6, note="depthwise")
+_add("conv2d", _image(4), Weight((8, 1, 3, 3)), padding=[1, 1], groups=4, note="two of each")
+_add("conv2d", _image(), Weight((3, 2, 3, 3)), stride=[2, 2], groups=3, note="one a group")
+_add("conv2d", Made((2, 6, 2, 2), (1, 2, 3)), Weight((8, 6, 2, 2)), note="an image made by linear")
+_add("conv_transpose2d.input", _image(), Weight((6, 1, 2, 2)), groups=6, note="depthwise")
 _add("linear", _tokens(), Weight((8, 6)), Weight((8,)))
 _add("linear", Made((5, 6)), Weight((8, 6), zeros=(1, 3)), Weight((8,)))
 _add("linear", _heads(), Weight((8, 3)), None, note="each head on its own")
