@@ -7,11 +7,12 @@ joins labels that live or die together; `narrows.ir.liveness` finds the ones tha
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, fx
 
-from narrows.ir.labels import Value, channels, free, opaque
+from narrows.ir.labels import Bools, Value, channels, free, opaque
 from narrows.ir.ops import table
 from narrows.ir.ops.args import call
 from narrows.ir.ops.row import Flow, Read
@@ -24,10 +25,13 @@ class Facts:
     Attributes:
         program: The program analysed.
         flows: Per node its `Flow`.
+        ignored: Per name of a contraction's node, the input channels that count as zero for it
+            although their weights are not: a mask that nobody had to multiply into the weight.
     """
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, ignored: Mapping[str, Bools] | None = None) -> None:
         self.program = program
+        self.ignored: Mapping[str, Bools] = ignored or {}
         self.flows: dict[fx.Node, Flow] = {}
         self._data: dict[fx.Node, Tensor] = {}
 
@@ -58,9 +62,9 @@ class Facts:
         return {n: f.barrier for n, f in self.flows.items() if f.barrier}
 
 
-def analyse(program: Program) -> Facts:
-    """Return the channels of every tensor in ``program``."""
-    facts = Facts(program)
+def analyse(program: Program, ignored: Mapping[str, Bools] | None = None) -> Facts:
+    """Return the channels of every tensor in ``program``; for ``ignored`` see `Facts`."""
+    facts = Facts(program, ignored)
     for node in program.graph.nodes:
         facts.flows[node] = _flow(facts, node)
     return facts

@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 
-from narrows.ir.labels import compact, varying
+from narrows.ir.labels import Bools, compact, varying
 from narrows.ir.ops import table
 from narrows.ir.ops.args import arguments, call, changed, first_tensor, is_tensor
 from narrows.ir.ops.layout import Join, Layout
@@ -47,6 +48,7 @@ class Slot:
         chain: The layout operators in between.
         key: Equal for slots that zero the same entries; ``None`` for one that zeroes nothing.
         zero: Returns a copy of the weight with the entries zero.
+        inputs: The input channels that are zero, if those are all of the entries.
     """
 
     node: fx.Node
@@ -55,6 +57,7 @@ class Slot:
     chain: tuple[fx.Node, ...] = ()
     key: Any = None
     zero: Zero | None = None
+    inputs: Bools | None = None
 
 
 @dataclass
@@ -92,7 +95,22 @@ def mask_program(program: Program, masks: Sequence[Mask]) -> Program:
     edits = Edits(_readers(program))
     for mask in masks:
         _collect(edits, mask)
-    return _apply(program, edits)
+    return _apply(program, edits, None)
+
+
+def split_masks(
+    program: Program, masks: Sequence[Mask]
+) -> tuple[Program, dict[str, Bools]]:
+    """Return the masked program but for input masks of weights that one layer alone reads.
+
+    Those come beside it, by the layer's node name: the channels that count as zero. A rewrite
+    slices the weight anyway, so nobody has to make a masked copy of it first.
+    """
+    edits = Edits(_readers(program))
+    for mask in masks:
+        _collect(edits, mask)
+    ignored: dict[str, Bools] = {}
+    return _apply(program, edits, ignored), ignored
 
 
 # ------------------------------------------------------------------ what to change
@@ -121,6 +139,9 @@ def _collect(edits: Edits, mask: Mask) -> None:
         geometry = (use.out_axis, use.in_axis, use.groups, use.transposed)
         slot.key = (geometry, mask.inputs, outputs)
         slot.zero = _zero_weight(use, mask.inputs, outputs)
+        if not outputs:
+            slot.inputs = np.zeros(use.inputs, dtype=bool)
+            slot.inputs[list(mask.inputs)] = True
     edits.add(slot)
     if use.bias is not None:
         _mask_bias(edits, use, outputs)
@@ -238,17 +259,28 @@ def _is_only_reader(edits: Edits, slot: Slot) -> bool:
 # ------------------------------------------------------------------ changing it
 
 
-def _apply(program: Program, edits: Edits) -> Program:
+def _apply(program: Program, edits: Edits, ignored: dict[str, Bools] | None) -> Program:
     weights = dict(program.weights)
     copies: list[tuple[str, list[Slot]]] = []  # new weights, and who reads them
     for name, slots in edits.slots.items():
         whole, parts = _parted(slots, edits.readers[name])
-        if whole is not None:
+        if whole is not None and ignored is not None and _is_plain(slots):
+            ignored[whole.node.name] = whole.inputs
+        elif whole is not None:
             weights[name] = _zeroed(program.weights[name], whole)
         copies += [(name, part) for part in parts]
     if not copies and not edits.gates and not edits.biases:
         return program.replace(weights=weights)
     return _regraphed(program.replace(weights=weights), program.weights, copies, edits)
+
+
+def _is_plain(slots: list[Slot]) -> bool:
+    """Whether one layer reads the weight, as it is, and the mask is of its inputs alone."""
+    (first, *others) = slots
+    row = table.find(first.node)
+    return (
+        not others and not first.chain and first.inputs is not None and row.kind == "contraction"
+    )
 
 
 def _zeroed(data: Tensor, slot: Slot) -> Tensor:

@@ -24,7 +24,7 @@ from torch import Tensor, fx
 from narrows.errors import PlanError
 from narrows.ir.program import Meta, Note, Program, op_name
 from narrows.passes import planfile
-from narrows.passes.masking import Mask, mask_program
+from narrows.passes.masking import Mask, mask_program, split_masks
 from narrows.passes.uses import SIDES, Use, find_uses, uses_of
 
 Keep = tuple[int, ...]
@@ -175,6 +175,10 @@ class ChannelPlan:
             PlanError: The plan is of another model.
         """
         return mask_program(program, self._masks(program))
+
+    def split(self, program: Program) -> tuple[Program, dict[str, Any]]:
+        """Return what a rewrite starts from; see `narrows.passes.masking.split_masks`."""
+        return split_masks(program, self._masks(program))
 
     def _masks(self, program: Program) -> list[Mask]:
         uses = uses_of(program)

@@ -8,7 +8,7 @@ are in the weights without a plan are found in the same way.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,11 +16,11 @@ import torch
 
 from narrows.errors import PassError
 from narrows.ir.channels import analyse
+from narrows.ir.labels import Bools
 from narrows.ir.program import Meta, Note, Program, aten
 from narrows.ir.rewrite import rewrite
 from narrows.passes.base import Fidelity, Pass, PassResult
 from narrows.passes.plan import ChannelPlan, fingerprint, refuse_nan
-from narrows.passes.uses import uses_of
 
 # Rounds that a program gets to settle in; the second finds nothing, as a rule.
 ROUNDS = 4
@@ -42,8 +42,7 @@ class PruneChannels(Pass):
         """Return the program that computes only what is needed; notes say what stays, and why."""
         refuse_nan(program)
         plan = self._loaded()
-        masked = plan.masked(program)
-        result, found = _settled(masked)
+        result, found = _settled(*plan.split(program))
         result = result.replace(notes=program.notes)
         notes = (*plan.notes, *_on_plan(plan, program), *found)
         if is_idle(program, result):
@@ -80,13 +79,15 @@ def _on_plan(plan: ChannelPlan, program: Program) -> Iterator[Note]:
         )
 
 
-def _settled(program: Program) -> tuple[Program, tuple[Note, ...]]:
+def _settled(
+    program: Program, ignored: Mapping[str, Bools]
+) -> tuple[Program, tuple[Note, ...]]:
     """Return a program rewritten until nothing more goes, and what the last removal had to say."""
     shapes = {node.name: Meta(node).shape for node in program.graph.nodes}
     program = program.replace(notes=())
     notes: tuple[Note, ...] = ()
     for turn in range(ROUNDS):
-        pruned = _without_gates(rewrite(analyse(program))[0])
+        pruned = _without_gates(rewrite(analyse(program, {} if turn else ignored))[0])
         if turn and is_idle(program, pruned):
             break
         notes, program = pruned.notes, pruned.replace(notes=())
@@ -107,9 +108,9 @@ def _is_restless(program: Program, notes: tuple[Note, ...]) -> bool:
     """
     if any(note.reason == "shared" for note in notes):
         return True
-    found = (u.contraction for uses in uses_of(program).values() for u in uses)
-    weights = [c.data for c in found if c is not None]
-    return not all(bool(w.reshape(-1)[:64].any()) or bool(w.any()) for w in weights)
+    weights = [program.tensor(n) for n in program.graph.nodes if n.op == "get_attr"]
+    wide = [w for w in weights if w.dim() > 1]
+    return not all(bool(w.reshape(-1)[:64].any()) or bool(w.any()) for w in wide)
 
 
 def _without_gates(pruned: Program) -> Program:

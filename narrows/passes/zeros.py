@@ -47,8 +47,8 @@ def _read(use: Use) -> np.ndarray:
     """Return which inputs have a weight other than zero."""
     if use.contraction is None:
         return np.ones(0, dtype=bool)
-    blocks = use.contraction.blocks
-    return used_columns(blocks, np.ones(blocks.shape[:2], dtype=bool)).flatten()
+    rows = np.ones(use.contraction.blocks.shape[:2], dtype=bool)
+    return used_columns(use.contraction, rows).flatten()
 
 
 def _contributes(facts: Facts, use: Use) -> np.ndarray:

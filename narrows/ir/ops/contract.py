@@ -44,6 +44,7 @@ class Contraction:
         uniform: Whether a constant input channel adds the same constant at every position, to be
             folded into a bias that no other use of the weight needs otherwise.
         names: The arguments that hold the activation, the weight and the bias.
+        heard: Which input channels count, ``[groups, inputs per group]``; ``None`` for all.
     """
 
     x: fx.Node
@@ -59,6 +60,7 @@ class Contraction:
     transposed: bool
     uniform: bool
     names: tuple[str, str, str] = ("input", "weight", "bias")
+    heard: Bools | None = None
 
     @property
     def outputs(self) -> int:
@@ -87,38 +89,44 @@ class Contraction:
         return self.blocks.double().sum(-1)
 
 
-def used_columns(blocks: Tensor, rows: Bools) -> Bools:
+def used_columns(c: Contraction, rows: Bools) -> Bools:
     """Return which inputs have a non-zero weight in a row that counts: ``[groups, inputs]``."""
-    data: Any = blocks.numpy()
+    data: Any = c.blocks.numpy()
     if len(data) > 1:
-        return (data.any(-1) & rows[..., None]).any(1)
-    return _settled(data[0], np.flatnonzero(rows[0]))[None]
+        used = (data.any(-1) & rows[..., None]).any(1)
+        return used if c.heard is None else used & c.heard
+    return _settled(data[0], np.flatnonzero(rows[0]), None if c.heard is None else c.heard[0])[None]
 
 
-def used_rows(blocks: Tensor, columns: Bools) -> Bools:
+def used_rows(c: Contraction, columns: Bools) -> Bools:
     """Return which outputs have a non-zero weight in a column that counts: ``[groups,
     outputs]``."""
-    data: Any = blocks.numpy()
+    data: Any = c.blocks.numpy()
+    if c.heard is not None:
+        columns = columns & c.heard
     if len(data) > 1:
         return (data.any(-1) & columns[:, None, :]).any(2)
     return _settled(data[0].swapaxes(0, 1), np.flatnonzero(columns[0]))[None]
 
 
-def _settled(data: Any, rows: Ints) -> Bools:
-    """Return which entries of axis 1 have a non-zero in one of ``rows`` of axis 0.
+def _settled(data: Any, rows: Ints, among: Bools | None = None) -> Bools:
+    """Return which entries of axis 1, of those in ``among``, have a non-zero in one of ``rows``.
 
     A few rows settle almost every entry of a dense weight; one pass over the whole weight finds
     those that are zero throughout; the rare rest is looked at closely.
     """
     found = data[rows[:8]].any((0, 2))
-    if found.all() or len(rows) <= 8:
+    if among is not None:
+        found &= among
+    open_ = ~found if among is None else among & ~found
+    if not open_.any() or len(rows) <= 8:
         return found
-    open_ = ~found & data.any(0).any(-1)
-    if not open_.any():
-        return found
-    if len(rows) == len(data):
-        return found | open_
     which = np.flatnonzero(open_)
+    if len(which) * 4 > len(found):  # one pass over all of it is quicker than picking
+        open_ &= data.any(0).any(-1)
+        if not open_.any() or len(rows) == len(data):
+            return found | open_
+        which = np.flatnonzero(open_)
     found[which] = data[np.ix_(rows, which)].any((0, 2))
     return found
 
@@ -166,8 +174,13 @@ class Contract(Row):
             x_axis=axis % rank, y_axis=axis % len(Meta(node).shape),
             out_axis=self.out_axis, in_axis=self.in_axis, groups=args.get("groups", 1),
             transposed=self.transposed, uniform=self._uniform(args) and len(weight.users) == 1,
-            names=(self.x, self.weight, self.bias),
+            names=(self.x, self.weight, self.bias), heard=self._heard(facts, node, args),
         )  # fmt: skip
+
+    @staticmethod
+    def _heard(facts: Facts, node: fx.Node, args: dict[str, Any]) -> Bools | None:
+        ignored = facts.ignored.get(node.name)
+        return None if ignored is None else ~ignored.reshape(args.get("groups", 1), -1)
 
     def _uniform(self, args: dict[str, Any]) -> bool:
         if self.transposed:
@@ -273,7 +286,7 @@ class Contract(Row):
             )
             rows = even
         fold = foldable(c, value, columns)
-        used = used_columns(c.blocks, demand.valued(node).reshape(groups, outs))
+        used = used_columns(c, demand.valued(node).reshape(groups, outs))
         wanted = used & ~fold.reshape(groups, ins)
         kept = rows.any(1)
         others = demand.columns(node)  # what other uses of the same weight read
@@ -333,6 +346,8 @@ class Contract(Row):
             rows = rows[np.argsort(rank[rows // outs], kind="stable")]
         fold = foldable(c, value, columns)
         counted = fold if len(c.weight.users) == 1 else np.zeros_like(fold)
+        if c.heard is not None:
+            counted = counted | ~c.heard.flatten()
         weight = rewriter.contracted_weight(c, rows, taken, counted)
         bias = rewriter.contracted_bias(node, c, rows, self._fold_amount(c, value, columns, fold))
         args = arguments(node)
@@ -351,6 +366,8 @@ class Contract(Row):
     def _fold_amount(
         c: Contraction, value: Value, columns: np.ndarray, fold: Bools
     ) -> np.ndarray | None:
+        if c.heard is not None:
+            fold = fold & c.heard.flatten()
         amounts = np.where(fold, value.const[columns[0]], 0.0)
         if not amounts.any():
             return None
@@ -413,7 +430,7 @@ def _group_order(positions: Ints, width: int) -> Ints | None:
 
 def _constant_outputs(c: Contraction, value: Value, columns: np.ndarray) -> np.ndarray:
     fold = foldable(c, value, columns).reshape(c.blocks.shape[0], c.blocks.shape[2])
-    live = used_rows(c.blocks, ~fold)
+    live = used_rows(c, ~fold)
     result = np.full(c.outputs, np.nan)
     constant = ~live.flatten()
     if not constant.any():

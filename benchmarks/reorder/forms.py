@@ -1,0 +1,133 @@
+"""The forms that are made with narrows: the unpruned model, narrows itself, and the common mask.
+
+A form is a function from a `Source` and a runtime to a program; to add one, write it and name it in
+`FORMS`. Norms are folded into the convolutions before them in every form, and nodes that do nothing
+are dropped, so that forms differ by what was made of the masks and by nothing else.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+import narrows
+from benchmarks.reorder.case import Keep
+from narrows.ir.program import Origin, Program
+from narrows.passes.pipeline import Pipeline
+from narrows.passes.plan import ChannelPlan
+
+TIDY = "fold-batch-norm, eliminate-dead"
+PLAIN = f"prune-channels, {TIDY}"
+STEP = 16  # channels
+
+# The runtimes by the names of this benchmark, and as targets of narrows.
+TARGETS = {"onnx": "onnx", "eager": "torch"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a form is made of.
+
+    Attributes:
+        program: The model as it was captured.
+        keep: The masks: kept input channels by weight.
+        pipeline: The spelling of the pipeline of the form ``narrows``; empty for the usual one.
+    """
+
+    program: Program
+    keep: Keep
+    pipeline: str = ""
+
+    def plan(self) -> ChannelPlan:
+        """Return the plan of the masks alone."""
+        return narrows.plan(self.program, keep_inputs=self.keep, zeros=False)
+
+
+def tidied(program: Program) -> Program:
+    """Return a program with norms folded and idle nodes dropped."""
+    return Pipeline.parse(TIDY).run(program).program
+
+
+def unpruned(source: Source, runtime: str) -> Program:
+    """Return the model without masks."""
+    return tidied(source.program)
+
+
+def compiled(source: Source, runtime: str) -> Program:
+    """Return what narrows makes of the masks for a runtime."""
+    options: dict[str, Any] = {"pipeline": source.pipeline} if source.pipeline else {}
+    if "target" in inspect.signature(narrows.apply).parameters:
+        options["target"] = TARGETS[runtime]
+    return narrows.apply(source.program, source.plan(), **options)
+
+
+def plain(source: Source, runtime: str) -> Program:
+    """Return the pruned model with a copy wherever a consumer reads a part of a tensor."""
+    return narrows.apply(source.program, source.plan(), pipeline=PLAIN)
+
+
+def common(source: Source, runtime: str) -> Program:
+    """Return the model without the channels that all their consumers mask, widths rounded up.
+
+    The other masked channels stay, as zero columns of the consumers that mask them.
+    """
+    kept = common_keep(source, STEP)
+    plan = narrows.plan(source.program, keep_inputs=kept, zeros=False)
+    pruned = narrows.apply(source.program, plan, pipeline="prune-channels")
+    weights = dict(pruned.weights)
+    for name, keep in source.keep.items():
+        if name in weights:
+            weights[name] = without_columns(weights[name], pruned.origins.get(name), keep)
+    return tidied(pruned.replace(weights=weights))
+
+
+def common_keep(source: Source, step: int) -> Keep:
+    """Return, for every masked weight, the inputs that remain when couplings go as one."""
+    keep = {name: set(kept) for name, kept in source.keep.items()}
+    left = {name: set(range(_inputs(source.program, name))) for name in keep}
+    for coupling in source.program.couplings():
+        read = [m for m in coupling.members if m.role == "in"]
+        if coupling.barrier or any(m.weight not in keep for m in read):
+            continue
+        dead = [
+            channel
+            for channel in range(coupling.width)
+            if not any(keep[m.weight] & set(m.at([channel])) for m in read)
+        ]
+        live = coupling.width - len(dead)
+        back = min(len(dead), -live % step)  # up to the step, some stay
+        for member in read:
+            left[member.weight] -= set(member.at(dead[back:])) if dead[back:] else set()
+    return {name: tuple(sorted(kept)) for name, kept in left.items()}
+
+
+def _inputs(program: Program, weight: str) -> int:
+    return program.weights[weight].shape[1]
+
+
+def without_columns(
+    weight: torch.Tensor, origin: Origin | None, keep: Iterable[int]
+) -> torch.Tensor:
+    """Return a weight whose columns of other channels than ``keep`` are zero."""
+    columns = None if origin is None else origin.index[1]
+    original = torch.tensor(range(weight.shape[1]) if columns is None else columns)
+    masked = ~torch.isin(original, torch.tensor(sorted(keep)))
+    weight = weight.detach().clone()
+    weight[:, masked] = 0
+    return weight
+
+
+FORMS: dict[str, Callable[[Source, str], Program]] = {
+    "unpruned": unpruned,
+    "narrows": compiled,
+    "narrows-plain": plain,
+    "common-16": common,
+}
+# What depends on narrows' passes under development; the other forms are kept from run to run.
+CHANGING = ("narrows", "narrows-plain")
+PEERS = ("upscale-default", "upscale-narrow", "torch-pruning", "torch-pruning-16")
+SAME_FUNCTION = (*FORMS, "upscale-default", "upscale-narrow")
