@@ -85,6 +85,7 @@ class Builder:
             out,
             self.examples,
             buffers=frozenset(self.buffers),
+            stored=frozenset(self.buffers),
             dynamic_batch=True,
             name=name,
         )

@@ -1,9 +1,14 @@
-"""Imports run one way: errors <- ir <- {frontend, passes, backends} <- api <- demo <- cli."""
+"""Imports run one way: errors <- ir <- {frontend, passes, backends} <- api <- demo <- cli.
+
+And whatever is imported from outside is among the requirements that pyproject.toml states.
+"""
 
 from __future__ import annotations
 
 import ast
 import re
+import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -134,3 +139,52 @@ def test_the_exceptions_are_still_needed():
     for file, target in EXCEPTIONS:
         source = (ROOT / file).read_text(encoding="utf-8")
         assert target in {t for _, t in imports(source, "narrows")}
+
+
+# ------------------------------------------------------------------ imports from outside
+
+PROJECT = ROOT.parent / "pyproject.toml"
+# The distribution of a package that is imported under another name.
+DISTRIBUTIONS = {"onnx_ir": "onnx-ir", "sklearn": "scikit-learn"}
+# What a module may import beyond the core requirements: those of an extra.
+EXTRAS = {"demo.py": "demo"}
+
+
+def outside(source: str) -> set[str]:
+    """Return the distributions of what a module imports beyond Python and the package itself."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names.add(node.module or "")
+    top = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {"narrows"}
+    return {DISTRIBUTIONS.get(name, name) for name in top}
+
+
+def distributions(requirements: list[str]) -> set[str]:
+    return {re.match(r"[\w.-]+", r)[0].lower() for r in requirements}  # type: ignore[index]
+
+
+def test_whatever_is_imported_is_required():
+    project = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]
+    core = distributions(project["dependencies"])
+    assert core
+    for path in sorted(ROOT.rglob("*.py")):
+        file = path.relative_to(ROOT).as_posix()
+        extra = project["optional-dependencies"].get(EXTRAS.get(file, ""), [])
+        missing = outside(path.read_text(encoding="utf-8")) - core - distributions(extra)
+        assert not missing, f"narrows/{file} imports {', '.join(missing)}: not in pyproject.toml"
+
+
+def test_whatever_is_required_has_an_exact_version():
+    project = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]
+    lines = (ROOT.parent / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    exact = {line.split("==")[0].lower() for line in lines if "==" in line}
+    for wanted in (project["dependencies"], *project["optional-dependencies"].values()):
+        assert distributions(wanted) <= exact
+
+
+def test_imports_from_outside_are_found():
+    source = "import os, onnx.checker\ndef f():\n    from sklearn import x\n    from . import y"
+    assert outside(source) == {"onnx", "scikit-learn"}

@@ -16,6 +16,7 @@ from narrows.errors import LowerError, UsageError, suggest
 
 if TYPE_CHECKING:
     from narrows.backends.artifact import Artifact
+    from narrows.ir.cost import CostTable
     from narrows.ir.program import Program
 
 # Name -> "module:class".
@@ -55,6 +56,14 @@ class Target(ABC):
         Raises:
             LowerError: The target cannot express the program, or computes something else.
         """
+
+    def costs(self) -> CostTable | None:
+        """Return what operators cost on this target, here; ``None`` where that is not known.
+
+        The table is measured on this machine where someone has calibrated, else it is one that
+        narrows ships; its ``cpu`` and ``runtime`` say so.
+        """
+        return None
 
 
 def target_names() -> list[str]:

@@ -18,24 +18,33 @@ if TYPE_CHECKING:
 def compile_(arguments: argparse.Namespace) -> int:
     """Compile a model and save the artifact."""
     from narrows import api
+    from narrows.backends import make_target
     from narrows.passes.instruments import Dumper, Progress
 
     output = Path(arguments.output)
     refuse_output(output)
     target, options = parse_target(arguments.target)
+    choosing = choice(arguments)
+    if choosing and arguments.plan is not None:
+        raise UsageError(
+            f"--plan {arguments.plan} says what to keep, and other options ask to choose it",
+            hint=f"leave out --plan, or {', '.join(choosing)}",
+        )
     program = capture_model(arguments)
+    chosen = api.plan(program, **choosing) if choosing else arguments.plan
     watches: list[Any] = [Progress()]
     dump = dump_folder(output, arguments.dump)
     if dump is not None:
         watches.append(Dumper(dump))
     result = api.rewrite(
         program,
-        arguments.plan,
+        chosen,
+        target=make_target(target, **options),
         pipeline=arguments.pipeline,
         double=arguments.double,
         instruments=watches,
     )
-    artifact = api.lower(result.program, target, plan=arguments.plan, **options)
+    artifact = api.lower(result.program, target, plan=chosen, **options)
     artifact.save(output)
     if arguments.json:
         reports = (result.initial, *result.reports)
@@ -84,18 +93,7 @@ def plan(arguments: argparse.Namespace) -> int:
     if not output.absolute().parent.is_dir():
         raise UsageError("the plan's folder does not exist", where=str(output))
     program = capture_model(arguments)
-    options: dict[str, Any] = {
-        "zeros": not arguments.no_zeros,
-        "criterion": arguments.criterion,
-        "ratio": arguments.ratio,
-        "constrained": arguments.constrained,
-        "scope": arguments.scope,
-        "min_width": arguments.min_width,
-    }
-    globs = {"include": arguments.include, "exclude": arguments.exclude}
-    options |= {k: tuple(v) for k, v in globs.items() if v}
-    options |= {"side": arguments.side} if arguments.side else {}
-    chosen = api.plan(program, **options)
+    chosen = api.plan(program, **choice(arguments))
     chosen.save(output)
     kept = {"inputs": _widths(chosen.inputs), "outputs": _widths(chosen.outputs)}
     if arguments.json:
@@ -108,6 +106,42 @@ def plan(arguments: argparse.Namespace) -> int:
             print(f"note: {note.where}: {note.message}")
         print(output)
     return 0
+
+
+_CHOICES = (
+    "ratio", "criterion", "constrained", "side", "scope", "include", "exclude", "min_width",
+    "zeros",
+)  # fmt: skip
+
+
+def choice(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of `narrows.plan` that the command line gives."""
+    given = {name: getattr(arguments, name) for name in _CHOICES}
+    options = {name: value for name, value in given.items() if value is not None}
+    if "ratio" in options:
+        options["ratio"] = parse_ratios(options["ratio"])
+    if "side" in options:
+        options.setdefault("constrained", False)
+    return options
+
+
+def parse_ratios(texts: list[str]) -> float | dict[str, float]:
+    """Return one ratio for all weights, or one per glob; one without a glob is for the rest."""
+    ratios: dict[str, float] = {}
+    for text in texts:
+        glob, equals, number = text.rpartition("=")
+        glob = glob if equals else "*"
+        if glob in ratios:
+            raise UsageError(f"--ratio {text}: there is one for {glob!r} already")
+        try:
+            ratios[glob] = float(number)
+        except ValueError:
+            hint = "--ratio 0.5, or --ratio 'layer4.*=0.5'"
+            raise UsageError(f"--ratio {text}: {number!r} is no number", hint=hint) from None
+    if list(ratios) == ["*"]:
+        return ratios["*"]
+    rest = {"*": ratios.pop("*")} if "*" in ratios else {}
+    return {**ratios, **rest}  # the first glob that matches counts
 
 
 def _widths(keeps: Any) -> dict[str, int]:

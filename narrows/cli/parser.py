@@ -25,7 +25,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"narrows {narrows.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for add in (
-        _compile, _demo, _plan, _passes, _ops, _couplings, _why, _show, _diff, _check, _completion,
+        _compile, _demo, _plan, _passes, _ops, _couplings, _why, _show, _diff, _check, _bench,
+        _completion,
     ):  # fmt: skip
         add(commands)
     return parser
@@ -79,6 +80,11 @@ def _model(
         help="a module or a .py file, and a function in it that returns the model"
         + ("; or a dump folder" if or_dump else ""),
     )
+    _source(command)
+
+
+def _source(command: Any) -> None:
+    """Add what a model's inputs and weights come from."""
     command.add_argument(
         "-i",
         "--input",
@@ -111,12 +117,17 @@ def _compile(commands: Any) -> None:
         help='passes in order: "prune-channels{plan=p.json}, fold-batch-norm"',
     )
     command.add_argument(
-        "-t", "--target", default="onnx", metavar="TARGET", help="what to emit (onnx)"
+        "-t",
+        "--target",
+        default="onnx",
+        metavar="TARGET",
+        help="what to emit: onnx, or onnx{opset=21}",
     )
     command.add_argument(
         "-o", "--output", required=True, metavar="DIR", help="the artifact's folder"
     )
     command.add_argument("--plan", metavar="FILE", help="a plan, as `narrows plan` writes it")
+    _choice(command)
     command.add_argument(
         "--dump",
         nargs="?",
@@ -144,44 +155,48 @@ def _plan(commands: Any) -> None:
     command = _command(commands, "plan", "commands:plan", "choose the channels to keep")
     _model(command)
     command.add_argument("-o", "--output", required=True, metavar="FILE", help="the plan, as JSON")
-    command.add_argument(
-        "--ratio", type=float, metavar="R", help="the share of channels to remove, 0 to 1"
+    _choice(command)
+
+
+def _choice(command: argparse.ArgumentParser) -> None:
+    """Add how channels are chosen; what is not given is left to `narrows.plan`."""
+    group = command.add_argument_group("choosing channels")
+    group.add_argument(
+        "--ratio",
+        action="append",
+        metavar="R|GLOB=R",
+        help="the share of channels to remove, 0 to 1; for the weights of a name where there is a "
+        "GLOB, of which the first that matches counts: --ratio 'layer4.*=0.7' --ratio 0.5",
     )
-    command.add_argument(
-        "--criterion", default="l1", metavar="NAME", help="how channels are scored (l1)"
-    )
-    command.add_argument(
+    group.add_argument("--criterion", metavar="NAME", help="how channels are scored (l1)")
+    group.add_argument(
         "--constrained",
         action=argparse.BooleanOptionalAction,
-        default=True,
-        help="remove whole couplings, or let each consumer choose for itself",
+        help="remove whole couplings (the default), or let each layer choose for itself",
     )
-    command.add_argument(
+    group.add_argument(
         "--side",
         choices=("input", "output", "both"),
-        help="unconstrained: which channels of a layer are chosen (input)",
+        help="let each layer choose for itself, among these channels of its own (input)",
     )
-    command.add_argument(
-        "--scope",
-        choices=("local", "global"),
-        default="local",
-        help="compare scores by layer or overall",
+    group.add_argument(
+        "--scope", choices=("local", "global"), help="compare scores by layer (local) or overall"
     )
-    command.add_argument(
+    group.add_argument(
         "--include", action="append", metavar="GLOB", help="only weights of this name; repeatable"
     )
-    command.add_argument(
+    group.add_argument(
         "--exclude", action="append", metavar="GLOB", help="no weights of this name; repeatable"
     )
-    command.add_argument(
-        "--min-width",
-        type=int,
-        default=1,
-        metavar="N",
-        help="leave at least this many channels (1)",
+    group.add_argument(
+        "--min-width", type=int, metavar="N", help="leave at least this many channels (1)"
     )
-    command.add_argument(
-        "--no-zeros", action="store_true", help="do not take the zeros found in the weights"
+    group.add_argument(
+        "--no-zeros",
+        action="store_false",
+        dest="zeros",
+        default=None,
+        help="do not take the zeros found in the weights",
     )
 
 
@@ -228,6 +243,38 @@ def _check(commands: Any) -> None:
     summary = "check an artifact's files, and its outputs against those it was made with"
     command = _command(commands, "check", "commands:check", summary)
     command.add_argument("artifact", metavar="ARTIFACT", help="the artifact's folder")
+
+
+def _bench(commands: Any) -> None:
+    summary = "time an artifact, against another one if there is one, or what operators cost"
+    command = _command(commands, "bench", "bench:bench", summary)
+    command.add_argument("artifact", nargs="?", metavar="ARTIFACT", help="the artifact's folder")
+    command.add_argument("--against", metavar="ARTIFACT", help="what to compare it with")
+    command.add_argument(
+        "--batch", metavar="N[,N]", help="batch sizes (1, or the one it was compiled for)"
+    )
+    command.add_argument(
+        "--rounds", type=int, default=15, metavar="N", help="how many turns each has (15)"
+    )
+    command.add_argument(
+        "--threads", type=int, default=1, metavar="N", help="threads of the runtime (1)"
+    )
+    command.add_argument(
+        "--profile", action="store_true", help="print the runtime's account, node by node"
+    )
+    measuring = command.add_argument_group("measuring what operators cost")
+    measuring.add_argument(
+        "--calibrate",
+        nargs="?",
+        const="",
+        metavar="MODULE:FACTORY",
+        help="measure operators on this machine, and exactly those of a model if one is named",
+    )
+    measuring.add_argument("--quick", action="store_true", help="measure few sizes, in seconds")
+    measuring.add_argument(
+        "-o", "--output", metavar="FILE", help="where the table goes (the user's cache)"
+    )
+    _source(measuring)
 
 
 def _completion(commands: Any) -> None:

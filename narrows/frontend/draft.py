@@ -42,6 +42,7 @@ class Draft:
         free: The symbols of the inputs' free sizes.
         readers: For every free size of an input, the placeholder and the axis that has it.
         generated: The user's stacks behind code that `torch.fx` generated.
+        stored: Which weights beside the parameters are in the model's state dict.
         notes: What a person should know of the capture.
     """
 
@@ -55,6 +56,7 @@ class Draft:
     free: set[Any] = field(default_factory=set)
     readers: dict[Any, tuple[fx.Node, int]] = field(default_factory=dict)
     generated: Mapping[str, str] = field(default_factory=dict)
+    stored: frozenset[str] = frozenset()
     notes: list[Note] = field(default_factory=list)
 
     def where(self, node: fx.Node) -> str:
@@ -106,6 +108,11 @@ def lift(
         constants=set(),
         examples=tuple(examples),
         generated=generated,
+        stored=frozenset(
+            canonical.get(str(s.target), str(s.target))
+            for s in exported.graph_signature.input_specs
+            if s.kind is InputKind.BUFFER and s.persistent
+        ),
     )
     env: dict[fx.Node, fx.Node] = {}
     weight_nodes: dict[str, fx.Node] = {}
@@ -258,6 +265,7 @@ def finish(
         examples=draft.examples,
         aliases={a: n for a, n in draft.aliases.items() if n in weights},
         buffers=frozenset(n for n in weights if n not in draft.parameters),
+        stored=draft.stored & weights.keys(),
         dynamic_batch=dynamic,
         name=name,
         notes=tuple(draft.notes),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from narrows.frontend.composites import expand_composites
 from narrows.frontend.constants import fold_constants
 from narrows.frontend.decomposed import recompose
 from narrows.frontend.draft import Draft
@@ -24,6 +25,9 @@ def normalise(draft: Draft) -> bool:
     if not functionalise(draft):
         return False
     fold_constants(draft)
+    recompose(draft)
+    expand_composites(draft)
+    unify_sizes(draft)
     recompose(draft)
     drop_no_ops(draft)
     drop_unread(draft)

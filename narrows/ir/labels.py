@@ -62,6 +62,14 @@ class Value:
         return ~np.isnan(self.const)
 
 
+def broadcast(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """Return the shape that tensors of the given shapes, which fit, have together."""
+    (first, *others) = shapes
+    if all(s == first for s in others):
+        return first
+    return tuple(torch.broadcast_shapes(*shapes))
+
+
 def opaque(shape: Sequence[int]) -> Value:
     """Return a value with one label: all of it lives or dies together."""
     return Value(tuple(shape), torch.zeros([1] * len(shape), dtype=torch.int64), 1, unknown(1))
@@ -69,7 +77,7 @@ def opaque(shape: Sequence[int]) -> Value:
 
 def free(shape: Sequence[int]) -> Value:
     """Return a value that depends on weights alone."""
-    return Value(tuple(shape), None, 0, unknown(0))
+    return Value(tuple(shape), None, 0, _NOTHING)
 
 
 def channels(shape: Sequence[int], axis: int) -> Value:
@@ -83,6 +91,9 @@ def channels(shape: Sequence[int], axis: int) -> Value:
 def unknown(count: int) -> np.ndarray:
     """Return ``count`` times "not a constant"."""
     return np.full(count, np.nan)
+
+
+_NOTHING = unknown(0)
 
 
 def varying(labels: Tensor) -> tuple[int, ...]:
@@ -164,7 +175,9 @@ def match(old: Ints, new: Ints) -> Ints | None:
     for no rewrite changes the order inside a channel. ``None`` where ``new`` has an element
     ``old`` lacks.
     """
-    if len(old) == len(new) and np.array_equal(old, new):
+    if (old == np.arange(len(old))).all():
+        return new if int(new.max(initial=-1)) < len(old) else None
+    if len(old) == len(new) and (old == new).all():
         return np.arange(len(old))
     if len(np.unique(old)) == len(old):
         place = np.full(int(max(old.max(), new.max())) + 1, -1)

@@ -31,7 +31,9 @@ class ProgramModule(nn.Module):
     """Runs a program's graph on parameters registered under their original names.
 
     BatchNorm and dropout follow ``module.training``. Shared weights are registered under every name
-    they had, as one tensor. ``torch.export`` sees through the module, so it can be captured again.
+    they had, as one tensor. The state dict holds what the model's does: the literals of its code
+    are there, but not stored. ``torch.export`` sees through the module, so it can be captured
+    again.
     """
 
     def __init__(self, program: Program) -> None:
@@ -45,9 +47,9 @@ class ProgramModule(nn.Module):
                 tensors[name] = nn.Parameter(tensor.detach().clone())
         self._names = tuple(program.weights)
         for name in self._names:
-            _register(self, name, tensors[name])
+            _register(self, name, tensors[name], name in program.stored)
         for alias, name in program.aliases.items():
-            _register(self, alias, tensors[name])
+            _register(self, alias, tensors[name], name in program.stored)
         self.eval()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -69,7 +71,7 @@ class ProgramModule(nn.Module):
             return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
-def _register(root: nn.Module, name: str, tensor: torch.Tensor) -> None:
+def _register(root: nn.Module, name: str, tensor: torch.Tensor, stored: bool) -> None:
     *path, leaf = name.split(".")
     for part in path:
         child = root._modules.get(part)
@@ -80,7 +82,7 @@ def _register(root: nn.Module, name: str, tensor: torch.Tensor) -> None:
     if isinstance(tensor, nn.Parameter):
         root.register_parameter(leaf, tensor)
     else:
-        root.register_buffer(leaf, tensor)
+        root.register_buffer(leaf, tensor, persistent=stored)
 
 
 def _lookup(root: nn.Module, name: str) -> torch.Tensor:

@@ -5,8 +5,7 @@ The graph is a `torch.fx.Graph` in one dialect:
 * ``placeholder``: one per flat input, in the order of ``in_spec``;
 * ``get_attr``: a weight; the target is a key of ``Program.weights``;
 * ``call_function``: an ATen overload without side effects, ``operator.getitem`` on a tuple result,
-or
-  arithmetic on sizes (``aten.sym_size.int``, ``operator.mul`` ...);
+  or arithmetic on sizes (``aten.sym_size.int``, ``operator.mul`` ...);
 * ``output``: a tuple of the flat outputs, in the order of ``out_spec``.
 
 A program is a value. Nothing in narrows changes a program it did not make: rewrites copy the graph
@@ -132,6 +131,7 @@ class Program:
             that the model shares under several names stands here once.
         aliases: The other names of shared tensors, each with the name it stands under.
         buffers: Which weights are not trained (running statistics, constants).
+        stored: Which of these checkpoints hold: persistent buffers, but no literals of the code.
         in_spec: The pytree of ``(args, kwargs)``.
         out_spec: The pytree of the result.
         examples: The flat example inputs of the capture; every pass is checked on them.
@@ -140,6 +140,8 @@ class Program:
         notes: What the capture and the passes had to say, oldest first.
         history: The passes that made this program, in order.
         origins: For every weight that a pass sliced, where it came from.
+        base: What a pruned program was made from (`narrows.ir.rewrite.Base`), for the passes after
+            it; any other change to graph or weights ends it.
     """
 
     graph: fx.Graph
@@ -149,11 +151,13 @@ class Program:
     examples: tuple[Any, ...]
     aliases: dict[str, str] = field(default_factory=dict)
     buffers: frozenset[str] = frozenset()
+    stored: frozenset[str] = frozenset()
     dynamic_batch: bool = False
     name: str = "program"
     notes: tuple[Note, ...] = ()
     history: tuple[str, ...] = ()
     origins: Mapping[str, Origin] = field(default_factory=dict)
+    base: Any = None
 
     # ------------------------------------------------------------------ reading
 
@@ -274,6 +278,8 @@ class Program:
 
     def replace(self, **changes: Any) -> Program:
         """Return a copy with some attributes replaced; graph and tensors are shared."""
+        if "graph" in changes or "weights" in changes:
+            changes.setdefault("base", None)
         return dataclasses.replace(self, **changes)
 
     def copy(self) -> Program:
@@ -293,14 +299,14 @@ class Program:
         Args:
             state: Tensors by fully qualified name, as in ``model.state_dict()``. Names that the
                 program does not use (``num_batches_tracked``) are ignored; a missing one or another
-                shape is a `ProgramError`.
+                shape is a `ProgramError`. What no checkpoint holds (see ``stored``) stays as it is.
         """
         weights = {}
         for name, tensor in self.weights.items():
             names = [name, *(a for a, n in self.aliases.items() if n == name)]
             found = next((state[n] for n in names if n in state), None)
             if found is None:
-                if name in self.buffers:  # constants of the graph are in no checkpoint
+                if name in self.buffers and name not in self.stored:
                     weights[name] = tensor
                     continue
                 raise ProgramError(
@@ -323,6 +329,7 @@ class Program:
             return value
 
         program = self.copy()
+        program.base = None if self.base is None else self.base.to(dtype)
         program.weights = {n: cast(t) for n, t in self.weights.items()}
         program.examples = tuple(cast(e) for e in self.examples)
         for node in program.graph.nodes:

@@ -60,6 +60,16 @@ def test_compile_with_a_plan(nets, run):
     assert json.loads(Path("out/manifest.json").read_text())["plan"] is not None
 
 
+def test_compile_chooses_channels_itself(nets, run):
+    words = ("--ratio", "0.5", "--side", "output", "-t", "onnx{opset=22, samples=1}")
+    code, out, err = run("compile", f"{nets}:small", *INPUT, *words, "-o", "out", "--json")
+    assert code == 0, err
+    manifest = json.loads(Path("out/manifest.json").read_text())
+    assert len(manifest["plan"]["outputs"]["conv.weight"]) == 2
+    assert manifest["options"]["opset"] == 22
+    assert json.loads(out)["passes"][-1]["parameters"] < json.loads(out)["passes"][0]["parameters"]
+
+
 def test_a_plan_that_no_pass_takes_is_wrong_usage(nets, run):
     run("plan", f"{nets}:small", *INPUT, "--ratio", "0.5", "-o", "p.json")
     words = ("--plan", "p.json", "-p", "fold-batch-norm", "-o", "out")
@@ -74,6 +84,10 @@ def test_a_plan_that_no_pass_takes_is_wrong_usage(nets, run):
         (("-p", "fold"), 2, "there is no pass 'fold'"),
         (("-t", "onx"), 2, "there is no target 'onx'"),
         (("-t", "onnx{"), 2, "malformed"),
+        (("-t", "onnx{opset=99}"), 2, "onnx takes an opset from 18 to 25, got 99"),
+        (("-t", "onnx{opset=17}"), 2, "onnx takes an opset from 18 to 25, got 17"),
+        (("--ratio", "0.5", "--plan", "p.json"), 2, "leave out --plan, or ratio"),
+        (("--ratio", "2"), 1, "a ratio is a share from 0 to 1, got 2.0"),
         (("--weights", "none.pt"), 2, "there is no checkpoint"),
         (("--allow-pickle",), 2, "--allow-pickle has no effect without --weights"),
         (("--plan", "none.json"), 1, "none.json"),
@@ -170,9 +184,27 @@ def test_plan_saves_and_says_what_is_kept(nets, run):
 
 
 @pytest.mark.parametrize(
+    ("words", "kept"),
+    [
+        (("--ratio", "0.5"), {"conv.weight": 2}),
+        (("--ratio", "0.5", "--ratio", "conv.*=0.75"), {"conv.weight": 1}),
+        (("--ratio", "conv.*=0.75"), {"conv.weight": 1}),
+        (("--ratio", "c*=0.25", "--ratio", "conv.*=0.75"), {"conv.weight": 3}),
+    ],
+)
+def test_ratios_by_name(nets, run, words, kept):
+    words = (*words, "--side", "both", "-o", "p.json", "--json")
+    code, out, err = run("plan", f"{nets}:small", *INPUT, *words)
+    assert code == 0, err
+    assert json.loads(out)["outputs"] == kept
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--ratio", "half"), "invalid float value"),
+        (("--ratio", "half"), "--ratio half: 'half' is no number"),
+        (("--ratio", "conv.*="), "'' is no number"),
+        (("--ratio", "0.5", "--ratio", "0.6"), "there is one for '*' already"),
         (("--ratio", "0.5", "-o", "no/folder/p.json"), "the plan's folder does not exist"),
         (("--scope", "layer"), "invalid choice: 'layer'"),
     ],

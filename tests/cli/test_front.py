@@ -65,8 +65,8 @@ def test_the_front_door(run, words, code):
 def test_every_command_takes_json_and_has_help():
     (subparsers,) = (a for a in build_parser()._actions if a.dest == "command" or a.choices)
     assert set(subparsers.choices) == {
-        "compile", "demo", "plan", "passes", "ops", "couplings", "why", "show", "diff", "check",
-        "completion",
+        "bench", "compile", "demo", "plan", "passes", "ops", "couplings", "why", "show", "diff",
+        "check", "completion",
     }  # fmt: skip
     for command in subparsers.choices.values():
         assert "--json" in command.format_help()

@@ -304,6 +304,20 @@ def test_buffers_and_literals_have_names() -> None:
     assert program.weights["const_0"].tolist() == [1.0, 2.0, 3.0, 4.0]
 
 
+def test_a_checkpoint_holds_the_persistent_buffers_but_no_literals() -> None:
+    model, inputs = tied(), torch.randn(2, 4, dtype=torch.float64)
+    program = capture(model, inputs)
+    assert program.stored == program.buffers & model.state_dict().keys()
+    assert "const_0" not in program.stored
+    state = {n: t for n, t in model.state_dict().items() if n not in ("offset", "same")}
+    with pytest.raises(ProgramError, match="no weight 'offset'"):
+        program.with_weights(state)
+    assert_equal(program.with_weights(model.state_dict()), model, inputs)
+    again = capture(program.to_module(), inputs)
+    assert again.stored == program.stored
+    assert_equal(again.with_weights(model.state_dict()), model, inputs)
+
+
 def test_tied_weights_stay_tied_in_the_module() -> None:
     model = tied()
     inputs = torch.randn(2, 4, dtype=torch.float64)

@@ -38,6 +38,7 @@ from narrows.ir.ops.mixing import Reduce, Spatial
 from narrows.ir.ops.pointwise import Pointwise
 from narrows.ir.ops.row import Row
 from narrows.ir.ops.samples import Given, Made, Sample, Size, Weight
+from narrows.ir.ops.works import elementwise
 from narrows.ir.program import Meta, Program, interpret, relative_error
 from narrows.ir.rewrite import rewrite
 from narrows.ir.verify import verify
@@ -499,7 +500,7 @@ WRONG: dict[str, tuple[Callable[[Row, Sample], None], Row, Sample]] = {
     ),
     "a product costs its depth": (
         costs,
-        Contract(target=aten.addmm.default, costs=lambda node: math.prod(Meta(node).shape)),
+        Contract(target=aten.addmm.default, costs=lambda node: elementwise(node, "copy")),
         Sample((Weight((6,)), Made((5, 6)), Weight((6, 6)))),
     ),
 }

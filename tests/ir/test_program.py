@@ -152,6 +152,9 @@ def test_unfit_checkpoint(program: Program) -> None:
     state["norm.wieght"] = state.pop("norm.weight")
     with pytest.raises(ProgramError, match=r"no weight 'norm.weight'\n.*did you mean"):
         program.with_weights(state)
+    state = {n: t for n, t in program.weights.items() if n != "norm.running_var"}
+    with pytest.raises(ProgramError, match=r"no weight 'norm.running_var'"):
+        program.with_weights(state)
     state = {**program.weights, "norm.weight": ramp(5)}
     with pytest.raises(ProgramError, match=r"is \[5\] in the checkpoint, \[4\] in the program"):
         program.with_weights(state)

@@ -221,3 +221,52 @@ class WindowAttention(nn.Module):
         x = x + torch.roll(y, (2, 2), (1, 2))
         corners = [x[:, i::2, j::2] for j in (0, 1) for i in (0, 1)]
         return self.merge(torch.cat(corners, -1))
+
+
+@network(TOKENS)
+class ChannelAttention(Wrapped):
+    """Channels attend to channels: both axes of the scores hold channels (XCiT, DaViT)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.project = nn.Linear(8, 24), nn.Linear(8, 8)
+        self.temperature = nn.Parameter(torch.ones(2, 1, 1))
+
+    def attend(self, x: Tensor) -> Tensor:
+        b, t, c = x.shape
+        q, k, v = self.qkv(x).reshape(b, t, 3, 2, c // 2).permute(2, 0, 3, 4, 1).unbind(0)
+        q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
+        weights = (q @ k.transpose(-2, -1) * self.temperature).softmax(-1)
+        return self.project((weights @ v).permute(0, 3, 1, 2).reshape(b, t, c))
+
+
+@network(TOKENS)
+class GramMatrix(nn.Module):
+    """The products of two sets of channels over all tokens, applied to tokens and to a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(8, 7), nn.Linear(8, 6)
+        self.project, self.head = nn.Linear(7, 5), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        left, right = self.left(x), self.right(x).relu()
+        gram = left.mT @ right
+        return self.project((gram @ right.mT).mT), self.head(gram)
+
+
+@network(TOKENS)
+class EinsumAttention(Wrapped):
+    """Attention spelled with einsum, projections with a weight per head included."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wq, self.wk, self.wv = (nn.Parameter(torch.randn(2, 8, 4) / 3) for _ in range(3))
+        self.project = nn.Parameter(torch.randn(2, 4, 8) / 3)
+
+    def attend(self, x: Tensor) -> Tensor:
+        q, k, v = (torch.einsum("btc,hcd->bthd", x, w) for w in (self.wq, self.wk, self.wv))
+        weights = torch.einsum("bthd,bshd->bhts", q, k).mul(0.5).softmax(-1)
+        return torch.einsum(
+            "bthd,hde->bte", torch.einsum("bhts,bshd->bthd", weights, v), self.project
+        )

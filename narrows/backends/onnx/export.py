@@ -294,6 +294,13 @@ def _translate(program: Program, traced: Traced, opset: int) -> Any:
     )
     if result is None:
         raise LowerError("torch.onnx.export returned nothing")
+    made = result.model.opset_imports.get("")
+    if made != opset:  # it only logs that its conversion failed
+        raise LowerError(
+            f"the exporter cannot write this program for opset {opset}",
+            why=f"it wrote opset {made}, and found no way from there",
+            hint=f"onnx{{opset={made}}}",
+        )
     return result.model
 
 

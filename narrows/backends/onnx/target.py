@@ -24,11 +24,12 @@ from narrows.backends.structure import Structure
 from narrows.errors import LowerError, UsageError
 
 if TYPE_CHECKING:
+    from narrows.ir.cost import CostTable
     from narrows.ir.program import Program
 
 PACKAGES = ("torch", "onnx", "onnxruntime", "onnxscript", "onnxsim")
 
-OLDEST_OPSET = 18  # the exporter translates to this and newer ones
+OPSETS = range(18, 26)  # what the exporter translates to; it leaves others as they are
 
 # A protobuf message ends at 2^31 bytes; the graph itself needs a little of that.
 PROTOBUF_LIMIT = 2_000_000_000
@@ -41,7 +42,7 @@ class OnnxTarget(Target):
     """Lowers a program to an ONNX file that runs in ONNX Runtime.
 
     Attributes:
-        opset: The version of the ONNX operators, 18 or more.
+        opset: The version of the ONNX operators, 18 to 25.
         simplify: Whether onnxsim simplifies the model.
         check: Whether the model is held to the program in ONNX Runtime.
         samples: How many inputs the check tries per batch size.
@@ -58,8 +59,9 @@ class OnnxTarget(Target):
     inline_limit: int = PROTOBUF_LIMIT
 
     def __post_init__(self) -> None:
-        if self.opset < OLDEST_OPSET:
-            raise UsageError(f"onnx takes an opset of {OLDEST_OPSET} or more, got {self.opset}")
+        if self.opset not in OPSETS:
+            known = f"{OPSETS[0]} to {OPSETS[-1]}"
+            raise UsageError(f"onnx takes an opset from {known}, got {self.opset}")
         if self.samples < 1:
             raise UsageError(f"onnx takes 1 sample or more, got {self.samples}")
         if self.inline_limit > PROTOBUF_LIMIT:
@@ -75,6 +77,12 @@ class OnnxTarget(Target):
         return (
             f"it needs {', '.join(missing)}: pip install {' '.join(missing)}" if missing else None
         )
+
+    def costs(self) -> CostTable:
+        """Return the costs measured on this machine, else those that narrows ships."""
+        from narrows.backends.onnx.costs import current
+
+        return current()
 
     def lower(
         self, program: Program, *, plan_json: Any = None, reference: Program | None = None

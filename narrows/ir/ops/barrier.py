@@ -41,3 +41,12 @@ class Barrier(Row):
 
     def rewrite(self, rewriter: Rewriter, node: fx.Node) -> Held:
         return rewriter.whole(node)
+
+
+BARRIER = Barrier(target=None, summary="needs its operands whole")
+
+
+def barrier_flow(facts: Facts, node: fx.Node, why: str) -> Flow:
+    """Return the flow of a node through which nothing can be removed."""
+    flow = BARRIER.flow(facts, node)
+    return Flow(flow.value, flow.reads, why)

@@ -17,7 +17,7 @@ from torch import Tensor, fx
 
 from narrows.ir.labels import Bools, Value, unknown
 from narrows.ir.ops.args import arguments, first_tensor, is_tensor
-from narrows.ir.ops.layout import barrier_flow
+from narrows.ir.ops.barrier import barrier_flow
 from narrows.ir.ops.row import Flow, Read, Row, Shared, WeightAxis, labels_along
 from narrows.ir.program import Meta
 

@@ -12,7 +12,7 @@ import torch
 from torch import fx
 from torch.fx.node import map_arg
 
-from narrows.ir.labels import Bools, Value, merge, unknown
+from narrows.ir.labels import Bools, Ints, Value, broadcast, merge, unknown
 from narrows.ir.ops.args import arguments, is_tensor
 from narrows.ir.ops.constants import constants_of, per_label
 from narrows.ir.ops.row import Flow, Read, Row, Shared, WeightAxis, labels_along
@@ -117,7 +117,7 @@ class Pointwise(Row):
         for n in _tensors(node):
             if rewriter.facts.is_free(n):
                 replaced[n] = rewriter.sliced_free(node, n, labels)
-                shape = torch.broadcast_shapes(shape, Meta(replaced[n]).shape)
+                shape = broadcast((shape, Meta(replaced[n]).shape))
         return rewriter.emit_mapped(node, replaced, labels, shape)
 
 
@@ -161,19 +161,18 @@ class PerChannel(Row):
             return Flow(Value(shape, source.labels, source.count, unknown(source.count)), read,
                         barrier="its parameters are computed, not weights")  # fmt: skip
         value = Value(shape, source.labels, source.count, unknown(source.count))
-        value.const = self._constants(facts, node, args, source)
-        return Flow(value, read, facts=self._silent(facts, args, source))
-
-    def _silent(self, facts: Facts, args: dict[str, Any], source: Value) -> Bools:
-        """Return the labels whose gain is zero: what comes in does not matter."""
-        silent = np.zeros(source.count, dtype=bool)
+        if set(source.axes) - {self.axis}:  # several channels share a parameter
+            return Flow(value, read, facts=np.zeros(source.count, dtype=bool))
+        along = labels_along(source, self.axis)[0].expand(source.shape[self.axis]).numpy()
         gain: Any = args.get(self.gain)
-        if is_tensor(gain) and not set(source.axes) - {self.axis}:
-            along = labels_along(source, self.axis)[0].expand(source.shape[self.axis]).numpy()
-            heard = along[(facts.data(gain) != 0).numpy()]
+        dead = facts.data(gain).numpy() == 0 if is_tensor(gain) else np.zeros(1, dtype=bool)
+        silent = np.zeros(source.count, dtype=bool)
+        if dead.any():  # what comes in does not matter
             silent[:] = True
-            silent[heard] = False
-        return silent
+            silent[along[~dead]] = False
+        if dead.any() or source.known().any():
+            value.const = self._constants(facts, node, args, source, along, dead)
+        return Flow(value, read, facts=silent)
 
     def demand(self, demand: Demand, node: fx.Node) -> None:
         silent = demand.facts.flows[node].facts
@@ -181,16 +180,15 @@ class PerChannel(Row):
         demand.require(node, 0, need, valued & ~silent)
 
     def _constants(
-        self, facts: Facts, node: fx.Node, args: dict[str, Any], source: Value
+        self,
+        facts: Facts,
+        node: fx.Node,
+        args: dict[str, Any],
+        source: Value,
+        along: Ints,
+        dead: Bools,
     ) -> np.ndarray:
-        if set(source.axes) - {self.axis}:
-            return unknown(source.count)
-        along = labels_along(source, self.axis)[0].expand(source.shape[self.axis]).numpy()
         inputs = source.const[along]
-        gain: Any = args.get(self.gain)
-        dead = np.zeros(len(along), dtype=bool)
-        if is_tensor(gain):
-            dead = (facts.data(gain) == 0).numpy()
         done = dead | ~np.isnan(inputs)
         result = np.full(len(along), np.nan)
         if not done.any():

@@ -13,8 +13,8 @@ from torch import Tensor, fx
 
 from narrows.ir.labels import Bools, Value, merge, number, unknown
 from narrows.ir.ops.args import arguments, is_tensor
+from narrows.ir.ops.barrier import barrier_flow
 from narrows.ir.ops.contract import Contract, Contraction
-from narrows.ir.ops.layout import barrier_flow
 from narrows.ir.ops.row import Flow, Read, Row, Shared
 from narrows.ir.program import Meta
 
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from narrows.ir.channels import Facts
     from narrows.ir.liveness import Demand
     from narrows.ir.rewrite import Held, Rewriter
+
+# Labels of one factor beyond which each of its entries being a channel costs too much to follow.
+LARGE = 1 << 20
 
 
 @dataclass(eq=False)
@@ -68,7 +71,7 @@ def pair_up(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Paired]:
 
 @dataclass(frozen=True, kw_only=True)
 class Product(Contract):
-    """``a @ b``; a contraction where one of them is a weight of two axes."""
+    """``a @ b``; a contraction where one of them is one matrix made of weights."""
 
     kind = "product"
     left: str = "self"
@@ -78,14 +81,16 @@ class Product(Contract):
         args = arguments(node)
         a, b = args[self.left], args[self.right]
         for x, weight, names, axes in (
-            (a, b, (self.left, self.right, ""), (-1, -1, 1, 0)),
-            (b, a, (self.right, self.left, ""), (-2, -2, 0, 1)),
+            (a, b, (self.left, self.right, ""), (-1, -1, -1, -2)),
+            (b, a, (self.right, self.left, ""), (-2, -2, -2, -1)),
         ):
             if not facts.is_free(weight) or facts.is_free(x):
                 continue
-            if len(Meta(weight).shape) != 2 or len(Meta(x).shape) < 2:
+            rank = len(Meta(weight).shape)
+            if rank < 2 or len(Meta(x).shape) < 2 or math.prod(Meta(weight).shape[:-2]) != 1:
                 return None
-            x_axis, y_axis, out_axis, in_axis = axes
+            x_axis, y_axis = axes[:2]
+            out_axis, in_axis = (axis % rank for axis in axes[2:])
             return Contraction(
                 x=x, weight=weight, bias=None, data=facts.data(weight), bias_data=None,
                 x_axis=x_axis % len(Meta(x).shape), y_axis=y_axis % len(Meta(node).shape),
@@ -108,8 +113,8 @@ class Product(Contract):
         if len(Meta(a).shape) < 2 or len(Meta(b).shape) < 2:
             return barrier_flow(facts, node, "one factor is a vector")
         left, right = facts.value(a), facts.value(b)
-        if _crowded(left.tensor) or _crowded(right.tensor.transpose(-1, -2)):
-            return barrier_flow(facts, node, "channels lie on both axes of a factor")
+        if max(left.count, right.count) > LARGE:
+            return barrier_flow(facts, node, "too many channels lie on both axes of a factor")
         shape = Meta(node).shape
         labels, paired = pair_up(left.tensor, right.tensor.transpose(-1, -2), len(shape))
         count = int(paired.out[-1]) + 1
@@ -190,10 +195,6 @@ def by_head(tensors: list[tuple[fx.Node, Tensor]]) -> list[tuple[fx.Node, Any, A
             heads = np.repeat(np.arange(len(rows)), rows.shape[1])
             found.append((n, rows.flatten().numpy(), heads))
     return found if len(found) > 1 else []
-
-
-def _crowded(labels: Tensor) -> bool:
-    return labels.shape[-1] > 1 and labels.shape[-2] > 1
 
 
 def demand_pairs(

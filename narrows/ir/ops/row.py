@@ -26,6 +26,8 @@ from torch import Tensor, fx
 
 from narrows.ir.labels import Bools, Ints, Value
 from narrows.ir.ops.samples import Sample
+from narrows.ir.ops.works import KINDS, elementwise
+from narrows.ir.work import Work
 
 if TYPE_CHECKING:
     from narrows.ir.channels import Facts
@@ -124,8 +126,10 @@ class Row(ABC):
         target: The ATen overload.
         summary: One line for ``narrows ops``.
         samples: Example calls; the table's test runs the operator on them.
-        costs: Multiply-accumulates from the operand and result shapes; ``None`` means none worth
-            counting.
+        costs: The work of what sums over a weight or another activation, from the operand and
+            result shapes; the multiply-accumulates follow from it.
+        moves: What kind of work it is otherwise, where the row's kind does not tell (see
+            `narrows.ir.work`).
     """
 
     kind: ClassVar[str]
@@ -133,7 +137,8 @@ class Row(ABC):
     target: Any
     summary: str = ""
     samples: tuple[Sample, ...] = ()
-    costs: Callable[[fx.Node], int] | None = field(default=None)
+    costs: Callable[[fx.Node], Work] | None = field(default=None)
+    moves: str = ""
 
     @property
     def name(self) -> str:
@@ -181,7 +186,14 @@ class Row(ABC):
 
     def macs(self, node: fx.Node) -> int:
         """Return the multiply-accumulates of ``node`` at the example's sizes."""
-        return 0 if self.costs is None else self.costs(node)
+        return 0 if self.costs is None else self.costs(node).macs
+
+    def work(self, node: fx.Node) -> Work | None:
+        """Return what ``node`` has to do at the example's sizes; ``None`` for nothing."""
+        if self.costs is not None:
+            return self.costs(node)
+        kind = self.moves or KINDS.get(self.kind)
+        return None if kind is None else elementwise(node, kind)
 
 
 def labels_along(value: Value, axis: int) -> Tensor:

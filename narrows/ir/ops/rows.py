@@ -6,22 +6,22 @@ the kind's class asks for. `narrows.ir.ops.samples` holds the calls that every r
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
-from torch import fx
 
-from narrows.ir.ops.args import arguments
-from narrows.ir.ops.contract import Contract, Lookup, contraction_macs
+from narrows.ir.ops.contract import Contract, Lookup
 from narrows.ir.ops.fill import Fill
-from narrows.ir.ops.layout import Glu, Join, Layout, Pad, Selection, Squeeze
+from narrows.ir.ops.join import Join
+from narrows.ir.ops.layout import Glu, Layout, Pad, Squeeze
 from narrows.ir.ops.mixing import GroupNorm, Mixing, Reduce, Spatial, never, zero_only
 from narrows.ir.ops.pointwise import PerChannel, Pointwise
 from narrows.ir.ops.product import Attention, Product
 from narrows.ir.ops.row import Row
-from narrows.ir.program import Meta
+from narrows.ir.ops.selection import Selection
+from narrows.ir.ops.works import attention, convolution, linear, product
 
 aten = torch.ops.aten
 
@@ -91,6 +91,7 @@ def _pointwise() -> Iterator[Row]:
         Pointwise,
         "dropout feature_dropout alpha_dropout feature_alpha_dropout",
         "identity in eval mode",
+        moves="view",
     )
     yield from _rows(
         Pointwise,
@@ -109,38 +110,56 @@ def _pointwise() -> Iterator[Row]:
         PerChannel,
         "instance_norm",
         "each channel normalised by its own statistics",
+        moves="norm",
         parameters=statistics,
         gain="weight",
         centered=True,
     )
-    yield from _rows(PerChannel, "prelu", "leaky with a slope per channel", parameters=("weight",))
+    yield from _rows(
+        PerChannel,
+        "prelu",
+        "leaky with a slope per channel",
+        parameters=("weight",),
+        moves="pointwise",
+    )
 
 
 # ---------------------------------------------------------------------- moving
 
 _MOVES = """
-    flatten.using_ints permute transpose.int t numpy_T mT adjoint swapaxes swapdims movedim.int
-    movedim.intlist moveaxis.int moveaxis.intlist squeeze.dim squeeze.dims unsqueeze roll flip rot90
-    pixel_shuffle pixel_unshuffle channel_shuffle repeat repeat_interleave.self_int tile unfold
-    narrow_copy clone contiguous detach alias lift_fresh_copy
+    permute transpose.int t numpy_T mT adjoint swapaxes swapdims movedim.int movedim.intlist
+    moveaxis.int moveaxis.intlist roll flip rot90 pixel_shuffle pixel_unshuffle channel_shuffle
+    repeat repeat_interleave.self_int tile unfold narrow_copy
+"""
+_VIEWS = """
+    flatten.using_ints squeeze.dim squeeze.dims unsqueeze clone contiguous detach alias
+    lift_fresh_copy
 """
 _PARTS = """
-    slice.Tensor narrow index_select split.Tensor split.sizes split_with_sizes chunk
+    slice.Tensor narrow split.Tensor split.sizes split_with_sizes chunk
     tensor_split.sections tensor_split.indices
 """
 
 
 def _layout() -> Iterator[Row]:
     shape = "another shape for the same elements"
-    yield from _rows(Layout, "view _unsafe_view", shape, sizes="size")
-    yield from _rows(Layout, "reshape", shape, sizes="shape")
+    view: dict[str, Any] = {"moves": "view"}
+    yield from _rows(Layout, "view _unsafe_view", shape, sizes="size", **view)
+    yield from _rows(Layout, "reshape", shape, sizes="shape", **view)
     yield from _rows(
-        Layout, "unflatten.int", "one axis split into several", sizes="sizes", sizes_at="dim"
+        Layout,
+        "unflatten.int",
+        "one axis split into several",
+        sizes="sizes",
+        sizes_at="dim",
+        **view,
     )
     yield from _rows(Layout, "expand", "an axis of size 1 repeated without a copy", sizes="size")
     yield from _rows(Layout, _MOVES, "elements moved, none computed")
-    yield from _rows(Squeeze, "squeeze", "every axis of size 1 taken away")
+    yield from _rows(Layout, _VIEWS, "elements moved, none computed", **view)
+    yield from _rows(Squeeze, "squeeze", "every axis of size 1 taken away", **view)
     yield from _rows(Selection, _PARTS, "a part of an axis")
+    yield from _rows(Selection, "index_select", "a part of an axis", moves="gather")
     yield from _rows(
         Selection, "select.int unbind.int", "one index of an axis, which goes away", drops=True
     )
@@ -161,7 +180,7 @@ def _contractions() -> Iterator[Row]:
             f"conv{n}d conv{n}d.padding",
             "convolution: sums its group's input channels",
             spatial=n,
-            costs=lambda node, n=n: contraction_macs(node, n),
+            costs=partial(convolution, spatial=n),
         )
         yield from _rows(
             Contract,
@@ -171,13 +190,13 @@ def _contractions() -> Iterator[Row]:
             transposed=True,
             out_axis=1,
             in_axis=0,
-            costs=lambda node, n=n: contraction_macs(node, n, True),
+            costs=partial(convolution, spatial=n, transposed=True),
         )
     yield from _rows(
         Contract,
         "linear",
         "matrix product with a weight [out, in]",
-        costs=lambda node: contraction_macs(node, 0),
+        costs=linear,
     )
     yield from _rows(
         Contract,
@@ -188,26 +207,14 @@ def _contractions() -> Iterator[Row]:
         bias="self",
         out_axis=1,
         in_axis=0,
-        costs=lambda node: _product_macs(node, "mat1"),
+        costs=partial(product, left="mat1"),
     )
     matrices = "matrix product, of two activations or with a weight"
-    cost = {"costs": lambda node: _product_macs(node, "self")}
+    cost = {"costs": partial(product, left="self")}
     yield from _rows(Product, "matmul", matrices, **cost)
     yield from _rows(Product, "mm bmm", matrices, right="mat2", **cost)
-    yield from _rows(
-        Attention, "scaled_dot_product_attention", "softmax(q k^T) v", costs=_attention_macs
-    )
+    yield from _rows(Attention, "scaled_dot_product_attention", "softmax(q k^T) v", costs=attention)
     yield from _rows(Lookup, "embedding", "rows of a table by index")
-
-
-def _product_macs(node: fx.Node, left: str) -> int:
-    return math.prod(Meta(node).shape) * Meta(arguments(node)[left]).shape[-1]
-
-
-def _attention_macs(node: fx.Node) -> int:
-    args = arguments(node)
-    q, k, v = (Meta(args[a]).shape for a in ("query", "key", "value"))
-    return math.prod(q[:-1]) * k[-2] * (q[-1] + v[-1])
 
 
 # ---------------------------------------------------------------------- mixing positions
@@ -234,6 +241,7 @@ def _mixing() -> Iterator[Row]:
         Mixing,
         "softmax.int _softmax _safe_softmax log_softmax.int _log_softmax",
         "normalised over an axis",
+        moves="softmax",
         **along,
     )
     yield from _rows(Mixing, "cumsum cumprod", "running over an axis", ordered=True, **along)
@@ -260,7 +268,7 @@ def _spatial() -> Iterator[Row]:
     for n, names in _RESIZING.items():
         yield from _rows(Spatial, f"max_pool{n}d adaptive_avg_pool{n}d", pooling, trailing=n)
         yield from _rows(Spatial, f"avg_pool{n}d", pooling, trailing=n, constants=_padded_mean)
-        yield from _rows(Spatial, names, resizing, trailing=n)
+        yield from _rows(Spatial, names, resizing, trailing=n, moves="copy")
     yield from _rows(
         Spatial, "tril triu", "zeros beside a diagonal", trailing=2, constants=zero_only
     )

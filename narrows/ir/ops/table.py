@@ -13,15 +13,14 @@ from typing import Any
 from torch import fx
 
 from narrows.errors import OpError
-from narrows.ir.ops.barrier import Barrier
+from narrows.ir.ops.barrier import BARRIER as BARRIER
 from narrows.ir.ops.contract import Contract, Contraction
-from narrows.ir.ops.layout import Item
 from narrows.ir.ops.row import Row
 from narrows.ir.ops.rows import standard_rows
 from narrows.ir.ops.samples import samples_of
+from narrows.ir.ops.selection import Item
 from narrows.ir.program import Meta, Program, op_name, where
 
-BARRIER = Barrier(target=None, summary="needs its operands whole")
 ITEM = Item(target=operator.getitem, summary="one result of a split")
 
 _ROWS: dict[Any, Row] = {}

@@ -1,0 +1,59 @@
+"""``narrows bench --calibrate``: measures what operators cost on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from narrows.cli.commands import print_json
+from narrows.errors import UsageError
+
+
+def calibrate(arguments: argparse.Namespace) -> int:
+    """Measure the runtime, and a model's own operators if one is named; keep the table."""
+    from narrows.backends.onnx import costs
+
+    if arguments.artifact is not None:
+        raise UsageError("--calibrate times no artifact", hint="run it on its own")
+    if not costs.runtime_version():
+        raise UsageError("there is no ONNX Runtime to measure", hint="pip install onnxruntime")
+    works = _works(arguments) if arguments.calibrate else []
+    start = time.perf_counter()
+    table, complete = costs.calibrate(quick=arguments.quick, tell=_progress("operators"))
+    if works and complete:
+        table, complete = costs.measure_works(table, works, tell=_progress("the model's own"))
+    path = costs.keep(table, Path(arguments.output) if arguments.output else None)
+    took = time.perf_counter() - start
+    if not complete:
+        print("interrupted: what was measured is kept", file=sys.stderr)
+    if arguments.json:
+        facts = {"grids": len(table.grids), "works": len(table.works), "complete": complete}
+        print_json({"table": str(path), "cpu": table.cpu, "runtime": table.runtime, **facts})
+    else:
+        print(f"{table.name} {table.runtime} on {table.cpu}, {took:.0f} s")
+        print(f"{len(table.grids)} grids, {len(table.works)} exact works, saved in {path}")
+    return 0 if complete else 130
+
+
+def _works(arguments: argparse.Namespace) -> list:
+    from narrows.cli.model import capture_model
+    from narrows.ir.work import work_of
+
+    arguments.model = arguments.calibrate
+    program = capture_model(arguments)
+    found = (work_of(node) for node in program.graph.nodes)
+    return list(dict.fromkeys(work for work in found if work is not None))
+
+
+def _progress(what: str):
+    """Return what tells how far it is, where a person is looking."""
+    shown = sys.stderr.isatty()
+
+    def tell(done: int, total: int) -> None:
+        if shown:
+            end = "\n" if done == total else ""
+            print(f"\r{what}: {done} of {total}", end=end, file=sys.stderr, flush=True)
+
+    return tell

@@ -1,0 +1,162 @@
+"""What rows say of their operators' work: a node's sizes as a `Work`."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import fx
+
+from narrows.ir.ops.args import arguments
+from narrows.ir.program import Meta
+from narrows.ir.work import Work
+
+# The kind of work of a row's kind, where the row does not say it.
+KINDS = {
+    "pointwise": "pointwise", "per-channel": "scale", "gate": "pointwise", "layout": "copy",
+    "selection": "slice", "join": "concat", "pad": "copy", "mixing": "norm", "spatial": "pool",
+    "reduction": "reduce", "lookup": "copy", "barrier": "copy",
+}  # fmt: skip
+
+
+def itemsize(node: fx.Node) -> int:
+    """Return the bytes of one element of a node's result; 4 where it has no dtype."""
+    dtype = Meta(node).dtype
+    return dtype.itemsize if isinstance(dtype, torch.dtype) else 4
+
+
+def convolution(node: fx.Node, spatial: int, transposed: bool = False) -> Work:
+    """Return the work of a convolution over ``spatial`` axes."""
+    args = arguments(node)
+    x, out = Meta(args["input"]).shape, Meta(node).shape
+    weight = Meta(args["weight"]).shape
+    groups = args.get("groups", 1)
+    inputs, outputs = x[-1 - spatial], out[-1 - spatial]
+    kind = "conv_transpose" if transposed else "conv"
+    if groups > 1 and not transposed:
+        kind = "depthwise" if weight[1] == 1 else "grouped"
+    stride = args.get("stride", 1)
+    stride = [stride] if isinstance(stride, int) else list(stride)
+    return Work(
+        kind,
+        _spelled(node),
+        batch=math.prod(x[: -1 - spatial]),
+        inputs=inputs,
+        outputs=outputs,
+        groups=groups,
+        kernel=tuple(weight[2:]),
+        stride=tuple(stride if len(stride) == spatial else stride * spatial),
+        space=tuple(out[-spatial:]),
+        source=tuple(x[-spatial:]),
+        itemsize=itemsize(node),
+    )
+
+
+def linear(node: fx.Node) -> Work:
+    """Return the work of a matrix product with a weight ``[out, in]``."""
+    out = Meta(node).shape
+    weight = Meta(arguments(node)["weight"]).shape
+    if len(weight) == 1:  # by a vector: one output, without an axis of its own
+        out = (*out, 1)
+    return Work(
+        "linear",
+        "linear",
+        batch=out[0] if len(out) > 1 else 1,
+        inputs=weight[-1],
+        outputs=out[-1],
+        space=tuple(out[1:-1]),
+        itemsize=itemsize(node),
+    )
+
+
+def product(node: fx.Node, left: str) -> Work:
+    """Return the work of a matrix product; ``left`` names its first factor."""
+    out, x = Meta(node).shape, Meta(arguments(node)[left]).shape
+    right = next(a for n, a in arguments(node).items() if n in ("other", "mat2"))
+    y = Meta(right).shape
+    kind = "linear" if len(y) == 2 and right.op == "get_attr" else "matmul"
+    rows, columns = (out[-2:] if len(out) > 1 else (1, *out)) if out else (1, 1)
+    if len(y) == 1:  # by a vector: one column
+        rows, columns = out[-1] if out else 1, 1
+    return Work(
+        kind,
+        _spelled(node),
+        batch=math.prod(out) // max(1, rows * columns),
+        inputs=x[-1],
+        outputs=columns,
+        space=(rows,),
+        itemsize=itemsize(node),
+    )
+
+
+def attention(node: fx.Node) -> Work:
+    """Return the work of ``softmax(q k^T) v``."""
+    args = arguments(node)
+    q, k, v = (Meta(args[a]).shape for a in ("query", "key", "value"))
+    return Work(
+        "attention",
+        _spelled(node),
+        batch=math.prod(q[:-2]),
+        inputs=q[-1],
+        outputs=v[-1],
+        kernel=(k[-2],),
+        space=(q[-2],),
+        itemsize=itemsize(node),
+    )
+
+
+def elementwise(node: fx.Node, kind: str) -> Work | None:
+    """Return the work of what reads and writes elements without summing over a weight."""
+    shape, read = Meta(node).shape, _operand_shape(node)
+    if shape is None and read is None:
+        return None
+    batch, outputs, space = _split(shape if shape is not None else read)
+    inputs, source = outputs, ()
+    if read is not None and kind in ("pool", "reduce", "gather", "slice"):
+        _, inputs, source = _split(read)
+    kernel: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    if kind == "pool":
+        args = arguments(node)
+        kernel = tuple(_numbers(args.get("kernel_size")))
+        stride = tuple(_numbers(args.get("stride"))) or kernel
+    return Work(
+        kind,
+        _spelled(node),
+        batch=batch,
+        inputs=inputs,
+        outputs=outputs,
+        kernel=kernel,
+        stride=stride,
+        space=space,
+        source=source,
+        itemsize=itemsize(node),
+    )
+
+
+def _numbers(value: Any) -> list[int]:
+    if isinstance(value, int):
+        return [value]
+    return [v for v in value or () if isinstance(v, int)]
+
+
+def _split(shape: Any) -> tuple[int, int, tuple[int, ...]]:
+    """Return batch, channels and positions: ``[b, c, ...]``, or ``[b, tokens, c]``."""
+    if len(shape) < 2:
+        return 1, math.prod(shape), ()
+    if len(shape) == 3:
+        return shape[0], shape[2], (shape[1],)
+    return shape[0], shape[1], tuple(shape[2:])
+
+
+def _operand_shape(node: fx.Node) -> Any:
+    for operand in node.all_input_nodes:
+        if Meta(operand).shape is not None and operand.op != "get_attr":
+            return Meta(operand).shape
+    return None
+
+
+def _spelled(node: fx.Node) -> str:
+    target: Any = node.target
+    return getattr(target, "_opname", None) or getattr(target, "__name__", str(target))

@@ -1,0 +1,224 @@
+"""The cost table of ONNX Runtime: what ships, the cache, and a very small calibration."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from narrows.backends import make_target
+from narrows.backends.onnx import calibrate, costs, sweep
+from narrows.backends.onnx.probes import NARROW, Bench, Point
+from narrows.backends.onnx.stairs import Layer, reasons
+from narrows.backends.onnx.steady import Quiet
+from narrows.ir.cost import CostTable, Layout, Work
+
+CONV = Work(
+    "conv", "conv2d", inputs=64, outputs=64, kernel=(3, 3), stride=(1, 1), space=(28, 28),
+    source=(28, 28),
+)  # fmt: skip
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("NARROWS_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+# ---------------------------------------------------------------------- what ships
+
+
+def test_the_shipped_table_is_small_and_knows_the_stairs():
+    assert costs.SHIPPED.stat().st_size < 100_000
+    table = costs.shipped()
+    assert table.runtime
+    assert table.cpu
+    assert (table.layout.block, table.layout.align) == (16, 4)
+    assert table.seconds(CONV.resized(outputs=100)) == table.seconds(CONV.resized(outputs=112))
+    assert table.seconds(CONV.resized(outputs=127)) == table.seconds(CONV.resized(outputs=128))
+    assert table.seconds(CONV.resized(inputs=62)) > 1.1 * table.seconds(CONV)
+    deep = dataclasses.replace(CONV, kind="depthwise", groups=64)
+    assert table.seconds(deep.resized(outputs=63)) > 3 * table.seconds(deep)
+    assert table.copy_seconds("gather", 64, 64, (28, 28)) < table.seconds(CONV)
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("side", [7, 14, 28, 56])
+def test_the_shipped_stairs_rise(kernel: int, side: int):
+    work = dataclasses.replace(CONV, kernel=(kernel, kernel), space=(side, side))
+    table = costs.shipped()
+    for other in (16, 64, 192):
+        times = [table.seconds(work.resized(inputs=other, outputs=o)) for o in range(16, 513, 16)]
+        assert times == sorted(times)
+
+
+def test_the_target_answers_with_it(cache):
+    assert make_target("onnx").costs() is costs.shipped()
+
+
+# ---------------------------------------------------------------------- the cache
+
+
+def own(**changes) -> CostTable:
+    here = {"runtime": costs.runtime_version(), "cpu": costs.cpu_name()}
+    return dataclasses.replace(costs.shipped(), **(here | changes))
+
+
+def test_a_table_of_this_machine_goes_first(cache):
+    assert costs.cached() is None
+    path = costs.keep(own(made="here"))
+    assert path.parent == cache
+    assert [p.name for p in cache.iterdir()] == [path.name]
+    assert costs.cached().made == "here"
+    assert make_target("onnx").costs().made == "here"
+    costs.keep(own(made="later"))
+    assert costs.current().made == "later"
+
+
+@pytest.mark.parametrize("changes", [{"cpu": "another"}, {"runtime": "0.1"}, {"threads": 4}])
+def test_a_table_of_elsewhere_is_not_taken(changes, cache):
+    costs.keep(own(**changes), costs.cache_path())
+    assert costs.cached() is None
+    assert costs.current() is costs.shipped()
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"format": 1}', "[1]"])
+def test_a_damaged_table_is_not_taken(text: str, cache):
+    cache.mkdir()
+    costs.cache_path().write_text(text)
+    assert costs.current() is costs.shipped()
+
+
+def test_the_cache_folder(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("NARROWS_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
+    assert costs.cache_folder() == Path("/x/narrows")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert costs.cache_folder() == Path.home() / ".cache/narrows"
+    assert costs.cache_path(1) != costs.cache_path(2)
+
+
+# ---------------------------------------------------------------------- measuring
+
+
+def few(layout: Layout, quick: bool):
+    yield from sweep._conv("blocked conv", 1, (7, 7), 16, 16, (1, 1), 1)
+    yield from sweep._conv("blocked conv", 1, (7, 7), 16, 32, (1, 1), 1)
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibrate, "jobs", few)
+    monkeypatch.setattr(costs, "QUICK_ROUNDS", 2)
+    monkeypatch.setattr("narrows.backends.onnx.steady.EVICTED", 16)
+
+
+def test_a_calibration_measures_and_fills_the_rest(tiny, cache):
+    told = []
+    table, complete = costs.calibrate(quick=True, tell=lambda done, all: told.append((done, all)))
+    assert complete
+    assert told == [(0, 1), (1, 1)]
+    assert (table.runtime, table.cpu) == (costs.runtime_version(), costs.cpu_name())
+    assert (table.grids["blocked conv 1x1/1"].us > 0).all()
+    assert table.overhead > 0
+    if table.layout.block == costs.shipped().layout.block:
+        assert set(table.grids) >= set(costs.shipped().grids)
+        name = "blocked conv 3x3/1"  # was not measured: the shipped one, at this machine's scale
+        scale = table.grids[name].us / costs.shipped().grids[name].us
+        assert scale.max() == pytest.approx(scale.min())
+    again, complete = costs.measure_works(table, [CONV.resized(inputs=8, outputs=8)])
+    assert complete
+    assert len(again.works) == 1
+
+
+def test_ctrl_c_keeps_what_was_measured(tiny, cache, monkeypatch: pytest.MonkeyPatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(calibrate, "measure", interrupted)
+    table, complete = costs.calibrate()
+    assert not complete
+    assert set(table.grids) >= set(costs.shipped().grids) or table.layout.block != 16
+
+
+def test_the_layout_that_the_runtime_shows():
+    layout = calibrate.find_layout()
+    assert layout.block in (1, 8, 16)
+    assert "relu" in layout.fused
+
+
+def test_a_profile_has_the_probes():
+    bench = Bench()
+    tag = bench.tag(Point("x", ()))
+    bench.use(bench.conv(bench.blocks(1, 32, (4, 4)), NARROW, (3, 3), tag=tag))
+    nodes = calibrate.profile(bench.model(), rounds=2, quiet=Quiet())
+    assert sum(bool(calibrate.PROBE.search(n.name)) for n in nodes) == 1
+    assert all(n.us for n in nodes)
+
+
+def test_probes_are_packed_by_size():
+    def job(room: int, weight: int) -> sweep.Job:
+        return sweep.Job((room,), weight, lambda bench: None)
+
+    wanted = [job(1, 1) for _ in range(calibrate.MOST + 1)] + [job(2, calibrate.LARGEST)] * 2
+    groups = list(calibrate.pack(wanted))
+    assert sorted(map(len, groups)) == [1, 1, 1, calibrate.MOST]
+    assert all(len({j.room for j in g}) == 1 for g in groups)
+
+
+def test_a_grid_is_made_whole_from_what_was_measured():
+    times = {"linear": {(1.0, 4.0, 8.0): 2.0, (1.0, 8.0, 8.0): 4.0, (2.0, 4.0, 8.0): 3.0}}
+    grid = calibrate.grids(times, sweep.axes_of(["linear"]))["linear"]
+    assert grid.us.shape == (2, 2, 1)
+    assert grid.us[1, 1, 0] == pytest.approx((8 * 6) ** 0.5)  # twice either neighbour
+
+
+# ---------------------------------------------------------------------- widths off a step
+
+
+@pytest.mark.parametrize(
+    ("kind", "widths", "aligned", "wasted"),
+    [
+        ("dense", (64, 64, 1), True, 0),
+        ("dense", (62, 64, 1), False, 1 - 62 / 64),
+        ("1x1", (64, 40, 1), True, 1 - 40 / 48),
+        ("1x1", (3, 64, 1), True, 0),
+        ("depthwise", (62, 62, 62), False, 1 - 62 / 64),
+        ("depthwise", (60, 60, 60), True, 1 - 60 / 64),
+        ("grouped", (64, 64, 4), True, 0),
+        ("grouped", (64, 64, 8), False, 0),
+    ],
+)
+def test_layers_and_the_step(kind, widths, aligned, wasted):
+    layer = Layer("x", kind, *widths, taps=9)
+    layout = Layout(16, 4, 4)
+    assert layer.aligned(layout) is aligned
+    assert layer.wasted(layout) == pytest.approx(wasted)
+
+
+def test_reasons_are_told_in_words(tmp_path: Path):
+    def model(name: str, width: int, gather: bool = False) -> Path:
+        bench = Bench()
+        x = bench.blocks(1, width, (8, 8))
+        x = bench.conv(x, width, (3, 3), groups=width)
+        if gather:
+            order = bench.constant(__import__("numpy").arange(width))
+            x = bench.node("Gather", [x, order], (1, width, 8, 8), axis=1)
+        bench.use(x)
+        (tmp_path / name).write_bytes(bench.model())
+        return tmp_path / name
+
+    good, bad = model("good", 64), model("bad", 62, gather=True)
+    found = reasons(bad, good, Layout(16, 4, 4))
+    assert "1 of 1 depthwise layers are no multiple of 4 wide" in found[0]
+    assert any("moves channels 1 times more often" in line for line in found)
+    assert reasons(good, good, Layout(16, 4, 4)) == []
+    assert reasons(bad, good, Layout())[0].startswith("it moves channels")
+
+
+def test_the_shipped_table_is_json_of_one_line_a_grid():
+    lines = costs.SHIPPED.read_text().splitlines()
+    assert max(map(len, lines)) < 6000
+    assert json.loads("\n".join(lines))["format"] == 1
