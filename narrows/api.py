@@ -14,6 +14,8 @@ from narrows.errors import PassError, UsageError
 
 if TYPE_CHECKING:
     from narrows.backends.artifact import Artifact
+    from narrows.backends.base import Target
+    from narrows.ir.cost import CostTable
     from narrows.ir.program import Program
     from narrows.passes.pipeline import Instrument, Pipeline, PipelineResult
     from narrows.passes.plan import ChannelPlan
@@ -96,6 +98,7 @@ def apply(
     program: Program,
     plan: PlanLike = None,
     *,
+    target: str | None = None,
     pipeline: Pipeline | str | None = None,
     check: bool = False,
     instruments: Sequence[Instrument] = (),
@@ -106,6 +109,8 @@ def apply(
         program: The program; it stays as it is.
         plan: A `ChannelPlan`, the path of a saved one, or options for `plan` as a dict. ``None``
             removes what is dead or constant anyway.
+        target: The target to choose reads and widths for, by its measured costs; without one the
+            program is the smallest there is, whatever that costs.
         pipeline: Passes to run in place of the usual ones, as a `Pipeline` or its spelling.
         check: Whether to verify each pass and run it against its reference on the examples.
         instruments: What else watches the passes; see `narrows.passes.instruments`.
@@ -114,13 +119,17 @@ def apply(
         PlanError: The plan does not fit the program.
         FidelityError: With ``check``, a pass changed the outputs.
     """
-    return rewrite(program, plan, pipeline=pipeline, check=check, instruments=instruments).program
+    result = rewrite(
+        program, plan, target=target, pipeline=pipeline, check=check, instruments=instruments
+    )
+    return result.program
 
 
 def rewrite(
     program: Program,
     plan: PlanLike = None,
     *,
+    target: str | Target | None = None,
     pipeline: Pipeline | str | None = None,
     check: bool = True,
     double: bool = False,
@@ -131,6 +140,7 @@ def rewrite(
     Args:
         program: The program; it stays as it is.
         plan: As for `apply`.
+        target: As for `apply`.
         pipeline: As for `apply`.
         check: As for `apply`.
         double: Whether to check in float64, too.
@@ -138,16 +148,29 @@ def rewrite(
     """
     from narrows.passes.instruments import Numerics, Verify
 
-    passes = choose_pipeline(program, plan, pipeline)
+    costs = None if target is None else costs_of(target)
+    passes = choose_pipeline(program, plan, pipeline, costs)
     checks: list[Instrument] = [Verify(), Numerics(double=double)] if check else []
     return passes.run(program, [*checks, *instruments])
 
 
-def choose_pipeline(program: Program, plan: PlanLike, pipeline: Pipeline | str | None) -> Pipeline:
-    """Return the pipeline that a plan and a pipeline argument ask for together.
+def costs_of(target: str | Target) -> CostTable | None:
+    """Return a target's cost table, or ``None`` if it has none."""
+    from narrows.backends import make_target
 
-    A pipeline that is given takes the plan into its ``prune-channels`` pass if that has none; a
-    plan that no pass would use is a `UsageError`, not silence.
+    return make_target(target).costs()
+
+
+def choose_pipeline(
+    program: Program,
+    plan: PlanLike,
+    pipeline: Pipeline | str | None,
+    costs: CostTable | None = None,
+) -> Pipeline:
+    """Return the pipeline that a plan, a target's costs and a pipeline argument ask for together.
+
+    A pipeline that is given takes the plan into its ``prune-channels`` pass if that has none, and
+    the costs where a pass takes them; a plan that no pass would use is a `UsageError`, not silence.
     """
     import dataclasses
 
@@ -156,10 +179,15 @@ def choose_pipeline(program: Program, plan: PlanLike, pipeline: Pipeline | str |
     if isinstance(plan, Mapping):
         plan = make_plan(program, **plan)
     if pipeline is None:
-        return Pipeline.default(plan)
+        return Pipeline.default(plan, costs)
     passes = Pipeline.parse(pipeline) if isinstance(pipeline, str) else pipeline
     if not isinstance(passes, Pipeline):
         raise PassError(f"pipeline takes a Pipeline or its spelling, got {type(pipeline).__name__}")
+    filled: dict[str, Any] = {} if costs is None else {"costs": costs}
+    passes = Pipeline(
+        dataclasses.replace(p, **filled) if getattr(p, "costs", ...) is None else p
+        for p in passes.passes
+    )
     if plan is None:
         return passes
     takers = [p for p in passes.passes if getattr(p, "plan", ...) is None]
@@ -246,6 +274,7 @@ def compile(
         FidelityError: A pass changed the outputs beyond what it declares.
         LowerError: The target cannot express the program.
     """
+    from narrows.backends import make_target
     from narrows.passes.instruments import Dumper
 
     program = capture(model, inputs, kwargs=kwargs, dynamic_batch=dynamic_batch, name=name)
@@ -253,8 +282,9 @@ def compile(
         plan = make_plan(program, **plan)
     watches = [*instruments, *([Dumper(dump)] if dump is not None else [])]
     result = rewrite(
-        program, plan, pipeline=pipeline, check=check, double=double, instruments=watches
-    )
+        program, plan, target=make_target(target, **options), pipeline=pipeline, check=check,
+        double=double, instruments=watches,
+    )  # fmt: skip
     if on_result is not None:
         on_result(result)
     return lower(result.program, target, plan=plan, **options)

@@ -319,7 +319,9 @@ def tell(folder: Path, settings: Settings) -> dict[str, Any]:
     plan.save(folder / "plan.json")
     masked = plan.masked(program)
     accuracy["masked"] = test.accuracy(masked)
-    result = api.rewrite(program, plan, double=True, instruments=[Dumper(folder / "dump")])
+    result = api.rewrite(
+        program, plan, target="onnx", double=True, instruments=[Dumper(folder / "dump")]
+    )
     error = relative_error(result.program(test.images), masked(test.images))
 
     trainable = api.apply(program, plan, pipeline="prune-channels").to_module()
@@ -330,7 +332,7 @@ def tell(folder: Path, settings: Settings) -> dict[str, Any]:
     candidates = [
         lower("unpruned", unpruned, test, folder),
         lower("pruned", result.program, test, folder, plan),
-        lower("tuned", api.apply(again), test, folder),
+        lower("tuned", api.apply(again, target="onnx"), test, folder),
     ]
     return {
         "images": {"train": 1197, "validation": 200, "test": 400},

@@ -94,7 +94,7 @@ def test_apply_removes_what_the_plan_drops(program: narrows.Program):
     assert relative_error(result(*program.examples), masked(*program.examples)) <= EXACT
     assert result.parameter_count < program.parameter_count
     assert "batch_norm" not in ops(result)
-    assert len(result.history) == 3
+    assert len(result.history) == 4
     assert program.history == ()
 
 
@@ -156,6 +156,7 @@ def test_rewrite_reports(program: narrows.Program):
     assert isinstance(result, PipelineResult)
     assert [r.name for r in result.reports] == [
         "prune-channels",
+        "reorder-channels",
         "fold-batch-norm",
         "eliminate-dead",
     ]
@@ -166,9 +167,11 @@ def test_rewrite_reports(program: narrows.Program):
 def test_the_default_pipeline_takes_the_plan():
     assert Pipeline.default("p.json").passes[0] == PruneChannels(plan="p.json")
     assert str(Pipeline.default("p.json")) == (
-        "prune-channels{plan=p.json}, fold-batch-norm, eliminate-dead"
+        "prune-channels{plan=p.json}, reorder-channels, fold-batch-norm, eliminate-dead"
     )
-    assert str(Pipeline.default()) == "prune-channels, fold-batch-norm, eliminate-dead"
+    assert str(Pipeline.default()) == (
+        "prune-channels, reorder-channels, fold-batch-norm, eliminate-dead"
+    )
 
 
 # ------------------------------------------------------------------ compile
@@ -186,7 +189,15 @@ def test_compile_does_all_of_it(tmp_path: Path):
     expected = result.program(x).numpy()
     assert np.abs(artifact.run(x) - expected).max() <= 1e-5 * np.abs(expected).max()
     names = [s["name"] for s in Dump.open(tmp_path / "dump").stages]
-    assert names == ["capture", "prune-channels", "fold-batch-norm", "eliminate-dead"]
+    assert names == [
+        "capture",
+        "prune-channels",
+        "legalize-reads",
+        "align-channels",
+        "reorder-channels",
+        "fold-batch-norm",
+        "eliminate-dead",
+    ]
     loaded = narrows.load(artifact.save(tmp_path / "out"))
     assert np.array_equal(loaded.run(x), artifact.run(x))
 

@@ -44,7 +44,7 @@ def test_pruned_artifact_is_smaller_and_as_good_as_the_masked_program(report: di
 
 def test_training_the_pruned_program_gains_accuracy(report: dict):
     assert report["accuracy"]["tuned"] > report["accuracy"]["pruned"] + 0.2
-    assert report["parameters"]["tuned"] == report["parameters"]["pruned"]
+    assert report["parameters"]["tuned"] <= report["parameters"]["pruned"]
 
 
 def test_everything_is_written(folder: Path, report: dict):

@@ -10,7 +10,7 @@ import pytest
 import narrows
 
 FUNCTIONS = {
-    "apply": "(program, plan=None, *, pipeline=None, check=False, instruments=())",
+    "apply": "(program, plan=None, *, target=None, pipeline=None, check=False, instruments=())",
     "capture": "(model, example_inputs=None, *, kwargs=None, dynamic_batch=True, name=None)",
     "compile": "(model, inputs, plan=None, target='onnx', *, pipeline=None, dump=None, "
     "kwargs=None, dynamic_batch=True, name=None, check=True, double=False, instruments=(), "
@@ -23,11 +23,12 @@ CLASSES = {
     "Artifact": "fidelity inputs name notes open outputs owning plan report run run_flat save "
     "session size target",
     "ChannelPlan": "by_reason fingerprint from_json given inputs load masked merge narrows notes "
-    "outputs reasons removed restore save shrink to_json widths with_notes",
+    "outputs reasons removed restore save shrink split to_json widths "
+    "with_notes",
     "Pipeline": "check_order default parse passes run",
-    "Program": "aliases buffers canonical copy couplings dynamic_batch examples flat_inputs graph "
+    "Program": "aliases base buffers canonical copy couplings dynamic_batch examples flat_inputs graph "
     "history in_spec name node nodes notes origins out_spec output parameter_count placeholders "
-    "replace run_flat state_dict tensor to to_module users_of weights with_weights",
+    "replace run_flat state_dict stored tensor to to_module users_of weights with_weights",
 }
 ERRORS = {
     "ArtifactError",

@@ -20,7 +20,8 @@ from torch import Tensor, fx
 from narrows.ir.labels import Bools, compact, varying
 from narrows.ir.ops import table
 from narrows.ir.ops.args import arguments, call, changed, first_tensor, is_tensor
-from narrows.ir.ops.layout import Join, Layout
+from narrows.ir.ops.join import Join
+from narrows.ir.ops.layout import Layout
 from narrows.ir.program import Meta, Origin, Program, aten, copy_meta
 from narrows.passes.uses import Use, positions
 
@@ -98,9 +99,7 @@ def mask_program(program: Program, masks: Sequence[Mask]) -> Program:
     return _apply(program, edits, None)
 
 
-def split_masks(
-    program: Program, masks: Sequence[Mask]
-) -> tuple[Program, dict[str, Bools]]:
+def split_masks(program: Program, masks: Sequence[Mask]) -> tuple[Program, dict[str, Bools]]:
     """Return the masked program but for input masks of weights that one layer alone reads.
 
     Those come beside it, by the layer's node name: the channels that count as zero. A rewrite
@@ -264,8 +263,9 @@ def _apply(program: Program, edits: Edits, ignored: dict[str, Bools] | None) -> 
     copies: list[tuple[str, list[Slot]]] = []  # new weights, and who reads them
     for name, slots in edits.slots.items():
         whole, parts = _parted(slots, edits.readers[name])
-        if whole is not None and ignored is not None and _is_plain(slots):
-            ignored[whole.node.name] = whole.inputs
+        inputs = None if whole is None or ignored is None else _plain_inputs(slots)
+        if whole is not None and ignored is not None and inputs is not None:
+            ignored[whole.node.name] = inputs
         elif whole is not None:
             weights[name] = _zeroed(program.weights[name], whole)
         copies += [(name, part) for part in parts]
@@ -274,13 +274,13 @@ def _apply(program: Program, edits: Edits, ignored: dict[str, Bools] | None) -> 
     return _regraphed(program.replace(weights=weights), program.weights, copies, edits)
 
 
-def _is_plain(slots: list[Slot]) -> bool:
-    """Whether one layer reads the weight, as it is, and the mask is of its inputs alone."""
+def _plain_inputs(slots: list[Slot]) -> Bools | None:
+    """Return the mask, if it is of inputs alone and one layer reads the weight as it is."""
     (first, *others) = slots
     row = table.find(first.node)
-    return (
-        not others and not first.chain and first.inputs is not None and row.kind == "contraction"
-    )
+    if others or first.chain or row is None or row.kind != "contraction":
+        return None
+    return first.inputs
 
 
 def _zeroed(data: Tensor, slot: Slot) -> Tensor:

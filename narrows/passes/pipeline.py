@@ -139,18 +139,26 @@ class Pipeline:
         return Pipeline(spelling.parse(text))
 
     @staticmethod
-    def default(plan: Any = None) -> Pipeline:
+    def default(plan: Any = None, costs: Any = None) -> Pipeline:
         """Return the usual pipeline: prune the channels of ``plan``, fold norms, drop what is dead.
 
         Args:
             plan: A `ChannelPlan`, the path of a saved one, or ``None`` to remove only what is dead
                 or constant anyway.
+            costs: The cost table of a target, or its path: reads and widths are then chosen for
+                that target. Without it the program is the smallest one.
         """
         from narrows.passes.eliminate_dead import EliminateDead
         from narrows.passes.fold_batch_norm import FoldBatchNorm
+        from narrows.passes.legalize_reads import AlignChannels, LegalizeReads
         from narrows.passes.prune_channels import PruneChannels
+        from narrows.passes.reorder_channels import ReorderChannels
 
-        return Pipeline((PruneChannels(plan=plan), FoldBatchNorm(), EliminateDead()))
+        chosen: tuple[Pass, ...] = ()
+        if costs is not None:
+            chosen = (LegalizeReads(costs=costs), AlignChannels())
+        passes = (PruneChannels(plan=plan), *chosen, ReorderChannels())
+        return Pipeline((*passes, FoldBatchNorm(), EliminateDead()))
 
     def __str__(self) -> str:
         return ", ".join(str(p) for p in self.passes)
@@ -283,11 +291,11 @@ def without_marks(program: Program) -> Program:
     """Return the program without marks of an earlier pass: a copy, if it has any."""
     if not any(MARKS & n.meta.keys() for n in program.graph.nodes):
         return program
-    program = program.copy()
-    for node in program.graph.nodes:
+    clean = program.copy()
+    for node in clean.graph.nodes:
         for key in MARKS & node.meta.keys():
             del node.meta[key]
-    return program
+    return clean.replace(base=program.base)
 
 
 def weight_shapes(program: Program, node: fx.Node) -> list[tuple[str, tuple[int, ...]]]:

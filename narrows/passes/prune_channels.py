@@ -15,10 +15,9 @@ from typing import ClassVar
 import torch
 
 from narrows.errors import PassError
-from narrows.ir.channels import analyse
 from narrows.ir.labels import Bools
 from narrows.ir.program import Meta, Note, Program, aten
-from narrows.ir.rewrite import rewrite
+from narrows.ir.rewrite import Base, rewrite
 from narrows.passes.base import Fidelity, Pass, PassResult
 from narrows.passes.plan import ChannelPlan, fingerprint, refuse_nan
 
@@ -79,15 +78,13 @@ def _on_plan(plan: ChannelPlan, program: Program) -> Iterator[Note]:
         )
 
 
-def _settled(
-    program: Program, ignored: Mapping[str, Bools]
-) -> tuple[Program, tuple[Note, ...]]:
+def _settled(program: Program, ignored: Mapping[str, Bools]) -> tuple[Program, tuple[Note, ...]]:
     """Return a program rewritten until nothing more goes, and what the last removal had to say."""
     shapes = {node.name: Meta(node).shape for node in program.graph.nodes}
     program = program.replace(notes=())
     notes: tuple[Note, ...] = ()
     for turn in range(ROUNDS):
-        pruned = _without_gates(rewrite(analyse(program, {} if turn else ignored))[0])
+        pruned = emit(Base(program, {} if turn else ignored))
         if turn and is_idle(program, pruned):
             break
         notes, program = pruned.notes, pruned.replace(notes=())
@@ -97,6 +94,11 @@ def _settled(
         before = shapes.get(node.name, Meta(node).shape)
         Meta(node).was = before if before != Meta(node).shape else None
     return program, notes
+
+
+def emit(base: Base) -> Program:
+    """Return the exact form of a base program that its choices ask for; its notes say why."""
+    return _without_gates(rewrite(base.facts, base.choices)[0]).replace(base=base)
 
 
 def _is_restless(program: Program, notes: tuple[Note, ...]) -> bool:

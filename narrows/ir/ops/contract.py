@@ -7,7 +7,6 @@ padding makes its contribution differ at the border.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +18,7 @@ from torch import Tensor, fx
 
 from narrows.ir.labels import Bools, Ints, Value, channels, match
 from narrows.ir.ops.args import arguments
-from narrows.ir.ops.layout import barrier_flow
+from narrows.ir.ops.barrier import barrier_flow
 from narrows.ir.ops.row import Flow, Read, Row, Shared, WeightAxis, labels_along
 from narrows.ir.program import Meta
 
@@ -290,6 +289,8 @@ class Contract(Row):
         wanted = used & ~fold.reshape(groups, ins)
         kept = rows.any(1)
         others = demand.columns(node)  # what other uses of the same weight read
+        if others is not None and c.weight.op != "get_attr":  # its weights cannot be made zero
+            others = others & ~fold
         full = wanted if others is None else wanted | (others.reshape(groups, ins) & kept[:, None])
         full = full.copy()
         asked = demand.needed(c.x)[columns].any(0).reshape(groups, ins)  # by others, so far
@@ -327,8 +328,13 @@ class Contract(Row):
         facts = rewriter.facts
         c, columns = facts.flows[node].facts
         value = facts.value(c.x)
-        held = rewriter.operand(node, 0, exact=c.groups > 1 or len(c.weight.users) > 1)
-        rows = np.flatnonzero(rewriter.need(node))
+        fold = foldable(c, value, columns)
+        # Weights of constants that are there all the same must be zero, which only a weight of the
+        # layer's own can be.
+        fixed = c.weight.op != "get_attr" and bool(fold.any())
+        exact = c.groups > 1 or len(c.weight.users) > 1 or fixed
+        held = rewriter.operand(node, 0, exact=exact)
+        rows = rewriter.made(node)
         taken = _columns_held(columns, held, c.x_axis)
         if taken is None:
             raise rewriter.ragged(node)
@@ -344,7 +350,6 @@ class Contract(Row):
             rank = np.empty(groups, dtype=np.int64)
             rank[order] = np.arange(len(order))
             rows = rows[np.argsort(rank[rows // outs], kind="stable")]
-        fold = foldable(c, value, columns)
         counted = fold if len(c.weight.users) == 1 else np.zeros_like(fold)
         if c.heard is not None:
             counted = counted | ~c.heard.flatten()
@@ -481,7 +486,7 @@ class Lookup(Row):
 
     def rewrite(self, rewriter: Rewriter, node: fx.Node) -> Held:
         args = arguments(node)
-        columns = np.flatnonzero(rewriter.need(node))
+        columns = rewriter.made(node)
         changes: dict[str, Any] = {"weight": rewriter.weight(args["weight"], {1: columns})}
         reads = rewriter.facts.flows[node].reads
         changes["indices"] = (
@@ -490,15 +495,3 @@ class Lookup(Row):
         shape = (*Meta(node).shape[:-1], len(columns))
         labels = torch.from_numpy(columns).view([*[1] * (len(shape) - 1), -1])
         return rewriter.emit(node, changes, labels, shape)
-
-
-def contraction_macs(node: fx.Node, spatial: int, transposed: bool = False) -> int:
-    """Return the multiply-accumulates of a convolution (or linear layer, ``spatial`` 0)."""
-    args = arguments(node)
-    weight = Meta(args["weight"]).shape
-    per = math.prod(weight) // weight[0]
-    if transposed:
-        x = Meta(args["input"]).shape
-        return math.prod(x) * per
-    out = Meta(node).shape
-    return math.prod(out) * per

@@ -22,34 +22,38 @@ from narrows.ir.channels import Facts
 from narrows.ir.labels import Bools, Value
 from narrows.ir.liveness import Demand
 from narrows.ir.program import Meta, Note, Program, where
+from narrows.ir.rewrite.choices import Base, Choices
 from narrows.ir.rewrite.held import Held, RaggedError, evened
 from narrows.ir.rewrite.rewriter import Rewriter
 
 _RAGGED = "the tensor would not be rectangular"
 
-__all__ = ["Held", "RaggedError", "Rewriter", "rewrite"]
+__all__ = ["Base", "Choices", "Held", "RaggedError", "Rewriter", "rewrite"]
 
 
-def rewrite(facts: Facts, rounds: int = 32) -> tuple[Program, Demand]:
+def rewrite(
+    facts: Facts, choices: Choices | None = None, rounds: int = 32
+) -> tuple[Program, Demand]:
     """Return the program that computes only what is needed, and the liveness it was made from.
 
     Liveness and rewriting alternate until every tensor is rectangular: what a rewrite cannot do
-        without is
-    forced to stay and noted. Each round forces more, so this ends.
+    without is forced to stay and noted. Each round forces more, so this ends. ``choices`` asks for
+    another form than the smallest.
     """
     with _no_collection():
-        return _settle(facts, rounds)
+        return _settle(facts, choices or Choices(), rounds)
 
 
-def _settle(facts: Facts, rounds: int) -> tuple[Program, Demand]:
-    forced: dict[fx.Node, Bools] = {}
-    columns: dict[fx.Node, Bools] = {}
+def _settle(facts: Facts, choices: Choices, rounds: int) -> tuple[Program, Demand]:
+    nodes = {node.name: node for node in facts.program.graph.nodes}
+    forced: dict[fx.Node, Bools] = {nodes[n]: mask for n, mask in choices.forced.items()}
+    columns: dict[fx.Node, Bools] = {nodes[n]: mask for n, mask in choices.columns.items()}
     extra: dict[tuple[str, str], Note] = {}
     for _ in range(rounds):
         demand = Demand(facts, forced, columns)
         if _share(facts, demand, forced, columns, extra):
             continue
-        rewriter = Rewriter(facts, demand)
+        rewriter = Rewriter(facts, demand, choices.order)
         rewriter.run()
         if not rewriter.failures:
             notes = (*demand.notes.values(), *extra.values(), *_barrier_notes(facts, demand))

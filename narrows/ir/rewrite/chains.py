@@ -17,7 +17,8 @@ from torch import fx
 from narrows.ir.labels import Bools, Ints, match
 from narrows.ir.ops import table
 from narrows.ir.ops.args import arguments, call
-from narrows.ir.ops.layout import Item, Layout, Selection
+from narrows.ir.ops.layout import Layout
+from narrows.ir.ops.selection import Item, Selection
 from narrows.ir.rewrite.held import Held, RaggedError, evened
 
 if TYPE_CHECKING:

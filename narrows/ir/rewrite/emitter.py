@@ -185,7 +185,7 @@ class Emitter:
         zero = np.flatnonzero(fold[taken])
         split, held = (taken, rows % outs) if c.transposed else (rows, taken % ins)
         first, second = (c.in_axis, c.out_axis) if c.transposed else (c.out_axis, c.in_axis)
-        groups = len(np.unique(rows // outs))
+        groups = 1 if c.groups == 1 else len(np.unique(rows // outs))
         local = held.reshape(groups, -1)
         per_row = (
             None if (local == local[:1]).all() else np.repeat(local, len(split) // groups, axis=0)

@@ -4,6 +4,7 @@ emits."""
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,12 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 from narrows.ir.channels import Facts
-from narrows.ir.labels import Bools, Ints, Value, match, runs
+from narrows.ir.labels import Bools, Ints, Value, broadcast, match, runs
 from narrows.ir.liveness import Demand
 from narrows.ir.ops import table
 from narrows.ir.ops.args import arguments, changed, invoke
-from narrows.ir.ops.layout import Item, Layout, Selection
+from narrows.ir.ops.layout import Layout
+from narrows.ir.ops.selection import Item, Selection
 from narrows.ir.program import Meta
 from narrows.ir.rewrite.chains import collapse, replay
 from narrows.ir.rewrite.emitter import Emitter
@@ -30,14 +32,18 @@ class Rewriter(Emitter):
 
     Attributes:
         demand: The liveness of the old program.
+        order: Per name of a node that makes channels, the rank of each of its labels.
         failures: What could not be emitted and must be kept more of.
         virtual: Layout nodes that have no tensor of their own, each with the reason.
         given: While a chain is emitted anew, what its nodes are to work on.
     """
 
-    def __init__(self, facts: Facts, demand: Demand) -> None:
+    def __init__(
+        self, facts: Facts, demand: Demand, order: Mapping[str, Ints] | None = None
+    ) -> None:
         super().__init__(facts)
         self.demand = demand
+        self.order: Mapping[str, Ints] = order or {}
         self.failures: list[RaggedError] = []
         self.virtual: dict[fx.Node, RaggedError] = {}
         self.given: dict[fx.Node, tuple[Held, Bools]] = {}
@@ -118,6 +124,12 @@ class Rewriter(Emitter):
         """Return the labels that ``node`` is to hold."""
         given = self.given.get(node)
         return self.demand.needed(node) if given is None else given[1]
+
+    def made(self, node: fx.Node) -> Ints:
+        """Return the labels that ``node`` is to make, in the order in which it makes them."""
+        labels = np.flatnonzero(self.need(node))
+        rank = self.order.get(node.name)
+        return labels if rank is None else labels[np.argsort(rank[labels], kind="stable")]
 
     def required(self, node: fx.Node, slot: int) -> Bools:
         """Return the labels that ``node`` reads of an operand."""
@@ -384,7 +396,7 @@ class Rewriter(Emitter):
             )
             for h in held.values()
         ]
-        shape = tuple(torch.broadcast_shapes(*shapes))
+        shape = broadcast(shapes)
         nodes = [
             held[s].node if s in held else self._constant_operand(node, s, labels)
             for s in range(len(reads))
@@ -395,6 +407,9 @@ class Rewriter(Emitter):
         """Return the result's labels if every position meets operands that belong together."""
         reads, value = self.facts.flows[node].reads, self.facts.value(node)
         rank = value.tensor.dim()
+        if self._is_even(node, held):
+            first = next(iter(held.values())).labels
+            return first.reshape([1] * (rank - first.dim()) + list(first.shape))
         code: Any = torch.zeros([1] * rank, dtype=torch.int64)
         known = np.zeros(value.count, dtype=np.int64)
         for slot, one in held.items():
@@ -415,6 +430,18 @@ class Rewriter(Emitter):
             if np.array_equal(known[found], flat):
                 return torch.from_numpy(found).view(code.shape)
         return None
+
+    def _is_even(self, node: fx.Node, held: dict[int, Held]) -> bool:
+        """Whether all operands have the result's labels and hold the same of them."""
+        count = self.facts.value(node).count
+        (first, *others) = held.values()
+        for slot in held:
+            source = self.facts.flows[node].reads[slot].source
+            assert source is not None
+            operand = self.facts.value(self.facts.flows[node].reads[slot].operand)
+            if not len(source) == count == operand.count or (source != np.arange(count)).any():
+                return False
+        return all(torch.equal(first.labels, other.labels) for other in others)
 
     def _cut_along(self, node: fx.Node, slot: int, held: Held, labels: Tensor) -> Held:
         """Cut an operand that has no channels of its own along the axes where the result's are

@@ -1,0 +1,152 @@
+"""`LegalizeReads` and `AlignChannels`: the form of a pruned program that a target runs fastest.
+
+`PruneChannels` leaves the smallest program: each layer reads just the channels that count for it,
+copied together where its tensor holds others. A target may run another exact form faster, and its
+cost table says which (`narrows.passes.widths`). Reads and widths are weighed together and applied
+one after the other: `LegalizeReads` lets layers read channels with zero weights where that is
+cheaper than a copy, `AlignChannels` keeps channels so that widths meet the target's steps.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from narrows.errors import PassError
+from narrows.ir.channels import Facts
+from narrows.ir.cost import CostTable
+from narrows.ir.labels import Bools
+from narrows.ir.liveness import Demand
+from narrows.ir.program import Meta, Note, Program
+from narrows.ir.rewrite import Base, Choices
+from narrows.passes.base import Fidelity, Pass, PassResult
+from narrows.passes.prune_channels import emit, is_idle
+from narrows.passes.widths import Chooser, Decision
+
+NO_COSTS = "it was given no costs of a target"
+NO_BASE = "prune-channels must run right before it"
+
+
+@dataclass(frozen=True)
+class LegalizeReads(Pass):
+    """Reads all that a tensor holds, or a part copied together, whichever the target does faster.
+
+    Attributes:
+        costs: The target's cost table, or the path of a saved one; without it nothing is done.
+        batch: The number of examples to choose for.
+    """
+
+    name: ClassVar[str] = "legalize-reads"
+    fidelity: ClassVar[Fidelity] = Fidelity.EXACT
+    requires: ClassVar[tuple[str, ...]] = ("prune-channels",)
+    costs: CostTable | str | os.PathLike | None = None
+    batch: int = 1
+
+    def run(self, program: Program) -> PassResult:
+        """Return the program with its reads chosen; notes say which copies were not worth it."""
+        table, base = _table(self.costs, self.name), program.base
+        if table is None or base is None:
+            return _nothing(program, NO_COSTS if table is None else NO_BASE)
+        facts = base.facts
+        decisions = Chooser(facts, Demand(facts), table, self.batch).run()
+        made = emit(base.choose(_choices(decisions, aligned=False)))
+        wide = emit(base.choose(_choices(decisions, aligned=True)))
+        plain, chosen = (sum(s for _, s in table.predict(p, self.batch)) for p in (program, wide))
+        if chosen > plain:  # what goes together sums up otherwise than space by space
+            return _nothing(program, "the smallest form is the fastest by the target's costs")
+        made = made.replace(base=replace(made.base, pending=wide), notes=program.notes)
+        return _result(program, made, tuple(_read_notes(facts, decisions)))
+
+
+@dataclass(frozen=True)
+class AlignChannels(Pass):
+    """Keeps channels that nobody needs where a tensor's width would be slow without them."""
+
+    name: ClassVar[str] = "align-channels"
+    fidelity: ClassVar[Fidelity] = Fidelity.EXACT
+    requires: ClassVar[tuple[str, ...]] = ("legalize-reads",)
+
+    def run(self, program: Program) -> PassResult:
+        """Return the program with the widths that `LegalizeReads` chose its reads for."""
+        base = program.base
+        if base is None or base.pending is None:
+            return _nothing(program, "legalize-reads found nothing to choose")
+        made = base.pending.replace(notes=program.notes)
+        return _result(program, made, tuple(_width_notes(program, made)))
+
+
+def _table(costs: CostTable | str | os.PathLike | None, name: str) -> CostTable | None:
+    if costs is None or isinstance(costs, CostTable):
+        return costs
+    if isinstance(costs, str | os.PathLike):
+        return CostTable.load(Path(costs))
+    raise PassError(
+        f"{name} takes a cost table or its path, got {type(costs).__name__}",
+        hint="a target has one: narrows.backends.make_target('onnx').costs()",
+    )
+
+
+def _nothing(program: Program, why: str) -> PassResult:
+    return PassResult(program, False, (Note(program.name, "idle", why),))
+
+
+def _result(program: Program, made: Program, notes: tuple[Note, ...]) -> PassResult:
+    if is_idle(program, made):
+        return PassResult(program.replace(base=made.base), False, notes)
+    return PassResult(made, True, notes)
+
+
+def _choices(decisions: Sequence[Decision], *, aligned: bool) -> Choices:
+    """Return what the decisions ask for; without ``aligned``, in no tensor more than it asks."""
+    forced: dict[str, Bools] = {}
+    columns: dict[str, Bools] = {}
+    for decision in decisions:
+        hold = decision.hold if aligned else decision.start
+        for node in decision.space.core:
+            forced[node.name] = hold
+        for i, reader in enumerate(decision.space.readers):
+            takes = decision.takes[i]
+            if not aligned:
+                takes = hold if decision.reads_all(i) else reader.wants
+            for node in reader.tail:
+                forced[node.name] = takes
+            if not np.array_equal(takes, reader.wants):
+                columns[reader.node.name] = np.any(takes[reader.columns], axis=0)
+    return Choices(forced, columns)
+
+
+def _read_notes(facts: Facts, decisions: Sequence[Decision]) -> Iterator[Note]:
+    """Yield which layers read channels that count as zero for them."""
+    for decision in decisions:
+        for i, reader in enumerate(decision.space.readers):
+            extra = int((decision.start & ~reader.wants).sum())
+            if extra and decision.reads_all(i):
+                node = reader.node
+                yield Note(
+                    node.name, "reads", f"{extra} channels are read with zero weights: a copy "
+                    "without them costs more on this target", extra, Meta(node).source,
+                )  # fmt: skip
+
+
+def _width_notes(before: Program, after: Program) -> Iterator[Note]:
+    """Yield which tensors became wider."""
+    shapes = {n.name: Meta(n).shape for n in before.graph.nodes}
+    for node in after.graph.nodes:
+        old, new = shapes.get(node.name), Meta(node).shape
+        if node.op != "call_function" or old is None or new is None or len(old) != len(new):
+            continue
+        grown = [(a, b) for a, b in zip(old, new, strict=True) if b > a]
+        if grown and any(n.op == "get_attr" for n in node.all_input_nodes):
+            ((a, b), *_) = grown
+            yield Note(
+                node.name, "width", f"{b} channels wide instead of {a}: faster on this target",
+                b - a, Meta(node).source,
+            )  # fmt: skip
+
+
+__all__ = ["AlignChannels", "Base", "LegalizeReads"]

@@ -1,0 +1,187 @@
+"""Spaces: the tensors of a program that have the same channels.
+
+What runs element by element hands its channels on: an activation, a norm of running statistics, a
+pooling, a depthwise convolution, an addition. All tensors so joined form one *space*, and one set
+of channels, the space's *live* set, is enough to describe them: the channels that any of them
+needs. A space begins at its makers (convolutions, linear layers, embeddings), or it is *derived*
+from other spaces (a concat, a split). It is read by contractions, each perhaps through a chain of
+operators that serves it alone, its *tail*. `spaces_of` finds them and changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import fx
+
+from narrows.ir.channels import Facts
+from narrows.ir.labels import Bools, Value
+from narrows.ir.liveness import Demand
+from narrows.ir.ops import table
+from narrows.ir.ops.contract import Contract
+from narrows.ir.ops.join import Join
+from narrows.ir.ops.layout import Layout
+from narrows.ir.ops.selection import Selection
+
+# Kinds of operators whose result has the channels of their operands, whatever the channels hold.
+PASSING = frozenset({"pointwise", "per-channel", "spatial", "reduction", "layout", "pad"})
+
+
+@dataclass(eq=False)
+class Reader:
+    """A contraction that reads a space.
+
+    Attributes:
+        node: The contraction.
+        tail: The operators that serve it alone, from the space to the contraction.
+        columns: The label of every input channel.
+        wants: The labels that must be there for it.
+        rigid: Whether its groups fix which channels it can take.
+    """
+
+    node: fx.Node
+    tail: list[fx.Node]
+    columns: np.ndarray
+    wants: Bools
+    rigid: bool = False
+
+
+@dataclass(eq=False)
+class Space:
+    """Tensors with the same channels.
+
+    Attributes:
+        nodes: The tensors, in execution order.
+        live: The labels that any of them needs.
+        makers: The nodes among them that make channels.
+        entries: The nodes among them that take channels from other spaces.
+        readers: The contractions that read them.
+        others: Operators of other kinds that read them.
+        fixed: Whether its width must stay as it is: it reaches an output or an operator that
+            treats its channels as a whole.
+    """
+
+    nodes: list[fx.Node] = field(default_factory=list)
+    live: Bools = field(default_factory=lambda: np.zeros(0, dtype=bool))
+    makers: list[fx.Node] = field(default_factory=list)
+    entries: list[fx.Node] = field(default_factory=list)
+    readers: list[Reader] = field(default_factory=list)
+    others: list[tuple[fx.Node, int]] = field(default_factory=list)
+    fixed: bool = False
+
+    @property
+    def count(self) -> int:
+        """How many labels it has."""
+        return len(self.live)
+
+    @property
+    def core(self) -> list[fx.Node]:
+        """The nodes that are in no reader's tail."""
+        tails = {n for r in self.readers for n in r.tail}
+        return [n for n in self.nodes if n not in tails]
+
+
+def spaces_of(facts: Facts, demand: Demand) -> list[Space]:
+    """Return the spaces of a program that anything needs, by their first node."""
+    leader: dict[fx.Node, fx.Node] = {}
+
+    def find(node: fx.Node) -> fx.Node:
+        while leader[node] is not node:
+            leader[node] = leader[leader[node]]
+            node = leader[node]
+        return node
+
+    for node in _tensors(facts, demand):
+        leader[node] = node
+        for slot in handed(facts, node):
+            operand = facts.flows[node].reads[slot].operand
+            if operand in leader:  # else it is a constant, replaced by a small tensor
+                leader[find(node)] = find(operand)
+    spaces: dict[fx.Node, Space] = {}
+    of: dict[fx.Node, Space] = {}
+    for node in leader:
+        space = of[node] = spaces.setdefault(find(node), Space())
+        space.nodes.append(node)
+        need = demand.needed(node)
+        space.live = need.copy() if len(space.nodes) == 1 else space.live | need
+        if handed(facts, node):
+            continue
+        if table.contraction(facts, node) is not None or _is_lookup(node):
+            space.makers.append(node)
+        else:
+            space.entries.append(node)
+            space.fixed |= node.op == "placeholder"
+    _find_readers(facts, demand, of)
+    return list(spaces.values())
+
+
+def _tensors(facts: Facts, demand: Demand) -> Iterator[fx.Node]:
+    for node, flow in facts.flows.items():
+        if isinstance(flow.value, Value) and not flow.value.free and demand.alive(node):
+            yield node
+
+
+def _is_lookup(node: fx.Node) -> bool:
+    row = table.find(node)
+    return row is not None and row.kind == "lookup"
+
+
+def handed(facts: Facts, node: fx.Node) -> tuple[int, ...]:
+    """Return the slots of a node whose channels are those of its result, label by label."""
+    flow, row = facts.flows[node], table.find(node)
+    if row is None or flow.barrier or not flow.reads:
+        return ()
+    depthwise = isinstance(row, Contract) and flow.reads[0].source is not None
+    if row.kind not in PASSING and not depthwise:
+        return ()
+    count = facts.value(node).count
+    slots = []
+    for slot, read in enumerate(flow.reads):
+        same = (
+            read.source is not None
+            and len(read.source) == count == facts.value(read.operand).count
+            and bool((read.source == np.arange(count)).all())
+        )
+        if same:
+            slots.append(slot)
+    return tuple(slots)
+
+
+def _find_readers(facts: Facts, demand: Demand, of: dict[fx.Node, Space]) -> None:
+    for user, flow in facts.flows.items():
+        if user.op != "output" and not demand.alive(user):
+            continue
+        inside = handed(facts, user) if user.op != "output" else ()
+        for slot, read in enumerate(flow.reads):
+            space = of.get(read.operand)
+            if space is None or slot in inside:
+                continue
+            row = table.find(user)
+            if isinstance(flow.facts, tuple) and table.contraction(facts, user) is not None:
+                c, columns = flow.facts
+                tail = _tail(facts, user, read.operand, space)
+                head = tail[0] if tail else user
+                wants = demand.required(head, handed(facts, head)[0] if tail else slot)
+                space.readers.append(Reader(user, tail, columns, wants, c.groups > 1))
+            elif isinstance(row, Join | Selection | Layout) and not flow.barrier:
+                space.others.append((user, slot))
+            else:
+                space.others.append((user, slot))
+                space.fixed = True
+
+
+def _tail(facts: Facts, reader: fx.Node, node: fx.Node, space: Space) -> list[fx.Node]:
+    """Return the chain of operators before ``reader`` that serves it alone, in execution order."""
+    tail: list[fx.Node] = []
+    only = reader
+    while set(node.users) == {only} and len(handed(facts, node)) == 1:
+        if len(facts.flows[node].reads) > 1:
+            break  # a gate: its other operand has channels, too
+        tail.append(node)
+        only, node = node, facts.flows[node].reads[handed(facts, node)[0]].operand
+    return list(reversed(tail))
+
+
+__all__ = ["PASSING", "Reader", "Space", "handed", "spaces_of"]

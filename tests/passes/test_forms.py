@@ -1,0 +1,259 @@
+"""Reads, widths and orders: each is chosen by costs that a test makes up, and stays exact."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import narrows
+from narrows.errors import PassError, UsageError
+from narrows.ir.cost import CostTable, Grid, Layout
+from narrows.ir.program import Meta, Program, relative_error
+from narrows.passes.base import TOLERANCE, Fidelity
+from narrows.passes.legalize_reads import AlignChannels, LegalizeReads
+from narrows.passes.order import consecutive
+from narrows.passes.pipeline import Pipeline
+from narrows.passes.prune_channels import PruneChannels
+from narrows.passes.reorder_channels import ReorderChannels
+
+EXACT = TOLERANCE[Fidelity.EXACT][torch.float64]
+COPIES = {"aten.index_select.default", "aten.slice.Tensor"}
+
+
+def costs(gather: float, block: int = 1) -> CostTable:
+    """Return a table in which work takes time in proportion, and a gathered element ``gather``."""
+
+    def linear(name: str, rate: float) -> Grid:
+        return Grid(((name, (1.0, 1e6)),), np.array([rate, rate * 1e6]))
+
+    def product(*names: str) -> Grid:
+        us = np.ones([2] * len(names))
+        for axis in range(len(names)):
+            us = us * np.array([1.0, 1e3]).reshape([-1 if a == axis else 1 for a in range(us.ndim)])
+        return Grid(tuple((n, (1.0, 1e3)) for n in names), us)
+
+    conv = product("positions", "inputs", "outputs")
+    grids = {f"{form} conv 3x3/1": conv for form in ("plain", "blocked", "direct")}
+    grids |= {"gather": linear("elements", gather), "copy": linear("elements", 1e-3)}
+    grids |= {n: linear("elements", 1e-3) for n in ("reorder in", "reorder out", "scale")}
+    grids |= {"linear": product("rows", "inputs", "outputs"), "pointwise": grids["copy"]}
+    layout = Layout(block, 1, 1, ("relu",), ("relu", "add"))
+    return CostTable("made up", "1", "cpu", layout, 1e-9, grids)
+
+
+class Fork(nn.Module):
+    """One tensor of 20 channels that three convolutions read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 20, 3, padding=1)
+        self.heads = nn.ModuleList(nn.Conv2d(20, 4, 3, padding=1) for _ in range(3))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        x = self.stem(x).relu()
+        return tuple(head(x) for head in self.heads)
+
+
+X = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def fork(*keeps: set[int]) -> tuple[Program, narrows.ChannelPlan]:
+    torch.manual_seed(0)
+    program = narrows.capture(Fork().double().eval(), (X,))
+    masks = {f"heads.{i}.weight": sorted(keep) for i, keep in enumerate(keeps)}
+    return program, narrows.plan(program, keep_inputs=masks, zeros=False)
+
+
+def run(program: Program, plan: narrows.ChannelPlan, *passes: object) -> Program:
+    pruned = PruneChannels(plan).run(program).program
+    for pass_ in passes:
+        pruned = pass_.run(pruned).program  # type: ignore[attr-defined]
+    assert relative_error(pruned(X), plan.masked(program)(X)) <= EXACT
+    return pruned
+
+
+def copies(program: Program) -> list[str]:
+    return [n.name for n in program.graph.nodes if str(n.target) in COPIES]
+
+
+def widths(program: Program) -> dict[str, int]:
+    return {
+        n.name: Meta(n).shape[1] for n in program.graph.nodes if "conv2d" in str(n.target)
+    }  # fmt: skip
+
+
+EVENS, LOW, HIGH = {*range(0, 20, 2)}, {*range(8)}, {*range(6, 16)}
+
+
+def test_dear_copies_are_replaced_by_zero_weights() -> None:
+    program, plan = fork(EVENS, LOW, HIGH)
+    assert len(copies(run(program, plan))) == 3
+    result = run(program, plan, LegalizeReads(costs(1e3)), AlignChannels())
+    assert copies(result) == []
+    assert widths(result)["stem"] == 18  # 17 and 19 are in no mask
+
+
+def test_cheap_copies_stay() -> None:
+    program, plan = fork(EVENS, LOW, HIGH)
+    smallest = run(program, plan)
+    result = run(program, plan, LegalizeReads(costs(1e-6)), AlignChannels())
+    assert copies(result) == copies(smallest)
+    assert result.parameter_count == smallest.parameter_count
+
+
+def test_widths_meet_the_blocks() -> None:
+    """16 live channels fill two blocks of 8, and 9 would be as dear as 16."""
+    program, plan = fork(LOW, HIGH, {0, 15})
+    result = run(program, plan, LegalizeReads(costs(1e3, block=8)), AlignChannels())
+    assert widths(result)["stem"] == 16
+    program, plan = fork(LOW, {0, 7}, {3})
+    result = run(program, plan, LegalizeReads(costs(1e3, block=8)), AlignChannels())
+    assert widths(result)["stem"] == 8
+
+
+def test_notes_name_what_is_read_with_zero_weights() -> None:
+    program, plan = fork(EVENS, LOW, HIGH)
+    pruned = PruneChannels(plan).run(program).program
+    notes = LegalizeReads(costs(1e3)).run(pruned).notes
+    assert {(n.where, n.channels) for n in notes} == {
+        ("heads_0", 8),
+        ("heads_1", 10),
+        ("heads_2", 8),
+    }
+    assert all("zero weights" in n.message and n.source for n in notes)
+
+
+def test_without_costs_or_a_pruned_program_nothing_happens() -> None:
+    program, plan = fork(EVENS, LOW, HIGH)
+    pruned = PruneChannels(plan).run(program).program
+    for pass_, given, why in (
+        (LegalizeReads(), pruned, "costs"),
+        (LegalizeReads(costs(1.0)), program, "prune-channels"),
+        (AlignChannels(), pruned, "legalize-reads"),
+        (ReorderChannels(), program, "prune-channels"),
+    ):
+        result = pass_.run(given)
+        assert result.program is given
+        assert not result.changed
+        assert why in result.notes[0].message
+
+
+def test_any_other_change_ends_what_may_be_chosen() -> None:
+    program, plan = fork(EVENS, LOW, HIGH)
+    pruned = PruneChannels(plan).run(program).program
+    assert pruned.base is not None
+    assert pruned.copy().base is None
+    assert pruned.replace(weights=dict(pruned.weights)).base is None
+    assert pruned.replace(name="other").base is pruned.base
+    assert pruned.to(torch.float32).base.program.weights["stem.weight"].dtype is torch.float32
+
+
+def test_costs_come_from_a_file_in_a_spelled_pipeline(tmp_path: Path) -> None:
+    path = tmp_path / "costs.json"
+    costs(1e3).save(path)
+    program, plan = fork(EVENS, LOW, HIGH)
+    spelling = f"prune-channels, legalize-reads{{costs={path}}}, align-channels"
+    pipeline = Pipeline.parse(spelling)
+    assert str(pipeline) == spelling
+    result = narrows.apply(program, plan, pipeline=pipeline)
+    assert copies(result) == []
+
+
+def test_wrong_costs_are_refused(tmp_path: Path) -> None:
+    program, plan = fork(EVENS, LOW, HIGH)
+    pruned = PruneChannels(plan).run(program).program
+    with pytest.raises(PassError, match="takes a cost table or its path, got int"):
+        LegalizeReads(3).run(pruned)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="cannot be read"):
+        LegalizeReads(str(tmp_path / "none.json")).run(pruned)
+    with pytest.raises(UsageError, match="there is no target 'onyx'"):
+        narrows.apply(program, plan, target="onyx")
+    with pytest.raises(PassError, match="align-channels needs legalize-reads before it"):
+        narrows.apply(program, plan, pipeline="prune-channels, align-channels")
+
+
+# ---------------------------------------------------------------------- orders
+
+
+def test_reads_become_intervals_wherever_one_order_serves_all() -> None:
+    """On every three masks over 4 atoms, a gather is left only where no order serves all."""
+    atoms = [{0, 5}, {1, 6, 11}, {2, 7}, {3, 8, 13}]
+    some = [s for n in (1, 2, 3) for s in itertools.combinations(range(4), n)]
+    served = 0
+    for chosen in list(itertools.combinations(some, 3))[::23]:
+        masks = [set().union(*(atoms[a] for a in c)) for c in chosen]
+        program, plan = fork(*masks)
+        live = sorted(set().union(*masks))
+        result = run(program, plan, ReorderChannels())
+        gathers = [n for n in result.graph.nodes if "index_select" in str(n.target)]
+        possible = any(
+            all(_is_run(order, c) for c in chosen) for order in itertools.permutations(range(4))
+        )
+        assert (consecutive(live, masks) is not None) == possible
+        assert not (possible and gathers)
+        served += possible
+    assert served > 3
+
+
+def _is_run(order: tuple[int, ...], chosen: tuple[int, ...]) -> bool:
+    places = sorted(order.index(c) for c in chosen)
+    return places[-1] - places[0] + 1 == len(places)
+
+
+class Joined(nn.Module):
+    """Two producers that a concat joins, read as a whole, in part, and each for itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = (nn.Conv2d(3, 6, 3, padding=1) for _ in range(2))
+        self.own = nn.Conv2d(6, 2, 3, padding=1)
+        self.part = nn.Conv2d(12, 2, 3, padding=1)
+        self.whole = nn.Conv2d(12, 2, 3, padding=1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        a, b = self.a(x).relu(), self.b(x).relu()
+        both = torch.cat([a, b], 1)
+        return self.own(a), self.part(both), self.whole(both)
+
+
+def test_a_concat_is_ordered_with_its_operands() -> None:
+    torch.manual_seed(0)
+    program = narrows.capture(Joined().double().eval(), (X,))
+    keep = {"own.weight": [1, 3, 5], "part.weight": [0, 2, 6, 10, 11]}
+    plan = narrows.plan(program, keep_inputs=keep, zeros=False)
+    result = run(program, plan, ReorderChannels())
+    assert not [n for n in result.graph.nodes if "index_select" in str(n.target)]
+    assert len(copies(result)) == 2  # slices, which are views
+
+
+def test_an_order_is_noted_with_what_it_leaves() -> None:
+    program, plan = fork({0, 1, 4, 9}, {1, 2, 9}, {0, 2})
+    pruned = PruneChannels(plan).run(program).program
+    (note,) = ReorderChannels().run(pruned).notes
+    assert note.reason == "order"
+    assert "3 of 3 readers" in note.message or "2 of 3 readers" in note.message
+    again = ReorderChannels().run(pruned)
+    assert str(again.program) == str(ReorderChannels().run(pruned).program)  # deterministic
+
+
+def test_what_reaches_an_output_keeps_its_order() -> None:
+    class Open(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 8, 3)
+            self.head = nn.Conv2d(8, 2, 3)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            x = self.stem(x)
+            return x, self.head(x)
+
+    torch.manual_seed(0)
+    program = narrows.capture(Open().double().eval(), (X,))
+    plan = narrows.plan(program, keep_inputs={"head.weight": [0, 3, 6]}, zeros=False)
+    result = run(program, plan, LegalizeReads(costs(1e-6)), AlignChannels(), ReorderChannels())
+    assert len(copies(result)) == 1
