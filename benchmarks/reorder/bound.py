@@ -2,53 +2,68 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
+from collections.abc import Iterator
 from typing import Any
 
+from benchmarks.reorder.copies import moves
+from benchmarks.reorder.forms import TARGETS
+from narrows.backends.base import make_target, target_names
 from narrows.ir.program import Program
 
-COST = "narrows.ir.cost"
-COPIES = ("gather", "slice", "concat")
-STEPS = (4, 8, 16)
+STEPS = (4, 8, 16)  # channels
+SHOWN = 12  # nodes
 
 
-def bound(pruned: Program, original: Program, runtime: str) -> dict[str, float] | None:
-    """Return the predicted seconds of the original, and of the pruned model at its bound.
+def bound(made: Program, pruned: Program, original: Program, runtime: str) -> dict[str, Any] | None:
+    """Return the predicted seconds of the original, of a form ``made``, and of the bound.
 
-    The widths of ``pruned`` are the live channels. The copies that it has and the original has not
-    cost nothing here, and every op may have any larger width that is cheaper. ``None`` without a
-    cost table.
+    ``pruned`` has live channels only. For the bound, the copies that it has and the original has
+    not cost nothing, nor do changes of layout that the original has not, what the runtime fuses in
+    the original is fused, and every op may have any larger width that is cheaper. ``lost`` has the
+    nodes at which the form loses most, with their seconds in the form and at the bound. ``None``
+    without a cost table.
     """
-    if importlib.util.find_spec(COST) is None:
+    table = load_table(runtime)
+    if table is None:
         return None
-    cost = importlib.import_module(COST)
-    table = cost.CostTable.default(runtime)
-    whole = dict(table.predict(original))
-    best = 0.0
-    for name, seconds in table.predict(pruned):
-        work = cost.work_of(pruned.node(name))
-        if work is not None and work.kind in COPIES and name not in whole:
+    whole = {op.node: op for op in table.account(original, 1)}
+    copies = {node.name for node in moves(pruned)} - whole.keys()
+    parts = {}
+    for op in table.account(pruned, 1):
+        if op.node in copies or op.work is None:
             continue
-        best += seconds if work is None or not seconds else seconds * gain(table, work)
-    return {"original": sum(whole.values()), "bound": best}
+        before = whole.get(op.node)
+        free = before is not None and before.form in ("fused", "none")
+        layout = before.layout if before is not None else 0.0
+        parts[op.node] = 0.0 if free else cheapest(table, op) + layout
+    costs = {op.node: op.total for op in table.account(made, 1)}
+    lost = sorted(costs, key=lambda node: parts.get(node, 0.0) - costs[node])[:SHOWN]
+    return {
+        "original": sum(op.total for op in whole.values()),
+        "made": sum(costs.values()),
+        "bound": sum(parts.values()),
+        "lost": {node: [costs[node], parts.get(node, 0.0)] for node in lost},
+    }
 
 
-def gain(table: Any, work: Any) -> float:
-    """Return the cost of an op at the cheapest width of its size or above, over that at its own."""
-    own = table.seconds(work)
-    if not own:
-        return 1.0
-    up = {(i, o) for i in ups(work.inputs) for o in ups(work.outputs)}
-    tied = work.kind == "depthwise"  # inputs and outputs are the same channels
-    costs = [
-        table.seconds(work.resized(inputs=i, outputs=i if tied else o))
-        for i, o in up
-        if not tied or i == o
-    ]
-    return min([own, *costs]) / own
+def load_table(runtime: str) -> Any:
+    """Return the cost table of a runtime, or ``None`` if there is none."""
+    target = TARGETS[runtime]
+    return make_target(target).costs() if target in target_names() else None
 
 
-def ups(width: int) -> set[int]:
+def cheapest(table: Any, op: Any) -> float:
+    """Return the cost of an op at the best width of its size or above."""
+    return min(op.seconds, *(table.seconds(work, alone=True) for work in wider(op.work)))
+
+
+def wider(work: Any) -> Iterator[Any]:
+    """Yield an op at its own and at slightly larger widths."""
+    for inputs in ups(work.inputs):
+        for outputs in ups(work.outputs):
+            yield work.resized(inputs=inputs, outputs=outputs)
+
+
+def ups(width: int) -> list[int]:
     """Return a width and the next multiples of usual steps."""
-    return {width, *(-(-width // step) * step for step in STEPS)}
+    return sorted({width, *(-(-width // step) * step for step in STEPS)})

@@ -7,7 +7,6 @@ are dropped, so that forms differ by what was made of the masks and by nothing e
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +15,10 @@ import torch
 
 import narrows
 from benchmarks.reorder.case import Keep
+from narrows.api import rewrite
+from narrows.backends.base import target_names
 from narrows.ir.program import Origin, Program
-from narrows.passes.pipeline import Pipeline
+from narrows.passes.pipeline import Pipeline, PipelineResult
 from narrows.passes.plan import ChannelPlan
 
 TIDY = "fold-batch-norm, eliminate-dead"
@@ -59,10 +60,15 @@ def unpruned(source: Source, runtime: str) -> Program:
 
 def compiled(source: Source, runtime: str) -> Program:
     """Return what narrows makes of the masks for a runtime."""
+    return rewritten(source, runtime).program
+
+
+def rewritten(source: Source, runtime: str) -> PipelineResult:
+    """Return what the pipeline makes of the masks, with a report per pass."""
     options: dict[str, Any] = {"pipeline": source.pipeline} if source.pipeline else {}
-    if "target" in inspect.signature(narrows.apply).parameters:
+    if TARGETS[runtime] in target_names():  # passes ask it what is cheap
         options["target"] = TARGETS[runtime]
-    return narrows.apply(source.program, source.plan(), **options)
+    return rewrite(source.program, source.plan(), check=False, **options)
 
 
 def plain(source: Source, runtime: str) -> Program:
