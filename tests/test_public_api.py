@@ -27,7 +27,7 @@ CLASSES = {
     "with_notes",
     "Pipeline": "check_order default parse passes run",
     "Program": "aliases base buffers canonical copy couplings dynamic_batch examples flat_inputs "
-    "graph history in_spec name node nodes notes origins out_spec output parameter_count "
+    "graph history in_spec memo name node nodes notes origins out_spec output parameter_count "
     "placeholders replace run_flat state_dict stored tensor to to_module users_of weights "
     "with_weights",
 }

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from torch import Tensor, fx
 
 from narrows.ir.labels import Bools, Value, channels, free, opaque
@@ -63,11 +64,41 @@ class Facts:
 
 
 def analyse(program: Program, ignored: Mapping[str, Bools] | None = None) -> Facts:
-    """Return the channels of every tensor in ``program``; for ``ignored`` see `Facts`."""
+    """Return the channels of every tensor in ``program``; for ``ignored`` see `Facts`.
+
+    A program is analysed once: with channels ignored, only what that changes is looked at again.
+    """
+    plain: Facts = program.memo("facts", lambda: _fill(Facts(program)))
     facts = Facts(program, ignored)
-    for node in program.graph.nodes:
-        facts.flows[node] = _flow(facts, node)
+    facts._data = plain._data
+    if not ignored:
+        facts.flows = plain.flows
+        return facts
+    return _fill(facts, plain.flows)
+
+
+def _fill(facts: Facts, plain: Mapping[fx.Node, Flow] | None = None) -> Facts:
+    """Find every node's flow, or take it from ``plain`` where nothing that it depends on differs.
+
+    What is ignored changes which channels are constants, and no label.
+    """
+    differs: set[fx.Node] = set()
+    for node in facts.program.graph.nodes:
+        old = None if plain is None else plain[node]
+        spared = node.name not in facts.ignored and differs.isdisjoint(node.all_input_nodes)
+        if old is not None and spared:
+            facts.flows[node] = old
+            continue
+        new = facts.flows[node] = _flow(facts, node)
+        if old is not None and not _same_constants(old.value, new.value):
+            differs.add(node)
     return facts
+
+
+def _same_constants(old: Any, new: Any) -> bool:
+    if isinstance(old, Value) and isinstance(new, Value):
+        return np.array_equal(old.const, new.const, equal_nan=True)
+    return old is new
 
 
 def _flow(facts: Facts, node: fx.Node) -> Flow:

@@ -19,7 +19,7 @@ import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
@@ -69,6 +69,21 @@ class Origin:
     index: tuple[tuple[int, ...] | None, ...]
 
 
+class _Key:
+    """One key of ``node.meta``, as an attribute of `Meta`."""
+
+    __slots__ = ("blank", "key")
+
+    def __init__(self, key: str, blank: Any = None) -> None:
+        self.key, self.blank = key, blank
+
+    def __get__(self, meta: Meta, owner: type) -> Any:
+        return meta._meta.get(self.key, self.blank)
+
+    def __set__(self, meta: Meta, value: Any) -> None:
+        meta._meta[self.key] = value
+
+
 class Meta:
     """Typed access to what a node knows of itself; the keys of ``node.meta`` are spelled only here.
 
@@ -84,24 +99,20 @@ class Meta:
         remark: What the last pass says of the node, for dumps.
     """
 
-    _BLANK: ClassVar[dict[str, Any]] = {
-        "shape": None, "dtype": None, "dynamic": (), "size": None, "source": "", "code": "",
-        "module": "", "was": None, "remark": "",
-    }  # fmt: skip
+    __slots__ = ("_meta",)
+
+    shape: Any = _Key("shape")
+    dtype: Any = _Key("dtype")
+    dynamic: Any = _Key("dynamic", ())
+    size: Any = _Key("size")
+    source: Any = _Key("source", "")
+    code: Any = _Key("code", "")
+    module: Any = _Key("module", "")
+    was: Any = _Key("was")
+    remark: Any = _Key("remark", "")
 
     def __init__(self, node: fx.Node) -> None:
-        object.__setattr__(self, "_meta", node.meta)
-
-    def __getattr__(self, key: str) -> Any:
-        try:
-            return self._meta.get(key, Meta._BLANK[key])
-        except KeyError:
-            raise AttributeError(key) from None
-
-    def __setattr__(self, key: str, value: Any) -> None:
-        if key not in Meta._BLANK:
-            raise AttributeError(key)
-        self._meta[key] = value
+        self._meta = node.meta
 
 
 def where(node: fx.Node) -> str:
@@ -158,6 +169,7 @@ class Program:
     history: tuple[str, ...] = ()
     origins: Mapping[str, Origin] = field(default_factory=dict)
     base: Any = None
+    _memo: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     # ------------------------------------------------------------------ reading
 
@@ -280,7 +292,24 @@ class Program:
         """Return a copy with some attributes replaced; graph and tensors are shared."""
         if "graph" in changes or "weights" in changes:
             changes.setdefault("base", None)
+            changes["_memo"] = {}
         return dataclasses.replace(self, **changes)
+
+    def memo(self, key: str, build: Callable[[], Any]) -> Any:
+        """Return what ``build`` made of graph and weights last time, or now if either changed.
+
+        Nobody may change what it returns. It is not for values that depend on anything else.
+        """
+        try:
+            state = (len(self.graph.nodes), *(w._version for w in self.weights.values()))
+        except RuntimeError:  # tensors of inference mode do not count their changes
+            return build()
+        if self._memo.get("state") != state:
+            self._memo.clear()
+            self._memo["state"] = state
+        if key not in self._memo:
+            self._memo[key] = build()
+        return self._memo[key]
 
     def copy(self) -> Program:
         """Return a copy with a graph of its own; the tensors are shared."""

@@ -259,7 +259,7 @@ def _is_only_reader(edits: Edits, slot: Slot) -> bool:
 
 
 def _apply(program: Program, edits: Edits, ignored: dict[str, Bools] | None) -> Program:
-    weights = dict(program.weights)
+    zeroed: dict[str, Tensor] = {}
     copies: list[tuple[str, list[Slot]]] = []  # new weights, and who reads them
     for name, slots in edits.slots.items():
         whole, parts = _parted(slots, edits.readers[name])
@@ -267,11 +267,12 @@ def _apply(program: Program, edits: Edits, ignored: dict[str, Bools] | None) -> 
         if whole is not None and ignored is not None and inputs is not None:
             ignored[whole.node.name] = inputs
         elif whole is not None:
-            weights[name] = _zeroed(program.weights[name], whole)
+            zeroed[name] = _zeroed(program.weights[name], whole)
         copies += [(name, part) for part in parts]
+    masked = program.replace(weights={**program.weights, **zeroed}) if zeroed else program
     if not copies and not edits.gates and not edits.biases:
-        return program.replace(weights=weights)
-    return _regraphed(program.replace(weights=weights), program.weights, copies, edits)
+        return masked
+    return _regraphed(masked, program.weights, copies, edits)
 
 
 def _plain_inputs(slots: list[Slot]) -> Bools | None:

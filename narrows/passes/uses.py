@@ -74,6 +74,10 @@ class Use:
 
 def uses_of(program: Program) -> dict[str, tuple[Use, ...]]:
     """Return every weight's uses by its name, both in execution order."""
+    return program.memo("uses", lambda: _uses_of(program))
+
+
+def _uses_of(program: Program) -> dict[str, tuple[Use, ...]]:
     facts = outline(program)
     found: dict[str, list[Use]] = {}
     for node in program.graph.nodes:

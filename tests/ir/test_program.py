@@ -216,3 +216,16 @@ def pair(a: Tensor, b: Tensor) -> dict[str, list[Tensor]]:
 )
 def test_relative_error(actual: object, expected: object, error: float) -> None:
     assert relative_error(actual, expected) == pytest.approx(error)
+
+
+def test_what_is_remembered_of_a_program_goes_when_its_weights_change(program: Program) -> None:
+    made: list[int] = []
+    program.memo("made", lambda: made.append(1))
+    program.memo("made", lambda: made.append(2))
+    program.replace(notes=()).memo("made", lambda: made.append(3))
+    assert made == [1]
+    program.copy().memo("made", lambda: made.append(4))
+    assert made == [1, 4]
+    program.weights["conv.weight"].zero_()
+    program.memo("made", lambda: made.append(5))
+    assert made == [1, 4, 5]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -35,6 +36,7 @@ class Emitter:
         self._weights: dict[str, tuple[Callable[[], Tensor], Origin | None, bool]] = {}
         self._names: dict[tuple[Any, ...], str] = {}
         self._attrs: dict[str, fx.Node] = {}
+        self._room = torch.empty(0)
         # Constants of an earlier pass may be named anew; parameters and their aliases keep their
         # names.
         self._reserved = (set(self.program.weights) - self.program.buffers) | set(
@@ -88,7 +90,7 @@ class Emitter:
         key = (name, *((a, i.tobytes()) for a, i in sorted(index.items())))
         kept = tuple(tuple(index[a].tolist()) if a in index else None for a in range(data.dim()))
         origin = Origin(name, tuple(data.shape), kept) if index else None
-        return self._stored(node, key, lambda: _indexed(data, index), origin)
+        return self._stored(node, key, lambda: self._indexed(data, index), origin)
 
     def free(self, node: fx.Node, index: dict[int, Ints]) -> fx.Node:
         """Return a value made of weights restricted to ``index``: the weight itself where
@@ -206,10 +208,10 @@ class Emitter:
         origin = Origin(name, tuple(data.shape), tuple(kept))
 
         def build() -> Tensor:
-            new = data.index_select(first, torch.from_numpy(split))
             if per_row is None:
-                new = new.index_select(second, torch.from_numpy(local[0]))
+                new = self._indexed(data, index)
             else:
+                new = data.index_select(first, torch.from_numpy(split))
                 new = _gather_rows(new, first, second, torch.from_numpy(per_row))
             if len(zero):
                 new = _zeroed(new, c, zero, groups)
@@ -272,6 +274,23 @@ class Emitter:
             candidate = f"{name}_{count}"
         return candidate
 
+    def _indexed(self, data: Tensor, index: dict[int, Ints]) -> Tensor:
+        """Return a tensor restricted along some axes."""
+        # The shorter axis first: what follows has less to copy.
+        steps = sorted(index.items(), key=lambda i: len(i[1]) / data.shape[i[0]])
+        for count, (axis, positions) in enumerate(steps, start=1):
+            chosen = torch.from_numpy(np.ascontiguousarray(positions))
+            if count == len(steps):
+                data = data.index_select(axis, chosen)
+                break
+            # What is only on the way to the last step goes to memory that is used again.
+            shape = [len(positions) if a == axis else s for a, s in enumerate(data.shape)]
+            if count > 1 or self._room.dtype != data.dtype or self._room.numel() < math.prod(shape):
+                self._room = data.new_empty(math.prod(shape))
+            room = self._room[: math.prod(shape)].view(shape)
+            data = torch.index_select(data.detach(), axis, chosen, out=room)
+        return data
+
     def finish(self, notes: tuple[Note, ...]) -> Program:
         """Return the new program; only now are tensors sliced."""
         old = self.program
@@ -311,13 +330,6 @@ _AXIS_MOVES = {
     aten.squeeze.dim,
     aten.squeeze.default,
 }
-
-
-def _indexed(data: Tensor, index: dict[int, Ints]) -> Tensor:
-    # The shorter axis first: what follows has less to copy.
-    for axis, positions in sorted(index.items(), key=lambda i: len(i[1]) / data.shape[i[0]]):
-        data = data.index_select(axis, torch.from_numpy(np.ascontiguousarray(positions)))
-    return data
 
 
 def _gather_rows(data: Tensor, first: int, second: int, local: Tensor) -> Tensor:
