@@ -104,6 +104,12 @@ class CostTable:
         """
         if work.kind == "view":
             return self.overhead
+        known = self._memo.get((work, alone))
+        if known is None:
+            known = self._memo[work, alone] = self._seconds(work, alone)
+        return known
+
+    def _seconds(self, work: Work, alone: bool) -> float:
         time = self._known(work)
         if not alone and len(work.space) == 2 and not self.runs_blocked(work):
             time += self.reorder_seconds(work, out=False)
@@ -157,7 +163,9 @@ class CostTable:
         work = Work(
             kind, batch=batch, inputs=channels_from, outputs=channels_to, space=size, source=size
         )
-        time = self._grid(kind, work)
+        time = self._memo.get(work)
+        if time is None:
+            time = self._memo[work] = self._grid(kind, work)
         if blocked and self.layout.block > 1:
             time += self.reorder_seconds(work, out=True) + self.reorder_seconds(work, out=False)
         return time
@@ -180,6 +188,11 @@ class CostTable:
         return account(self, program, batch)
 
     # ------------------------------------------------------------------ reading the grids
+
+    @cached_property
+    def _memo(self) -> dict[Any, float]:
+        """What was computed before: choosing widths asks for the same works again and again."""
+        return {}
 
     def _known(self, work: Work) -> float:
         """Return the time by the grids, corrected by the exact measurements nearby."""
@@ -343,8 +356,11 @@ class CostTable:
         return self._grid(next((n for n in names if n in self.grids), "copy"), work)
 
     def _elements(self, name: str, elements: float) -> float:
-        work = Work(name, outputs=max(1, int(elements)))
-        return self._grid(name, work)
+        key = (name, int(elements))
+        known = self._memo.get(key)
+        if known is None:
+            known = self._memo[key] = self._grid(name, Work(name, outputs=max(1, int(elements))))
+        return known
 
     def _grid(self, name: str, work: Work) -> float:
         grid = self.grids.get(name)

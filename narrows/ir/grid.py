@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -51,11 +51,18 @@ class Grid:
     us: np.ndarray
 
     @cached_property
-    def _logs(self) -> tuple[list[np.ndarray], np.ndarray]:
+    def _logs(self) -> tuple[list[_Axis], list[float]]:
+        """The axes, and the logarithms of the times, flat."""
         values = self.us
         for axis in range(values.ndim):  # noise aside, more work takes no less time
             values = np.maximum.accumulate(values, axis)
-        return [np.log(points) for _, points in self.axes], np.log(values)
+        logs = np.log(values)
+        axes, stride = [], logs.size
+        for axis, (name, points) in enumerate(self.axes):
+            stride //= len(points)
+            known = [math.log(p) for p in points]
+            axes.append(_Axis(name, known, stride, _slopes(known, logs, axis)))
+        return axes, logs.flatten().tolist()
 
     def at(self, sizes: Mapping[str, float]) -> float:
         """Return the time in microseconds at some sizes: multilinear in the logarithms.
@@ -63,36 +70,27 @@ class Grid:
         It is monotone in every size, reproduces a monotone measurement, and outside the measured
         range goes on with the slope of the last interval, at most in proportion.
         """
-        points, values = self._logs
-        corners: list[list[tuple[int, float]]] = []
-        for (name, _), known in zip(self.axes, points, strict=True):
-            corners.append(_bracket(known, math.log(max(sizes[name], 1e-9))))
-        total = sum(
-            float(values[tuple(i for i, _ in corner)]) * math.prod(w for _, w in corner)
-            for corner in product(*corners)
-        )
-        return math.exp(total + self._beyond(sizes))
-
-    def _beyond(self, sizes: Mapping[str, float]) -> float:
-        """Return what the logarithm of the time grows by outside the measured range.
-
-        The slope is the mean over the other axes, so that time stays monotone in them.
-        """
-        points, values = self._logs
-        extra = 0.0
-        for axis, (name, _) in enumerate(self.axes):
-            known = points[axis]
-            at = math.log(max(sizes[name], 1e-9))
-            out = at - known[-1] if at > known[-1] else min(0.0, at - known[0])
-            if not out:
+        axes, values = self._logs
+        corners, beyond = [(0, 1.0)], 0.0
+        for axis in axes:
+            at, known = math.log(max(sizes[axis.name], 1e-9)), axis.known
+            if at <= known[0]:
+                beyond += axis.slopes[0] * (at - known[0])
                 continue
-            slope = STEEPEST
-            if len(known) > 1:
-                high, low = (-1, -2) if out > 0 else (1, 0)
-                rise = np.mean(np.take(values, high, axis) - np.take(values, low, axis))
-                slope = min(STEEPEST, max(0.0, float(rise / (known[high] - known[low]))))
-            extra += slope * out
-        return extra
+            high = bisect_left(known, at - 1e-12)
+            if high == len(known):
+                beyond += axis.slopes[1] * (at - known[-1])
+                high, share = high - 1, 1.0
+            else:
+                share = min(1.0, (at - known[high - 1]) / (known[high] - known[high - 1]))
+            step, low = high * axis.stride, (high - 1) * axis.stride
+            if share == 1.0:
+                corners = [(c + step, w) for c, w in corners]
+            else:
+                corners = [(c + low, w * (1.0 - share)) for c, w in corners] + [
+                    (c + step, w * share) for c, w in corners
+                ]
+        return math.exp(sum(values[c] * w for c, w in corners) + beyond)
 
     def to_json(self) -> dict[str, Any]:
         """Return the grid as JSON data, times to four digits."""
@@ -113,14 +111,25 @@ class Grid:
         return Grid(self.axes, self.us * factor)
 
 
-def _bracket(known: np.ndarray, at: float) -> list[tuple[int, float]]:
-    """Return the one or two known points around ``at`` and their weights."""
-    if at <= known[0] or len(known) == 1:
-        return [(0, 1.0)]
-    if at >= known[-1]:
-        return [(len(known) - 1, 1.0)]
-    high = int(np.searchsorted(known, at))
-    if known[high] - at < 1e-12:
-        return [(high, 1.0)]
-    share = float((at - known[high - 1]) / (known[high] - known[high - 1]))
-    return [(high - 1, 1.0 - share), (high, share)]
+@dataclass(frozen=True)
+class _Axis:
+    """One size: the logarithms of its points, their stride, the slopes below and above them."""
+
+    name: str
+    known: list[float]
+    stride: int
+    slopes: tuple[float, float]
+
+
+def _slopes(known: list[float], logs: np.ndarray, axis: int) -> tuple[float, float]:
+    """Return what the logarithm of the time grows by below and above the measured range.
+
+    A slope is the mean over the other axes, so that time stays monotone in them.
+    """
+    if len(known) == 1:
+        return STEEPEST, STEEPEST
+    ends = []
+    for high, low in ((1, 0), (-1, -2)):
+        rise = np.mean(np.take(logs, high, axis) - np.take(logs, low, axis))
+        ends.append(min(STEEPEST, max(0.0, float(rise / (known[high] - known[low])))))
+    return ends[0], ends[1]
