@@ -19,9 +19,9 @@ def bound(made: Program, pruned: Program, original: Program, runtime: str) -> di
 
     ``pruned`` has live channels only. For the bound, the copies that it has and the original has
     not cost nothing, nor do changes of layout that the original has not, what the runtime fuses in
-    the original is fused, and every op may have any larger width that is cheaper. ``lost`` has the
-    nodes at which the form loses most, with their seconds in the form and at the bound. ``None``
-    without a cost table.
+    the original is fused and takes its share of the time, and every op may have any larger width
+    that is cheaper. ``lost`` has the nodes at which the form loses most, with their seconds in the
+    form and at the bound. ``None`` without a cost table.
     """
     table = load_table(runtime)
     if table is None:
@@ -33,9 +33,11 @@ def bound(made: Program, pruned: Program, original: Program, runtime: str) -> di
         if op.node in copies or op.work is None:
             continue
         before = whole.get(op.node)
-        free = before is not None and before.form in ("fused", "none")
         layout = before.layout if before is not None else 0.0
-        parts[op.node] = 0.0 if free else cheapest(table, op) + layout
+        if before is not None and before.form in ("fused", "none"):
+            parts[op.node] = inside(before, op)
+        else:
+            parts[op.node] = cheapest(table, op) + layout
     costs = {op.node: op.total for op in table.account(made, 1)}
     lost = sorted(costs, key=lambda node: parts.get(node, 0.0) - costs[node])[:SHOWN]
     return {
@@ -50,6 +52,13 @@ def load_table(runtime: str) -> Any:
     """Return the cost table of a runtime, or ``None`` if there is none."""
     target = TARGETS[runtime]
     return make_target(target).costs() if target in target_names() else None
+
+
+def inside(before: Any, op: Any) -> float:
+    """Return the cost of an op that is fused in the original: there, by the elements it has."""
+    if before.work is None or not before.work.elements:
+        return 0.0
+    return before.seconds * min(1.0, op.work.elements / before.work.elements)
 
 
 def cheapest(table: Any, op: Any) -> float:

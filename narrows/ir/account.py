@@ -119,7 +119,7 @@ class _Walk:
                 "activation",
             )  # a norm on its own becomes a convolution by one weight a channel
         self.held[node] = Held(makes, node if room else None, room)
-        seconds = table.seconds(work if blocked or form else _unblocked(table, work), alone=True)
+        seconds = table.seconds(work if blocked or form else unblocked(table, work), alone=True)
         return OpCost(node.name, work, form or ("blocked" if blocked else "plain"), seconds, layout)
 
     def goes_blocked(self, node: fx.Node, work: Work, operands: list[fx.Node]) -> bool:
@@ -219,7 +219,7 @@ def _moved(node: fx.Node) -> Work:
     return Work("copy", batch=shape[0], inputs=shape[1], outputs=shape[1], space=tuple(shape[2:]))
 
 
-def _unblocked(table: CostTable, work: Work) -> Work:
+def unblocked(table: CostTable, work: Work) -> Work:
     """Return a work that the table takes for one in the plain layout."""
     if table.layout.block == 1 or not table.runs_blocked(work):
         return work

@@ -115,7 +115,7 @@ def _choices(decisions: Sequence[Decision], *, aligned: bool) -> Choices:
                 takes = hold if decision.reads_all(i) else reader.wants
             for node in reader.tail:
                 forced[node.name] = takes
-            if not np.array_equal(takes, reader.wants):
+            if not np.array_equal(takes, reader.wants) or not np.array_equal(takes, hold):
                 columns[reader.node.name] = np.any(takes[reader.columns], axis=0)
     return Choices(forced, columns)
 

@@ -83,8 +83,12 @@ class Space:
         return [n for n in self.nodes if n not in tails]
 
 
-def spaces_of(facts: Facts, demand: Demand) -> list[Space]:
-    """Return the spaces of a program that anything needs, by their first node."""
+def spaces_of(facts: Facts, demand: Demand, *, even: bool = False) -> list[Space]:
+    """Return the spaces of a program that anything needs, by their first node.
+
+    With ``even``, a space ends at a sum that needs fewer channels than an operand, as a residual
+    stream does after the last layer that reads some: what comes then is a space derived from it.
+    """
     leader: dict[fx.Node, fx.Node] = {}
 
     def find(node: fx.Node) -> fx.Node:
@@ -95,9 +99,13 @@ def spaces_of(facts: Facts, demand: Demand) -> list[Space]:
 
     for node in _tensors(facts, demand):
         leader[node] = node
-        for slot in handed(facts, node):
+        slots = handed(facts, node)
+        for slot in slots:
             operand = facts.flows[node].reads[slot].operand
-            if operand in leader:  # else it is a constant, replaced by a small tensor
+            if operand not in leader:  # it is a constant, replaced by a small tensor
+                continue
+            same = np.array_equal(demand.needed(node), demand.needed(operand))
+            if not even or len(slots) == 1 or same:
                 leader[find(node)] = find(operand)
     spaces: dict[fx.Node, Space] = {}
     of: dict[fx.Node, Space] = {}
@@ -106,7 +114,12 @@ def spaces_of(facts: Facts, demand: Demand) -> list[Space]:
         space.nodes.append(node)
         need = demand.needed(node)
         space.live = need.copy() if len(space.nodes) == 1 else space.live | need
-        if handed(facts, node):
+        inside = handed(facts, node)
+        if inside and all(
+            facts.flows[node].reads[slot].operand not in leader
+            or find(facts.flows[node].reads[slot].operand) is find(node)
+            for slot in inside
+        ):
             continue
         if table.contraction(facts, node) is not None or _is_lookup(node):
             space.makers.append(node)

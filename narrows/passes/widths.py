@@ -15,23 +15,27 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import fx
 
+from narrows.ir.account import unblocked
 from narrows.ir.channels import Facts
 from narrows.ir.cost import CostTable
 from narrows.ir.labels import Bools
 from narrows.ir.liveness import Demand
 from narrows.ir.ops import table as ops
 from narrows.ir.ops.contract import Contract
+from narrows.ir.ops.join import Join
 from narrows.ir.program import Meta
-from narrows.ir.work import Work, work_of
+from narrows.ir.work import CONVOLUTIONS, Work, work_of
 from narrows.passes.spaces import Reader, Space, spaces_of
 
 # Widths that targets like: vector registers, blocks of a layout, sets of blocks.
 STEPS = (4, 8, 16, 32, 64)
+# Seconds that weigh more than anything, for what is to be done only where nothing else can be.
+AVOIDED = 1.0
 
 
 @dataclass
 class Decision:
-    """What was chosen for one space.
+    """What was chosen for one space, and the seconds that were weighed.
 
     Attributes:
         space: The space.
@@ -44,10 +48,26 @@ class Decision:
     start: Bools
     hold: Bools
     takes: list[Bools]
+    seconds: float = 0.0
 
     def reads_all(self, index: int) -> bool:
         """Whether a reader takes all that is held although a part would do."""
         return np.array_equal(self.takes[index], self.hold)
+
+
+@dataclass(frozen=True)
+class Entered:
+    """How a space takes channels from elsewhere.
+
+    Attributes:
+        seconds: What that costs beyond its operators.
+        cut: Whether it takes less than comes.
+        plain: Whether its tensors lie in the plain layout, although the target has a blocked one.
+    """
+
+    seconds: float
+    cut: bool
+    plain: bool
 
 
 @dataclass
@@ -67,126 +87,202 @@ class Chooser:
     batch: int = 1
     _held: dict[fx.Node, Bools] = field(default_factory=dict)
     _taken: dict[fx.Node, int] = field(default_factory=dict)
+    _blocked: set[fx.Node] = field(default_factory=set)
     _works: dict[fx.Node, Work | None] = field(default_factory=dict)
-    _seconds: dict[Work, float] = field(default_factory=dict)
 
     def run(self) -> list[Decision]:
-        """Return a decision per space, in execution order."""
-        return [self.decide(space) for space in spaces_of(self.facts, self.demand)]
+        """Return a decision per space, in execution order.
+
+        What a concat joins goes on in blocks only if every operand comes in whole blocks. So the
+        spaces that concats join are weighed together, with those that their makers read: all of
+        them in blocks, or each as it is best by itself.
+        """
+        spaces = spaces_of(self.facts, self.demand, even=True)
+        families = self._families(spaces)
+        if not families:
+            return self._decide(spaces, frozenset())
+        single, whole = (self._decide(spaces, s) for s in (frozenset(), frozenset(families)))
+        chosen: set[Space] = set()
+        for family in set(families.values()):
+            makers = {m for s in spaces if families.get(s) is family for m in s.makers}
+            at = [
+                i
+                for i, s in enumerate(spaces)
+                if families.get(s) is family or any(r.node in makers for r in s.readers)
+            ]
+            if sum(whole[i].seconds for i in at) < sum(single[i].seconds for i in at):
+                chosen.update(s for s in spaces if families.get(s) is family)
+        return self._decide(spaces, frozenset(chosen))
+
+    def _decide(self, spaces: list[Space], whole: frozenset[Space]) -> list[Decision]:
+        self._held.clear()
+        self._taken.clear()
+        self._blocked = {node for space in whole for node in space.makers}
+        return [self.decide(space, space in whole) for space in spaces]
+
+    def _families(self, spaces: list[Space]) -> dict[Space, Space]:
+        """Return the spaces that concats join, each with the first one of its family."""
+        if self.table.layout.block == 1:
+            return {}
+        of = {node: space for space in spaces for node in space.nodes}
+        first: dict[Space, Space] = {}
+        for space in spaces:
+            for entry in space.entries:
+                if not isinstance(ops.find(entry), Join) or len(Meta(entry).shape) != 4:
+                    continue
+                joined = [of[r.operand] for r in self.facts.flows[entry].reads if r.operand in of]
+                leaders = {id(s): s for s in (first.get(j, j) for j in (*joined, space))}
+                leader = min(leaders.values(), key=spaces.index)
+                for member in (*joined, space):
+                    first.setdefault(member, leader)
+                for member, old in first.items():
+                    first[member] = leader if id(old) in leaders else old
+        return first
 
     # ------------------------------------------------------------------ one space
 
-    def decide(self, space: Space) -> Decision:
-        """Return the cheapest form of one space, given what was chosen before it."""
-        starts = [space.live]
-        if space.entries and not space.fixed:
-            starts.append(space.live | self._arriving(space))
-        best: tuple[float, Bools, Bools, list[Bools]] | None = None
-        for start in starts:
-            copies = self._entry_seconds(space, start)
-            most = self._most(space, start)
-            for width in self._candidates(int(start.sum()), most, space):
-                hold = widened(start, width)
-                seconds, takes = self._readers(space, hold)
-                seconds += copies + self._made(space, width)
-                if best is None or seconds < best[0] * (1 - 1e-9):
-                    best = seconds, start, hold, takes
+    def decide(self, space: Space, whole: bool = False) -> Decision:
+        """Return the cheapest form of one space, given what was chosen before it.
+
+        With ``whole``, its width is one of whole blocks where it has the channels for that.
+        """
+        free = self._free(space)
+        widths = self._candidates(int(space.live.sum()), int(free.sum()), space)
+        if whole:
+            widths = [w for w in widths if w % self.table.layout.block == 0] or widths
+        best: tuple[float, Bools, list[Bools], bool] | None = None
+        for width in widths:
+            hold = widened(space.live, width, free)
+            entered = self._enter(space, hold)
+            seconds, takes = self._readers(space, hold, entered.plain)
+            seconds += entered.seconds + self._made(space, width, entered.plain)
+            if best is None or seconds < best[0] * (1 - 1e-9):
+                best = seconds, hold, takes, entered.cut
         assert best is not None
-        _, start, hold, takes = best
+        seconds, hold, takes, cut = best
+        start = hold if space.entries and not cut else space.live
         for node in space.nodes:
             self._held[node] = hold
         for reader, taken in zip(space.readers, takes, strict=True):
             for node in reader.tail:
                 self._held[node] = taken
             self._taken[reader.node] = int(taken[reader.columns].any(0).sum())
-        return Decision(space, start, hold, takes)
+        return Decision(space, start, hold, takes, seconds)
 
-    def _most(self, space: Space, start: Bools) -> int:
-        """Return how wide a space can be made: what comes from elsewhere cannot be widened here."""
-        width = int(start.sum())
+    def _free(self, space: Space) -> Bools:
+        """Return the labels that a space may hold: what comes from elsewhere is as wide as that."""
+        if space.fixed:
+            return space.live
+        if space.entries:
+            return space.live | self._arriving(space)
         flat = all(len(self.facts.value(n).axes) <= 1 for n in space.nodes)
-        if space.fixed or space.entries or not flat:
-            return width
-        return space.count
+        return np.ones_like(space.live) if flat else space.live
 
     def _candidates(self, least: int, most: int, space: Space) -> list[int]:
         if any(r.rigid for r in space.readers) or any(_is_grouped(n) for n in space.makers):
             return sorted({least, most})
         return candidates(least, most)
 
-    def _made(self, space: Space, width: int) -> float:
+    def _made(self, space: Space, width: int, plain: bool) -> float:
         """Return the seconds of making a space at a width."""
         makers = sum(self.seconds(n, inputs=self._inputs(n), outputs=width) for n in space.makers)
-        return makers + sum(self.passing_seconds(n, width) for n in space.core)
+        return makers + sum(self.passing_seconds(n, width, plain) for n in space.core)
 
-    def _readers(self, space: Space, hold: Bools) -> tuple[float, list[Bools]]:
-        """Return the seconds of all reads of what ``hold`` says, and what each reader takes."""
-        total, takes = 0.0, []
-        for reader in space.readers:
-            seconds, taken = self._read(reader, hold)
+    def _readers(self, space: Space, hold: Bools, plain: bool) -> tuple[float, list[Bools]]:
+        """Return the seconds of all reads of what ``hold`` says, and what each reader takes.
+
+        Readers that want the same of one tensor share a copy of it.
+        """
+        groups: dict[tuple[fx.Node, bytes], list[int]] = {}
+        for i, reader in enumerate(space.readers):
+            head = reader.tail[0] if reader.tail else reader.node
+            x = self.facts.flows[head].reads[0].operand
+            groups.setdefault((x, reader.wants.tobytes()), []).append(i)
+        total, takes = 0.0, [hold] * len(space.readers)
+        for (x, _), members in groups.items():
+            seconds, taken = self._read([space.readers[i] for i in members], x, hold, plain)
             total += seconds
-            takes.append(taken)
+            for i in members:
+                takes[i] = taken
         return total, takes
 
-    def _read(self, reader: Reader, hold: Bools) -> tuple[float, Bools]:
-        outputs = self._outputs(reader.node)
-
-        def seconds(taken: Bools) -> float:
-            inputs = int(taken[reader.columns].any(0).sum())
-            chain = sum(self.passing_seconds(n, int(taken.sum())) for n in reader.tail)
-            return chain + self.seconds(reader.node, inputs=inputs, outputs=outputs)
-
-        best, taken = seconds(hold), hold
-        if np.array_equal(hold, reader.wants):
+    def _read(
+        self, readers: list[Reader], x: fx.Node, hold: Bools, plain: bool
+    ) -> tuple[float, Bools]:
+        """Return the seconds of what wants the same of ``x``, and what it takes: all, or a part."""
+        best, taken = sum(self._reading(r, hold, plain) for r in readers), hold
+        wants = readers[0].wants & hold
+        least, most = int(wants.sum()), int(hold.sum())
+        if least == most:
             return best, taken
-        wants = reader.wants & hold
-        head = reader.tail[0] if reader.tail else reader.node
-        x = self.facts.flows[head].reads[0].operand
-        most = int(hold.sum())
-        for width in [int(wants.sum())] if reader.rigid else candidates(int(wants.sum()), most - 1):
+        rigid = any(r.rigid for r in readers)
+        for width in [least] if rigid else candidates(least, most - 1):
             part = widened(wants, width, hold)
-            cost = seconds(part) + self.copy_seconds(x, most, width)
+            cost = self.copy_seconds(x, most, width, blocked=not plain)
+            cost += sum(self._reading(r, part, True) for r in readers)
             if cost < best:
                 best, taken = cost, part
         return best, taken
+
+    def _reading(self, reader: Reader, taken: Bools, plain: bool) -> float:
+        """Return the seconds of a reader and of what serves it alone."""
+        inputs = int(taken[reader.columns].any(0).sum())
+        chain = sum(self.passing_seconds(n, int(taken.sum()), plain) for n in reader.tail)
+        seconds = self.seconds(reader.node, inputs=inputs, outputs=self._outputs(reader.node))
+        work = self.work(reader.node)
+        if reader.node in self._blocked and work is not None:
+            made = work.resized(inputs=inputs)
+            seconds += AVOIDED if self.table.form(made) == "plain" else 0.0
+        return chain + seconds
 
     # ------------------------------------------------------------------ what comes from elsewhere
 
     def _arriving(self, space: Space) -> Bools:
         """Return the labels of a derived space that come with what its sources hold."""
-        found = np.zeros(space.count, dtype=bool)
+        found = np.ones(space.count, dtype=bool)
         for entry in space.entries:
+            joined = isinstance(ops.find(entry), Join)  # has every label from one operand
+            come = np.full(space.count, not joined)
             for read in self.facts.flows[entry].reads:
                 held = self._held.get(read.operand)
+                if held is None and not joined and read.operand in space.nodes:
+                    continue
                 if read.source is None or held is None:
                     return np.zeros(space.count, dtype=bool)
-                known = read.source >= 0
-                found[known] |= held[read.source[known]]
+                here = (read.source >= 0) & held[read.source]
+                come = come | here if joined else come & here
+            found &= come
         return found
 
-    def _entry_seconds(self, space: Space, hold: Bools) -> float:
-        """Return the seconds of taking just ``hold`` of what the sources hold.
+    def _enter(self, space: Space, hold: Bools) -> Entered:
+        """Return what taking ``hold`` of what the sources hold costs, and what comes of it.
 
-        The parts go on together in the plain layout; their sources are brought there for all
-        readers at once.
+        A concat takes and gives blocks if every operand comes in whole blocks. Else it is in the
+        plain layout, and so is what follows up to the next convolution.
         """
-        total = 0.0
+        total, cut, plain = 0.0, False, False
         for entry in space.entries:
-            cut = False
+            joined = isinstance(ops.find(entry), Join)
+            parts: list[tuple[fx.Node, int, int]] = []
             for read in self.facts.flows[entry].reads:
                 held = self._held.get(read.operand)
-                if held is None or read.source is None:
-                    continue
-                wanted = read.reached(hold, len(held)) & held
-                if wanted.any() and not np.array_equal(wanted, held):
-                    cut = True
-                    total += self.copy_seconds(
-                        read.operand, int(held.sum()), int(wanted.sum()), blocked=False
-                    )
-            work = self.work(entry) if cut else None
-            if work is not None:
+                if held is not None and read.source is not None:
+                    wanted = read.reached(hold, len(held)) & held
+                    parts.append((read.operand, int(held.sum()), int(wanted.sum())))
+            cuts = [(x, have, take) for x, have, take in parts if 0 < take < have]
+            cut |= bool(cuts)
+            total += sum(self.copy_seconds(*c, blocked=not joined) for c in cuts)
+            work = self.work(entry)
+            block = self.table.layout.block
+            if not joined or work is None or block == 1 or len(work.space) != 2:
+                continue
+            if cuts or any(take % block for _, _, take in parts):
+                plain = True
+                for _, have, take in parts:
+                    if take == have:
+                        total += self.table.reorder_seconds(work.resized(inputs=take), out=True)
                 total += self.table.reorder_seconds(work.resized(inputs=int(hold.sum())), out=False)
-        return total
+        return Entered(total, cut, plain)
 
     # ------------------------------------------------------------------ seconds
 
@@ -216,11 +312,6 @@ class Chooser:
             self._works[node] = work
         return self._works[node]
 
-    def _time(self, work: Work) -> float:
-        if work not in self._seconds:
-            self._seconds[work] = self.table.seconds(work)
-        return self._seconds[work]
-
     def seconds(self, node: fx.Node, *, inputs: int | None, outputs: int) -> float:
         """Return the seconds of a contraction at other widths."""
         work = self.work(node)
@@ -229,9 +320,9 @@ class Chooser:
         if work.groups > 1:
             inputs = None if inputs is None else max(work.groups, inputs)
             outputs = max(work.groups, outputs)
-        return self._time(work.resized(inputs=inputs, outputs=outputs))
+        return self.table.seconds(work.resized(inputs=inputs, outputs=outputs))
 
-    def passing_seconds(self, node: fx.Node, width: int) -> float:
+    def passing_seconds(self, node: fx.Node, width: int, plain: bool = False) -> float:
         """Return the seconds of an operator that hands channels on; 0 where it is fused."""
         if not width or node.op != "call_function" or ops.contraction(self.facts, node) is not None:
             row = ops.find(node)
@@ -242,7 +333,11 @@ class Chooser:
             return 0.0
         if work.kind in ("pointwise", "scale") and self._is_fused(node, work):
             return 0.0
-        return self._time(work.resized(inputs=width))
+        work = work.resized(inputs=width)
+        if work.kind == "concat" or (plain and work.kind not in CONVOLUTIONS):
+            # What a concat in the plain layout pays for that is counted where it is entered.
+            return self.table.seconds(unblocked(self.table, work) if plain else work, alone=True)
+        return self.table.seconds(work)
 
     def _is_fused(self, node: fx.Node, work: Work) -> bool:
         """Whether an operator goes into the convolution before it."""

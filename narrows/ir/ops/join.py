@@ -150,7 +150,7 @@ class Join(Row):
             tensors.append(new)
             shapes.append(tuple(local.shape))
             parts.append(_only(local, kept))
-        rank = rewriter.order.get(node.name)
+        rank = rewriter.choices.order.get(node.name)
         if rank is not None:  # the operands' order is free, too
             first = [int(rank[p.flatten().numpy()].min()) for p in parts]
             order = sorted(range(len(parts)), key=first.__getitem__)

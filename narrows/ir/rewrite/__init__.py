@@ -53,7 +53,7 @@ def _settle(facts: Facts, choices: Choices, rounds: int) -> tuple[Program, Deman
         demand = Demand(facts, forced, columns)
         if _share(facts, demand, forced, columns, extra):
             continue
-        rewriter = Rewriter(facts, demand, choices.order)
+        rewriter = Rewriter(facts, demand, choices)
         rewriter.run()
         if not rewriter.failures:
             notes = (*demand.notes.values(), *extra.values(), *_barrier_notes(facts, demand))

@@ -27,7 +27,8 @@ class Choices:
 
     Attributes:
         forced: Labels that a node's result holds although nobody needs them.
-        columns: Input channels that a contraction reads although they count as zero for it.
+        columns: The input channels that a contraction reads, those included that count as zero
+            for it. It reads no others, even where reading them would spare a copy.
         order: For a node that makes channels, a rank per label: lower ones come first.
     """
 

@@ -4,7 +4,6 @@ emits."""
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from narrows.ir.ops.layout import Layout
 from narrows.ir.ops.selection import Item, Selection
 from narrows.ir.program import Meta
 from narrows.ir.rewrite.chains import collapse, replay
+from narrows.ir.rewrite.choices import Choices
 from narrows.ir.rewrite.emitter import Emitter
 from narrows.ir.rewrite.held import Held, RaggedError
 
@@ -38,12 +38,10 @@ class Rewriter(Emitter):
         given: While a chain is emitted anew, what its nodes are to work on.
     """
 
-    def __init__(
-        self, facts: Facts, demand: Demand, order: Mapping[str, Ints] | None = None
-    ) -> None:
+    def __init__(self, facts: Facts, demand: Demand, choices: Choices | None = None) -> None:
         super().__init__(facts)
         self.demand = demand
-        self.order: Mapping[str, Ints] = order or {}
+        self.choices = choices or Choices()
         self.failures: list[RaggedError] = []
         self.virtual: dict[fx.Node, RaggedError] = {}
         self.given: dict[fx.Node, tuple[Held, Bools]] = {}
@@ -128,7 +126,7 @@ class Rewriter(Emitter):
     def made(self, node: fx.Node) -> Ints:
         """Return the labels that ``node`` is to make, in the order in which it makes them."""
         labels = np.flatnonzero(self.need(node))
-        rank = self.order.get(node.name)
+        rank = self.choices.order.get(node.name)
         return labels if rank is None else labels[np.argsort(rank[labels], kind="stable")]
 
     def required(self, node: fx.Node, slot: int) -> Bools:
@@ -139,8 +137,8 @@ class Rewriter(Emitter):
         """Return an operand that holds the labels that ``node`` reads.
 
         It may hold more where that spares a copy: channels that stay for another reason and that
-            nobody
-        reads. With ``exact`` it holds no others, as operators need that mix channels.
+        nobody reads. With ``exact`` it holds no others, as operators need that mix channels, nor
+        where the node's columns were chosen.
         """
         given = self.given.get(node)
         if given is not None and slot == 0:
@@ -149,6 +147,7 @@ class Rewriter(Emitter):
         held, mask = self.held(operand), self.required(node, slot)
         # What an input holds was not asked for; what anything else holds beyond need stays for a
         # reason.
+        exact = exact or node.name in self.choices.columns
         if not exact and operand.op != "placeholder" and self.demand.only_reader(node, slot):
             return held
         return self.deliver(operand, mask, exact=False)
