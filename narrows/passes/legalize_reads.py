@@ -23,12 +23,13 @@ from narrows.ir.cost import CostTable
 from narrows.ir.labels import Bools
 from narrows.ir.liveness import Demand
 from narrows.ir.program import Meta, Note, Program
-from narrows.ir.rewrite import Base, Choices
+from narrows.ir.rewrite import Base, Choices, everything
 from narrows.passes.base import Fidelity, Pass, PassResult
 from narrows.passes.prune_channels import emit, is_idle
 from narrows.passes.widths import Chooser, Decision
 
 NO_COSTS = "it was given no costs of a target"
+WHOLE = "no channel is removed: by the target's costs no pruned form is faster"
 NO_BASE = "prune-channels must run right before it"
 
 
@@ -54,13 +55,21 @@ class LegalizeReads(Pass):
             return _nothing(program, NO_COSTS if table is None else NO_BASE)
         facts = base.facts
         decisions = Chooser(facts, Demand(facts), table, self.batch).run()
-        made = emit(base.choose(_choices(decisions, aligned=False)))
         wide = emit(base.choose(_choices(decisions, aligned=True)))
-        plain, chosen = (sum(s for _, s in table.predict(p, self.batch)) for p in (program, wide))
-        if chosen > plain:  # what goes together sums up otherwise than space by space
+        # What goes together sums up otherwise than space by space.
+        forms = {"smallest": program, "chosen": wide, "whole": base.program}
+        seconds = {n: sum(s for _, s in table.predict(p, self.batch)) for n, p in forms.items()}
+        best = min(forms, key=lambda name: (seconds[name], name != "smallest"))
+        if best == "smallest":
             return _nothing(program, "the smallest form is the fastest by the target's costs")
+        if best == "whole":
+            made = wide = emit(base.choose(everything(facts)))
+            notes = (Note(program.name, "idle", WHOLE),)
+        else:
+            made = emit(base.choose(_choices(decisions, aligned=False)))
+            notes = tuple(_read_notes(facts, decisions))
         made = made.replace(base=replace(made.base, pending=wide), notes=program.notes)
-        return _result(program, made, tuple(_read_notes(facts, decisions)))
+        return _result(program, made, notes)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -257,3 +258,84 @@ def test_what_reaches_an_output_keeps_its_order() -> None:
     plan = narrows.plan(program, keep_inputs={"head.weight": [0, 3, 6]}, zeros=False)
     result = run(program, plan, LegalizeReads(costs(1e-6)), AlignChannels(), ReorderChannels())
     assert len(copies(result)) == 1
+
+
+def test_what_no_form_makes_faster_stays_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    program, plan = fork(EVENS, LOW, HIGH)
+    predict = CostTable.predict
+
+    def pruned_is_slow(table: CostTable, p: Program, batch: int | None = None) -> list:
+        slow = p.parameter_count < program.parameter_count
+        return [(n, s * (1e6 if slow else 1)) for n, s in predict(table, p, batch)]
+
+    monkeypatch.setattr(CostTable, "predict", pruned_is_slow)
+    result = run(program, plan, LegalizeReads(costs(1.0)), AlignChannels(), ReorderChannels())
+    assert result.parameter_count == program.parameter_count
+    notes = LegalizeReads(costs(1.0)).run(PruneChannels(plan).run(program).program).notes
+    assert [n.reason for n in notes] == ["idle"]
+    assert "no pruned form is faster" in notes[0].message
+
+
+class Stream(nn.Module):
+    """A residual stream of 16 channels: four blocks add to it, and each reads it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.blocks = nn.ModuleList(nn.Conv2d(16, 16, 3, padding=1) for _ in range(4))
+        self.head = nn.Conv2d(16, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = x + block(x).relu()
+        return self.head(x)
+
+
+def test_a_stream_shrinks_where_its_last_readers_need_less() -> None:
+    torch.manual_seed(0)
+    program = narrows.capture(Stream().double().eval(), (X,))
+    masks = {f"blocks.{i}.weight": [*range(16)] for i in range(2)}
+    masks |= {"blocks.2.weight": [1, 3, 5, 7, 9, 11], "blocks.3.weight": [1, 3, 5, 7]}
+    masks |= {"head.weight": [1, 5, 7]}
+    plan = narrows.plan(program, keep_inputs=masks, zeros=False)
+    table = costs(1e-3)
+    result = run(program, plan, LegalizeReads(table), AlignChannels(), ReorderChannels())
+    made = widths(result)
+    assert [made[f"blocks_{i}"] for i in range(4)] == [16, 6, 4, 3]
+    # Channels stand by when they are read last, so that every cut is a slice.
+    taken = [n for n in result.graph.nodes if n.name in copies(result)]
+    assert len(taken) == 3
+    assert all("slice" in str(n.target) for n in taken)
+
+
+class Branches(nn.Module):
+    """Two branches of 16 channels that are joined, pooled and read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.left = nn.Conv2d(8, 16, 3, padding=1)
+        self.right = nn.Conv2d(8, 16, 3, padding=1)
+        self.head = nn.Conv2d(32, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = torch.cat([self.left(x), self.right(x)], 1)
+        return self.head(nn.functional.avg_pool2d(x, 3, 1, 1))
+
+
+def test_what_a_concat_joins_is_in_blocks_together() -> None:
+    """Alone, 13 channels are no dearer than 16; joined, they would keep the pooling plain."""
+    torch.manual_seed(0)
+    program = narrows.capture(Branches().double().eval(), (X,))
+    keep = sorted({*range(32)} - {3, 4, 5, 20, 21})
+    plan = narrows.plan(program, keep_inputs={"head.weight": keep}, zeros=False)
+    table = costs(1e-3, block=8)
+    slow = Grid((("elements", (1.0, 1e6)),), np.array([1.0, 1e6]))
+    grids = {**table.grids, "pool": slow, "blocked pool": slow.scaled(1e-3)}
+    table = replace(table, grids=grids)
+    result = run(program, plan, LegalizeReads(table), AlignChannels(), ReorderChannels())
+    made = widths(result)
+    assert (made["left"], made["right"]) == (16, 16)
+    assert copies(result) == []

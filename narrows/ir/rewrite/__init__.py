@@ -22,13 +22,13 @@ from narrows.ir.channels import Facts
 from narrows.ir.labels import Bools, Value
 from narrows.ir.liveness import Demand
 from narrows.ir.program import Meta, Note, Program, where
-from narrows.ir.rewrite.choices import Base, Choices
+from narrows.ir.rewrite.choices import Base, Choices, everything
 from narrows.ir.rewrite.held import Held, RaggedError, evened
 from narrows.ir.rewrite.rewriter import Rewriter
 
 _RAGGED = "the tensor would not be rectangular"
 
-__all__ = ["Base", "Choices", "Held", "RaggedError", "Rewriter", "rewrite"]
+__all__ = ["Base", "Choices", "Held", "RaggedError", "Rewriter", "everything", "rewrite"]
 
 
 def rewrite(

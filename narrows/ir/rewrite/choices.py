@@ -12,8 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from narrows.ir.channels import Facts, analyse
-from narrows.ir.labels import Bools, Ints
+from narrows.ir.labels import Bools, Ints, Value
+from narrows.ir.ops import table
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +38,19 @@ class Choices:
     forced: Mapping[str, Bools] = field(default_factory=dict)
     columns: Mapping[str, Bools] = field(default_factory=dict)
     order: Mapping[str, Ints] = field(default_factory=dict)
+
+
+def everything(facts: Facts) -> Choices:
+    """Return the choice of a program as it is: channels that count as zero have zero weights."""
+    held, columns = {}, {}
+    for node, flow in facts.flows.items():
+        if not isinstance(flow.value, Value) or flow.value.free:
+            continue
+        held[node.name] = np.ones(flow.value.count, dtype=bool)
+        c = table.contraction(facts, node)
+        if c is not None and isinstance(flow.facts, tuple):
+            columns[node.name] = np.ones(c.inputs, dtype=bool)
+    return Choices(held, columns)
 
 
 @dataclass(frozen=True, eq=False)
