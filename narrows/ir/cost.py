@@ -112,9 +112,9 @@ class CostTable:
     def _seconds(self, work: Work, alone: bool) -> float:
         time = self._known(work)
         if not alone and len(work.space) == 2 and not self.runs_blocked(work):
-            time += self.reorder_seconds(work, out=False)
-            if self.form(work) != "direct":
-                time += self.reorder_seconds(work, out=True)
+            time += self.reorder_seconds(work, out=True)
+            if self.form(work) != "direct":  # which writes blocks itself
+                time += self.reorder_seconds(work, out=False)
         return time
 
     def runs_blocked(self, work: Work) -> bool:

@@ -18,7 +18,7 @@ from torch import fx
 from narrows.ir.account import unblocked
 from narrows.ir.channels import Facts
 from narrows.ir.cost import CostTable
-from narrows.ir.labels import Bools
+from narrows.ir.labels import Bools, Ints
 from narrows.ir.liveness import Demand
 from narrows.ir.ops import table as ops
 from narrows.ir.ops.contract import Contract
@@ -79,16 +79,20 @@ class Chooser:
         demand: The liveness of the smallest form.
         table: The target's costs.
         batch: The number of examples to choose for.
+        fill: Whether channels stay wherever that costs nothing, those first that their readers
+            weigh most; else only where it saves time, the first ones first.
     """
 
     facts: Facts
     demand: Demand
     table: CostTable
     batch: int = 1
+    fill: bool = False
     _held: dict[fx.Node, Bools] = field(default_factory=dict)
     _taken: dict[fx.Node, int] = field(default_factory=dict)
     _blocked: set[fx.Node] = field(default_factory=set)
     _works: dict[fx.Node, Work | None] = field(default_factory=dict)
+    _ranks: dict[Space, Ints] = field(default_factory=dict)
 
     def run(self) -> list[Decision]:
         """Return a decision per space, in execution order.
@@ -152,11 +156,11 @@ class Chooser:
             widths = [w for w in widths if w % self.table.layout.block == 0] or widths
         best: tuple[float, Bools, list[Bools], bool] | None = None
         for width in widths:
-            hold = widened(space.live, width, free)
+            hold = widened(space.live, width, free, self._rank(space))
             entered = self._enter(space, hold)
             seconds, takes = self._readers(space, hold, entered.plain)
             seconds += entered.seconds + self._made(space, width, entered.plain)
-            if best is None or seconds < best[0] * (1 - 1e-9):
+            if best is None or seconds < best[0] * (1 + 1e-9 if self.fill else 1 - 1e-9):
                 best = seconds, hold, takes, entered.cut
         assert best is not None
         seconds, hold, takes, cut = best
@@ -168,6 +172,17 @@ class Chooser:
                 self._held[node] = taken
             self._taken[reader.node] = int(taken[reader.columns].any(0).sum())
         return Decision(space, start, hold, takes, seconds)
+
+    def _rank(self, space: Space) -> Ints:
+        """Return a space's labels in the order in which they are to stay for a width's sake."""
+        if space not in self._ranks:
+            weighed = np.zeros(space.count)
+            for reader in space.readers if self.fill else ():
+                c = ops.contraction(self.facts, reader.node)
+                if c is not None and len(reader.columns) == 1 and c.groups == 1:
+                    weighed[reader.columns[0]] += c.blocks.abs().sum((0, 1, 3)).numpy()
+            self._ranks[space] = np.argsort(-weighed, kind="stable")
+        return self._ranks[space]
 
     def _free(self, space: Space) -> Bools:
         """Return the labels that a space may hold: what comes from elsewhere is as wide as that."""
@@ -200,14 +215,15 @@ class Chooser:
             groups.setdefault((x, reader.wants.tobytes()), []).append(i)
         total, takes = 0.0, [hold] * len(space.readers)
         for (x, _), members in groups.items():
-            seconds, taken = self._read([space.readers[i] for i in members], x, hold, plain)
+            readers = [space.readers[i] for i in members]
+            seconds, taken = self._read(readers, x, hold, plain, self._rank(space))
             total += seconds
             for i in members:
                 takes[i] = taken
         return total, takes
 
     def _read(
-        self, readers: list[Reader], x: fx.Node, hold: Bools, plain: bool
+        self, readers: list[Reader], x: fx.Node, hold: Bools, plain: bool, rank: Ints
     ) -> tuple[float, Bools]:
         """Return the seconds of what wants the same of ``x``, and what it takes: all, or a part."""
         best, taken = sum(self._reading(r, hold, plain) for r in readers), hold
@@ -217,7 +233,7 @@ class Chooser:
             return best, taken
         rigid = any(r.rigid for r in readers)
         for width in [least] if rigid else candidates(least, most - 1):
-            part = widened(wants, width, hold)
+            part = widened(wants, width, hold, rank)
             cost = self.copy_seconds(x, most, width, blocked=not plain)
             cost += sum(self._reading(r, part, True) for r in readers)
             if cost < best:
@@ -377,12 +393,11 @@ def candidates(least: int, most: int) -> list[int]:
     return sorted(w for w in found if least <= w <= most)
 
 
-def widened(mask: Bools, width: int, among: Bools | None = None) -> Bools:
-    """Return ``mask`` with more of the labels ``among`` (all, if omitted), up to ``width``."""
+def widened(mask: Bools, width: int, among: Bools, rank: Ints) -> Bools:
+    """Return ``mask`` with more of the labels ``among``, up to ``width``, in the order ``rank``."""
     missing = width - int(mask.sum())
     if missing <= 0:
         return mask
-    free = ~mask if among is None else among & ~mask
     wider = mask.copy()
-    wider[np.flatnonzero(free)[:missing]] = True
+    wider[rank[(among & ~mask)[rank]][:missing]] = True
     return wider
