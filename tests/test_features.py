@@ -39,7 +39,7 @@ KEPT_WHOLE = {
 UNTIED = {"shared_head", "tied_embedding"}
 
 # Reasons for which a path is kept that carries nothing but a constant.
-CARRIERS = {"merge", "padding", "shape"}
+CARRIERS = {"merge", "padding", "shape", "ragged"}
 
 
 class Case:

@@ -105,10 +105,10 @@ def _is_restless(program: Program, notes: tuple[Note, ...]) -> bool:
     """Whether another rewrite may find more.
 
     It may where a layer reads nothing and keeps one channel of zeros for its operator's sake, which
-    makes constants of what comes after it; and where layers that share a weight had to wait for
-    one another.
+    makes constants of what comes after it; where layers that share a weight had to wait for one
+    another; and where a tensor stayed for the sake of a shape that it no longer has.
     """
-    if any(note.reason == "shared" for note in notes):
+    if any(note.reason in ("shared", "ragged") for note in notes):
         return True
     weights = [program.tensor(n) for n in program.graph.nodes if n.op == "get_attr"]
     wide = [w for w in weights if w.dim() > 1]

@@ -52,7 +52,7 @@ INPUTS = 3  # the width of what the layers that make operands read
 DRAWS = 8  # one change may vanish in a maximum or a rounding, but not every time
 
 # The reasons a note may give for channels that stay although no result reads them.
-STAY = {"statistics", "groups", "padding", "merge", "shape", "barrier"}
+STAY = {"statistics", "groups", "padding", "merge", "shape", "ragged", "barrier"}
 
 
 def cases() -> Iterator[Any]:
@@ -341,7 +341,7 @@ def slice_law(row: Row, sample: Sample) -> None:
         result = rewritten(program, facts)
         excused = {n.reason for n in result.notes} & STAY
         if turn > 1:  # whole slabs always leave a rectangle
-            excused -= {"shape"}
+            excused -= {"shape", "ragged"}
         for i, operand in enumerate(bench.made.values()):
             needed = np.zeros(facts.value(operand).count, dtype=bool)
             for mask, part in zip(masks, bench.parts, strict=True):

@@ -122,7 +122,7 @@ def _force(
     if value is not None and failure.mask is not None:
         wider = evened(value, failure.mask)
         if _grow(forced, node, wider):
-            _noted(notes, node, "shape", int((wider & ~demand.needed(node)).sum()), _RAGGED)
+            _noted(notes, node, "ragged", int((wider & ~demand.needed(node)).sum()), _RAGGED)
             return
     grew = False
     targets = [node, *(r.operand for r in facts.flows[node].reads)]
@@ -132,7 +132,7 @@ def _force(
             missing = int((~demand.needed(target)).sum()) if demand.alive(target) else 0
             if _grow(forced, target, everything):
                 grew = True
-                _noted(notes, target, "shape", missing, _RAGGED)
+                _noted(notes, target, "ragged", missing, _RAGGED)
     if not grew:
         raise PassError(
             "a node cannot be rewritten even with all its channels", where=where(node),
