@@ -26,8 +26,8 @@ CLASSES = {
     "outputs reasons removed restore save shrink split to_json widths "
     "with_notes",
     "Pipeline": "check_order default parse passes run",
-    "Program": "aliases base buffers canonical copy couplings dynamic_batch examples flat_inputs graph "
-    "history in_spec name node nodes notes origins out_spec output parameter_count placeholders "
+    "Program": "aliases base buffers canonical copy couplings dynamic_batch examples flat_inputs "
+    "graph history in_spec name node nodes notes origins out_spec output parameter_count placeholders "
     "replace run_flat state_dict stored tensor to to_module users_of weights with_weights",
 }
 ERRORS = {
