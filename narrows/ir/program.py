@@ -82,11 +82,12 @@ class Meta:
         module: The path of the module that made the node, ``layer1.0.conv1``.
         was: The shape before the pass that changed it, for dumps.
         remark: What the last pass says of the node, for dumps.
+        grid: What the codes of a quantized tensor stand for (`narrows.ir.integer.grid.Grid`).
     """
 
     _BLANK: ClassVar[dict[str, Any]] = {
         "shape": None, "dtype": None, "dynamic": (), "size": None, "source": "", "code": "",
-        "module": "", "was": None, "remark": "",
+        "module": "", "was": None, "remark": "", "grid": None,
     }  # fmt: skip
 
     def __init__(self, node: fx.Node) -> None:

@@ -26,6 +26,8 @@ BUILTIN: dict[str, str] = {
     "align-channels": "narrows.passes.legalize_reads:AlignChannels",
     "fold-batch-norm": "narrows.passes.fold_batch_norm:FoldBatchNorm",
     "eliminate-dead": "narrows.passes.eliminate_dead:EliminateDead",
+    "quantize": "narrows.passes.quantize:Quantize",
+    "fold-shifts": "narrows.passes.fold_shifts:FoldShifts",
 }
 
 

@@ -1,0 +1,152 @@
+"""Softmax and layer normalisation with one meaning everywhere.
+
+Both need a quotient, and layer normalisation a root. Their sums are whole numbers, formed exactly
+in any order; exp is a table; what is left (``/``, ``sqrt``, ``*``, ``+``) IEEE 754 defines to the
+last bit in binary64. So the operators below give the same codes on every machine that does not
+contract a product and a sum into one rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from narrows.ir.integer.library import define
+from narrows.ir.integer.rounding import divide, round_float, settle
+
+TABLE_BITS = 15  # of the exponentials; 2**15 * 65,536 addends stay below 2**31
+
+
+def exponentials(exponent: int) -> Tensor:
+    """Return ``round(2**15 * exp(-d * 2**-exponent))`` for ``d`` from 0 to 255, in int32."""
+    values = [math.exp(-d * 2.0**-exponent) * 2**TABLE_BITS for d in range(256)]
+    return torch.tensor([round(v) for v in values], dtype=torch.int32)
+
+
+@define
+def softmax(
+    x: Tensor,
+    table: Tensor,
+    axis: int,
+    exponent: int,
+    zero: int,
+    low: int,
+    high: int,
+    rounding: str = "half_even",
+) -> Tensor:
+    """Return ``table[max - x] / sum(table[max - x])`` as codes of step ``2**-exponent``.
+
+    The quotient is exact and rounded once. ``table`` holds 256 exponentials (`exponentials`).
+    """
+    codes = x.to(torch.int64)
+    powers = table[codes.amax(axis, keepdim=True) - codes].to(torch.int64)
+    total = powers.sum(axis, keepdim=True)
+    up, down = max(exponent, 0), max(-exponent, 0)
+    return settle(divide(powers << up, total << down, rounding), zero, low, high)
+
+
+@define
+def layer_norm(
+    x: Tensor,
+    gain: Tensor,
+    offset: Tensor,
+    axes: int,
+    eps: float,
+    x_zero: int,
+    zero: int,
+    low: int,
+    high: int,
+    rounding: str = "half_even",
+) -> Tensor:
+    """Return codes normalised over the last ``axes`` axes.
+
+    With ``n`` elements, ``d = n x - sum(x)`` and ``V = sum(d**2)`` whole numbers, in this order::
+
+        (d / n) / sqrt(V / n**3 + eps) * gain + offset
+
+    Args:
+        x: Codes.
+        gain: float64, the layer's weight in steps of the result.
+        offset: float64, the layer's bias in steps of the result.
+        axes: How many trailing axes.
+        eps: The layer's, in squared steps of ``x``.
+        x_zero: The zero point of ``x``.
+        zero: The zero point of the result.
+        low: The smallest code.
+        high: The largest code.
+        rounding: How the result is rounded.
+    """
+    over = list(range(x.dim() - axes, x.dim()))
+    count = math.prod(x.shape[a] for a in over)
+    whole = x.to(torch.int64) - x_zero
+    d = count * whole - whole.sum(over, keepdim=True)
+    # Below 2**53 for up to 4,096 elements; `largest_norm` says so to the passes.
+    variance = (d * d).sum(over, keepdim=True).double() / float(count**3)
+    y = (d.double() / float(count)) / torch.sqrt(variance + eps) * gain + offset
+    return settle(round_float(y, rounding).clamp(-65536, 65536).to(torch.int64), zero, low, high)
+
+
+LARGEST_NORM = 4096  # elements: n * (255 n)**2 stays below 2**53
+
+
+@define
+def fake_softmax(
+    x: Tensor,
+    axis: int,
+    grid: Sequence[int],
+    out: Sequence[int],
+    rounding: str = "half_even",
+) -> Tensor:
+    """Return what `softmax` gives, as floating-point numbers; ``x`` has to lie on ``grid``.
+
+    ``grid`` and ``out`` are ``exponent, zero, low, high``.
+    """
+    codes = _codes(x, grid)
+    table = exponentials(grid[0]).to(x.device)
+    made = torch.ops.narrows.softmax.default(codes, table, axis, *out, rounding)
+    return _numbers(made, out, x)
+
+
+@define
+def fake_layer_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    axes: int,
+    eps: float,
+    grid: Sequence[int],
+    out: Sequence[int],
+    rounding: str = "half_even",
+) -> Tensor:
+    """Return what `layer_norm` gives, as floating-point numbers; ``x`` has to lie on ``grid``."""
+    gain, offset = norm_parameters(weight, bias, list(x.shape[x.dim() - axes :]), out[0])
+    made = torch.ops.narrows.layer_norm.default(
+        _codes(x, grid), gain.to(x.device), offset.to(x.device), axes,
+        norm_eps(eps, grid[0]), grid[1], *out[1:], rounding,
+    )  # fmt: skip
+    return _numbers(made, out, x)
+
+
+def norm_parameters(
+    weight: Tensor | None, bias: Tensor | None, shape: list[int], exponent: int
+) -> tuple[Tensor, Tensor]:
+    """Return ``gain`` and ``offset`` of `layer_norm` for a result of step ``2**-exponent``."""
+    gain = torch.ones(shape) if weight is None else weight.detach()
+    offset = torch.zeros(shape) if bias is None else bias.detach()
+    return gain.double() * 2.0**exponent, offset.double() * 2.0**exponent
+
+
+def norm_eps(eps: float, exponent: int) -> float:
+    """Return a layer's eps in squared steps of an input of step ``2**-exponent``."""
+    return eps * 4.0**exponent
+
+
+def _codes(x: Tensor, grid: Sequence[int]) -> Tensor:
+    return torch.ops.narrows.quantize.default(x, *grid)
+
+
+def _numbers(codes: Tensor, grid: Sequence[int], like: Tensor) -> Tensor:
+    return torch.ops.narrows.dequantize.default(codes, grid[0], grid[1]).to(like.dtype)
