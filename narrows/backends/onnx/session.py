@@ -21,7 +21,7 @@ class OnnxSession:
         inference: The ``onnxruntime.InferenceSession``.
     """
 
-    def __init__(self, path: Path, threads: int | None = None) -> None:
+    def __init__(self, path: Path, threads: int | None = None, optimize: bool = True) -> None:
         try:
             import onnxruntime
         except ImportError as error:
@@ -33,6 +33,8 @@ class OnnxSession:
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors; they come as exceptions anyway
+        if not optimize:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         if threads is not None:
             options.intra_op_num_threads = threads
             options.inter_op_num_threads = 1
@@ -53,9 +55,11 @@ class OnnxSession:
             raise ArtifactError("ONNX Runtime failed", why=_first_line(error)) from error
 
 
-def open_session(folder: Path, manifest: Mapping[str, Any], threads: int | None) -> OnnxSession:
+def open_session(
+    folder: Path, manifest: Mapping[str, Any], threads: int | None, optimize: bool = True
+) -> OnnxSession:
     """Return the session of an artifact's folder."""
-    return OnnxSession(folder / MODEL, threads)
+    return OnnxSession(folder / MODEL, threads, optimize)
 
 
 def _first_line(error: Exception) -> str:

@@ -327,12 +327,23 @@ def average_pool(
 ) -> Tensor:
     """Return averages over windows of the last two axes: the exact quotient, rounded once."""
     how = (list(kernel), list(stride), list(padding), ceil_mode, count_include_pad)
-    total = F.avg_pool2d(x.double() - x_zero, *how, divisor_override=1)
-    ones = torch.ones((1, 1, *x.shape[-2:]), dtype=torch.float64, device=x.device)
-    # torch's own divisor of every window: what it counts over the average of as many ones.
-    count = F.avg_pool2d(ones, *how, divisor_override=1) / F.avg_pool2d(ones, *how)
-    total, count = total.to(torch.int64), count.round().to(torch.int64)
+    total = F.avg_pool2d(x.double() - x_zero, *how, divisor_override=1).to(torch.int64)
+    count = average_counts(x.shape[-2], x.shape[-1], *how).to(x.device)
     return settle(_average(total, count, shift_by, rounding), zero, low, high)
+
+
+def average_counts(height: int, width: int, *how: Any) -> Tensor:
+    """Return what every window of an average pooling is divided by: int64 ``[1, 1, H, W]``.
+
+    Args:
+        height: Of the input.
+        width: Of the input.
+        *how: ``kernel, stride, padding, ceil_mode, count_include_pad``.
+    """
+    ones = torch.ones((1, 1, height, width), dtype=torch.float64)
+    # What a window counts over the average of as many ones is torch's own divisor.
+    counted = F.avg_pool2d(ones, *how, divisor_override=1)
+    return (counted / F.avg_pool2d(ones, *how)).round().to(torch.int64)
 
 
 def _average(total: Tensor, count: Tensor | int, by: int, rounding: str) -> Tensor:
