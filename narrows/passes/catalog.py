@@ -26,6 +26,9 @@ BUILTIN: dict[str, str] = {
     "align-channels": "narrows.passes.legalize_reads:AlignChannels",
     "fold-batch-norm": "narrows.passes.fold_batch_norm:FoldBatchNorm",
     "eliminate-dead": "narrows.passes.eliminate_dead:EliminateDead",
+    "convert-batch-norm": "narrows.passes.convert_batch_norm:ConvertBatchNorm",
+    "decompose-attention": "narrows.passes.decompose_attention:DecomposeAttention",
+    "widen-clips": "narrows.passes.widen_clips:WidenClips",
     "quantize": "narrows.passes.quantize:Quantize",
     "fold-shifts": "narrows.passes.fold_shifts:FoldShifts",
 }
