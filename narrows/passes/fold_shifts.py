@@ -196,8 +196,8 @@ class _Folder:
             made = self._call(torch.ops.aten.alias.default, (codes,), {}, node.name)
             return self._on(made, grid)
         args, kwargs = map_arg((node.args, node.kwargs), self._operand)
-        given = arguments(node)
         if isinstance(form, Padding):
+            given = arguments(node)
             mode = (given["mode"],) if "mode" in given else ()
             args, kwargs = (codes, given["pad"], *mode, have.zero), {}
         made = self._call(node.target, args, kwargs, node.name)

@@ -108,7 +108,7 @@ class IntegerForm(ABC):
 
     def operands(self, node: fx.Node) -> tuple[fx.Node, ...]:
         """Return the activations that the node reads."""
-        return tuple(a for a in list(_arguments(node).values())[:1] if is_tensor(a))
+        return tuple(a for a in list(_arguments(node).values())[:1] if isinstance(a, fx.Node))
 
     def weights(self, node: fx.Node) -> LayerWeights | None:
         """Return the weights that the node sums against, if it is a layer."""
@@ -353,7 +353,7 @@ class Mul(IntegerForm):
     inverse: bool = False
 
     def at(self, node: fx.Node) -> IntegerForm:
-        first, second = list(arguments(node).values())[:2]
+        second = list(arguments(node).values())[1]
         if is_tensor(second):
             return self
         mantissa, power = math.frexp(abs(float(_number(second)))) if _number(second) else (0.0, 0)
