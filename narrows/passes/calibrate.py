@@ -300,6 +300,8 @@ def _weight_grids(program: Program, found: Survey, settings: Settings) -> dict[s
         if not bool(tensor.isfinite().all()):
             raise PassError(f"{name!r} holds NaN or infinity", where=where(node))
         exponents = weight_exponents(tensor, layer.axis, bits, settings.method)
+        if layer.groups > 1:
+            exponents = (min(exponents),)
         grids[name] = WeightGrid(exponents, bits, layer.axis)
     return grids
 

@@ -33,7 +33,9 @@ class DecomposeAttention(Pass):
                 continue
             why = _obstacle(arguments(node))
             if why:
-                notes.append(Note(node.name, "attention", f"left whole: {why}", 0, Meta(node).source))
+                notes.append(
+                    Note(node.name, "attention", f"left whole: {why}", 0, Meta(node).source)
+                )
                 continue
             _decompose(result.graph, node)
             changed = True

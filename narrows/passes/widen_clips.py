@@ -114,5 +114,3 @@ def _scale(
 def _multiply(program: Program, node: fx.Node, factor: float) -> None:
     tensor = program.tensor(node)
     program.weights[str(node.target)] = (tensor.detach().double() * factor).to(tensor.dtype)
-
-

@@ -21,7 +21,9 @@ class OnnxSession:
         inference: The ``onnxruntime.InferenceSession``.
     """
 
-    def __init__(self, path: Path, threads: int | None = None, optimize: bool = True) -> None:
+    def __init__(
+        self, model: Path | bytes, threads: int | None = None, optimize: bool = True
+    ) -> None:
         try:
             import onnxruntime
         except ImportError as error:
@@ -40,11 +42,14 @@ class OnnxSession:
             options.inter_op_num_threads = 1
         try:
             self.inference = onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
+                model if isinstance(model, bytes) else str(model),
+                options,
+                providers=["CPUExecutionProvider"],
             )
         except Exception as error:  # ONNX Runtime's own classes share no public base
             raise ArtifactError(
-                f"ONNX Runtime cannot load {path.name}", why=_first_line(error)
+                f"ONNX Runtime cannot load {getattr(model, 'name', 'the model')}",
+                why=_first_line(error),
             ) from error
 
     def run(self, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:

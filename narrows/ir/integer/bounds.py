@@ -21,7 +21,9 @@ SAFE = 2**31
 EXACT = 2**24
 
 
-def accumulator_bound(weight: Tensor, bias: Tensor | None, grid: Grid, axis: int = 0) -> Tensor:
+def accumulator_bound(
+    weight: Tensor, bias: Tensor | None, grid: Grid, axis: int = 0, groups: int = 1
+) -> Tensor:
     """Return the bound of every output channel, as int64.
 
     Args:
@@ -29,8 +31,14 @@ def accumulator_bound(weight: Tensor, bias: Tensor | None, grid: Grid, axis: int
         bias: The bias's codes, if there is one.
         grid: The grid of the operand.
         axis: The axis of the output channels.
+        groups: Of a transposed convolution, whose weight has the channels of one group on ``axis``
+            1.
     """
-    rows = weight.to(torch.int64).movedim(axis, 0).flatten(1)
+    rows = weight.to(torch.int64)
+    if axis == 1 and groups > 1:  # [in, out / groups, ...]: a block of rows per group
+        rows = rows.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+        axis = 0
+    rows = rows.movedim(axis, 0).flatten(1)
     least, most = grid.low - grid.zero, grid.high - grid.zero
     ends = torch.stack([rows * least, rows * most])
     reach = torch.maximum(ends.amax(0).clamp(min=0).sum(1), -ends.amin(0).clamp(max=0).sum(1))

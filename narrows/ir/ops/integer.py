@@ -88,12 +88,15 @@ class LayerWeights:
         bias: The one that holds the bias, or ``None``.
         axis: The axis of the output channels.
         transposed: Whether the integer operator takes the weight with its two axes swapped.
+        groups: Where these are several, and the axis holds the channels of one of them, all
+            channels have one exponent.
     """
 
     weight: fx.Node
     bias: fx.Node | None
     axis: int = 0
     transposed: bool = False
+    groups: int = 1
 
 
 @dataclass(frozen=True)
@@ -220,7 +223,8 @@ class Layer(IntegerForm):
         args = arguments(node)
         if self.swapped:
             return LayerWeights(args["mat2"], args["self"], 1, transposed=True)
-        return LayerWeights(args["weight"], args["bias"], int(self.transposed))
+        groups = args["groups"] if self.transposed else 1
+        return LayerWeights(args["weight"], args["bias"], int(self.transposed), groups=groups)
 
     def obstacle(self, node: fx.Node) -> str:
         args = arguments(node)
@@ -234,8 +238,6 @@ class Layer(IntegerForm):
             return "it scales its product"
         if self.swapped and layer.bias is not None and len(Meta(layer.bias).shape) != 1:
             return "its bias is no vector"
-        if self.transposed and args["groups"] > 1:
-            return "a transposed convolution with groups has no integer form"
         if self.spatial and len(Meta(args["input"]).shape) != self.spatial + 2:
             return "its input has no batch axis"
         if isinstance(args.get("padding"), str) and self._padding(node) is None:

@@ -112,9 +112,10 @@ def _check_exact(graph: Graph, node: fx.Node) -> None:
     args: dict[str, Any] = arguments(node)
     if args.get("weight") is None or op_name(node).startswith("layer_norm"):
         return
-    axis = 1 if op_name(node).startswith("conv_transpose") else 0
+    turned = op_name(node).startswith("conv_transpose")
     bias = None if args["bias"] is None else graph.tensor(args["bias"])
-    bound = accumulator_bound(graph.tensor(args["weight"]), bias, graph.grid(args["x"]), axis)
+    weight, grid = graph.tensor(args["weight"]), graph.grid(args["x"])
+    bound = accumulator_bound(weight, bias, grid, int(turned), args["groups"] if turned else 1)
     by = torch.tensor(args["shift_by"]).expand_as(bound)
     wrong = (bound > EXACT) & (by > EXACT_SHIFT)
     if bool(wrong.any()):

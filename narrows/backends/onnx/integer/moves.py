@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 from torch import fx
 
 from narrows.backends.onnx.integer.graph import Graph, given
@@ -287,12 +288,27 @@ def _max_pool(graph: Graph, node: fx.Node) -> None:
 
 @moves("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_nearest2d.vec")
 def _nearest(graph: Graph, node: fx.Node) -> None:
-    rank = _rank(node)
-    sizes = graph.constant(Meta(node).shape[2:], "int64")
+    sizes = zip(Meta(node).shape[2:], Meta(_source(node)).shape[2:], strict=True)
+    ratios = [new / old for new, old in sizes]
+    if not all(r == int(r) for r in ratios):  # runtimes round positions in their own ways
+        _pick(graph, node)
+        return
+    scales = graph.constant([1.0, 1.0, *ratios], "float32")
     graph.add(
-        "Resize", [_first(graph, node), "", "", sizes], node.name, mode="nearest",
-        coordinate_transformation_mode="asymmetric", nearest_mode="floor", axes=list(range(2, rank)),
+        "Resize", [_first(graph, node), "", scales], node.name, mode="nearest",
+        coordinate_transformation_mode="asymmetric", nearest_mode="floor",
     )  # fmt: skip
+
+
+def _pick(graph: Graph, node: fx.Node) -> None:
+    """Write nearest resizing as the positions that torch picks, axis by axis."""
+    x, rank = _first(graph, node), _rank(node)
+    for axis in range(2, rank):
+        old, new = Meta(_source(node)).shape[axis], Meta(node).shape[axis]
+        line = torch.arange(old, dtype=torch.float64).view(1, 1, old)
+        picked = torch.nn.functional.interpolate(line, size=new).flatten().long().numpy()
+        out = node.name if axis == rank - 1 else f"{node.name}."
+        x = graph.add("Gather", [x, graph.constant(picked, "int64")], out, axis=axis)
 
 
 @moves("amax", "amin")

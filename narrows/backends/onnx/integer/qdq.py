@@ -167,16 +167,17 @@ def mean(graph: Graph, node: fx.Node) -> None:
     shape = Meta(args["x"]).shape
     axes = args["axes"]
     count = math.prod(shape[a] for a in axes)
-    if count > LARGEST_AVERAGE or not pooled_exactly(count, args["shift_by"]):
+    others = [a for a in range(len(shape)) if a not in axes]
+    unlike = not others or any(a in Meta(args["x"]).dynamic for a in (*axes, *others[1:]))
+    if unlike or count > LARGEST_AVERAGE or not pooled_exactly(count, args["shift_by"]):
         portable.mean(graph, node)
         return
     x = graph.name(args["x"])
     if (len(shape), axes) != (4, [2, 3]):
-        others = [a for a in range(len(shape)) if a not in axes]
         if [*others, *axes] != list(range(len(shape))):
             x = graph.add("Transpose", [x], at, perm=[*others, *axes])
-        lead = graph.sizes(args["x"])[0] if 0 in others else 1
-        x = graph.reshape(x, [lead, -1, count, 1] if lead != -1 or 0 in others else [])
+        rest = math.prod(shape[a] for a in others[1:])
+        x = graph.reshape(x, [graph.sizes(args["x"])[others[0]], rest, count, 1])
     keeps = len(shape) == 4 and args["keepdim"] and axes == [2, 3]
     grid = graph.grid(args["x"])
     y = graph.add("GlobalAveragePool", [dequantized(graph, x, grid, at)], at)
