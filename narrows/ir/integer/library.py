@@ -282,8 +282,11 @@ def concat(
 
 
 @define
-def lookup(x: Tensor, table: Tensor) -> Tensor:
-    """Return ``table[x]``; the table has 256 codes, one per code of ``x``."""
+def lookup(x: Tensor, table: Tensor, function: str = "") -> Tensor:
+    """Return ``table[x]``; the table has 256 codes, one per code of ``x``.
+
+    ``function`` names what the table was made of; it is only a hint to backends.
+    """
     return table[x.to(torch.int64)]
 
 

@@ -2,8 +2,8 @@
 
 Both need a quotient, and layer normalisation a root. Their sums are whole numbers, formed exactly
 in any order; exp is a table; what is left (``/``, ``sqrt``, ``*``, ``+``) IEEE 754 defines to the
-last bit in binary64. So the operators below give the same codes on every machine that does not
-contract a product and a sum into one rounding.
+last bit. So the operators below give the same codes on every machine that does not contract a
+product and a sum into one rounding.
 """
 
 from __future__ import annotations
@@ -63,14 +63,15 @@ def layer_norm(
 ) -> Tensor:
     """Return codes normalised over the last ``axes`` axes.
 
-    With ``n`` elements, ``d = n x - sum(x)`` and ``V = sum(d**2)`` whole numbers, in this order::
+    With ``n`` elements and the whole numbers ``S = sum(x)``, ``Q = sum(x**2)`` and ``d = n x - S``::
 
-        (d / n) / sqrt(V / n**3 + eps) * gain + offset
+        s = 1 / (sqrt((n Q - S**2) / n**2 + eps) n)     in binary64, rounded to binary32
+        y = (d s) gain + offset                         in binary32, operation by operation
 
     Args:
         x: Codes.
-        gain: float64, the layer's weight in steps of the result.
-        offset: float64, the layer's bias in steps of the result.
+        gain: float32, the layer's weight in steps of the result.
+        offset: float32, the layer's bias in steps of the result.
         axes: How many trailing axes.
         eps: The layer's, in squared steps of ``x``.
         x_zero: The zero point of ``x``.
@@ -82,14 +83,16 @@ def layer_norm(
     over = list(range(x.dim() - axes, x.dim()))
     count = math.prod(x.shape[a] for a in over)
     whole = x.to(torch.int64) - x_zero
-    d = count * whole - whole.sum(over, keepdim=True)
-    # Below 2**53 for up to 4,096 elements; `largest_norm` says so to the passes.
-    variance = (d * d).sum(over, keepdim=True).double() / float(count**3)
-    y = (d.double() / float(count)) / torch.sqrt(variance + eps) * gain + offset
+    total, squares = whole.sum(over, keepdim=True), (whole * whole).sum(over, keepdim=True)
+    variance = (count * squares - total * total).double() / float(count**2)
+    spread = (1.0 / (torch.sqrt(variance + eps) * float(count))).to(torch.float32)
+    d = (count * whole - total).to(torch.float32)
+    y = (d * spread) * gain + offset
     return settle(round_float(y, rounding).clamp(-65536, 65536).to(torch.int64), zero, low, high)
 
 
-LARGEST_NORM = 4096  # elements: n * (255 n)**2 stays below 2**53
+# Elements: |d| <= 255 n is a float32, and n Q <= (255 n)**2 a float64, without rounding.
+LARGEST_NORM = 2**16
 
 
 @define
@@ -136,7 +139,7 @@ def norm_parameters(
     """Return ``gain`` and ``offset`` of `layer_norm` for a result of step ``2**-exponent``."""
     gain = torch.ones(shape) if weight is None else weight.detach()
     offset = torch.zeros(shape) if bias is None else bias.detach()
-    return gain.double() * 2.0**exponent, offset.double() * 2.0**exponent
+    return gain.float() * 2.0**exponent, offset.float() * 2.0**exponent
 
 
 def norm_eps(eps: float, exponent: int) -> float:

@@ -298,7 +298,13 @@ class Matmul(IntegerForm):
 
 @dataclass(frozen=True)
 class Lookup(IntegerForm):
-    """Any function of one number: a table of 256 codes, made in float64."""
+    """Any function of one number: a table of 256 codes, made in float64.
+
+    Attributes:
+        function: Its name, where backends have an operator for it.
+    """
+
+    function: str = ""
 
     def obstacle(self, node: fx.Node) -> str:
         loose = [n for n in node.all_input_nodes if n not in self.operands(node)]
@@ -318,7 +324,16 @@ class Lookup(IntegerForm):
             )
         grid_args = (out.grid.exponent, out.grid.zero, out.low, out.high, out.rounding)
         table = ops.quantize.default(made, *grid_args)
-        return ops.lookup.default, (x, fold.constant(f"{node.name}.table", table))
+        return ops.lookup.default, (
+            x,
+            fold.constant(f"{node.name}.table", table),
+            self._function(args),
+        )
+
+    def _function(self, args: dict[str, Any]) -> str:
+        """Return the name of a function without parameters, by which backends may know it."""
+        plain = args.get("approximate", "none") == "none" and len(args) <= 2
+        return self.function if plain else ""
 
 
 def _number(value: Any) -> Any:
@@ -467,7 +482,7 @@ class Softmax(IntegerForm):
 
 @dataclass(frozen=True)
 class LayerNorm(IntegerForm):
-    """Layer normalisation: statistics in whole numbers, the rest in binary64."""
+    """Layer normalisation: sums in whole numbers, the rest as IEEE 754 defines it."""
 
     def obstacle(self, node: fx.Node) -> str:
         args = arguments(node)
@@ -531,6 +546,8 @@ def _standard() -> dict[str, IntegerForm]:
 
     put(_MOVES, Moves())
     put(_LOOKUPS, Lookup())
+    for name in ("sigmoid", "tanh", "gelu", "silu", "hardsigmoid"):
+        put(name, Lookup(function=name))
     put("constant_pad_nd pad", Padding())
     put("relu", Clip(lo=0.0))
     put("relu6", Clip(lo=0.0, hi=6.0))

@@ -1,11 +1,13 @@
 """What is written the same way in every form: tables, softmax, layer normalisation, and division.
 
-Whole numbers are int64; the quotients of layer normalisation are float64, as its definition asks
-(`narrows.ir.integer.statistics`). No runtime fuses these, so they mean the same everywhere.
+Whole numbers are int64; softmax and layer normalisation follow their definitions operation by
+operation (`narrows.ir.integer.statistics`), in types that hold what they hold there. No runtime
+fuses these, so they mean the same everywhere.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import fx
@@ -74,23 +76,44 @@ def layer_norm(graph: Graph, node: fx.Node) -> None:
     shape = Meta(node).shape
     rank = len(shape)
     axes = graph.constant(list(range(rank - args["axes"], rank)), "int64")
-    count = 1
-    for size in shape[rank - args["axes"] :]:
-        count *= size
+    count = math.prod(shape[rank - args["axes"] :])
+    x = graph.cast(graph.name(args["x"]), "int32", at)
+    if args["x_zero"]:
+        x = graph.add("Sub", [x, graph.scalar(args["x_zero"], "int32")], at)
+    total = graph.add("ReduceSum", [x, axes], at, keepdims=1)
+    # Up to 2**15 elements sum(x**2) is an int32.
+    squares = graph.add("Mul", [x, x], at) if count < 2**15 else None
+    if squares is None:
+        wide = graph.cast(x, "int64", at)
+        squares = graph.add("Mul", [wide, wide], at)
+    squares = graph.add("ReduceSum", [squares, axes], at, keepdims=1)
+    spread = graph.cast(_spread(graph, total, squares, count, args["eps"], at), "float32", at)
+    d = graph.add("Mul", [graph.cast(x, "float32", at), graph.scalar(count, "float32")], at)
+    d = graph.add("Sub", [d, graph.cast(total, "float32", at)], at)
+    y = graph.add("Mul", [graph.add("Mul", [d, spread], at), graph.name(args["gain"])], at)
+    y = graph.add("Add", [y, graph.name(args["offset"])], at)
+    if graph.half_up:
+        settle_float(graph, node, graph.cast(y, "float64", at))
+        return
+    whole = (args["low"], args["high"]) == (0, 255)
+    one, zero = graph.scalar(1.0, "float32"), graph.scalar(args["zero"], "uint8")
+    codes = graph.add("QuantizeLinear", [y, one, zero], node.name if whole else at)
+    if not whole:
+        clip(graph, codes, args["low"], args["high"], node.name)
+
+
+def _spread(graph: Graph, total: str, squares: str, count: int, eps: float, at: str) -> str:
+    """Return ``1 / (sqrt((n Q - S**2) / n**2 + eps) n)`` in float64, one number a row."""
 
     def number(value: float) -> str:
         return graph.scalar(value, "float64")
 
-    x = graph.cast(graph.name(args["x"]), "float64", at)
-    x = graph.add("Sub", [x, number(args["x_zero"])], at)
-    total = graph.add("ReduceSum", [x, axes], at, keepdims=1)
-    d = graph.add("Sub", [graph.add("Mul", [x, number(count)], at), total], at)
-    squares = graph.add("ReduceSum", [graph.add("Mul", [d, d], at), axes], at, keepdims=1)
-    variance = graph.add("Div", [squares, number(float(count**3))], at)
-    root = graph.add("Sqrt", [graph.add("Add", [variance, number(args["eps"])], at)], at)
-    y = graph.add("Div", [graph.add("Div", [d, number(count)], at), root], at)
-    y = graph.add("Mul", [y, graph.name(args["gain"])], at)
-    settle_float(graph, node, graph.add("Add", [y, graph.name(args["offset"])], at))
+    total, squares = graph.cast(total, "float64", at), graph.cast(squares, "float64", at)
+    squares = graph.add("Mul", [squares, number(count)], at)
+    variance = graph.add("Sub", [squares, graph.add("Mul", [total, total], at)], at)
+    variance = graph.add("Div", [variance, number(float(count**2))], at)
+    root = graph.add("Sqrt", [graph.add("Add", [variance, number(eps)], at)], at)
+    return graph.add("Div", [number(1.0), graph.add("Mul", [root, number(count)], at)], at)
 
 
 def settle_float(graph: Graph, node: fx.Node, x: str) -> None:
@@ -100,7 +123,8 @@ def settle_float(graph: Graph, node: fx.Node, x: str) -> None:
         x = graph.add("Floor", [graph.add("Add", [x, graph.scalar(0.5, "float64")], at)], at)
     else:
         x = graph.add("Round", [x], at)
-    x = graph.add("Add", [x, graph.scalar(args["zero"], "float64")], at)
+    if args["zero"]:
+        x = graph.add("Add", [x, graph.scalar(args["zero"], "float64")], at)
     bounds = [graph.scalar(args[k], "float64") for k in ("low", "high")]
     graph.cast(graph.add("Clip", [x, *bounds], at), "uint8", node.name)
 

@@ -35,12 +35,47 @@ def conv(graph: Graph, node: fx.Node) -> None:
 
 
 def conv_transpose(graph: Graph, node: fx.Node) -> None:
-    """Write a transposed convolution: zeros between the codes, then a convolution."""
-    args = given(node)
-    raise graph.refuse(
-        node, "a transposed convolution has no form in integer operators", "ONNX has no integer "
-        f"ConvTranspose (stride {args['stride']})", 'form="qdq"',
-    )  # fmt: skip
+    """Write a transposed convolution: zeros between the codes, then a convolution with the kernel
+    turned around.
+    """
+    args, at = given(node), f"{node.name}."
+    axes, zero = len(args["stride"]), graph.scalar(args["x_zero"], "uint8")
+    x = _spread(graph, node, graph.name(args["x"]), zero)
+    reach = [
+        d * (k - 1) for d, k in zip(args["dilation"], Meta(args["weight"]).shape[2:], strict=True)
+    ]
+    before = [r - p for r, p in zip(reach, args["padding"], strict=True)]
+    after = [b + o for b, o in zip(before, args["output_padding"], strict=True)]
+    pads = graph.constant([0, 0, *before, 0, 0, *after], "int64")
+    x = graph.add("Pad", [x, pads, zero], at)
+    groups, weight = args["groups"], graph.tensor(args["weight"])
+    turned = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+    turned = turned.flip(list(range(2, 2 + axes))).contiguous().numpy()
+    inputs = [x, graph.constant(turned, "int8", f"{at}turned"), zero]
+    acc = graph.add("ConvInteger", inputs, at, dilations=args["dilation"], group=groups)
+    _finish(graph, node, acc, 1, 2 + axes)
+
+
+def _spread(graph: Graph, node: fx.Node, x: str, zero: str) -> str:
+    """Return codes with ``stride - 1`` zeros after each along the spatial axes, but the last."""
+    args, at = given(node), f"{node.name}."
+    batch, width, *sizes = graph.sizes(args["x"])
+    for axis, stride in enumerate(args["stride"]):
+        if stride == 1:
+            continue
+        lead = [batch, width, *sizes[: axis + 1]]
+        x = graph.reshape(x, [*lead, 1, *sizes[axis + 1 :]])
+        rank = 3 + len(sizes)
+        pads = [0] * 2 * rank
+        pads[rank + axis + 3] = stride - 1
+        x = graph.add("Pad", [x, graph.constant(pads, "int64"), zero], at)
+        sizes[axis] *= stride
+        x = graph.reshape(x, [batch, width, *sizes])
+        cut = [0] * 2 * (2 + len(sizes))
+        cut[2 + len(sizes) + axis + 2] = 1 - stride
+        x = graph.add("Pad", [x, graph.constant(cut, "int64"), zero], at)
+        sizes[axis] -= stride - 1
+    return x
 
 
 def linear(graph: Graph, node: fx.Node) -> None:
@@ -153,6 +188,13 @@ def average_pool(graph: Graph, node: fx.Node) -> None:
     acc = graph.reshape(graph.cast(acc, "int64", at), [batch, width, *out])
     counts = average_counts(height, breadth, *_window(args)).numpy()[0, 0]
     _average(graph, node, acc, counts)
+
+
+def divisors(node: fx.Node) -> list[int]:
+    """Return what the windows of an average pooling are divided by, each number once."""
+    args = given(node)
+    counts = average_counts(*Meta(args["x"]).shape[-2:], *_window(args))
+    return counts.unique().tolist()
 
 
 def _window(args: dict[str, Any]) -> tuple[Any, ...]:

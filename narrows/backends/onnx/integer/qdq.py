@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import fx
 
 from narrows.backends.onnx.integer import exact, portable
@@ -20,8 +21,9 @@ from narrows.backends.onnx.integer.graph import Graph, given
 from narrows.ir.integer.grid import Grid
 from narrows.ir.program import Meta
 
-# ONNX Runtime's average of up to this many numbers was compared with the exact one, sum by sum.
-LARGEST_AVERAGE = 256
+# Up to this many numbers a sum of codes is a float32, and ONNX Runtime's averages were compared with
+# the exact ones at every tie and next to it.
+LARGEST_AVERAGE = 2**16
 
 
 def dequantized(graph: Graph, x: str, grid: Grid, at: str) -> str:
@@ -156,6 +158,50 @@ def rescale(graph: Graph, node: fx.Node) -> None:
     graph.add("Identity", [x], node.name)
 
 
+# Operators of functions without parameters.
+FUNCTIONS = {"sigmoid": "Sigmoid", "tanh": "Tanh", "gelu": "Gelu", "silu": "", "hardsigmoid": ""}
+
+# How far float32 kernels may be from the true value, relative to it: their approximations of exp
+# and erf are good to a few units of 2**-24.
+KERNEL_ERROR = 2.0**-19
+
+
+def lookup(graph: Graph, node: fx.Node) -> None:
+    """Write a function as its operator where no kernel can miss a code, else as a table.
+
+    The true value of each of the 256 codes has to be further from a tie than any kernel's error.
+    """
+    args, at = given(node), f"{node.name}."
+    function = args["function"]
+    if function not in FUNCTIONS or graph.half_up or not _distinct(graph, node):
+        exact.lookup(graph, node)
+        return
+    x = dequantized(graph, graph.name(args["x"]), graph.grid(args["x"]), at)
+    if function == "silu":
+        y = graph.add("Mul", [x, graph.add("Sigmoid", [x], at)], at)
+    elif function == "hardsigmoid":
+        y = graph.add("HardSigmoid", [x], at, alpha=1 / 6, beta=0.5)
+    else:
+        y = graph.add(FUNCTIONS[function], [x], at)
+    grid = graph.grid(node)
+    scale, zero = graph.scalar(grid.scale, "float32"), graph.scalar(grid.zero, "uint8")
+    graph.add("QuantizeLinear", [y, scale, zero], node.name)
+
+
+def _distinct(graph: Graph, node: fx.Node) -> bool:
+    """Whether every code of a function is far enough from its neighbours' reach."""
+    args = given(node)
+    source, grid = graph.grid(args["x"]), graph.grid(node)
+    x = (torch.arange(256, dtype=torch.float64) - source.zero) * source.scale
+    y = getattr(torch.nn.functional, args["function"])(x) / grid.scale
+    codes = (y.round() + grid.zero).clamp(0, 255).to(torch.uint8)
+    error = y.abs() * KERNEL_ERROR + 2.0**-20
+    # Beyond the ends of the codes a tie decides nothing.
+    inner = (y + grid.zero > -0.4) & (y + grid.zero < 255.4)
+    ties = (y - y.floor() - 0.5).abs()
+    return bool(((ties > error) | ~inner).all()) and torch.equal(codes, graph.tensor(args["table"]))
+
+
 def concat(graph: Graph, node: fx.Node) -> None:
     """Write tensors side by side; those on one grid are joined as codes."""
     portable.concat(graph, node)
@@ -189,18 +235,25 @@ def mean(graph: Graph, node: fx.Node) -> None:
 
 
 def pooled_exactly(count: int, by: int) -> bool:
-    """Whether float32 tells every average of ``count`` codes from the tie it is next to.
+    """Whether the kernels round every average of ``count`` codes, shifted by ``by``, as is right.
 
-    They are ``2**-by / 2 count`` apart at least, and quotients up to 2**8 are off by 2**-16.
+    Quotients are ``2**-by / 2 count`` away from a tie that they do not meet, at least, and those up
+    to 2**8 are off by 2**-16 in float32. A tie itself has to come out as one, which is the question
+    where a kernel multiplies by the rounded ``1 / count``: it fails for 7, shifted to the right.
     """
-    return 2 * count * 2.0 ** max(by, 0) < 2**15 and by >= -8
+    if by < -8 or 2 * count * 2.0 ** max(by, 0) >= 2**15:
+        return False
+    halves = np.arange(-256, 512) + 0.5
+    sums = halves * count * 2.0**by
+    met = sums == np.floor(sums)
+    products = sums[met].astype(np.float32) * np.float32(2.0**-by / count)
+    return bool((products == halves[met].astype(np.float32)).all())
 
 
 def average_pool(graph: Graph, node: fx.Node) -> None:
     """Write average pooling."""
     args, at = given(node), f"{node.name}."
-    count = math.prod(args["kernel"])
-    if not pooled_exactly(count, args["shift_by"]):
+    if not all(pooled_exactly(n, args["shift_by"]) for n in portable.divisors(node)):
         portable.average_pool(graph, node)
         return
     x = dequantized(graph, graph.name(args["x"]), graph.grid(args["x"]), at)
@@ -215,5 +268,5 @@ def average_pool(graph: Graph, node: fx.Node) -> None:
 FORM: dict[str, Any] = {
     **portable.FORM, "conv": conv, "conv_transpose": conv_transpose, "linear": linear,
     "matmul": matmul, "add": add, "mul": mul, "rescale": rescale, "concat": concat,
-    "mean": mean, "average_pool": average_pool,
+    "mean": mean, "average_pool": average_pool, "lookup": lookup,
 }  # fmt: skip

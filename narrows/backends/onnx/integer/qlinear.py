@@ -157,8 +157,8 @@ def mean(graph: Graph, node: fx.Node) -> None:
 def average_pool(graph: Graph, node: fx.Node) -> None:
     """Write average pooling."""
     args = given(node)
-    count = int(np.prod(args["kernel"]))
-    if graph.half_up or not qdq.pooled_exactly(count, args["shift_by"]):
+    by = args["shift_by"]
+    if graph.half_up or not all(qdq.pooled_exactly(n, by) for n in portable.divisors(node)):
         portable.average_pool(graph, node)
         return
     inputs = [*operand(graph, args["x"]), *terms(graph, graph.grid(node))]
