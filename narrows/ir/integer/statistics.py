@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -17,13 +18,38 @@ from torch import Tensor
 from narrows.ir.integer.library import define
 from narrows.ir.integer.rounding import divide, round_float, settle
 
-TABLE_BITS = 15  # of the exponentials; 2**15 * 65,536 addends stay below 2**31
+
+def table_bits(exponent: int, length: int) -> int:
+    """Return how many bits exponentials get in a softmax over ``length`` numbers.
+
+    With a result of step ``2**-exponent`` they are as many as leave the sum a binary32 and the
+    quotient, divided in binary32 and then rounded, what it is when it is rounded once: a quotient
+    ``T 2**e / S`` is at least its own ``2**-(e + 1) / T`` part away from a tie that it does not meet.
+    """
+    return max(8, min(15, 23 - exponent, 24 - math.ceil(math.log2(length))))
 
 
-def exponentials(exponent: int) -> Tensor:
-    """Return ``round(2**15 * exp(-d * 2**-exponent))`` for ``d`` from 0 to 255, in int32."""
-    values = [math.exp(-d * 2.0**-exponent) * 2**TABLE_BITS for d in range(256)]
-    return torch.tensor([round(v) for v in values], dtype=torch.int32)
+@cache
+def exponentials(exponent: int, bits: int) -> Tensor:
+    """Return ``round(M exp(-d * 2**-exponent))`` for ``d`` from 0 to 255, in int32.
+
+    ``M`` is the number up to ``2**bits`` that keeps all of them furthest from a tie, so that a
+    float32 kernel's exp, rounded, gives the same.
+    """
+    powers = torch.exp(-torch.arange(256, dtype=torch.float64) * 2.0**-exponent)
+    factors = torch.arange(2**bits, 2**bits - 2 ** (bits - 3), -1, dtype=torch.float64)
+    products = factors[:, None] * powers
+    margins = (products - products.floor() - 0.5).abs().amin(1)
+    return products[margins.argmax()].round().to(torch.int32)
+
+
+def distinct(table: Tensor, exponent: int) -> bool:
+    """Whether a float32 exp, off by a few units in its last place, gives the same table."""
+    products = table[0].double() * torch.exp(
+        -torch.arange(256, dtype=torch.float64) * 2.0**-exponent
+    )
+    margins = (products - products.floor() - 0.5).abs()
+    return bool((margins > products * 2.0**-21 + 2.0**-20).all())
 
 
 @define
@@ -108,7 +134,7 @@ def fake_softmax(
     ``grid`` and ``out`` are ``exponent, zero, low, high``.
     """
     codes = _codes(x, grid)
-    table = exponentials(grid[0]).to(x.device)
+    table = exponentials(grid[0], table_bits(out[0], x.shape[axis])).to(x.device)
     made = torch.ops.narrows.softmax.default(codes, table, axis, *out, rounding)
     return _numbers(made, out, x)
 

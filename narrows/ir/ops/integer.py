@@ -476,7 +476,9 @@ class Softmax(IntegerForm):
     def emit(self, fold: Fold, node: fx.Node, out: Settled) -> Call:
         x, axis, grid, *_ = node.args
         codes, _ = fold.codes(x)  # type: ignore[arg-type]
-        table = fold.constant(f"{node.name}.table", statistics.exponentials(grid[0]))  # type: ignore
+        bits = statistics.table_bits(out.grid.exponent, Meta(node).shape[axis])  # type: ignore
+        made = statistics.exponentials(grid[0], bits)  # type: ignore
+        table = fold.constant(f"{node.name}.table", made)
         return ops.softmax.default, (codes, table, axis, out.grid.exponent, *out.tail)
 
 

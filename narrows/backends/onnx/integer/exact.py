@@ -59,8 +59,7 @@ def softmax(graph: Graph, node: fx.Node) -> None:
     not meet, and binary64 is exact to ``2**-45`` there: dividing, then rounding, rounds once.
     """
     args, at = given(node), f"{node.name}."
-    axis = args["axis"] % len(Meta(node).shape)
-    axes = graph.constant([axis], "int64")
+    axes = graph.constant([args["axis"] % len(Meta(node).shape)], "int64")
     x = graph.cast(graph.name(args["x"]), "int32", at)
     top = graph.add("ReduceMax", [x, axes], at, keepdims=1)
     powers = graph.constant(graph.tensor(args["table"]).numpy(), "float64")

@@ -18,7 +18,9 @@ from torch import fx
 
 from narrows.backends.onnx.integer import exact, portable
 from narrows.backends.onnx.integer.graph import Graph, given
+from narrows.ir.integer.bounds import EXACT
 from narrows.ir.integer.grid import Grid
+from narrows.ir.integer.statistics import distinct
 from narrows.ir.program import Meta
 
 # Up to this many numbers a sum of codes is a float32, and ONNX Runtime's averages were compared with
@@ -202,6 +204,27 @@ def _distinct(graph: Graph, node: fx.Node) -> bool:
     return bool(((ties > error) | ~inner).all()) and torch.equal(codes, graph.tensor(args["table"]))
 
 
+def softmax(graph: Graph, node: fx.Node) -> None:
+    """Write softmax in float32 where that is exact (`narrows.ir.integer.statistics`)."""
+    args, at = given(node), f"{node.name}."
+    shape, source = Meta(node).shape, graph.grid(args["x"])
+    axis = args["axis"] % len(shape)
+    table = graph.tensor(args["table"])
+    most = int(table[0])
+    narrow = most * shape[axis] <= EXACT and most * 2.0 ** args["exponent"] <= 2**23
+    if graph.half_up or not narrow or not distinct(table, source.exponent):
+        exact.softmax(graph, node)
+        return
+    axes = graph.constant([axis], "int64")
+    top = graph.add("ReduceMax", [graph.name(args["x"]), axes], at, keepdims=1)
+    pair = [dequantized(graph, x, source, at) for x in (graph.name(args["x"]), top)]
+    powers = graph.add("Exp", [graph.add("Sub", pair, at)], at)
+    powers = graph.add("Mul", [powers, graph.scalar(most, "float32")], at)
+    powers = graph.add("Round", [powers], at)
+    total = graph.add("ReduceSum", [powers, axes], at, keepdims=1)
+    quantized(graph, graph.add("Div", [powers, total], at), node)
+
+
 def concat(graph: Graph, node: fx.Node) -> None:
     """Write tensors side by side; those on one grid are joined as codes."""
     portable.concat(graph, node)
@@ -268,5 +291,5 @@ def average_pool(graph: Graph, node: fx.Node) -> None:
 FORM: dict[str, Any] = {
     **portable.FORM, "conv": conv, "conv_transpose": conv_transpose, "linear": linear,
     "matmul": matmul, "add": add, "mul": mul, "rescale": rescale, "concat": concat,
-    "mean": mean, "average_pool": average_pool, "lookup": lookup,
+    "mean": mean, "average_pool": average_pool, "lookup": lookup, "softmax": softmax,
 }  # fmt: skip
