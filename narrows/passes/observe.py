@@ -109,7 +109,8 @@ class Histogram:
         wanted = (both.sum() + self.zeros) * percentile / 100 - self.zeros
         reached = both.cumsum(0) >= wanted
         index = int(reached.float().argmax()) if bool(reached.any()) else BINS - 1
-        return min(self.centres()[index].item(), max(-self.low, self.high))
+        edge = (index + 1) * 2.0**self.power / BINS
+        return min(edge, max(-self.low, self.high))
 
     def error(self, grid: Grid) -> float:
         """Return the sum of squared errors on a grid, as far as the bins tell.
