@@ -235,17 +235,12 @@ def _activation_grids(found: Survey, watch: Watch, settings: Settings) -> dict[s
                 hint="scale the data, or skip the node",
             ) from error
     for group in found.shared_grids() if settings.align else ():
-        widest = Grid(
-            min(grids[n].exponent for n in group),
-            max(grids[n].zero for n in group),
-            max(grids[n].bits for n in group),
-        )
-        # A range of one sign only loses a bit beside a signed one.
-        if any(
-            grids[n].zero != widest.zero and grids[n].exponent == widest.exponent for n in group
-        ):
-            widest = Grid(widest.exponent - 1, widest.zero, widest.bits)
-        grids.update(dict.fromkeys(group, widest))
+        # Only among their like: a range of one sign would lose half of its codes to the other.
+        for zero in {grids[n].zero for n in group}:
+            alike = [n for n in group if grids[n].zero == zero]
+            coarsest = min(grids[n].exponent for n in alike)
+            bits = max(grids[n].bits for n in alike)
+            grids.update(dict.fromkeys(alike, Grid(coarsest, zero, bits)))
     return {n.name: g for n, g in grids.items()}
 
 

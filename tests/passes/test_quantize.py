@@ -207,13 +207,14 @@ def test_weights_get_an_exponent_a_channel() -> None:
 
 
 def test_tensors_that_are_concatenated_share_a_grid() -> None:
-    program, x = captured(), images(4, 3, 8, 8)
+    b = Builder((2, 3, 6, 6))
+    parts = [b.relu(b.conv(b.inputs[0], name, 4, 3)) for name in ("small", "large")]
+    program = b.program(b.call(aten.cat.default, parts, 1))
+    program.weights["large.weight"] = 16 * program.weights["large.weight"]
     for align in (True, False):
-        shifts = [
-            s for n in narrows.quantize(program, [x], align=align).program.nodes
-            if n.target is torch.ops.narrows.concat.default for s in n.args[2]
-        ]  # fmt: skip
-        assert (set(shifts) == {0}) or not align
+        result = narrows.quantize(program, [program.examples[0]], align=align).program
+        (joined,) = (n for n in result.nodes if n.target is torch.ops.narrows.concat.default)
+        assert (joined.args[2] == [0, 0]) is align
 
 
 def test_bits_by_globs_and_first_and_last() -> None:

@@ -227,7 +227,18 @@ def softmax(graph: Graph, node: fx.Node) -> None:
 
 def concat(graph: Graph, node: fx.Node) -> None:
     """Write tensors side by side; those on one grid are joined as codes."""
-    portable.concat(graph, node)
+    args, at = given(node), f"{node.name}."
+    if aligned(args):
+        graph.add("Concat", [graph.name(x) for x in args["xs"]], node.name, axis=args["axis"])
+        return
+    parts = [dequantized(graph, graph.name(x), graph.grid(x), at) for x in args["xs"]]
+    quantized(graph, graph.add("Concat", parts, at, axis=args["axis"]), node)
+
+
+def aligned(args: dict[str, Any]) -> bool:
+    """Whether the operands of a concat lie on the grid of the result."""
+    same = set(args["zeros"]) == {args["zero"]} and set(args["shift_by"]) == {0}
+    return same and (args["low"], args["high"]) == (0, 255)
 
 
 def mean(graph: Graph, node: fx.Node) -> None:

@@ -132,6 +132,18 @@ def mul(graph: Graph, node: fx.Node) -> None:
     _binary("QLinearMul", graph, node)
 
 
+def concat(graph: Graph, node: fx.Node) -> None:
+    """Write tensors side by side, each aligned by the kernel."""
+    args = given(node)
+    even(graph, node, *args["shift_by"])
+    if qdq.aligned(args):
+        qdq.concat(graph, node)
+        return
+    parts = [name for x in args["xs"] for name in operand(graph, x)]
+    how: dict[str, Any] = {"domain": MICROSOFT, "axis": args["axis"]}
+    settled(graph, "QLinearConcat", [*terms(graph, graph.grid(node)), *parts], node, **how)
+
+
 def mean(graph: Graph, node: fx.Node) -> None:
     """Write an average over the spatial axes, any other in whole numbers."""
     args = given(node)
@@ -171,5 +183,6 @@ def average_pool(graph: Graph, node: fx.Node) -> None:
 
 FORM: dict[str, Any] = {
     **portable.FORM, "conv": conv, "linear": linear, "matmul": matmul, "add": add, "mul": mul,
+    "concat": concat,
     "mean": mean, "average_pool": average_pool,
 }  # fmt: skip
