@@ -130,6 +130,8 @@ class OnnxTarget(Target):
         if self.check:
             checked = check(artifact, reference or program, self.samples, exact=whole)
             manifest["fidelity"] = checked.fidelity
+            if whole:
+                _add_golden(artifact, reference or program)
             if checked.flat:
                 _add_note(manifest, "check", program.output.name, FLAT)
         return artifact
@@ -199,6 +201,39 @@ def _add_structure(manifest: dict[str, Any], program: Program) -> None:
         manifest["structure"][key] = Structure.from_spec(spec, remarks, key).to_json()
     for where, message in dict.fromkeys(remarks):
         _add_note(manifest, "structure", where, message)
+
+
+def _add_golden(artifact: Artifact, program: Program) -> None:
+    """Keep digests of what the interpreter gives on made-up inputs; see `narrows check`.
+
+    Not with floating-point islands: they differ in the last place from machine to machine.
+    """
+    import torch
+
+    from narrows.backends import golden
+    from narrows.backends.onnx.check import float_islands
+
+    if float_islands(program):
+        return
+    shown = artifact.manifest["structure"]["output_leaves"]
+    kept: dict[str, list[str]] = {}
+    for batch in golden.BATCHES:
+        arrays = golden.draw(artifact.inputs, batch)
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        feed = [
+            tensors.get(n.name, e)
+            for n, e in zip(program.placeholders, program.examples, strict=True)
+        ]
+        with torch.no_grad():
+            results = program.run_flat(feed)
+        by_tensor = {
+            leaf["tensor"]: r for leaf, r in zip(shown, results, strict=True) if "tensor" in leaf
+        }
+        kept[str(batch)] = golden.digests(by_tensor[i].numpy() for i in sorted(by_tensor))
+        if not program.dynamic_batch:
+            kept = dict.fromkeys(map(str, golden.BATCHES), kept[str(batch)])
+            break
+    artifact.manifest["golden"] = kept
 
 
 def _add_note(manifest: dict[str, Any], reason: str, where: str, message: str) -> None:
