@@ -1,7 +1,7 @@
 """The public functions: `capture`, `plan`, `apply`, `quantize`, `lower`, `compile`, `load`.
 
-`compile` is capture, plan, apply and lower in a row. They check their arguments and call; the work is done in
-`narrows.frontend`, `narrows.passes` and `narrows.backends`.
+`compile` is capture, plan, apply and lower in a row. They check their arguments and call; the work
+is done in `narrows.frontend`, `narrows.passes` and `narrows.backends`.
 """
 
 from __future__ import annotations

@@ -25,8 +25,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"narrows {narrows.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for add in (
-        _compile, _quantize, _demo, _plan, _passes, _ops, _couplings, _why, _show, _diff, _check, _bench,
-        _completion,
+        _compile, _quantize, _demo, _plan, _passes, _ops, _couplings, _why, _show, _diff, _check,
+        _bench, _completion,
     ):  # fmt: skip
         add(commands)
     return parser

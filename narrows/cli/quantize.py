@@ -42,9 +42,9 @@ def quantize(arguments: argparse.Namespace) -> int:
     if arguments.save_plan is not None:
         quantized.plan.save(arguments.save_plan)
     if arguments.json:
+        found = {"artifact": str(output), "bytes": artifact.size, "fidelity": artifact.fidelity}
         floats = dict(quantized.plan.floats)
-        print_json({"artifact": str(output), "bytes": artifact.size, "floats": floats,
-                    "fidelity": artifact.fidelity, "error": _error(program, quantized)})  # fmt: skip
+        print_json({**found, "floats": floats, "error": _error(program, quantized)})
         return 0
     print(artifact.report)
     for name, reason in quantized.plan.floats.items():

@@ -228,7 +228,8 @@ class _Folder:
         if old.target is ops.fake_quantize_weight.default and old not in self.made:
             with torch.no_grad():
                 source = arguments(old)["x"]
-                tensor = old.target(self.old.tensor(source), *old.args[1:])
+                rounded = ops.fake_quantize_weight.default
+                tensor = rounded(self.old.tensor(source), *old.args[1:])
             self.made[old] = self.constant(str(source.target), tensor)
         made = self.made[old]
         if made not in self.grids:

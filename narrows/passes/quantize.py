@@ -131,7 +131,7 @@ class _Inserter:
             if not entry or (u in self.found.forms and site in self.found.forms[u].operands(u))
         ]  # fmt: skip
         # A float becomes a code by the rounding of IEEE 754; the flag is about shifts.
-        how = {"entry": True} if entry else {"rounding": self.plan.rounding}
+        how: dict[str, Any] = {"entry": True} if entry else {"rounding": self.plan.rounding}
         with self.graph.inserting_after(site):
             rounded = self.graph.create_node(
                 "call_function",

@@ -15,7 +15,8 @@ from torch import fx
 
 from narrows.errors import PassError
 from narrows.ir.ops import table
-from narrows.ir.ops.integer import Concat, IntegerForm, Moves, Relabel
+from narrows.ir.ops.integer import IntegerForm, Moves, Relabel
+from narrows.ir.ops.integer_forms import Concat
 from narrows.ir.program import Meta, Program, op_name, where
 
 

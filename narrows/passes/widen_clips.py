@@ -1,8 +1,8 @@
 """`WidenClips`: a clip such as ReLU6 is moved to the top of the codes, where it costs nothing.
 
-``clip(x, 0, 6)`` on a grid of powers of two ends at code 192 of 255, or at 96: codes are wasted and
-a clip has to be computed. Scaling the layer before by ``s = top / 6`` and the weights of the layers
-after by ``1 / s``, with ``top = (2**bits - 1) 2**-e`` next above, leaves the network what it was and
+``clip(x, 0, 6)`` on a grid of powers of two ends at code 192 of 255: codes are wasted and a clip
+has to be computed. Scaling the layer before by ``s = top / 6`` and the weights of the layers after
+by ``1 / s``, with ``top = (2**bits - 1) 2**-e`` next above, leaves the network what it was and
 makes the clip the end of the codes themselves.
 """
 
@@ -16,7 +16,8 @@ from torch import fx
 
 from narrows.ir.ops import table
 from narrows.ir.ops.args import arguments
-from narrows.ir.ops.integer import AveragePool, Clip, Layer, LayerWeights, Mean, Moves, Relabel
+from narrows.ir.ops.integer import Clip, LayerWeights, Moves, Relabel
+from narrows.ir.ops.integer_forms import AveragePool, Layer, Mean
 from narrows.ir.program import Meta, Program, aten
 from narrows.passes.base import Fidelity, Pass, PassResult
 

@@ -141,7 +141,7 @@ def test_average_pool_counts_as_torch_does(padded: bool, ceil: bool) -> None:
     assert torch.equal(got, exact.to(torch.uint8))
 
 
-@pytest.mark.parametrize("exponent", (6, 8, 10))
+@pytest.mark.parametrize("exponent", [6, 8, 10])
 def test_softmax_is_an_exact_quotient(exponent: int) -> None:
     x = codes(4, 9)
     table = statistics.exponentials(4, statistics.table_bits(exponent, 9))

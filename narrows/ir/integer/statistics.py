@@ -22,9 +22,10 @@ from narrows.ir.integer.rounding import divide, round_float, settle
 def table_bits(exponent: int, length: int) -> int:
     """Return how many bits exponentials get in a softmax over ``length`` numbers.
 
-    With a result of step ``2**-exponent`` they are as many as leave the sum a binary32 and the
-    quotient, divided in binary32 and then rounded, what it is when it is rounded once: a quotient
-    ``T 2**e / S`` is at least its own ``2**-(e + 1) / T`` part away from a tie that it does not meet.
+    With a result of step ``2**-e`` they are as many as leave the sum a binary32, and the quotient
+    ``q = T 2**e / S`` what it is when it is divided in binary32 and then rounded: ``q`` is at least
+    ``1 / 2S = q 2**-(e + 1) / T`` away from a tie that it does not meet, and the division moves it
+    by less than ``q 2**-24``.
     """
     return max(8, min(15, 23 - exponent, 24 - math.ceil(math.log2(length))))
 
@@ -89,7 +90,7 @@ def layer_norm(
 ) -> Tensor:
     """Return codes normalised over the last ``axes`` axes.
 
-    With ``n`` elements and the whole numbers ``S = sum(x)``, ``Q = sum(x**2)`` and ``d = n x - S``::
+    With ``n`` elements and the whole numbers ``S = sum(x)``, ``Q = sum(x**2)``, ``d = n x - S``::
 
         s = 1 / (sqrt((n Q - S**2) / n**2 + eps) n)     in binary64, rounded to binary32
         y = (d s) gain + offset                         in binary32, operation by operation

@@ -15,7 +15,8 @@ from torch import fx
 from narrows.errors import OpError
 from narrows.ir.ops.barrier import BARRIER as BARRIER
 from narrows.ir.ops.contract import Contract, Contraction
-from narrows.ir.ops.integer import FAKES, IntegerForm, Moves, form_of
+from narrows.ir.ops.integer import IntegerForm, Moves
+from narrows.ir.ops.integer_forms import FAKES, form_of
 from narrows.ir.ops.row import Row
 from narrows.ir.ops.rows import standard_rows
 from narrows.ir.ops.samples import samples_of
@@ -31,7 +32,7 @@ def register(row: Row) -> Row:
     """Add a row; `OpError` naming both if the overload has one already.
 
     A row without samples is given those that `narrows.ir.ops.samples` has for it, one without an
-    integer form that of `narrows.ir.ops.integer`.
+    integer form that of `narrows.ir.ops.integer_forms`.
     """
     if row.target in _ROWS:
         raise OpError(

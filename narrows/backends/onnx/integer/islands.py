@@ -1,4 +1,4 @@
-"""Floating-point islands of an integer program: exported on their own and written into its graph."""
+"""Floating-point islands of an integer program: exported alone and written into its graph."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def write_island(graph: Graph, node: fx.Node, opset: int) -> None:
     cut = _Cut(graph.program)
     single, result = cut.program(node)
     model = onnx_ir.to_proto(export(single, [result], opset).model)
-    names = {n.name: graph.name(n) for n in cut.operands}
-    names |= {o.name: node.name for o in model.graph.output}
-    inner = [i.name for i in model.graph.initializer]
-    inner += [name for n in model.graph.node for name in n.output if name]
+    names: dict[str, str] = {n.name: graph.name(n) for n in cut.operands}
+    names |= {str(o.name): node.name for o in model.graph.output}
+    inner = [str(i.name) for i in model.graph.initializer]
+    inner += [str(name) for n in model.graph.node for name in n.output if name]
     for name in inner:
         if name not in names:
             names[name] = graph.fresh(f"{node.name}.{name}")
@@ -44,8 +44,8 @@ def write_island(graph: Graph, node: fx.Node, opset: int) -> None:
     for step in model.graph.node:
         made = onnx.NodeProto()
         made.CopyFrom(step)
-        made.input[:] = [names.get(n, n) for n in step.input]
-        made.output[:] = [names.get(n, n) for n in step.output]
+        made.input[:] = [names.get(str(n), str(n)) for n in step.input]
+        made.output[:] = [names.get(str(n), str(n)) for n in step.output]
         made.name = made.output[0]
         graph.domains.add(made.domain)
         graph.nodes.append(made)

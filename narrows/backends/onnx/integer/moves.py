@@ -114,8 +114,12 @@ def number(graph: Graph, value: Any) -> str:
         x, axis = value.args
         axis = axis % _rank(x)  # type: ignore[operator, arg-type]
         return graph.add("Shape", [graph.name(x)], f"{value.name}.", start=axis, end=axis + 1)  # type: ignore[arg-type]
-    raise graph.refuse(value, f"{op_name(value)} of sizes has no ONNX form here",
-                       "only the batch size itself can be used", "capture with dynamic_batch=False")  # fmt: skip
+    raise graph.refuse(
+        value,
+        f"{op_name(value)} of sizes has no ONNX form here",
+        "only the batch size itself can be used",
+        "capture with dynamic_batch=False",
+    )
 
 
 @moves("select.int")

@@ -23,7 +23,7 @@ from narrows.ir.integer.grid import Grid
 from narrows.ir.integer.statistics import distinct
 from narrows.ir.program import Meta
 
-# Up to this many numbers a sum of codes is a float32, and ONNX Runtime's averages were compared with
+# Up to this many numbers a sum of codes is a float32. ONNX Runtime's averages were compared with
 # the exact ones at every tie and next to it.
 LARGEST_AVERAGE = 2**16
 
