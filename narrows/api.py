@@ -215,6 +215,7 @@ def quantize(
     skip: Iterable[str] = (),
     rounding: str = "half_even",
     align: bool = True,
+    equalize: bool = False,
     correct_bias: bool = True,
     strict: bool = False,
     plan: Any = None,
@@ -246,10 +247,13 @@ def quantize(
         rounding: How shifts settle ties: ``half_even`` or ``half_up``.
         align: Whether tensors that are concatenated share a grid, so that nothing is computed to
             put them side by side.
+        equalize: Whether powers of two move between layers that follow each other through ReLU, to
+            balance their channels' ranges; the float network stays the same bit for bit. A plan
+            made with it is used with it.
         correct_bias: Whether the mean error of rounded weights is taken from the biases.
         strict: Whether an operator without an integer form is an error, not a float island.
-        plan: A `QuantPlan`, or the path of a saved one, to use in place of calibration; then the
-            arguments above have no say.
+        plan: A `QuantPlan`, or the path of a saved one, to use in place of calibration; then only
+            ``equalize`` and the bits of the activations still have a say.
         check: Whether every pass is verified and held to its fidelity on the examples.
 
     Raises:
@@ -269,7 +273,7 @@ def quantize(
     settings = Settings(
         weights=weights, activations=activations, method=method, percentile=percentile,
         first_last=first_last, skip=(skip,) if isinstance(skip, str) else tuple(skip),
-        rounding=rounding, align=align, correct_bias=correct_bias, strict=strict,
+        rounding=rounding, align=align, equalize=equalize, correct_bias=correct_bias, strict=strict,
     )  # fmt: skip
     watches = [Verify(), Numerics()] if check else []
     return run(program, calibration, settings, plan=plan, instruments=watches)

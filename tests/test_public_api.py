@@ -19,7 +19,7 @@ FUNCTIONS = {
     "lower": "(program, target='onnx', *, plan=None, **options)",
     "quantize": "(program, calibration=None, *, weights=8, activations=8, method='mse', "
     "percentile=99.99, first_last=8, skip=(), rounding='half_even', align=True, "
-    "correct_bias=True, strict=False, plan=None, check=True)",
+    "equalize=False, correct_bias=True, strict=False, plan=None, check=True)",
     "plan": "(program, keep_inputs=None, keep_outputs=None, **options)",
 }
 CLASSES = {
@@ -32,9 +32,10 @@ CLASSES = {
     "QuantPlan": "activations fingerprint floats follow from_json load narrows notes offsets "
     "rounding save to_json weights with_notes",
     "Quantized": "fake plan prepared program",
-    "Program": "aliases base buffers canonical copy couplings dynamic_batch examples flat_inputs "
-    "graph history in_spec name node nodes notes origins out_spec output parameter_count "
-    "placeholders replace run_flat state_dict stored tensor to to_module users_of weights with_weights",
+    "Program": "aliases base buffers canonical copy couplings dynamic_batch examples "
+    "flat_inputs graph history in_spec name node nodes notes origins out_spec "
+    "output parameter_count placeholders replace run_flat state_dict stored tensor "
+    "to to_module users_of weights with_weights",
 }
 ERRORS = {
     "ArtifactError",

@@ -46,6 +46,7 @@ class Settings:
         skip: Globs of what stays floating-point.
         rounding: ``half_even`` or ``half_up``.
         align: Whether tensors that are concatenated share one grid.
+        equalize: Whether powers of two move between layers to balance channel ranges.
         correct_bias: Whether the mean error of every layer's weights is taken from its bias.
         strict: Whether an operator without an integer form is an error.
     """
@@ -58,6 +59,7 @@ class Settings:
     skip: tuple[str, ...] = ()
     rounding: str = "half_even"
     align: bool = True
+    equalize: bool = False
     correct_bias: bool = True
     strict: bool = False
 

@@ -29,6 +29,7 @@ BUILTIN: dict[str, str] = {
     "convert-batch-norm": "narrows.passes.convert_batch_norm:ConvertBatchNorm",
     "decompose-attention": "narrows.passes.decompose_attention:DecomposeAttention",
     "widen-clips": "narrows.passes.widen_clips:WidenClips",
+    "equalize-channels": "narrows.passes.equalize_channels:EqualizeChannels",
     "quantize": "narrows.passes.quantize:Quantize",
     "fold-shifts": "narrows.passes.fold_shifts:FoldShifts",
 }

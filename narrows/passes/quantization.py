@@ -18,6 +18,7 @@ from narrows.passes.calibrate import Settings, calibrate
 from narrows.passes.convert_batch_norm import ConvertBatchNorm
 from narrows.passes.decompose_attention import DecomposeAttention
 from narrows.passes.eliminate_dead import EliminateDead
+from narrows.passes.equalize_channels import EqualizeChannels
 from narrows.passes.fold_batch_norm import FoldBatchNorm
 from narrows.passes.fold_shifts import FoldShifts
 from narrows.passes.pipeline import Instrument, Pipeline
@@ -43,14 +44,16 @@ class Quantized:
     prepared: Program
 
 
-def preparation(bits: int = 8) -> Pipeline:
+def preparation(bits: int = 8, *, equalize: bool = False) -> Pipeline:
     """Return the passes that run before calibration.
 
     Args:
         bits: How many bits activations will have.
+        equalize: Whether to balance the channel ranges of layers that follow each other.
     """
     passes = (FoldBatchNorm(), ConvertBatchNorm(), DecomposeAttention(), WidenClips(bits=bits))
-    return Pipeline((*passes, EliminateDead()))
+    balance = (EqualizeChannels(),) if equalize else ()
+    return Pipeline((*passes, *balance, EliminateDead()))
 
 
 def quantize(
@@ -79,7 +82,7 @@ def quantize(
         raise PassError(f"{program.name} is quantized already", hint="quantize the float program")
     bits = settings.activations if isinstance(settings.activations, int) else 8
     watches = list(instruments)
-    prepared = preparation(bits).run(program, watches).program
+    prepared = preparation(bits, equalize=settings.equalize).run(program, watches).program
     chosen = calibrate(prepared, calibration, settings) if plan is None else plan
     fake = Pipeline([Quantize(chosen)]).run(prepared, watches).program
     folded = Pipeline([FoldShifts()]).run(fake, watches).program

@@ -18,6 +18,7 @@ from narrows.ir.program import Meta, Program, relative_error
 from narrows.passes.calibrate import weight_exponents
 from narrows.passes.convert_batch_norm import ConvertBatchNorm
 from narrows.passes.decompose_attention import DecomposeAttention
+from narrows.passes.equalize_channels import EqualizeChannels
 from narrows.passes.fold_shifts import FoldShifts
 from narrows.passes.observe import Histogram
 from narrows.passes.pipeline import Pipeline
@@ -180,6 +181,25 @@ def test_clips_move_to_the_end_of_the_codes() -> None:
     (clip,) = (n for n in result.nodes if n.target is aten.clamp.default)
     assert clip.args[1:] == (0.0, 255 / 32)  # the second one has no layer behind it
     assert relative_error(result(*program.examples), program(*program.examples)) < 1e-12
+
+
+def test_channels_are_equalized_without_changing_a_bit() -> None:
+    b = Builder((2, 3, 6, 6))
+    x = b.relu(b.conv(b.inputs[0], "a", 8, 3, bias=True))
+    x = b.call(aten.max_pool2d.default, b.relu(b.conv(x, "b", 8, 1, groups=8)), [2, 2])
+    w = b.weight("head.weight", ramp(3, 8))
+    x = b.call(aten.flatten.using_ints, b.call(aten.adaptive_avg_pool2d.default, x, [1, 1]), 1)
+    program = b.program(b.call(aten.linear.default, x, w, name="head"))
+    uneven = 2.0 ** torch.tensor([-4, 0, 3, 1, 0, -2, 5, 0]).view(8, 1, 1, 1)
+    program.weights["a.weight"] = ramp(8, 3, 3, 3) * uneven
+    result = EqualizeChannels().run(program).program
+    rows = result.weights["a.weight"].abs().flatten(1).amax(1)
+    assert rows.max() / rows.min() < 2**6  # it was 2**9
+    assert torch.equal(result(*program.examples), program(*program.examples))
+    b = Builder((2, 4, 6, 6))  # a residual reads the same channels elsewhere, and stops it
+    x = b.relu(b.conv(b.inputs[0], "a", 4, 4))
+    added = b.call(aten.add.Tensor, b.conv(x, "b", 4, 4), x)
+    assert not EqualizeChannels().run(b.program(added)).changed
 
 
 # ------------------------------------------------------------------ grids

@@ -110,13 +110,19 @@ def _on_codes(node: fx.Node) -> bool:
 def _check_exact(graph: Graph, node: fx.Node) -> None:
     """Raise `LowerError` where a kernel's float32 would not tell what a shift does."""
     args: dict[str, Any] = arguments(node)
-    if args.get("weight") is None or op_name(node).startswith("layer_norm"):
+    if op_name(node).startswith("matmul"):
+        grids = [graph.grid(args[side]) for side in ("a", "b")]
+        most = [max(g.zero - g.low, g.high - g.zero) for g in grids]
+        bound = torch.tensor([Meta(args["a"]).shape[-1] * most[0] * most[1]])
+        by = torch.tensor([args["shift_by"]])
+    elif op_name(node).startswith(("conv", "linear")):
+        turned = op_name(node).startswith("conv_transpose")
+        bias = None if args["bias"] is None else graph.tensor(args["bias"])
+        weight, grid = graph.tensor(args["weight"]), graph.grid(args["x"])
+        bound = accumulator_bound(weight, bias, grid, int(turned), args["groups"] if turned else 1)
+        by = torch.tensor(args["shift_by"]).expand_as(bound)
+    else:
         return
-    turned = op_name(node).startswith("conv_transpose")
-    bias = None if args["bias"] is None else graph.tensor(args["bias"])
-    weight, grid = graph.tensor(args["weight"]), graph.grid(args["x"])
-    bound = accumulator_bound(weight, bias, grid, int(turned), args["groups"] if turned else 1)
-    by = torch.tensor(args["shift_by"]).expand_as(bound)
     wrong = (bound > EXACT) & (by > EXACT_SHIFT)
     if bool(wrong.any()):
         channel = int(wrong.float().argmax())
