@@ -5,6 +5,7 @@
     program = narrows.capture(model, inputs)         # a graph of ATen operators
     plan = narrows.plan(program, ratio=0.5)          # which channels to keep: data, JSON
     smaller = narrows.apply(program, plan)           # equals plan.masked(program)
+    integers = narrows.quantize(smaller, images).program  # shifts in place of scales
     artifact = narrows.lower(smaller, "onnx")        # checked in ONNX Runtime
     artifact = narrows.compile(model, inputs, plan=plan)  # all of it
 
@@ -31,11 +32,13 @@ from narrows.errors import (
 )
 
 if TYPE_CHECKING:
-    from narrows.api import apply, capture, compile, load, lower, plan
+    from narrows.api import apply, capture, compile, load, lower, plan, quantize
     from narrows.backends.artifact import Artifact
     from narrows.ir.program import Program
     from narrows.passes.pipeline import Pipeline
     from narrows.passes.plan import ChannelPlan
+    from narrows.passes.quant_plan import QuantPlan
+    from narrows.passes.quantization import Quantized
 
 __version__ = "0.1.0"
 
@@ -44,10 +47,13 @@ _LAZY = {
     "plan": "narrows.api",
     "apply": "narrows.api",
     "lower": "narrows.api",
+    "quantize": "narrows.api",
     "compile": "narrows.api",
     "load": "narrows.api",
     "Program": "narrows.ir.program",
     "ChannelPlan": "narrows.passes.plan",
+    "QuantPlan": "narrows.passes.quant_plan",
+    "Quantized": "narrows.passes.quantization",
     "Pipeline": "narrows.passes.pipeline",
     "Artifact": "narrows.backends.artifact",
 }
@@ -66,6 +72,8 @@ __all__ = [
     "PlanError",
     "Program",
     "ProgramError",
+    "QuantPlan",
+    "Quantized",
     "UsageError",
     "apply",
     "capture",
@@ -73,6 +81,7 @@ __all__ = [
     "load",
     "lower",
     "plan",
+    "quantize",
 ]
 
 

@@ -1,13 +1,13 @@
-"""The public functions: `capture`, `plan`, `apply`, `lower`, `compile`, `load`.
+"""The public functions: `capture`, `plan`, `apply`, `quantize`, `lower`, `compile`, `load`.
 
-`compile` is the other four in a row. They check their arguments and call; the work is done in
-`narrows.frontend`, `narrows.passes` and `narrows.backends`.
+`compile` is capture, plan, apply and lower in a row. They check their arguments and call; the work
+is done in `narrows.frontend`, `narrows.passes` and `narrows.backends`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from narrows.errors import PassError, UsageError
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from narrows.ir.program import Program
     from narrows.passes.pipeline import Instrument, Pipeline, PipelineResult
     from narrows.passes.plan import ChannelPlan
+    from narrows.passes.quantization import Quantized
 
 PlanLike = Any  # a ChannelPlan, the path of one, or the options of `plan`
 
@@ -200,6 +201,82 @@ def choose_pipeline(
         )
     given: Any = plan
     return Pipeline(dataclasses.replace(p, plan=given) if p in takers else p for p in passes.passes)
+
+
+def quantize(
+    program: Program,
+    calibration: Iterable[Any] | None = None,
+    *,
+    weights: int | Mapping[str, int] = 8,
+    activations: int | Mapping[str, int] = 8,
+    method: str = "mse",
+    percentile: float = 99.99,
+    first_last: int | None = 8,
+    skip: Iterable[str] = (),
+    rounding: str = "half_even",
+    align: bool = True,
+    equalize: bool = False,
+    correct_bias: bool = True,
+    strict: bool = False,
+    plan: Any = None,
+    check: bool = True,
+) -> Quantized:
+    """Return a program in integers, whose scales are powers of two: multiplications by a scale are
+    shifts.
+
+    >>> quantized = narrows.quantize(program, [images])
+    >>> artifact = narrows.lower(quantized.program)      # equal to it, bit for bit
+    >>> quantized.plan.save("quant.json")
+
+    Activations get one scale a tensor and codes in uint8 with the zero point 0 or 128, weights one
+    scale per output channel and codes in int8, biases int32. The bits say how many codes are used.
+
+    Args:
+        program: A captured or pruned program.
+        calibration: Inputs like the real ones, streamed once: an iterable of batches, each a tuple
+            of positional inputs, a dict of inputs by name, or one tensor.
+        weights: Bits of the weights, 2 to 8: one number, or one per glob on node names, module
+            paths and weight names, of which the first match counts: ``{"head": 8, "*": 4}``.
+        activations: Bits of the activations, likewise.
+        method: How exponents are chosen: ``mse`` (the smallest squared error), ``minmax`` (cover
+            all that was seen) or ``percentile``.
+        percentile: The share of the magnitudes that ``percentile`` covers, in percent.
+        first_last: At least this many bits for the first and last layers, the inputs and the
+            outputs; ``None`` makes no exception of them.
+        skip: Globs of what stays floating-point.
+        rounding: How shifts settle ties: ``half_even`` or ``half_up``.
+        align: Whether tensors that are concatenated share a grid, so that nothing is computed to
+            put them side by side.
+        equalize: Whether powers of two move between layers that follow each other through ReLU, to
+            balance their channels' ranges; the float network stays the same bit for bit. A plan
+            made with it is used with it.
+        correct_bias: Whether the mean error of rounded weights is taken from the biases.
+        strict: Whether an operator without an integer form is an error, not a float island.
+        plan: A `QuantPlan`, or the path of a saved one, to use in place of calibration; then only
+            ``equalize`` and the bits of the activations still have a say.
+        check: Whether every pass is verified and held to its fidelity on the examples.
+
+    Raises:
+        UsageError: There is no calibration data, or an argument is out of range.
+        PassError: A tensor is NaN, infinite or extreme; an accumulator could overflow; an operator
+            has no integer form under ``strict``. The message names the layer.
+        PlanError: The plan is of another program.
+        FidelityError: With ``check``, the integers differ from the fake-quantized program.
+    """
+    from narrows.passes.calibrate import Settings
+    from narrows.passes.instruments import Numerics, Verify
+    from narrows.passes.quant_plan import QuantPlan
+    from narrows.passes.quantization import quantize as run
+
+    if isinstance(plan, str | os.PathLike):
+        plan = QuantPlan.load(plan)
+    settings = Settings(
+        weights=weights, activations=activations, method=method, percentile=percentile,
+        first_last=first_last, skip=(skip,) if isinstance(skip, str) else tuple(skip),
+        rounding=rounding, align=align, equalize=equalize, correct_bias=correct_bias, strict=strict,
+    )  # fmt: skip
+    watches = [Verify(), Numerics()] if check else []
+    return run(program, calibration, settings, plan=plan, instruments=watches)
 
 
 def lower(

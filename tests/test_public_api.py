@@ -17,6 +17,9 @@ FUNCTIONS = {
     "on_result=None, **options)",
     "load": "(path)",
     "lower": "(program, target='onnx', *, plan=None, **options)",
+    "quantize": "(program, calibration=None, *, weights=8, activations=8, method='mse', "
+    "percentile=99.99, first_last=8, skip=(), rounding='half_even', align=True, "
+    "equalize=False, correct_bias=True, strict=False, plan=None, check=True)",
     "plan": "(program, keep_inputs=None, keep_outputs=None, **options)",
 }
 CLASSES = {
@@ -26,6 +29,9 @@ CLASSES = {
     "outputs reasons removed restore save shrink split to_json widths "
     "with_notes",
     "Pipeline": "check_order default parse passes run",
+    "QuantPlan": "activations fingerprint floats follow from_json load narrows notes offsets "
+    "rounding save to_json weights with_notes",
+    "Quantized": "fake plan prepared program",
     "Program": "aliases base buffers canonical copy couplings dynamic_batch examples flat_inputs "
     "graph history in_spec memo name node nodes notes origins out_spec output parameter_count "
     "placeholders replace run_flat state_dict stored tensor to to_module users_of weights "

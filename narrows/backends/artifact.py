@@ -91,7 +91,7 @@ class Artifact:
     def __init__(self, folder: str | os.PathLike[str], manifest: dict[str, Any]) -> None:
         self.folder = Path(folder)
         self.manifest = manifest
-        self._sessions: dict[int | None, Session] = {}
+        self._sessions: dict[tuple[int | None, bool], Session] = {}
         structure = manifest["structure"]
         try:
             args, kwargs = Structure.from_json(structure["inputs"]).children
@@ -173,15 +173,18 @@ class Artifact:
         """The loaded model, with the runtime's own choice of threads; made on first use."""
         return self.open()
 
-    def open(self, threads: int | None = None) -> Session:
-        """Return the loaded model; made once per number of threads.
+    def open(self, threads: int | None = None, *, optimize: bool = True) -> Session:
+        """Return the loaded model; made once per choice.
 
         Args:
             threads: How many threads run one operator; ``None`` leaves it to the runtime.
+            optimize: Whether the runtime may rewrite the graph; without, it runs as written.
         """
-        if threads not in self._sessions:
-            self._sessions[threads] = _opener(self.target)(self.folder, self.manifest, threads)
-        return self._sessions[threads]
+        key = threads, optimize
+        if key not in self._sessions:
+            opener = _opener(self.target)
+            self._sessions[key] = opener(self.folder, self.manifest, threads, optimize)
+        return self._sessions[key]
 
     def run(self, *inputs: Any, threads: int | None = None, **kwargs: Any) -> Any:
         """Run the model on inputs structured like the example's.
@@ -201,10 +204,12 @@ class Artifact:
         leaves += self._kwargs.flatten(kwargs, "the inputs by name")
         return self._result.unflatten(iter(self.run_flat(leaves, threads=threads)))
 
-    def run_flat(self, leaves: Sequence[Any], *, threads: int | None = None) -> list[Any]:
+    def run_flat(
+        self, leaves: Sequence[Any], *, threads: int | None = None, optimize: bool = True
+    ) -> list[Any]:
         """Run on flat inputs and return the flat outputs, as `run` does."""
         arrays = self._check_inputs(leaves)
-        return self._gather(arrays, self.open(threads).run(arrays))
+        return self._gather(arrays, self.open(threads, optimize=optimize).run(arrays))
 
     def _check_inputs(self, leaves: Sequence[Any]) -> dict[str, np.ndarray]:
         arrays: dict[str, np.ndarray] = {}

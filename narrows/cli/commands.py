@@ -159,7 +159,10 @@ def check(arguments: argparse.Namespace) -> int:
     else:
         for finding in findings:
             print(finding)
-        verdict = f"{len(findings)} findings" if findings else "ok: hashes, batches of 1 and 3"
+        exact = ", bit for bit" if "golden" in artifact.manifest else ""
+        verdict = (
+            f"{len(findings)} findings" if findings else f"ok: hashes, batches of 1 and 3{exact}"
+        )
         print(f"{arguments.artifact}: {verdict}")
     return 1 if findings else 0
 
@@ -168,17 +171,10 @@ def _trial(artifact: Artifact, batch: int) -> list[str]:
     """Run an artifact on made-up inputs and return what is wrong with its outputs."""
     import numpy as np
 
-    def sizes(shape: tuple[int | str, ...]) -> list[int]:
-        return [batch if isinstance(s, str) else s for s in shape]
+    from narrows.backends import golden
 
-    generator = np.random.default_rng(0)
-    arrays = {
-        s.name: generator.standard_normal(sizes(s.shape)).astype(s.dtype)
-        if s.dtype.startswith("float")
-        else np.zeros(sizes(s.shape), s.dtype)
-        for s in artifact.inputs
-    }
-    findings = []
+    arrays = golden.draw(artifact.inputs, batch)
+    findings = _golden(artifact, arrays, batch)
     for spec, array in zip(artifact.outputs, artifact.session.run(arrays), strict=True):
         known = [s if isinstance(s, int) or s == "b" else None for s in spec.shape]
         wanted = [batch if s == "b" else s for s in known]
@@ -190,6 +186,23 @@ def _trial(artifact: Artifact, batch: int) -> list[str]:
             findings.append(f"batch {batch}: {spec} came out as {got}")
         elif array.dtype.kind == "f" and not np.isfinite(array).all():
             findings.append(f"batch {batch}: {spec} is not finite")
+    return findings
+
+
+def _golden(artifact: Artifact, arrays: dict[str, Any], batch: int) -> list[str]:
+    """Return where an integer artifact gives other bits than the interpreter did."""
+    from narrows.backends import golden
+
+    wanted = artifact.manifest.get("golden", {}).get(str(batch))
+    if wanted is None:
+        return []
+    findings = []
+    for optimize in (True, False):
+        got = golden.digests(artifact.open(optimize=optimize).run(arrays))
+        how = "" if optimize else ", without the runtime's optimizations"
+        for spec, mine, other in zip(artifact.outputs, got, wanted, strict=True):
+            if mine != other:
+                findings.append(f"batch {batch}: {spec.name} has other bits than it should{how}")
     return findings
 
 

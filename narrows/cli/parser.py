@@ -25,8 +25,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"narrows {narrows.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for add in (
-        _compile, _demo, _plan, _passes, _ops, _couplings, _why, _show, _diff, _check, _bench,
-        _completion,
+        _compile, _quantize, _demo, _plan, _passes, _ops, _couplings, _why, _show, _diff, _check,
+        _bench, _completion,
     ):  # fmt: skip
         add(commands)
     return parser
@@ -137,6 +137,54 @@ def _compile(commands: Any) -> None:
     )
     command.add_argument(
         "--double", action="store_true", help="check every pass in float64 as well"
+    )
+
+
+def _quantize(commands: Any) -> None:
+    summary = "turn a model into integers and shifts, as an artifact"
+    command = _command(commands, "quantize", "quantize:quantize", summary)
+    _model(command)
+    command.add_argument(
+        "-o", "--output", required=True, metavar="DIR", help="the artifact's folder"
+    )
+    command.add_argument(
+        "--data",
+        metavar="FILE",
+        help="inputs like the real ones: .npy, or .npz with an array per input; axis 0 counts them",
+    )
+    command.add_argument(
+        "--plan", metavar="FILE", help="a quantization plan, in place of data (--save-plan)"
+    )
+    command.add_argument("--save-plan", metavar="FILE", help="where the plan goes, as JSON")
+    command.add_argument(
+        "--channels", metavar="FILE", help="a channel plan to prune by first (narrows plan)"
+    )
+    command.add_argument(
+        "-t",
+        "--target",
+        default="onnx",
+        metavar="TARGET",
+        help="what to emit: onnx, or onnx{form=qlinear}",
+    )
+    group = command.add_argument_group("choosing grids")
+    for side in ("weight", "activation"):
+        group.add_argument(
+            f"--{side}-bits",
+            action="append",
+            metavar="N|GLOB=N",
+            help=f"bits of the {side}s, 2 to 8 (8); for those of a name where there is a GLOB",
+        )
+    group.add_argument(
+        "--method", choices=("mse", "minmax", "percentile"), help="how exponents are chosen (mse)"
+    )
+    group.add_argument(
+        "--rounding", choices=("half_even", "half_up"), help="how shifts settle ties (half_even)"
+    )
+    group.add_argument(
+        "--skip", action="append", metavar="GLOB", help="what stays floating-point; repeatable"
+    )
+    group.add_argument(
+        "--strict", action="store_true", help="refuse operators without an integer form"
     )
 
 

@@ -97,6 +97,7 @@ class Meta:
         module: The path of the module that made the node, ``layer1.0.conv1``.
         was: The shape before the pass that changed it, for dumps.
         remark: What the last pass says of the node, for dumps.
+        grid: What the codes of a quantized tensor stand for (`narrows.ir.integer.grid.Grid`).
     """
 
     __slots__ = ("_meta",)
@@ -110,6 +111,7 @@ class Meta:
     module: Any = _Key("module", "")
     was: Any = _Key("was")
     remark: Any = _Key("remark", "")
+    grid: Any = _Key("grid")
 
     def __init__(self, node: fx.Node) -> None:
         self._meta = node.meta

@@ -8,6 +8,7 @@ compared later without torch. `narrows.ir.text` prints one, `narrows.ir.diff` co
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import zlib
 from dataclasses import dataclass, field
@@ -59,6 +60,7 @@ class NodeRecord:
         source: ``file:line`` of the user's code.
         code: The text of that line.
         remark: What the last pass says of the node.
+        grid: What the codes of a quantized tensor stand for: ``2^-5 z128``.
     """
 
     name: str
@@ -74,6 +76,7 @@ class NodeRecord:
     source: str = ""
     code: str = ""
     remark: str = ""
+    grid: str = ""
 
 
 @dataclass(frozen=True)
@@ -250,6 +253,7 @@ def _node(program: Program, node: fx.Node) -> NodeRecord:
         source=meta.source,
         code=meta.code,
         remark=meta.remark,
+        grid="" if meta.grid is None else str(meta.grid),
     )
 
 
@@ -279,6 +283,14 @@ def _arguments(node: fx.Node) -> str:
     return " ".join(reads + literals)
 
 
+def _runs(values: list[str]) -> list[str]:
+    """Return a list in which a long run of equal values stands once, with its length: ``7*64``."""
+    if len(values) <= 8:
+        return values
+    runs = [(value, len(list(equal))) for value, equal in itertools.groupby(values)]
+    return [v if count == 1 else f"{v}*{count}" for v, count in runs]
+
+
 def _is_default(default: Any, value: Any) -> bool:
     if isinstance(value, list | tuple) and isinstance(default, list | tuple):
         return list(default) == list(value)
@@ -295,7 +307,7 @@ def _value(node: fx.Node, value: Any) -> str:
         names = dict.fromkeys(str(n.target) for n in node.all_input_nodes if n.op == "get_attr")
         return "{" + str(list(names).index(str(value.target))) + "}"
     if isinstance(value, list | tuple):
-        return "[" + ",".join(_value(node, v) for v in value) + "]"
+        return "[" + ",".join(_runs([_value(node, v) for v in value])) + "]"
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, str):

@@ -127,6 +127,7 @@ def _row(view: Snapshot, node: NodeRecord) -> tuple[str, ...]:
 
     touched = "~ " if node.was is not None or node.remark else "  "
     result = node.dtype + shape_text(node.shape, node.dynamic, node.was)
+    result += f" {node.grid}" if node.grid else ""
     call = arguments(view, node, weight)
     return touched + node.name, short_op(node.op), call, result, node.source, node.remark
 

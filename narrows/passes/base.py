@@ -29,11 +29,13 @@ class Fidelity(enum.Enum):
     """How close a pass keeps the numbers to its reference.
 
     Attributes:
+        EQUAL: The same numbers, bit for bit.
         EXACT: Equal but for the rounding of reordered sums.
         CLOSE: Equal but for an approximation that the pass bounds.
         LOSSY: Different on purpose; the number is reported and bounds nothing.
     """
 
+    EQUAL = "equal"
     EXACT = "exact"
     CLOSE = "close"
     LOSSY = "lossy"
@@ -69,10 +71,13 @@ TOLERANCE: dict[Fidelity, dict[torch.dtype, float]] = {
 def tolerance(fidelity: Fidelity, dtype: torch.dtype) -> float:
     """Return the largest relative error that ``fidelity`` allows in ``dtype``.
 
-    Infinite for `Fidelity.LOSSY`, zero for integers: they are equal or wrong.
+    Infinite for `Fidelity.LOSSY`, zero for `Fidelity.EQUAL` and for integers: they are equal or
+    wrong.
     """
     if fidelity is Fidelity.LOSSY:
         return float("inf")
+    if fidelity is Fidelity.EQUAL:
+        return 0.0
     return TOLERANCE[fidelity].get(dtype, 0.0)
 
 

@@ -26,6 +26,12 @@ BUILTIN: dict[str, str] = {
     "align-channels": "narrows.passes.legalize_reads:AlignChannels",
     "fold-batch-norm": "narrows.passes.fold_batch_norm:FoldBatchNorm",
     "eliminate-dead": "narrows.passes.eliminate_dead:EliminateDead",
+    "convert-batch-norm": "narrows.passes.convert_batch_norm:ConvertBatchNorm",
+    "decompose-attention": "narrows.passes.decompose_attention:DecomposeAttention",
+    "widen-clips": "narrows.passes.widen_clips:WidenClips",
+    "equalize-channels": "narrows.passes.equalize_channels:EqualizeChannels",
+    "quantize": "narrows.passes.quantize:Quantize",
+    "fold-shifts": "narrows.passes.fold_shifts:FoldShifts",
 }
 
 

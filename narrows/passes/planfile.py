@@ -134,7 +134,12 @@ class _Reader:
 
 def dump(plan: ChannelPlan) -> str:
     """Return a plan as text, one weight a line."""
-    return "{\n" + ",\n".join(_lines(encode(plan))) + "\n}\n"
+    return layout(encode(plan))
+
+
+def layout(data: dict[str, Any]) -> str:
+    """Return JSON values as text, one entry of a table a line."""
+    return "{\n" + ",\n".join(_lines(data)) + "\n}\n"
 
 
 def _lines(data: dict[str, Any]) -> Iterator[str]:
@@ -150,10 +155,15 @@ def _lines(data: dict[str, Any]) -> Iterator[str]:
 
 
 def write(plan: ChannelPlan, path: Path) -> Path:
+    """Write a plan and return its path."""
+    return write_text(dump(plan), path)
+
+
+def write_text(text: str, path: Path) -> Path:
     """Write a plan beside its place and rename it into it, so there is the whole file or none."""
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        beside.write_text(dump(plan), encoding="utf-8")
+        beside.write_text(text, encoding="utf-8")
         os.replace(beside, path)
     except OSError as error:
         raise PlanError(f"cannot write the plan {path}", why=str(error.strerror)) from error
@@ -165,14 +175,18 @@ def write(plan: ChannelPlan, path: Path) -> Path:
 
 def read(path: Path) -> dict[str, Any]:
     """Return the fields of the plan in a file."""
+    return decode(read_json(path, "a channel plan"), str(path))
+
+
+def read_json(path: Path, kind: str) -> Any:
+    """Return the JSON values of a plan's file; `PlanError` if it holds none."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise PlanError(f"cannot read the plan {path}", why=str(error.strerror)) from error
     except UnicodeDecodeError as error:
-        raise PlanError(f"{path} is not a channel plan", why="it is not text") from error
+        raise PlanError(f"{path} is not {kind}", why="it is not text") from error
     try:
-        data = json.loads(text)
+        return json.loads(text)
     except ValueError as error:
-        raise PlanError(f"{path} is not a channel plan", why=f"it is not JSON: {error}") from error
-    return decode(data, str(path))
+        raise PlanError(f"{path} is not {kind}", why=f"it is not JSON: {error}") from error

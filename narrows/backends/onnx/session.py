@@ -21,7 +21,9 @@ class OnnxSession:
         inference: The ``onnxruntime.InferenceSession``.
     """
 
-    def __init__(self, path: Path, threads: int | None = None) -> None:
+    def __init__(
+        self, model: Path | bytes, threads: int | None = None, optimize: bool = True
+    ) -> None:
         try:
             import onnxruntime
         except ImportError as error:
@@ -33,16 +35,21 @@ class OnnxSession:
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors; they come as exceptions anyway
+        if not optimize:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         if threads is not None:
             options.intra_op_num_threads = threads
             options.inter_op_num_threads = 1
         try:
             self.inference = onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
+                model if isinstance(model, bytes) else str(model),
+                options,
+                providers=["CPUExecutionProvider"],
             )
         except Exception as error:  # ONNX Runtime's own classes share no public base
             raise ArtifactError(
-                f"ONNX Runtime cannot load {path.name}", why=_first_line(error)
+                f"ONNX Runtime cannot load {getattr(model, 'name', 'the model')}",
+                why=_first_line(error),
             ) from error
 
     def run(self, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
@@ -53,9 +60,11 @@ class OnnxSession:
             raise ArtifactError("ONNX Runtime failed", why=_first_line(error)) from error
 
 
-def open_session(folder: Path, manifest: Mapping[str, Any], threads: int | None) -> OnnxSession:
+def open_session(
+    folder: Path, manifest: Mapping[str, Any], threads: int | None, optimize: bool = True
+) -> OnnxSession:
     """Return the session of an artifact's folder."""
-    return OnnxSession(folder / MODEL, threads)
+    return OnnxSession(folder / MODEL, threads, optimize)
 
 
 def _first_line(error: Exception) -> str:

@@ -24,6 +24,8 @@ from narrows.backends.structure import Structure
 from narrows.errors import LowerError, UsageError
 
 if TYPE_CHECKING:
+    from narrows.backends.onnx.export import Exported
+    from narrows.backends.onnx.leaves import Leaves
     from narrows.ir.cost import CostTable
     from narrows.ir.program import Program
 
@@ -33,6 +35,8 @@ OPSETS = range(18, 26)  # what the exporter translates to; it leaves others as t
 
 # A protobuf message ends at 2^31 bytes; the graph itself needs a little of that.
 PROTOBUF_LIMIT = 2_000_000_000
+
+FORMS = ("qdq", "qlinear", "integer")  # of integer programs
 
 FLAT = "every output was one and the same number on all checked inputs, so the check tells little"
 
@@ -47,6 +51,8 @@ class OnnxTarget(Target):
         check: Whether the model is held to the program in ONNX Runtime.
         samples: How many inputs the check tries per batch size.
         inline_limit: Bytes of weights from which they go to a file of their own.
+        form: How integer programs are written: ``qdq`` (fast in ONNX Runtime, readable by every
+            runtime), ``qlinear`` or ``integer`` (see `narrows.backends.onnx.integer`).
     """
 
     name: ClassVar[str] = "onnx"
@@ -57,11 +63,14 @@ class OnnxTarget(Target):
     check: bool = True
     samples: int = 2
     inline_limit: int = PROTOBUF_LIMIT
+    form: str = "qdq"
 
     def __post_init__(self) -> None:
         if self.opset not in OPSETS:
             known = f"{OPSETS[0]} to {OPSETS[-1]}"
             raise UsageError(f"onnx takes an opset from {known}, got {self.opset}")
+        if self.form not in FORMS:
+            raise UsageError(f"onnx takes the form {', '.join(FORMS)}, got {self.form!r}")
         if self.samples < 1:
             raise UsageError(f"onnx takes 1 sample or more, got {self.samples}")
         if self.inline_limit > PROTOBUF_LIMIT:
@@ -89,18 +98,14 @@ class OnnxTarget(Target):
     ) -> Artifact:
         """Return the program as an ONNX artifact; see `Target.lower`."""
         from narrows.backends.onnx.check import check
-        from narrows.backends.onnx.export import export
+        from narrows.backends.onnx.integer import lower as integer
         from narrows.backends.onnx.leaves import Leaves
-        from narrows.backends.onnx.simplify import simplify
-        from narrows.backends.onnx.tidy import tidy
 
         leaves = Leaves.of(program)
-        exported = export(program, leaves.computed, self.opset)
+        integer.refuse_fake(program)
+        whole = integer.is_integer(program)
+        exported = self._integers(program, leaves) if whole else self._floats(program, leaves)
         model = exported.model
-        tidy(model, program.name, program.weights)
-        if self.simplify:
-            model = simplify(model)
-            tidy(model, program.name, program.weights)
         manifest = {
             "format": FORMAT,
             "version": VERSION,
@@ -123,11 +128,52 @@ class OnnxTarget(Target):
         artifact = Artifact.owning(folder, manifest)  # from here on the folder goes with it
         manifest["files"] = write(model, folder, self.inline_limit)
         if self.check:
-            checked = check(artifact, reference or program, self.samples)
+            checked = check(artifact, reference or program, self.samples, exact=whole)
             manifest["fidelity"] = checked.fidelity
+            if whole:
+                _add_golden(artifact, reference or program)
             if checked.flat:
                 _add_note(manifest, "check", program.output.name, FLAT)
         return artifact
+
+    def _floats(self, program: Program, leaves: Leaves) -> Exported:
+        """Return the model of a float program, through ``torch.onnx``."""
+        from narrows.backends.onnx.export import export
+        from narrows.backends.onnx.simplify import simplify
+        from narrows.backends.onnx.tidy import tidy
+
+        exported = export(program, leaves.computed, self.opset)
+        tidy(exported.model, program.name, program.weights)
+        if not self.simplify:
+            return exported
+        model = simplify(exported.model)
+        tidy(model, program.name, program.weights)
+        return dataclasses.replace(exported, model=model)
+
+    def _integers(self, program: Program, leaves: Leaves) -> Exported:
+        """Return the model of an integer program, built node by node."""
+        import onnx_ir
+
+        from narrows.backends.onnx.export import Exported
+        from narrows.backends.onnx.integer.lower import lower
+
+        made = lower(program, leaves.computed, self.form, self.opset)
+        model = onnx_ir.from_proto(made)
+        specs = [
+            [describe_value(v) for v in side] for side in (made.graph.input, made.graph.output)
+        ]
+        return Exported(model, *specs)
+
+
+def describe_value(value: Any) -> dict[str, Any]:
+    """Return name, shape and dtype of an input or output, the batch as ``"b"``."""
+    import numpy as np
+    from onnx import helper
+
+    kind = value.type.tensor_type
+    shape = ["b" if d.dim_param else d.dim_value for d in kind.shape.dim]
+    dtype = np.dtype(helper.tensor_dtype_to_np_dtype(kind.elem_type)).name
+    return {"name": value.name, "shape": shape, "dtype": dtype}
 
 
 def write(model: Any, folder: Path, inline_limit: int) -> dict[str, Any]:
@@ -155,6 +201,39 @@ def _add_structure(manifest: dict[str, Any], program: Program) -> None:
         manifest["structure"][key] = Structure.from_spec(spec, remarks, key).to_json()
     for where, message in dict.fromkeys(remarks):
         _add_note(manifest, "structure", where, message)
+
+
+def _add_golden(artifact: Artifact, program: Program) -> None:
+    """Keep digests of what the interpreter gives on made-up inputs; see `narrows check`.
+
+    Not with floating-point islands: they differ in the last place from machine to machine.
+    """
+    import torch
+
+    from narrows.backends import golden
+    from narrows.backends.onnx.check import float_islands
+
+    if float_islands(program):
+        return
+    shown = artifact.manifest["structure"]["output_leaves"]
+    kept: dict[str, list[str]] = {}
+    for batch in golden.BATCHES:
+        arrays = golden.draw(artifact.inputs, batch)
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        feed = [
+            tensors.get(n.name, e)
+            for n, e in zip(program.placeholders, program.examples, strict=True)
+        ]
+        with torch.no_grad():
+            results = program.run_flat(feed)
+        by_tensor = {
+            leaf["tensor"]: r for leaf, r in zip(shown, results, strict=True) if "tensor" in leaf
+        }
+        kept[str(batch)] = golden.digests(by_tensor[i].numpy() for i in sorted(by_tensor))
+        if not program.dynamic_batch:
+            kept = dict.fromkeys(map(str, golden.BATCHES), kept[str(batch)])
+            break
+    artifact.manifest["golden"] = kept
 
 
 def _add_note(manifest: dict[str, Any], reason: str, where: str, message: str) -> None:

@@ -32,6 +32,7 @@ from narrows.ir.work import Work
 if TYPE_CHECKING:
     from narrows.ir.channels import Facts
     from narrows.ir.liveness import Demand
+    from narrows.ir.ops.integer import IntegerForm
     from narrows.ir.rewrite import Held, Rewriter
 
 
@@ -130,6 +131,7 @@ class Row(ABC):
             result shapes; the multiply-accumulates follow from it.
         moves: What kind of work it is otherwise, where the row's kind does not tell (see
             `narrows.ir.work`).
+        integer: What becomes of it when its operands are codes; ``None`` keeps it floating-point.
     """
 
     kind: ClassVar[str]
@@ -139,6 +141,7 @@ class Row(ABC):
     samples: tuple[Sample, ...] = ()
     costs: Callable[[fx.Node], Work] | None = field(default=None)
     moves: str = ""
+    integer: IntegerForm | None = None
 
     @property
     def name(self) -> str:

@@ -15,13 +15,15 @@ from torch import fx
 from narrows.errors import OpError
 from narrows.ir.ops.barrier import BARRIER as BARRIER
 from narrows.ir.ops.contract import Contract, Contraction
+from narrows.ir.ops.integer import IntegerForm, Moves
+from narrows.ir.ops.integer_forms import FAKES, form_of
 from narrows.ir.ops.row import Row
 from narrows.ir.ops.rows import standard_rows
 from narrows.ir.ops.samples import samples_of
 from narrows.ir.ops.selection import Item
 from narrows.ir.program import Meta, Program, op_name, where
 
-ITEM = Item(target=operator.getitem, summary="one result of a split")
+ITEM = Item(target=operator.getitem, summary="one result of a split", integer=Moves())
 
 _ROWS: dict[Any, Row] = {}
 
@@ -29,7 +31,8 @@ _ROWS: dict[Any, Row] = {}
 def register(row: Row) -> Row:
     """Add a row; `OpError` naming both if the overload has one already.
 
-    A row without samples is given those that `narrows.ir.ops.samples` has for it.
+    A row without samples is given those that `narrows.ir.ops.samples` has for it, one without an
+    integer form that of `narrows.ir.ops.integer_forms`.
     """
     if row.target in _ROWS:
         raise OpError(
@@ -38,6 +41,8 @@ def register(row: Row) -> Row:
         )
     if not row.samples:
         row = dataclasses.replace(row, samples=samples_of(row.name))
+    if row.integer is None:
+        row = dataclasses.replace(row, integer=form_of(row.name))
     _ROWS[row.target] = row
     return row
 
@@ -96,6 +101,13 @@ def macs(node: fx.Node) -> int:
     """Return the multiply-accumulates of a node at the example's sizes."""
     row = find(node)
     return 0 if row is None else row.macs(node)
+
+
+def integer_form(node: fx.Node) -> IntegerForm | None:
+    """Return the integer form of a node for its arguments, or ``None``."""
+    row = find(node)
+    form = FAKES.get(node.target) if row is None else row.integer
+    return None if form is None else form.at(node)
 
 
 def contraction(facts: Any, node: fx.Node) -> Contraction | None:

@@ -1,0 +1,173 @@
+"""What is written the same way in every form: tables, softmax, layer normalisation, and division.
+
+Whole numbers are int64; softmax and layer normalisation follow their definitions operation by
+operation (`narrows.ir.integer.statistics`), in types that hold what they hold there. No runtime
+fuses these, so they mean the same everywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import fx
+
+from narrows.backends.onnx.integer.graph import Graph, given
+from narrows.ir.program import Meta
+
+
+def quantize(graph: Graph, node: fx.Node) -> None:
+    """Write floats becoming codes; ONNX rounds ties to even, as entries do."""
+    args = given(node)
+    low, high = args["low"], args["high"]
+    whole = (low, high) == (0, 255)
+    out = node.name if whole else f"{node.name}."
+    x = args["x"]
+    name = graph.name(x)
+    if str(Meta(x).dtype) != "torch.float32":
+        name = graph.cast(name, "float32", f"{node.name}.")
+    scale = graph.scalar(2.0 ** -args["exponent"], "float32")
+    x = graph.add("QuantizeLinear", [name, scale, graph.scalar(args["zero"], "uint8")], out)
+    if not whole:
+        clip(graph, x, low, high, node.name)
+
+
+def dequantize(graph: Graph, node: fx.Node) -> None:
+    """Write codes becoming floats."""
+    args = given(node)
+    scale = graph.scalar(2.0 ** -args["exponent"], "float32")
+    zero = graph.scalar(args["zero"], "uint8")
+    graph.add("DequantizeLinear", [graph.name(args["x"]), scale, zero], node.name)
+
+
+def clip(graph: Graph, x: str, low: int, high: int, out: str) -> str:
+    """Return codes between two bounds."""
+    return graph.add("Clip", [x, graph.scalar(low, "uint8"), graph.scalar(high, "uint8")], out)
+
+
+def lookup(graph: Graph, node: fx.Node) -> None:
+    """Write a table of 256 codes."""
+    args = given(node)
+    index = graph.cast(graph.name(args["x"]), "int32", f"{node.name}.")
+    graph.add("Gather", [graph.name(args["table"]), index], node.name, axis=0)
+
+
+def softmax(graph: Graph, node: fx.Node) -> None:
+    """Write softmax over a table of exponentials, its quotient exact.
+
+    The quotient of two whole numbers below 2**31 is at least ``2**-40`` away from any tie it does
+    not meet, and binary64 is exact to ``2**-45`` there: dividing, then rounding, rounds once.
+    """
+    args, at = given(node), f"{node.name}."
+    axes = graph.constant([args["axis"] % len(Meta(node).shape)], "int64")
+    x = graph.cast(graph.name(args["x"]), "int32", at)
+    top = graph.add("ReduceMax", [x, axes], at, keepdims=1)
+    powers = graph.constant(graph.tensor(args["table"]).numpy(), "float64")
+    powers = graph.add("Gather", [powers, graph.add("Sub", [top, x], at)], at, axis=0)
+    total = graph.add("ReduceSum", [powers, axes], at, keepdims=1)
+    total = graph.add("Mul", [total, graph.scalar(2.0 ** -args["exponent"], "float64")], at)
+    settle_float(graph, node, graph.add("Div", [powers, total], at))
+
+
+def layer_norm(graph: Graph, node: fx.Node) -> None:
+    """Write layer normalisation, operation by operation as it is defined."""
+    args, at = given(node), f"{node.name}."
+    shape = Meta(node).shape
+    rank = len(shape)
+    axes = graph.constant(list(range(rank - args["axes"], rank)), "int64")
+    count = math.prod(shape[rank - args["axes"] :])
+    x = graph.cast(graph.name(args["x"]), "int32", at)
+    if args["x_zero"]:
+        x = graph.add("Sub", [x, graph.scalar(args["x_zero"], "int32")], at)
+    total = graph.add("ReduceSum", [x, axes], at, keepdims=1)
+    # Up to 2**15 elements sum(x**2) is an int32.
+    squares = graph.add("Mul", [x, x], at) if count < 2**15 else None
+    if squares is None:
+        wide = graph.cast(x, "int64", at)
+        squares = graph.add("Mul", [wide, wide], at)
+    squares = graph.add("ReduceSum", [squares, axes], at, keepdims=1)
+    spread = graph.cast(_spread(graph, total, squares, count, args["eps"], at), "float32", at)
+    d = graph.add("Mul", [graph.cast(x, "float32", at), graph.scalar(count, "float32")], at)
+    d = graph.add("Sub", [d, graph.cast(total, "float32", at)], at)
+    y = graph.add("Mul", [graph.add("Mul", [d, spread], at), graph.name(args["gain"])], at)
+    y = graph.add("Add", [y, graph.name(args["offset"])], at)
+    if graph.half_up:
+        settle_float(graph, node, graph.cast(y, "float64", at))
+        return
+    whole = (args["low"], args["high"]) == (0, 255)
+    one, zero = graph.scalar(1.0, "float32"), graph.scalar(args["zero"], "uint8")
+    codes = graph.add("QuantizeLinear", [y, one, zero], node.name if whole else at)
+    if not whole:
+        clip(graph, codes, args["low"], args["high"], node.name)
+
+
+def _spread(graph: Graph, total: str, squares: str, count: int, eps: float, at: str) -> str:
+    """Return ``1 / (sqrt((n Q - S**2) / n**2 + eps) n)`` in float64, one number a row."""
+
+    def number(value: float) -> str:
+        return graph.scalar(value, "float64")
+
+    total, squares = graph.cast(total, "float64", at), graph.cast(squares, "float64", at)
+    squares = graph.add("Mul", [squares, number(count)], at)
+    variance = graph.add("Sub", [squares, graph.add("Mul", [total, total], at)], at)
+    variance = graph.add("Div", [variance, number(float(count**2))], at)
+    root = graph.add("Sqrt", [graph.add("Add", [variance, number(eps)], at)], at)
+    return graph.add("Div", [number(1.0), graph.add("Mul", [root, number(count)], at)], at)
+
+
+def settle_float(graph: Graph, node: fx.Node, x: str) -> None:
+    """Round float64 steps to codes."""
+    args, at = given(node), f"{node.name}."
+    if graph.half_up:
+        x = graph.add("Floor", [graph.add("Add", [x, graph.scalar(0.5, "float64")], at)], at)
+    else:
+        x = graph.add("Round", [x], at)
+    if args["zero"]:
+        x = graph.add("Add", [x, graph.scalar(args["zero"], "float64")], at)
+    bounds = [graph.scalar(args[k], "float64") for k in ("low", "high")]
+    graph.cast(graph.add("Clip", [x, *bounds], at), "uint8", node.name)
+
+
+def shifted(graph: Graph, acc: str, by: Any, node: fx.Node) -> None:
+    """Write an int64 accumulator's shift, zero point and clip; ``by`` may be an array."""
+    import numpy as np
+
+    by = np.asarray(by)
+    up, down = 2 ** np.maximum(-by, 0), 2 ** np.maximum(by, 0)
+    if (by < 0).any():
+        acc = graph.add("Mul", [acc, graph.constant(up, "int64")], f"{node.name}.")
+    divided(graph, acc, graph.constant(down, "int64"), graph.constant(2 * down, "int64"), node)
+
+
+def divided(graph: Graph, acc: str, by: str, twice: str, node: fx.Node) -> None:
+    """Write ``acc / by`` rounded, the zero point and the clip.
+
+    ``floor((2 a + d) / 2 d)`` rounds ties up; where one was met, half_even takes an odd result
+    back by one. ONNX's integer Div truncates and its Mod is a floor's, so the remainder comes
+    first.
+    """
+    at = f"{node.name}."
+    doubled = graph.add("Add", [acc, acc], at)
+    doubled = graph.add("Add", [doubled, by], at)
+    rest = graph.add("Mod", [doubled, twice], at)
+    result = graph.add("Div", [graph.add("Sub", [doubled, rest], at), twice], at)
+    if not graph.half_up:
+        tie = graph.add("Equal", [rest, graph.scalar(0, "int64")], at)
+        tie = graph.cast(tie, "int64", at)
+        odd = graph.add("Mod", [result, graph.scalar(2, "int64")], at)
+        result = graph.add("Sub", [result, graph.add("Mul", [tie, odd], at)], at)
+    settle(graph, result, node)
+
+
+def settle(graph: Graph, value: str, node: fx.Node) -> None:
+    """Write the zero point and the clip of a whole number."""
+    args, at = given(node), f"{node.name}."
+    value = graph.add("Add", [value, graph.scalar(args["zero"], "int64")], at)
+    bounds = [graph.scalar(args[k], "int64") for k in ("low", "high")]
+    graph.cast(graph.add("Clip", [value, *bounds], at), "uint8", node.name)
+
+
+def whole(graph: Graph, node: fx.Node, zero: int, at: str) -> str:
+    """Return codes without their zero point, in int64."""
+    x = graph.cast(graph.name(node), "int64", at)
+    return graph.add("Sub", [x, graph.scalar(zero, "int64")], at) if zero else x

@@ -1,0 +1,145 @@
+"""Integer program -> ONNX model: one function per operator, by form."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import onnx
+import torch
+from torch import fx
+
+from narrows.backends.onnx.integer import moves, portable, qdq, qlinear
+from narrows.backends.onnx.integer.graph import Graph
+from narrows.backends.onnx.integer.islands import write_island
+from narrows.errors import LowerError, UsageError
+from narrows.ir.integer.bounds import EXACT, accumulator_bound
+from narrows.ir.integer.grid import HALF_UP
+from narrows.ir.ops.args import arguments
+from narrows.ir.program import Meta, Program, live_nodes, op_name, where
+
+FORMS: dict[str, dict[str, Callable[[Graph, fx.Node], None]]] = {
+    "qdq": qdq.FORM,
+    "qlinear": qlinear.FORM,
+    "integer": portable.FORM,
+}
+
+# Beyond this shift a result can lie among the codes while its accumulator is no float32.
+EXACT_SHIFT = 16
+
+
+def is_integer(program: Program) -> bool:
+    """Whether a program is one that ``fold-shifts`` made."""
+    return any(Meta(n).grid is not None for n in program.graph.nodes)
+
+
+def refuse_fake(program: Program) -> None:
+    """Raise `LowerError` for a fake-quantized program."""
+    for node in program.graph.nodes:
+        if _narrows(node) and op_name(node).startswith("fake_"):
+            raise LowerError(
+                f"{program.name} is fake-quantized: its integers are not folded yet",
+                where=where(node),
+                hint="run the pass fold-shifts, or lower what narrows.quantize calls `program`",
+            )
+
+
+def lower(program: Program, outputs: list[fx.Node], form: str, opset: int) -> onnx.ModelProto:
+    """Return the model of an integer program.
+
+    Args:
+        program: The program.
+        outputs: The nodes that the model returns.
+        form: ``qdq``, ``qlinear`` or ``integer``.
+        opset: The version of the ONNX operators.
+
+    Raises:
+        LowerError: An operator has no form in ONNX, or would compute something else there.
+    """
+    if form not in FORMS:
+        raise UsageError(f"form is {', '.join(FORMS)}, got {form!r}")
+    half_up = rounds_up(program)
+    if half_up and form == "qdq":
+        raise LowerError(
+            f"{program.name} rounds ties up, which the form qdq cannot",
+            why="QuantizeLinear rounds ties to even, and the nudged scale that makes up for it is "
+            "exact in fused kernels alone",
+            hint='form="qlinear", form="integer", or quantize with rounding="half_even"',
+        )
+    graph = Graph(program, half_up)
+    table = FORMS[form]
+    for node in live_nodes(program.graph):
+        if node.op != "call_function" or Meta(node).size is not None:
+            continue
+        if _narrows(node):
+            if form != "integer":
+                _check_exact(graph, node)
+            table[str(node.target._opname)](graph, node)  # type: ignore[union-attr]
+            continue
+        emit = moves.find(node) if _on_codes(node) else None
+        if emit is not None:
+            emit(graph, node)
+        else:
+            write_island(graph, node, opset)
+    inputs = [n for n in program.placeholders if Meta(n).shape is not None]
+    _name_outputs(graph, outputs)
+    return graph.model(inputs, outputs, opset)
+
+
+def rounds_up(program: Program) -> bool:
+    """Whether the shifts of an integer program round ties up."""
+    calls = (n for n in program.graph.nodes if _narrows(n))
+    return any(arguments(n).get("rounding") == HALF_UP for n in calls)
+
+
+def _narrows(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "narrows"
+
+
+def _on_codes(node: fx.Node) -> bool:
+    """Whether an operator works on codes, or on the parts of a split of codes."""
+    while node.target is operator.getitem:
+        node = node.args[0]  # type: ignore[assignment]
+    dtype = (
+        Meta(node).dtype if Meta(node).shape is not None else Meta(node.all_input_nodes[0]).dtype
+    )
+    return dtype == torch.uint8
+
+
+def _check_exact(graph: Graph, node: fx.Node) -> None:
+    """Raise `LowerError` where a kernel's float32 would not tell what a shift does."""
+    args: dict[str, Any] = arguments(node)
+    if op_name(node).startswith("matmul"):
+        grids = [graph.grid(args[side]) for side in ("a", "b")]
+        most = [max(g.zero - g.low, g.high - g.zero) for g in grids]
+        bound = torch.tensor([Meta(args["a"]).shape[-1] * most[0] * most[1]])
+        by = torch.tensor([args["shift_by"]])
+    elif op_name(node).startswith(("conv", "linear")):
+        turned = op_name(node).startswith("conv_transpose")
+        bias = None if args["bias"] is None else graph.tensor(args["bias"])
+        weight, grid = graph.tensor(args["weight"]), graph.grid(args["x"])
+        bound = accumulator_bound(weight, bias, grid, int(turned), args["groups"] if turned else 1)
+        by = torch.tensor(args["shift_by"]).expand_as(bound)
+    else:
+        return
+    wrong = (bound > EXACT) & (by > EXACT_SHIFT)
+    if bool(wrong.any()):
+        channel = int(wrong.float().argmax())
+        raise graph.refuse(
+            node,
+            f"{node.name} would not be exact in this form",
+            f"the accumulator of channel {channel} can reach {int(bound[channel]):,}, beyond "
+            f"float32, and its shift {int(by[channel])} lets it matter",
+            'form="integer", or fewer bits for the weights of this layer',
+        )
+
+
+def _name_outputs(graph: Graph, outputs: list[fx.Node]) -> None:
+    """Give every output a value of its own name, also where nothing had to be computed for it."""
+    for node in outputs:
+        if graph.name(node) != node.name:
+            graph.add("Identity", [graph.renamed.pop(node)], node.name)
+
+
+__all__ = ["FORMS", "is_integer", "lower", "refuse_fake"]

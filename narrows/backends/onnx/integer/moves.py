@@ -1,0 +1,333 @@
+"""Operators that move codes, or pick the largest: the same in every form, on uint8 directly."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from narrows.backends.onnx.integer.graph import Graph, given
+from narrows.ir.program import Meta, op_name
+
+Emit = Callable[[Graph, fx.Node], None]
+
+MOVES: dict[str, Emit] = {}
+
+
+def moves(*names: str) -> Callable[[Emit], Emit]:
+    """Enter a function for operators by their names, ``.default`` left out."""
+
+    def enter(function: Emit) -> Emit:
+        MOVES.update({n if "." in n else f"{n}.default": function for n in names})
+        return function
+
+    return enter
+
+
+def find(node: fx.Node) -> Emit | None:
+    """Return what writes a node, or ``None``."""
+    return MOVES.get("getitem.default" if node.target is operator.getitem else op_name(node))
+
+
+def _first(graph: Graph, node: fx.Node) -> str:
+    return graph.name(next(iter(given(node).values())))
+
+
+def _rank(node: fx.Node) -> int:
+    return len(Meta(node).shape)
+
+
+def _source(node: fx.Node) -> fx.Node:
+    return node.all_input_nodes[0]
+
+
+@moves("alias", "clone", "contiguous", "detach", "lift_fresh_copy", "dropout", "feature_dropout",
+       "alpha_dropout")  # fmt: skip
+def _same(graph: Graph, node: fx.Node) -> None:
+    graph.renamed[node] = _first(graph, node)
+
+
+@moves("view", "_unsafe_view", "reshape", "unflatten.int", "flatten.using_ints", "squeeze",
+       "squeeze.dim", "squeeze.dims", "unsqueeze")  # fmt: skip
+def _reshape(graph: Graph, node: fx.Node) -> None:
+    graph.reshape(_first(graph, node), graph.sizes(node), node.name)
+
+
+@moves("permute")
+def _permute(graph: Graph, node: fx.Node) -> None:
+    rank = _rank(node)
+    perm = [d % rank for d in given(node)["dims"]]
+    graph.add("Transpose", [_first(graph, node)], node.name, perm=perm)
+
+
+@moves("transpose.int", "swapaxes", "t", "mT", "numpy_T")
+def _transpose(graph: Graph, node: fx.Node) -> None:
+    rank = _rank(node)
+    perm = list(range(rank))
+    if op_name(node) == "numpy_T.default":
+        perm.reverse()
+    elif rank > 1:
+        args = list(given(node).values())[1:]
+        a, b = (d % rank for d in args) if args else (rank - 2, rank - 1)
+        perm[a], perm[b] = perm[b], perm[a]
+    graph.add("Transpose", [_first(graph, node)], node.name, perm=perm)
+
+
+@moves("movedim.int")
+def _movedim(graph: Graph, node: fx.Node) -> None:
+    rank = _rank(node)
+    _, source, destination = (v for v in given(node).values())
+    perm = list(range(rank))
+    perm.insert(destination % rank, perm.pop(source % rank))
+    graph.add("Transpose", [_first(graph, node)], node.name, perm=perm)
+
+
+@moves("slice.Tensor", "narrow")
+def _slice(graph: Graph, node: fx.Node) -> None:
+    args = given(node)
+    shape = Meta(_source(node)).shape
+    axis = args["dim"] % len(shape)
+    if "length" in args:
+        start, end, step = args["start"], args["start"] + args["length"], 1
+    else:
+        start, end, step = args["start"] or 0, args["end"], args["step"]
+    whole = 2**62
+    end = whole if end is None or (isinstance(end, int) and end > whole) else end
+    _cut(graph, node, axis, start, end, step, node.name)
+
+
+def _cut(graph: Graph, node: fx.Node, axis: int, start: Any, end: Any, step: int, out: str) -> str:
+    bounds = [number(graph, b) for b in (start, end)]
+    rest = [graph.constant([axis], "int64"), graph.constant([step], "int64")]
+    return graph.add("Slice", [_first(graph, node), *bounds, *rest], out)
+
+
+def number(graph: Graph, value: Any) -> str:
+    """Return a size as an int64 vector of length 1."""
+    if not isinstance(value, fx.Node):
+        return graph.constant([value], "int64")
+    if op_name(value) == "sym_size.int":
+        x, axis = value.args
+        axis = axis % _rank(x)  # type: ignore[operator, arg-type]
+        return graph.add("Shape", [graph.name(x)], f"{value.name}.", start=axis, end=axis + 1)  # type: ignore[arg-type]
+    raise graph.refuse(
+        value,
+        f"{op_name(value)} of sizes has no ONNX form here",
+        "only the batch size itself can be used",
+        "capture with dynamic_batch=False",
+    )
+
+
+@moves("select.int")
+def _select(graph: Graph, node: fx.Node) -> None:
+    args = given(node)
+    index = graph.constant(args["index"], "int64")
+    axis = args["dim"] % (_rank(node) + 1)
+    graph.add("Gather", [_first(graph, node), index], node.name, axis=axis)
+
+
+@moves("index_select")
+def _index_select(graph: Graph, node: fx.Node) -> None:
+    args = given(node)
+    inputs = [_first(graph, node), graph.name(args["index"])]
+    graph.add("Gather", inputs, node.name, axis=args["dim"] % _rank(node))
+
+
+@moves("split.Tensor", "split.sizes", "split_with_sizes", "chunk", "unbind.int",
+       "tensor_split.sections", "tensor_split.indices")  # fmt: skip
+def _split(graph: Graph, node: fx.Node) -> None:
+    """Nothing: every part that is read is cut out on its own, by ``getitem``."""
+
+
+@moves("getitem")
+def _getitem(graph: Graph, node: fx.Node) -> None:
+    parts, index = node.args
+    args = given(parts)  # type: ignore[arg-type]
+    source = next(iter(args.values()))
+    axis = args["dim"] % _rank(source)
+    drops = op_name(parts) == "unbind.int"  # type: ignore[arg-type]
+    if drops:
+        i = graph.constant(index, "int64")
+        graph.add("Gather", [graph.name(source), i], node.name, axis=axis)
+        return
+    widths = [Meta(u).shape[axis] for u in _parts(parts)]  # type: ignore[arg-type]
+    start = _starts(args, Meta(source).shape[axis], op_name(parts))[index]  # type: ignore
+    bounds = [graph.constant([v], "int64") for v in (start, start + Meta(node).shape[axis])]
+    rest = [graph.constant([v], "int64") for v in (axis, 1)]
+    assert widths
+    graph.add("Slice", [graph.name(source), *bounds, *rest], node.name)
+
+
+def _parts(node: fx.Node) -> list[fx.Node]:
+    return list(node.users)
+
+
+def _starts(args: dict[str, Any], size: int, op: str) -> list[int]:
+    """Return where every part of a split begins."""
+    if "split_sizes" in args or isinstance(args.get("split_size"), list | tuple):
+        sizes = args.get("split_sizes") or args["split_size"]
+        return [0, *np.cumsum(sizes[:-1]).tolist()]
+    if op.startswith("tensor_split.indices"):
+        return [0, *args["indices"]]
+    if op.startswith("tensor_split"):
+        lengths = [len(p) for p in np.array_split(np.arange(size), args["sections"])]
+        return [0, *np.cumsum(lengths[:-1]).tolist()]
+    step = args["split_size"] if "split_size" in args else -(-size // args["chunks"])
+    return list(range(0, size, step))
+
+
+@moves("expand")
+def _expand(graph: Graph, node: fx.Node) -> None:
+    args = given(node)
+    source = Meta(_source(node))
+    lead = len(args["size"]) - len(source.shape)
+    sizes = []
+    for axis, size in enumerate(args["size"]):
+        kept = axis >= lead and (size == -1 or axis - lead in source.dynamic)
+        sizes.append(number(graph, 1 if kept else size))
+    shape = graph.add("Concat", sizes, f"{node.name}.", axis=0)
+    graph.add("Expand", [_first(graph, node), shape], node.name)
+
+
+@moves("repeat", "tile")
+def _tile(graph: Graph, node: fx.Node) -> None:
+    args = given(node)
+    counts = [number(graph, c) for c in args.get("repeats") or args["dims"]]
+    x = _first(graph, node)
+    rank = _rank(_source(node))
+    if len(counts) > rank:
+        x = graph.reshape(x, [1] * (len(counts) - rank) + graph.sizes(_source(node)))
+    counts = [graph.constant([1], "int64")] * (rank - len(counts)) + counts
+    graph.add("Tile", [x, graph.add("Concat", counts, f"{node.name}.", axis=0)], node.name)
+
+
+@moves("flip", "roll")
+def _reorder(graph: Graph, node: fx.Node) -> None:
+    args, rank = given(node), _rank(node)
+    axes = [d % rank for d in args["dims"]]
+    shifts = args.get("shifts") or [None] * len(axes)
+    if not axes or any(a in Meta(node).dynamic for a in axes):
+        raise graph.refuse(node, f"{op_name(node)} has no ONNX form here", "it reorders the batch")
+    x = _first(graph, node)
+    for i, (axis, by) in enumerate(zip(axes, shifts, strict=True)):
+        order = np.arange(Meta(node).shape[axis])
+        order = order[::-1] if by is None else np.roll(order, by)
+        out = node.name if i == len(axes) - 1 else f"{node.name}."
+        x = graph.add("Gather", [x, graph.constant(order.copy(), "int64")], out, axis=axis)
+
+
+@moves("repeat_interleave.self_int")
+def _repeat_interleave(graph: Graph, node: fx.Node) -> None:
+    args, rank = given(node), _rank(node)
+    axis = (args["dim"] or 0) % rank
+    size = Meta(_source(node)).shape[axis]
+    if args["dim"] is None or axis in Meta(node).dynamic:
+        raise graph.refuse(node, "repeat_interleave has no ONNX form here", "it repeats the batch")
+    order = np.repeat(np.arange(size), args["repeats"])
+    inputs = [_first(graph, node), graph.constant(order, "int64")]
+    graph.add("Gather", inputs, node.name, axis=axis)
+
+
+@moves("constant_pad_nd", "pad")
+def _pad(graph: Graph, node: fx.Node) -> None:
+    args, rank = given(node), _rank(node)
+    before, after = [0] * rank, [0] * rank
+    for i in range(len(args["pad"]) // 2):
+        before[rank - 1 - i], after[rank - 1 - i] = args["pad"][2 * i : 2 * i + 2]
+    pads = graph.constant([*before, *after], "int64")
+    value = graph.scalar(int(args["value"] or 0), "uint8")
+    graph.add("Pad", [_first(graph, node), pads, value], node.name)
+
+
+@moves("pixel_shuffle")
+def _pixel_shuffle(graph: Graph, node: fx.Node) -> None:
+    block = given(node)["upscale_factor"]
+    batch, width, h, w = graph.sizes(node)
+    h, w = h // block, w // block
+    x = graph.reshape(_first(graph, node), [batch, width, block, block, h, w])
+    x = graph.add("Transpose", [x], f"{node.name}.", perm=[0, 1, 4, 2, 5, 3])
+    graph.reshape(x, graph.sizes(node), node.name)
+
+
+@moves("pixel_unshuffle")
+def _pixel_unshuffle(graph: Graph, node: fx.Node) -> None:
+    block = given(node)["downscale_factor"]
+    batch, width, h, w = graph.sizes(node)
+    x = graph.reshape(_first(graph, node), [batch, width // block**2, h, block, w, block])
+    x = graph.add("Transpose", [x], f"{node.name}.", perm=[0, 1, 3, 5, 2, 4])
+    graph.reshape(x, graph.sizes(node), node.name)
+
+
+@moves("channel_shuffle")
+def _channel_shuffle(graph: Graph, node: fx.Node) -> None:
+    groups = given(node)["groups"]
+    batch, width, *spatial = graph.sizes(node)
+    x = graph.reshape(_first(graph, node), [batch, groups, width // groups, *spatial])
+    perm = [0, 2, 1, *range(3, 3 + len(spatial))]
+    x = graph.add("Transpose", [x], f"{node.name}.", perm=perm)
+    graph.reshape(x, graph.sizes(node), node.name)
+
+
+@moves("max_pool1d", "max_pool2d", "max_pool3d")
+def _max_pool(graph: Graph, node: fx.Node) -> None:
+    args = given(node)
+    axes = int(op_name(node)[8])
+
+    def spread(value: Any) -> list[int]:
+        values = list(value) if isinstance(value, list | tuple) else [value]
+        return values * axes if len(values) == 1 else values
+
+    kernel = spread(args["kernel_size"])
+    graph.add(
+        "MaxPool", [_first(graph, node)], node.name, kernel_shape=kernel,
+        strides=spread(args["stride"]) if args["stride"] else kernel,
+        pads=spread(args["padding"]) * 2, dilations=spread(args["dilation"]),
+        ceil_mode=int(args["ceil_mode"]),
+    )  # fmt: skip
+
+
+@moves("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_nearest2d.vec")
+def _nearest(graph: Graph, node: fx.Node) -> None:
+    sizes = zip(Meta(node).shape[2:], Meta(_source(node)).shape[2:], strict=True)
+    ratios = [new / old for new, old in sizes]
+    if not all(r == int(r) for r in ratios):  # runtimes round positions in their own ways
+        _pick(graph, node)
+        return
+    scales = graph.constant([1.0, 1.0, *ratios], "float32")
+    graph.add(
+        "Resize", [_first(graph, node), "", scales], node.name, mode="nearest",
+        coordinate_transformation_mode="asymmetric", nearest_mode="floor",
+    )  # fmt: skip
+
+
+def _pick(graph: Graph, node: fx.Node) -> None:
+    """Write nearest resizing as the positions that torch picks, axis by axis."""
+    x, rank = _first(graph, node), _rank(node)
+    for axis in range(2, rank):
+        old, new = Meta(_source(node)).shape[axis], Meta(node).shape[axis]
+        line = torch.arange(old, dtype=torch.float64).view(1, 1, old)
+        picked = torch.nn.functional.interpolate(line, size=new).flatten().long().numpy()
+        out = node.name if axis == rank - 1 else f"{node.name}."
+        x = graph.add("Gather", [x, graph.constant(picked, "int64")], out, axis=axis)
+
+
+@moves("amax", "amin")
+def _extremum(graph: Graph, node: fx.Node) -> None:
+    args = given(node)
+    rank = _rank(_source(node))
+    axes = [d % rank for d in args["dim"]] or list(range(rank))
+    op = "ReduceMax" if op_name(node).startswith("amax") else "ReduceMin"
+    inputs = [_first(graph, node), graph.constant(axes, "int64")]
+    graph.add(op, inputs, node.name, keepdims=int(args["keepdim"]))
+
+
+@moves("embedding")
+def _embedding(graph: Graph, node: fx.Node) -> None:
+    args = given(node)
+    graph.add(
+        "Gather", [graph.name(args["weight"]), graph.name(args["indices"])], node.name, axis=0
+    )

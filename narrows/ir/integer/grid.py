@@ -1,0 +1,131 @@
+"""`Grid`: which numbers the codes of a tensor stand for; and how a number becomes a code."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from narrows.errors import UsageError
+
+HALF_EVEN, HALF_UP = "half_even", "half_up"
+ROUNDINGS = (HALF_EVEN, HALF_UP)
+
+# Activations are stored in uint8. A signed range has its zero in the middle, whatever its bits, so
+# that the zero point is even and the same for all signed tensors: ONNX Runtime's QLinearAdd adds
+# it before it rounds, and an odd one would turn every tie around.
+CENTRE = 128
+BITS = range(2, 9)
+
+# 2**-e has to be a normal float32 for every backend, with room for products of two scales.
+EXPONENTS = range(-30, 61)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The codes of a tensor and what they stand for: ``value = (code - zero) * 2**-exponent``.
+
+    Attributes:
+        exponent: The scale's exponent, negated: a step is ``2**-exponent``.
+        zero: The code of zero: 0 where nothing is negative, else 128.
+        bits: How many bits the codes take, 2 to 8.
+    """
+
+    exponent: int
+    zero: int = 0
+    bits: int = 8
+
+    def __post_init__(self) -> None:
+        if self.zero not in (0, CENTRE):
+            raise UsageError(f"a zero point is 0 or {CENTRE}, got {self.zero}")
+        if self.bits not in BITS:
+            raise UsageError(
+                f"{self.bits}-bit codes are not supported",
+                why=f"codes take {BITS[0]} to {BITS[-1]} bits and are stored in uint8",
+            )
+        if self.exponent not in EXPONENTS:
+            raise UsageError(
+                f"the scale 2^{-self.exponent} cannot be represented",
+                why=f"exponents go from {EXPONENTS[0]} to {EXPONENTS[-1]}",
+                hint="rescale the tensor: its range is extreme",
+            )
+
+    @property
+    def low(self) -> int:
+        """The smallest code."""
+        return self.zero - (1 << self.bits - 1) if self.zero else 0
+
+    @property
+    def high(self) -> int:
+        """The largest code."""
+        return self.zero + (1 << self.bits - 1) - 1 if self.zero else (1 << self.bits) - 1
+
+    @property
+    def scale(self) -> float:
+        """The step between two codes."""
+        return 2.0**-self.exponent
+
+    def code(self, value: float, rounding: str = HALF_EVEN) -> int:
+        """Return the code that stands for a number, the nearest end of the grid if none does."""
+        if math.isinf(value):
+            return self.high if value > 0 else self.low
+        rounded = round_number(value * 2.0**self.exponent, rounding)
+        return min(max(rounded + self.zero, self.low), self.high)
+
+    def __str__(self) -> str:
+        text = f"2^{-self.exponent}"
+        text += f" z{self.zero}" if self.zero else ""
+        return text + (f" {self.bits}b" if self.bits != 8 else "")
+
+
+@dataclass(frozen=True)
+class WeightGrid:
+    """The codes of a weight: ``value = code * 2**-exponent``, an exponent per output channel.
+
+    Attributes:
+        exponents: One exponent per index of ``axis``, or a single one for the whole tensor.
+        bits: How many bits a code takes, 2 to 8; codes are stored in int8 and symmetric.
+        axis: The axis of the output channels.
+    """
+
+    exponents: tuple[int, ...]
+    bits: int = 8
+    axis: int = 0
+
+    def __post_init__(self) -> None:
+        if self.bits not in BITS:
+            raise UsageError(
+                f"{self.bits}-bit weights are not supported",
+                why=f"weights take {BITS[0]} to {BITS[-1]} bits and are stored in int8",
+            )
+        for exponent in self.exponents:
+            if exponent not in EXPONENTS:
+                raise UsageError(
+                    f"the weight scale 2^{-exponent} cannot be represented",
+                    why=f"exponents go from {EXPONENTS[0]} to {EXPONENTS[-1]}",
+                )
+
+    @property
+    def high(self) -> int:
+        """The largest code; the smallest is its negative, as a symmetric range has no bias."""
+        return (1 << self.bits - 1) - 1
+
+    def along(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return one exponent per output channel of a weight of ``shape``."""
+        count = shape[self.axis]
+        return self.exponents * count if len(self.exponents) == 1 else self.exponents
+
+
+def round_number(value: float, rounding: str) -> int:
+    """Return the nearest integer; ties go to the even one, or up."""
+    return round(value) if rounding == HALF_EVEN else math.floor(value + 0.5)
+
+
+def check_rounding(rounding: Any) -> str:
+    """Return a rounding mode; `UsageError` if it is none."""
+    if rounding not in ROUNDINGS:
+        raise UsageError(f"rounding is {' or '.join(ROUNDINGS)}, got {rounding!r}")
+    return rounding
+
+
+__all__ = ["CENTRE", "HALF_EVEN", "HALF_UP", "ROUNDINGS", "Grid", "WeightGrid"]

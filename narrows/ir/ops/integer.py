@@ -1,0 +1,202 @@
+"""The integer form of an operator: what becomes of it when its operands are codes on a grid.
+
+A form answers, for a node of the float program:
+
+* ``operands``: which operands are activations, and so have to be codes;
+* ``obstacle``: why these arguments have no integer form, so that the node stays a float island;
+* ``emit``: the call of ``torch.ops.narrows`` that computes the result on a given grid.
+
+Three kinds differ in the grid of the result. A form that *computes* has a grid of its own. One
+that *moves* codes without looking at them leaves them on their operand's grid, and the operator
+itself runs on the codes. One that *clips* is absorbed into the clip of the operator before it.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, fx
+
+import narrows.ir.integer.library  # noqa: F401  (defines torch.ops.narrows)
+from narrows.ir.integer.grid import Grid
+from narrows.ir.ops.args import arguments
+
+ops: Any = torch.ops.narrows
+
+Call = tuple[Any, tuple[Any, ...]]
+
+
+@dataclass(frozen=True)
+class Settled:
+    """Where a result settles.
+
+    Attributes:
+        grid: Its grid.
+        low: The smallest code, after the clips that were absorbed.
+        high: The largest one.
+        rounding: How it is rounded.
+    """
+
+    grid: Grid
+    low: int
+    high: int
+    rounding: str
+
+    @property
+    def tail(self) -> tuple[int, int, int]:
+        """The arguments that every operator ends in."""
+        return self.grid.zero, self.low, self.high
+
+
+class Fold(Protocol):
+    """What `IntegerForm.emit` may ask of the pass that folds."""
+
+    def codes(self, operand: fx.Node) -> tuple[fx.Node, Grid]:
+        """Return the node of an operand's codes, and their grid."""
+        ...
+
+    def layer(
+        self, node: fx.Node, weights: LayerWeights, x: Grid, out: Grid
+    ) -> tuple[fx.Node, fx.Node | None, list[int]]:
+        """Return the nodes of a layer's int8 weight and int32 bias, and the shifts it ends in."""
+        ...
+
+    def constant(self, name: str, tensor: Tensor) -> fx.Node:
+        """Return the node of a new constant."""
+        ...
+
+    def float_weight(self, node: fx.Node | None) -> Tensor | None:
+        """Return the tensor behind a ``get_attr`` node of the float program."""
+        ...
+
+    def product_fits(self, node: fx.Node, length: int, a: Grid, b: Grid) -> None:
+        """Raise if a sum of ``length`` products of two activations may not fit into 32 bits."""
+        ...
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """The weights that a layer sums against.
+
+    Attributes:
+        weight: The argument that holds the weight.
+        bias: The one that holds the bias, or ``None``.
+        axis: The axis of the output channels.
+        transposed: Whether the integer operator takes the weight with its two axes swapped.
+        groups: Where these are several, and the axis holds the channels of one of them, all
+            channels have one exponent.
+    """
+
+    weight: fx.Node
+    bias: fx.Node | None
+    axis: int = 0
+    transposed: bool = False
+    groups: int = 1
+
+
+@dataclass(frozen=True)
+class IntegerForm(ABC):
+    """How one operator works on codes; see the module's text."""
+
+    kind: ClassVar[str] = "computes"
+
+    def at(self, node: fx.Node) -> IntegerForm:
+        """Return the form for the node's arguments, where that depends on them."""
+        return self
+
+    def operands(self, node: fx.Node) -> tuple[fx.Node, ...]:
+        """Return the activations that the node reads."""
+        return tuple(a for a in list(_arguments(node).values())[:1] if isinstance(a, fx.Node))
+
+    def weights(self, node: fx.Node) -> LayerWeights | None:
+        """Return the weights that the node sums against, if it is a layer."""
+        return None
+
+    def obstacle(self, node: fx.Node) -> str:
+        """Return why the node has no integer form, or an empty string."""
+        return ""
+
+    def fake(self, node: fx.Node, grids: list[Grid], out: Grid, rounding: str) -> Call | None:
+        """Return the call that stands for the node in a fake-quantized program, if not itself."""
+        return None
+
+    @abstractmethod
+    def emit(self, fold: Fold, node: fx.Node, out: Settled) -> Call:
+        """Return the integer operator and its arguments."""
+
+
+def _arguments(node: fx.Node) -> dict[str, Any]:
+    if hasattr(node.target, "_schema"):
+        return arguments(node)
+    return {str(i): a for i, a in enumerate(node.args)}  # getitem
+
+
+# ------------------------------------------------------------------ no arithmetic
+
+
+@dataclass(frozen=True)
+class Moves(IntegerForm):
+    """The operator itself runs on the codes: it only moves them, or picks the largest."""
+
+    kind = "moves"
+
+    def regrid(self, node: fx.Node, grid: Grid) -> Grid:
+        """Return the grid of the result."""
+        return grid
+
+    def emit(self, fold: Fold, node: fx.Node, out: Settled) -> Call:
+        raise NotImplementedError("the node is copied")
+
+
+@dataclass(frozen=True)
+class Padding(Moves):
+    """Pads with zeros: the code of zero goes around the codes."""
+
+    def obstacle(self, node: fx.Node) -> str:
+        args = arguments(node)
+        if args.get("mode", "constant") != "constant":
+            return f"padding by {args['mode']} has no integer form"
+        return "it pads with another number than zero" if args["value"] not in (None, 0) else ""
+
+
+@dataclass(frozen=True)
+class Relabel(Moves):
+    """A product with a power of two: the same codes under another exponent."""
+
+    power: int = 0
+
+    def regrid(self, node: fx.Node, grid: Grid) -> Grid:
+        return Grid(grid.exponent - self.power, grid.zero, grid.bits)
+
+
+@dataclass(frozen=True)
+class Clip(IntegerForm):
+    """``min(max(x, lo), hi)``: absorbed into the clip before it."""
+
+    kind = "clips"
+    lo: float | str | None = None
+    hi: float | str | None = None
+
+    def bounds(self, node: fx.Node) -> tuple[float, float]:
+        """Return the smallest and the largest result."""
+        args = arguments(node)
+
+        def bound(value: float | str | None, default: float) -> float:
+            value = args[value] if isinstance(value, str) else value
+            return default if value is None else float(value)
+
+        return bound(self.lo, -math.inf), bound(self.hi, math.inf)
+
+    def emit(self, fold: Fold, node: fx.Node, out: Settled) -> Call:
+        x, grid = fold.codes(self.operands(node)[0])
+        by = grid.exponent - out.grid.exponent
+        return ops.rescale.default, (x, by, grid.zero, *out.tail)
+
+
+__all__ = [
+    "Call", "Clip", "Fold", "IntegerForm", "LayerWeights", "Moves", "Padding", "Relabel", "Settled",
+]  # fmt: skip

@@ -1,0 +1,425 @@
+"""The integer forms of the operators that compute, and which operator has which form.
+
+`narrows.ir.ops.integer` says what a form is. An operator's form stands in its row of the op table,
+filled in from `STANDARD` as its samples are; a row added from outside brings its own.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+import narrows.ir.integer.statistics as statistics
+from narrows.ir.integer.grid import Grid
+from narrows.ir.ops.args import arguments, is_tensor
+from narrows.ir.ops.integer import (
+    Call,
+    Clip,
+    Fold,
+    IntegerForm,
+    LayerWeights,
+    Moves,
+    Padding,
+    Relabel,
+    Settled,
+)
+from narrows.ir.program import Meta
+
+ops: Any = torch.ops.narrows
+
+
+# ------------------------------------------------------------------ layers
+
+
+@dataclass(frozen=True)
+class Layer(IntegerForm):
+    """A sum against a weight: multiply, add the bias, shift, clip.
+
+    Attributes:
+        spatial: Spatial axes of a convolution, 0 for a linear layer.
+        transposed: Whether it is a transposed convolution.
+        swapped: Whether the weight is ``[in, out]`` (addmm).
+    """
+
+    spatial: int = 0
+    transposed: bool = False
+    swapped: bool = False
+
+    def operands(self, node: fx.Node) -> tuple[fx.Node, ...]:
+        args = arguments(node)
+        return (args["mat1"] if self.swapped else args["input"],)
+
+    def weights(self, node: fx.Node) -> LayerWeights | None:
+        args = arguments(node)
+        if self.swapped:
+            return LayerWeights(args["mat2"], args["self"], 1, transposed=True)
+        groups = args["groups"] if self.transposed else 1
+        return LayerWeights(args["weight"], args["bias"], int(self.transposed), groups=groups)
+
+    def obstacle(self, node: fx.Node) -> str:
+        args = arguments(node)
+        layer = self.weights(node)
+        assert layer is not None
+        if layer.weight.op != "get_attr":
+            return f"its weight is computed, by {layer.weight.name}"
+        if layer.bias is not None and layer.bias.op != "get_attr":
+            return f"its bias is computed, by {layer.bias.name}"
+        if self.swapped and (args["alpha"] != 1 or args["beta"] != 1):
+            return "it scales its product"
+        if self.swapped and layer.bias is not None and len(Meta(layer.bias).shape) != 1:
+            return "its bias is no vector"
+        if self.spatial and len(Meta(args["input"]).shape) != self.spatial + 2:
+            return "its input has no batch axis"
+        if isinstance(args.get("padding"), str) and self._padding(node) is None:
+            return "its padding differs from side to side"
+        return ""
+
+    def _padding(self, node: fx.Node) -> list[int] | None:
+        args = arguments(node)
+        if not isinstance(args["padding"], str):
+            return _spread(args["padding"], self.spatial)
+        if args["padding"] == "valid":
+            return [0] * self.spatial
+        kernel = Meta(args["weight"]).shape[2:]
+        dilation = _spread(args["dilation"], self.spatial)
+        total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        return None if any(t % 2 for t in total) else [t // 2 for t in total]
+
+    def emit(self, fold: Fold, node: fx.Node, out: Settled) -> Call:
+        layer = self.weights(node)
+        assert layer is not None
+        x, grid = fold.codes(self.operands(node)[0])
+        weight, bias, shifts = fold.layer(node, layer, grid, out.grid)
+        head = (x, weight, bias, shifts, grid.zero, *out.tail)
+        if not self.spatial:
+            return ops.linear.default, head
+        args = arguments(node)
+        stride, dilation = (_spread(args[k], self.spatial) for k in ("stride", "dilation"))
+        padding = self._padding(node)
+        if not self.transposed:
+            return ops.conv.default, (*head, stride, padding, dilation, args["groups"])
+        extra = _spread(args["output_padding"], self.spatial)
+        tail = (stride, padding, extra, dilation, args["groups"])
+        return ops.conv_transpose.default, (*head, *tail)
+
+
+def _spread(value: Any, count: int) -> list[int]:
+    """Return one number per axis; ATen takes a single one for all."""
+    values = list(value) if isinstance(value, list | tuple) else [value]
+    return values * count if len(values) == 1 else values
+
+
+@dataclass(frozen=True)
+class Matmul(IntegerForm):
+    """The matrix product of two activations."""
+
+    def operands(self, node: fx.Node) -> tuple[fx.Node, ...]:
+        return tuple(list(arguments(node).values())[:2])
+
+    def emit(self, fold: Fold, node: fx.Node, out: Settled) -> Call:
+        (a, a_grid), (b, b_grid) = (fold.codes(n) for n in self.operands(node))
+        fold.product_fits(node, Meta(self.operands(node)[0]).shape[-1], a_grid, b_grid)
+        by = a_grid.exponent + b_grid.exponent - out.grid.exponent
+        return ops.matmul.default, (a, b, by, a_grid.zero, b_grid.zero, *out.tail)
+
+
+# ------------------------------------------------------------------ element by element
+
+
+@dataclass(frozen=True)
+class Lookup(IntegerForm):
+    """Any function of one number: a table of 256 codes, made in float64.
+
+    Attributes:
+        function: Its name, where backends have an operator for it.
+    """
+
+    function: str = ""
+
+    def obstacle(self, node: fx.Node) -> str:
+        loose = [n for n in node.all_input_nodes if n not in self.operands(node)]
+        return f"it also reads {loose[0].name}" if any(map(is_tensor, loose)) else ""
+
+    def emit(self, fold: Fold, node: fx.Node, out: Settled) -> Call:
+        operand = self.operands(node)[0]
+        x, grid = fold.codes(operand)
+        values = (torch.arange(256, dtype=torch.float64) - grid.zero) * grid.scale
+        args = arguments(node)
+        given = {k: values if v is operand else _number(v) for k, v in args.items()}
+        keyword = {a.name for a in node.target._schema.arguments if a.kwarg_only}  # type: ignore
+        with torch.no_grad():
+            made = node.target(  # type: ignore[operator]
+                *(v for k, v in given.items() if k not in keyword),
+                **{k: v for k, v in given.items() if k in keyword},
+            )
+        grid_args = (out.grid.exponent, out.grid.zero, out.low, out.high, out.rounding)
+        table = ops.quantize.default(made, *grid_args)
+        return ops.lookup.default, (
+            x,
+            fold.constant(f"{node.name}.table", table),
+            self._function(args),
+        )
+
+    def _function(self, args: dict[str, Any]) -> str:
+        """Return the name of a function without parameters, by which backends may know it."""
+        plain = args.get("approximate", "none") == "none" and len(args) <= 2
+        return self.function if plain else ""
+
+
+def _number(value: Any) -> Any:
+    return Meta(value).size if isinstance(value, fx.Node) else value
+
+
+@dataclass(frozen=True)
+class Add(IntegerForm):
+    """``a + b`` or ``a - b``; with a number it is a table."""
+
+    sign: int = 1
+
+    def at(self, node: fx.Node) -> IntegerForm:
+        return self if len(self.operands(node)) == 2 else Lookup()
+
+    def operands(self, node: fx.Node) -> tuple[fx.Node, ...]:
+        return tuple(a for a in list(arguments(node).values())[:2] if is_tensor(a))
+
+    def obstacle(self, node: fx.Node) -> str:
+        return "it scales an operand" if arguments(node).get("alpha", 1) != 1 else ""
+
+    def emit(self, fold: Fold, node: fx.Node, out: Settled) -> Call:
+        (a, a_grid), (b, b_grid) = (fold.codes(n) for n in self.operands(node))
+        fine = max(a_grid.exponent, b_grid.exponent)
+        aligned = (fine - a_grid.exponent, fine - b_grid.exponent, fine - out.grid.exponent)
+        args = (a, b, *aligned, a_grid.zero, b_grid.zero, *out.tail, self.sign)
+        return ops.add.default, args
+
+
+@dataclass(frozen=True)
+class Mul(IntegerForm):
+    """``a * b``; with a number it is a table, and nothing at all with a power of two."""
+
+    inverse: bool = False
+
+    def at(self, node: fx.Node) -> IntegerForm:
+        second = list(arguments(node).values())[1]
+        if is_tensor(second):
+            return self
+        mantissa, power = math.frexp(abs(float(_number(second)))) if _number(second) else (0.0, 0)
+        if mantissa != 0.5 or _number(second) < 0:
+            return Lookup()
+        return Relabel(power=1 - power if self.inverse else power - 1)
+
+    def operands(self, node: fx.Node) -> tuple[fx.Node, ...]:
+        return tuple(a for a in list(arguments(node).values())[:2] if is_tensor(a))
+
+    def obstacle(self, node: fx.Node) -> str:
+        return "a quotient of two activations has no integer form" if self.inverse else ""
+
+    def emit(self, fold: Fold, node: fx.Node, out: Settled) -> Call:
+        (a, a_grid), (b, b_grid) = (fold.codes(n) for n in self.operands(node))
+        by = a_grid.exponent + b_grid.exponent - out.grid.exponent
+        return ops.mul.default, (a, b, by, a_grid.zero, b_grid.zero, *out.tail)
+
+
+@dataclass(frozen=True)
+class Concat(IntegerForm):
+    """Tensors side by side, each shifted to the result's grid."""
+
+    def operands(self, node: fx.Node) -> tuple[fx.Node, ...]:
+        return tuple(arguments(node)["tensors"])
+
+    def emit(self, fold: Fold, node: fx.Node, out: Settled) -> Call:
+        parts = [fold.codes(n) for n in self.operands(node)]
+        shifts = [grid.exponent - out.grid.exponent for _, grid in parts]
+        zeros = [grid.zero for _, grid in parts]
+        axis = arguments(node)["dim"]
+        return ops.concat.default, ([n for n, _ in parts], axis, shifts, zeros, *out.tail)
+
+
+# ------------------------------------------------------------------ averages and statistics
+
+
+@dataclass(frozen=True)
+class Mean(IntegerForm):
+    """An average over axes that go away, or stay with size 1."""
+
+    def obstacle(self, node: fx.Node) -> str:
+        args = arguments(node)
+        return "" if args["dim"] else "it averages everything" if not args["dtype"] else "a cast"
+
+    def emit(self, fold: Fold, node: fx.Node, out: Settled) -> Call:
+        args = arguments(node)
+        x, grid = fold.codes(self.operands(node)[0])
+        rank = len(Meta(self.operands(node)[0]).shape)
+        axes = sorted(a % rank for a in args["dim"])
+        by = grid.exponent - out.grid.exponent
+        return ops.mean.default, (x, axes, args["keepdim"], by, grid.zero, *out.tail)
+
+
+@dataclass(frozen=True)
+class AveragePool(IntegerForm):
+    """Average pooling over windows of one size, given or adaptive."""
+
+    adaptive: bool = False
+
+    def obstacle(self, node: fx.Node) -> str:
+        args = arguments(node)
+        if len(Meta(self.operands(node)[0]).shape) != 4:
+            return "its input has no batch axis"
+        if not self.adaptive:
+            return "it has a divisor of its own" if args["divisor_override"] else ""
+        size, wanted = Meta(self.operands(node)[0]).shape[-2:], args["output_size"]
+        even = all(s % w == 0 for s, w in zip(size, _spread(wanted, 2), strict=True))
+        return "" if even else "its windows differ in size"
+
+    def emit(self, fold: Fold, node: fx.Node, out: Settled) -> Call:
+        args = arguments(node)
+        operand = self.operands(node)[0]
+        x, grid = fold.codes(operand)
+        by = grid.exponent - out.grid.exponent
+        rest = (by, grid.zero, *out.tail)
+        if not self.adaptive:
+            kernel, padding = _spread(args["kernel_size"], 2), _spread(args["padding"], 2)
+            stride = _spread(args["stride"], 2) if args["stride"] else kernel
+            how = (kernel, stride, padding, args["ceil_mode"], args["count_include_pad"])
+            return ops.average_pool.default, (x, *how, *rest)
+        sizes = zip(Meta(operand).shape[-2:], _spread(args["output_size"], 2), strict=True)
+        kernel = [s // w for s, w in sizes]
+        if kernel == list(Meta(operand).shape[-2:]):
+            return ops.mean.default, (x, [2, 3], True, *rest)
+        return ops.average_pool.default, (x, kernel, kernel, [0, 0], False, True, *rest)
+
+
+@dataclass(frozen=True)
+class Softmax(IntegerForm):
+    """Softmax from a table of exponentials and one exact quotient."""
+
+    def obstacle(self, node: fx.Node) -> str:
+        long = Meta(node).shape[arguments(node)["dim"]] > 2**16
+        return "it sums more than 65,536 exponentials" if long else ""
+
+    def fake(self, node: fx.Node, grids: list[Grid], out: Grid, rounding: str) -> Call | None:
+        args = arguments(node)
+        return ops.fake_softmax.default, (
+            self.operands(node)[0], args["dim"], listed(grids[0]), listed(out), rounding,
+        )  # fmt: skip
+
+    def emit(self, fold: Fold, node: fx.Node, out: Settled) -> Call:
+        x, axis, grid, *_ = node.args
+        codes, _ = fold.codes(x)  # type: ignore[arg-type]
+        bits = statistics.table_bits(out.grid.exponent, Meta(node).shape[axis])  # type: ignore
+        made = statistics.exponentials(grid[0], bits)  # type: ignore
+        table = fold.constant(f"{node.name}.table", made)
+        return ops.softmax.default, (codes, table, axis, out.grid.exponent, *out.tail)
+
+
+@dataclass(frozen=True)
+class LayerNorm(IntegerForm):
+    """Layer normalisation: sums in whole numbers, the rest as IEEE 754 defines it."""
+
+    def obstacle(self, node: fx.Node) -> str:
+        args = arguments(node)
+        if math.prod(args["normalized_shape"]) > statistics.LARGEST_NORM:
+            return f"it normalises more than {statistics.LARGEST_NORM:,} elements"
+        for role in ("weight", "bias"):
+            if args[role] is not None and args[role].op != "get_attr":
+                return f"its {role} is computed, by {args[role].name}"
+        return ""
+
+    def fake(self, node: fx.Node, grids: list[Grid], out: Grid, rounding: str) -> Call | None:
+        args = arguments(node)
+        return ops.fake_layer_norm.default, (
+            args["input"], args["weight"], args["bias"], len(args["normalized_shape"]),
+            args["eps"], listed(grids[0]), listed(out), rounding,
+        )  # fmt: skip
+
+    def emit(self, fold: Fold, node: fx.Node, out: Settled) -> Call:
+        args = arguments(node)
+        x, grid = fold.codes(args["x"])
+        shape = list(Meta(node).shape[-args["axes"] :])
+        weight, bias = (fold.float_weight(args[k]) for k in ("weight", "bias"))
+        exponent = out.grid.exponent
+        gain, offset = statistics.norm_parameters(weight, bias, shape, exponent)
+        return ops.layer_norm.default, (
+            x, fold.constant(f"{node.name}.gain", gain),
+            fold.constant(f"{node.name}.offset", offset), args["axes"],
+            statistics.norm_eps(args["eps"], grid.exponent), grid.zero, *out.tail,
+        )  # fmt: skip
+
+
+def listed(grid: Grid) -> list[int]:
+    """Return a grid as the fake operators take it."""
+    return [grid.exponent, grid.zero, grid.low, grid.high]
+
+
+# ------------------------------------------------------------------ which operator has which form
+
+_MOVES = """
+    view _unsafe_view reshape unflatten.int flatten.using_ints squeeze squeeze.dim squeeze.dims
+    unsqueeze clone contiguous detach alias expand permute transpose.int t numpy_T mT movedim.int
+    swapaxes roll flip pixel_shuffle pixel_unshuffle channel_shuffle repeat tile
+    repeat_interleave.self_int slice.Tensor narrow split.Tensor split.sizes split_with_sizes chunk
+    tensor_split.sections tensor_split.indices index_select select.int unbind.int max_pool1d
+    max_pool2d max_pool3d upsample_nearest1d upsample_nearest2d upsample_nearest3d
+    upsample_nearest2d.vec amax amin dropout feature_dropout alpha_dropout embedding
+    lift_fresh_copy
+"""
+_LOOKUPS = """
+    silu gelu sigmoid tanh hardswish hardsigmoid leaky_relu elu selu celu mish softplus log_sigmoid
+    hardshrink softshrink threshold abs neg sign square sin cos atan asinh erf erfc floor ceil round
+    trunc frac exp rsub.Scalar sub.Scalar add.Scalar
+"""
+
+
+def _standard() -> dict[str, IntegerForm]:
+    forms: dict[str, IntegerForm] = {}
+
+    def put(names: str, form: IntegerForm) -> None:
+        forms.update({n if "." in n else f"{n}.default": form for n in names.split()})
+
+    put(_MOVES, Moves())
+    put(_LOOKUPS, Lookup())
+    for name in ("sigmoid", "tanh", "gelu", "silu", "hardsigmoid"):
+        put(name, Lookup(function=name))
+    put("constant_pad_nd pad", Padding())
+    put("relu", Clip(lo=0.0))
+    put("relu6", Clip(lo=0.0, hi=6.0))
+    put("hardtanh", Clip(lo="min_val", hi="max_val"))
+    put("clamp clip", Clip(lo="min", hi="max"))
+    put("clamp_min", Clip(lo="min"))
+    put("clamp_max", Clip(hi="max"))
+    for n in (1, 2, 3):
+        put(f"conv{n}d conv{n}d.padding", Layer(spatial=n))
+        put(f"conv_transpose{n}d conv_transpose{n}d.input", Layer(spatial=n, transposed=True))
+    put("linear", Layer())
+    put("addmm", Layer(swapped=True))
+    put("matmul mm bmm", Matmul())
+    put("add.Tensor", Add())
+    put("sub.Tensor", Add(sign=-1))
+    put("mul.Tensor mul.Scalar", Mul())
+    put("div.Tensor div.Scalar", Mul(inverse=True))
+    put("cat concat", Concat())
+    put("mean.dim", Mean())
+    put("avg_pool2d", AveragePool())
+    put("adaptive_avg_pool2d", AveragePool(adaptive=True))
+    put("softmax.int _softmax", Softmax())
+    put("layer_norm", LayerNorm())
+    return forms
+
+
+STANDARD = _standard()
+
+
+# What stands for two operators in a fake-quantized program (`IntegerForm.fake`).
+FAKES: dict[Any, IntegerForm] = {
+    ops.fake_softmax.default: Softmax(),
+    ops.fake_layer_norm.default: LayerNorm(),
+}
+
+
+def form_of(name: str) -> IntegerForm | None:
+    """Return the integer form that comes along for an overload, spelled ``conv2d.default``."""
+    return STANDARD.get(name)

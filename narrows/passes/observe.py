@@ -1,0 +1,130 @@
+"""What calibration remembers of a tensor: one histogram that grows, in one pass over the data."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from narrows.ir.integer.grid import CENTRE, EXPONENTS, Grid
+
+BINS = 4096  # on each side of zero
+SEARCHED = 6  # how many exponents beyond the covering one are tried for the smallest error
+
+
+@dataclass
+class Histogram:
+    """Magnitudes by sign, in bins whose width is a power of two and doubles as the range grows.
+
+    Attributes:
+        low: The smallest number seen.
+        high: The largest one.
+        zeros: How many were zero; they are exact on every grid.
+        counts: ``[2, BINS]``: negative magnitudes, then positive ones.
+        power: The bins reach from zero to ``2**power``.
+        finite: Whether all numbers were.
+    """
+
+    low: float = math.inf
+    high: float = -math.inf
+    zeros: int = 0
+    counts: Tensor = field(default_factory=lambda: torch.zeros(2, BINS, dtype=torch.float64))
+    power: int | None = None
+    finite: bool = True
+
+    def add(self, x: Tensor) -> None:
+        """Take in a tensor."""
+        x = x.detach().flatten().float()
+        if not x.numel():
+            return
+        low, high = (v.item() for v in torch.aminmax(x))
+        if not (math.isfinite(low) and math.isfinite(high)):
+            self.finite = False
+            return
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        reach = max(-low, high)
+        if reach > 0:
+            self._grow(math.frexp(reach)[1])
+        assert self.power is not None or reach == 0
+        self.zeros += int((x == 0).sum())
+        if self.power is None:
+            return
+        for side, part in enumerate((-x, x)):
+            part = part[part > 0]
+            index = (part * (BINS * 2.0**-self.power)).long().clamp(max=BINS - 1)
+            self.counts[side] += torch.bincount(index, minlength=BINS)
+
+    def _grow(self, power: int) -> None:
+        """Merge bins until they reach ``2**power``."""
+        if self.power is None:
+            self.power = power
+        while self.power < power:
+            merged = self.counts.reshape(2, BINS // 2, 2).sum(2)
+            self.counts = torch.cat([merged, torch.zeros_like(merged)], 1)
+            self.power += 1
+
+    @property
+    def constant(self) -> bool:
+        """Whether there was one number only."""
+        return self.low == self.high
+
+    def centres(self) -> Tensor:
+        """Return the magnitude in the middle of every bin."""
+        assert self.power is not None
+        return (torch.arange(BINS, dtype=torch.float64) + 0.5) * (2.0**self.power / BINS)
+
+    # ------------------------------------------------------------------ choosing a grid
+
+    def grid(self, method: str, bits: int, percentile: float = 99.99) -> Grid:
+        """Return the grid that a method chooses: zero point 0 unless something was negative.
+
+        Args:
+            method: ``minmax`` covers everything seen; ``percentile`` covers that share of the
+                magnitudes; ``mse`` has the smallest mean squared error, rounding and clipping
+                together.
+            bits: How many bits the codes take.
+            percentile: For the method of that name, in percent.
+        """
+        zero = CENTRE if self.low < 0 else 0
+        reach = self._quantile(percentile) if method == "percentile" else max(-self.low, self.high)
+        covering = self._covering(reach, zero, bits)
+        if method != "mse" or self.power is None:
+            return Grid(covering, zero, bits)
+        tried = range(covering, min(covering + SEARCHED, EXPONENTS[-1] + 1))
+        best = min(tried, key=lambda e: self.error(Grid(e, zero, bits)))
+        return Grid(best, zero, bits)
+
+    def _covering(self, reach: float, zero: int, bits: int) -> int:
+        """Return the largest exponent at which the grid reaches ``reach``, to half a step."""
+        top = (2 ** (bits - 1) - 1 if zero else 2**bits - 1) + 0.5
+        exponent = 0 if reach <= 0 else math.floor(math.log2(top) - math.log2(reach))
+        return max(EXPONENTS[0] - 1, min(exponent, EXPONENTS[-1]))
+
+    def _quantile(self, percentile: float) -> float:
+        if self.power is None:
+            return 0.0
+        both = self.counts.sum(0)
+        wanted = (both.sum() + self.zeros) * percentile / 100 - self.zeros
+        reached = both.cumsum(0) >= wanted
+        index = int(reached.float().argmax()) if bool(reached.any()) else BINS - 1
+        edge = (index + 1) * 2.0**self.power / BINS
+        return min(edge, max(-self.low, self.high))
+
+    def error(self, grid: Grid) -> float:
+        """Return the sum of squared errors on a grid, as far as the bins tell.
+
+        Rounding costs ``step**2 / 12`` a number, and what lies beyond the ends costs its distance;
+        zeros cost nothing.
+        """
+        centres = self.centres()
+        ends = (grid.zero - grid.low, grid.high - grid.zero)
+        loss = 0.0
+        for counts, end in zip(self.counts, ends, strict=True):
+            beyond = (centres - end * grid.scale).clamp(min=0)
+            # Numbers below half a step become zero and cost their square, not a step's worth.
+            near = torch.minimum(centres**2, torch.full_like(centres, grid.scale**2 / 12))
+            cost = torch.where(beyond > grid.scale / 2, beyond**2, near)
+            loss += float((counts * cost).sum())
+        return loss

@@ -1,0 +1,92 @@
+"""`quantize`: a program and calibration data become an integer program, in four steps.
+
+1. *Prepare*, exactly: fold norms, take attention apart, put clips where codes end.
+2. *Calibrate*: stream the data and choose a grid for every tensor: the `QuantPlan`.
+3. *Quantize*: round to the grids; the fake-quantized program.
+4. *Fold*: turn scales into shifts; the integer program, equal to the fake-quantized one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from narrows.errors import PassError
+from narrows.ir.program import Meta, Program
+from narrows.passes.calibrate import Settings, calibrate
+from narrows.passes.convert_batch_norm import ConvertBatchNorm
+from narrows.passes.decompose_attention import DecomposeAttention
+from narrows.passes.eliminate_dead import EliminateDead
+from narrows.passes.equalize_channels import EqualizeChannels
+from narrows.passes.fold_batch_norm import FoldBatchNorm
+from narrows.passes.fold_shifts import FoldShifts
+from narrows.passes.pipeline import Instrument, Pipeline
+from narrows.passes.quant_plan import QuantPlan
+from narrows.passes.quantize import Quantize
+from narrows.passes.widen_clips import WidenClips
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What `narrows.quantize` made.
+
+    Attributes:
+        program: The integer program: the reference for every backend. Lower this one.
+        plan: The grids, as data; `QuantPlan.save` keeps them.
+        fake: The fake-quantized program, floating-point; ``program`` equals it bit for bit.
+        prepared: The float program that the plan is for.
+    """
+
+    program: Program
+    plan: QuantPlan
+    fake: Program
+    prepared: Program
+
+
+def preparation(bits: int = 8, *, equalize: bool = False) -> Pipeline:
+    """Return the passes that run before calibration.
+
+    Args:
+        bits: How many bits activations will have.
+        equalize: Whether to balance the channel ranges of layers that follow each other.
+    """
+    passes = (FoldBatchNorm(), ConvertBatchNorm(), DecomposeAttention(), WidenClips(bits=bits))
+    balance = (EqualizeChannels(),) if equalize else ()
+    return Pipeline((*passes, *balance, EliminateDead()))
+
+
+def quantize(
+    program: Program,
+    calibration: Iterable[Any] | None,
+    settings: Settings,
+    *,
+    plan: QuantPlan | None = None,
+    instruments: Iterable[Instrument] = (),
+) -> Quantized:
+    """Return a program quantized; `narrows.quantize` tells of the arguments.
+
+    Args:
+        program: A captured or pruned program in float32 or float64.
+        calibration: Its inputs, batch by batch; not read if there is a plan.
+        settings: How grids are chosen.
+        plan: A plan to use in place of calibration.
+        instruments: What watches the passes.
+
+    Raises:
+        PassError: The program is quantized already, or cannot be.
+        UsageError: There is no calibration data, or it does not fit.
+        PlanError: The plan is of another program.
+    """
+    if any(Meta(n).grid is not None for n in program.graph.nodes):
+        raise PassError(f"{program.name} is quantized already", hint="quantize the float program")
+    bits = settings.activations if isinstance(settings.activations, int) else 8
+    watches = list(instruments)
+    prepared = preparation(bits, equalize=settings.equalize).run(program, watches).program
+    chosen = calibrate(prepared, calibration, settings) if plan is None else plan
+    fake = Pipeline([Quantize(chosen)]).run(prepared, watches).program
+    folded = Pipeline([FoldShifts()]).run(fake, watches).program
+    return Quantized(folded, chosen, fake, prepared)
+
+
+__all__ = ["Quantized", "preparation", "quantize"]

@@ -1,0 +1,170 @@
+"""Integer programs in ONNX Runtime: the numbers of the interpreter, in every form."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper
+
+import narrows
+from narrows.backends.onnx.integer.qdq import pooled_exactly
+from narrows.backends.onnx.session import MODEL, OnnxSession
+from narrows.errors import LowerError, UsageError
+from narrows.ir.integer.rounding import divide
+from narrows.ir.program import Program
+from tests.builder import Builder, aten, ramp
+from tests.networks import NETWORKS
+
+FORMS = ("qdq", "qlinear", "integer")
+KINDS = (
+    "average_pool_not_counting_pad", "class_token", "concat_three_widths", "dense_block",
+    "depthwise", "group_norm", "grouped_conv", "image_attention", "layer_norm_tokens",
+    "multihead_attention", "multiply_gated", "pixel_shuffle", "residual_projection",
+    "shuffle_block", "squeeze_excite_hardsigmoid", "subtract_branches", "transposed_conv_grouped",
+    "two_inputs", "upsample_nearest",
+)  # fmt: skip
+
+
+def quantized(name: str, **options: Any) -> narrows.Quantized:
+    found = NETWORKS[name]
+    inputs = tuple(x.float() if x.is_floating_point() else x for x in found.inputs(4, 1))
+    program = narrows.capture(found.build().float(), inputs)
+    return narrows.quantize(program, [inputs], check=False, **options)
+
+
+def small(*, rounding: str = "half_even", target: Any = aten.relu.default) -> Program:
+    b = Builder((2, 3, 6, 6))
+    x = b.call(target, b.conv(b.inputs[0], "conv1", 4, 3, bias=True))
+    y = b.conv(x, "conv2", 4, 4)
+    program = b.program(b.call(aten.relu.default, b.conv(b.relu(y), "conv3", 4, 4)))
+    return narrows.quantize(program, [program.examples[0]], rounding=rounding).program
+
+
+@pytest.mark.parametrize(("name", "form"), [*product(KINDS, FORMS)])
+def test_every_form_is_the_interpreter(name: str, form: str) -> None:
+    artifact = narrows.lower(quantized(name).program, form=form, samples=1)
+    assert {c["error"] for c in artifact.fidelity["checked"]} == {0.0}
+    assert artifact.fidelity["tolerance"] == 0.0
+
+
+def operators(artifact: narrows.Artifact) -> list[str]:
+    return [n.op_type for n in onnx.load(artifact.folder / MODEL).graph.node]
+
+
+def test_forms_are_what_they_say() -> None:
+    program = small()
+    made = {form: operators(narrows.lower(program, form=form)) for form in FORMS}
+    assert made["qdq"].count("Conv") == made["qlinear"].count("QLinearConv") == 3
+    assert made["integer"].count("ConvInteger") == 3
+    assert "DequantizeLinear" not in made["qlinear"][:-1]
+    with pytest.raises(UsageError, match="onnx takes the form qdq, qlinear, integer"):
+        narrows.lower(program, form="best")
+
+
+def test_a_wrong_number_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    from narrows.backends.onnx.integer import qdq
+
+    right = qdq.exponents
+    monkeypatch.setattr(qdq, "exponents", lambda *a: [e + 1 for e in right(*a)])
+    program = small()
+    with pytest.raises(LowerError, match="of the ONNX model differs from the program"):
+        narrows.lower(program)
+
+
+def test_fake_quantized_programs_are_not_lowered() -> None:
+    with pytest.raises(LowerError, match="its integers are not folded yet"):
+        narrows.lower(quantized("depthwise").fake)
+
+
+def test_ties_go_up_where_the_nudged_scale_is_exact() -> None:
+    program = small(rounding="half_up")
+    with pytest.raises(LowerError, match="rounds ties up, which the form qdq cannot"):
+        narrows.lower(program)
+    for form in ("qlinear", "integer"):
+        narrows.lower(program, form=form)
+    signed = small(rounding="half_up", target=aten.tanh.default)
+    narrows.lower(signed, form="integer")
+    with pytest.raises(LowerError, match="cannot round ties up in this form"):
+        narrows.lower(signed, form="qlinear")
+
+
+def test_accumulators_beyond_float32_are_refused_by_fast_forms() -> None:
+    program = small()
+    layer = next(n for n in program.nodes if n.name == "conv2")
+    layer.update_arg(3, [20])
+    program.weights["conv2.bias"] = torch.full((4,), 2**27, dtype=torch.int32)
+    with program.graph.inserting_before(layer):
+        layer.update_arg(2, program.graph.get_attr("conv2.bias"))
+    with pytest.raises(LowerError, match="conv2 would not be exact in this form"):
+        narrows.lower(program, check=False)
+
+
+def test_islands_are_held_to_tolerance_and_what_follows_to_equality() -> None:
+    artifact = narrows.lower(quantized("group_norm").program)
+    assert artifact.fidelity["checked"][0]["error"] == 0.0
+
+
+def test_functions_are_operators_where_no_kernel_can_miss_a_code() -> None:
+    b = Builder((2, 64))
+    b.examples = (torch.linspace(-3.9, 3.9, 128).reshape(2, 64),)
+    program = b.program(b.call(aten.gelu.default, b.inputs[0]))
+    made = narrows.quantize(program, [program.examples[0]]).program
+    assert "Gelu" in operators(narrows.lower(made))
+    assert "Gather" in operators(narrows.lower(made, form="integer"))
+
+
+@pytest.mark.parametrize(("count", "by"), [(49, 0), (49, -2), (36, 0), (64, 2), (196, -1)])
+@pytest.mark.parametrize("optimize", [True, False])
+def test_runtime_averages_every_sum_exactly(count: int, by: int, optimize: bool) -> None:
+    assert pooled_exactly(count, by)
+    sums = np.arange(0, 255 * count + 1, max(1, count // 40))
+    rest = sums % count
+    x = (sums // count)[:, None] + (np.arange(count)[None] < rest[:, None])
+    exact = divide(torch.from_numpy(sums) << max(-by, 0), count << max(by, 0), "half_even")
+    session = OnnxSession(_average(count, by), 1, optimize)
+    (got,) = session.run({"x": x.astype(np.uint8)[None, :, :, None]})
+    np.testing.assert_array_equal(got.ravel(), exact.clamp(0, 255).numpy())
+
+
+def test_averages_that_a_rounded_reciprocal_breaks_are_known() -> None:
+    assert not pooled_exactly(7, 1)
+    assert not pooled_exactly(121, 2)
+    assert not pooled_exactly(3136, 3)
+
+
+def _average(count: int, by: int) -> bytes:
+    terms = {"sx": 2.0**-by, "sy": 1.0}
+    nodes = [
+        helper.make_node("DequantizeLinear", ["x", "sx", "z"], ["a"]),
+        helper.make_node("GlobalAveragePool", ["a"], ["b"]),
+        helper.make_node("QuantizeLinear", ["b", "sy", "z"], ["y"]),
+    ]
+    values = [helper.make_tensor(n, TensorProto.FLOAT, [], [v]) for n, v in terms.items()]
+    values.append(helper.make_tensor("z", TensorProto.UINT8, [], [0]))
+    ends = [
+        [helper.make_tensor_value_info(n, TensorProto.UINT8, [1, "c", size, 1])]
+        for n, size in (("x", count), ("y", 1))
+    ]
+    graph = helper.make_graph(nodes, "average", *ends, values)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+    model.ir_version = 10
+    return model.SerializeToString()
+
+
+def test_add_and_mul_round_as_the_interpreter_on_every_pair_of_codes() -> None:
+    grid = ramp(1).new_tensor(range(256))
+    for op in (aten.add.Tensor, aten.mul.Tensor):
+        b = Builder((256, 1), (256, 256))
+        b.examples = ((grid[:, None] - 128) / 16, (grid[None] / 64).expand(256, 256).clone())
+        program = b.program(b.call(op, *b.inputs))
+        made = narrows.quantize(program, [program.examples], method="minmax").program
+        for form in ("qdq", "qlinear"):
+            artifact = narrows.lower(made, form=form, check=False)
+            for optimize in (True, False):
+                (got,) = artifact.run_flat(program.examples, optimize=optimize)
+                assert torch.equal(torch.from_numpy(got), made(*program.examples))

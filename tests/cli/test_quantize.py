@@ -1,0 +1,78 @@
+"""``narrows quantize``, and what ``narrows check`` says of its artifacts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from narrows.backends.store import encode_manifest
+from narrows.cli import main
+
+SPEC = ("cli_nets.py:small", "-i", "f32[2,3,8,8]")
+
+
+@pytest.fixture
+def data(nets: str) -> str:
+    images = np.random.default_rng(0).standard_normal((40, 3, 8, 8)).astype(np.float32)
+    np.save("images.npy", images)
+    np.savez("images.npz", x=images)
+    return "images.npy"
+
+
+def test_quantize_saves_an_artifact_and_its_plan(data: str, capsys) -> None:
+    code = main(["quantize", *SPEC, "--data", data, "-o", "out", "--save-plan", "q.json"])
+    shown = capsys.readouterr().out
+    assert code == 0
+    assert "saved in out" in shown
+    assert main(["check", "out"]) == 0
+    assert "bit for bit" in capsys.readouterr().out
+    assert main(["quantize", *SPEC, "--plan", "q.json", "-o", "again", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["floats"] == {}
+    assert 0 < found["error"] < 0.1
+    golden = [json.loads(Path(d, "manifest.json").read_text())["golden"] for d in ("out", "again")]
+    assert golden[0] == golden[1]
+
+
+def test_options_reach_the_plan(data: str, capsys) -> None:
+    words = ["--weight-bits", "conv=4", "--weight-bits", "6", "--method", "minmax"]
+    words += ["--activation-bits", "7", "-t", "onnx{form=integer}", "--rounding", "half_up"]
+    words += ["--data", "images.npz", "-o", "out", "--save-plan", "q.json"]
+    assert main(["quantize", *SPEC, *words]) == 0
+    plan = json.loads(Path("q.json").read_text())
+    assert plan["rounding"] == "half_up"
+    assert plan["weights"]["conv.weight"]["bits"] == 8  # the first layer
+    capsys.readouterr()
+
+
+def test_check_tells_other_bits(data: str, capsys) -> None:
+    assert main(["quantize", *SPEC, "--data", data, "-o", "out"]) == 0
+    path = Path("out/manifest.json")
+    manifest = json.loads(path.read_text())
+    manifest["golden"]["3"] = ["0" * 64]
+    path.write_text(encode_manifest(manifest))
+    capsys.readouterr()
+    assert main(["check", "out"]) == 1
+    assert "batch 3" in (shown := capsys.readouterr().out)
+    assert "has other bits than it should" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ([], "takes either data or a plan"),
+        (["--data", "images.npy", "--plan", "q.json"], "takes either data or a plan"),
+        (["--data", "nothing.npy"], "cannot read the data"),
+        (["--data", "images.npy", "--weight-bits", "1"], "weights takes 2 to 8 bits, got 1"),
+        (["--data", "images.npy", "--weight-bits", "few"], "is no number"),
+        (["--data", "two.npz"], "holds 2 arrays, the model takes 1 inputs"),
+        (["--data", "images.npy", "-t", "onnx{form=best}"], "onnx takes the form"),
+    ],
+)
+def test_wrong_usage(data: str, words: list[str], text: str, capsys) -> None:
+    np.savez("two.npz", a=np.zeros(3), b=np.zeros(3))
+    assert main(["quantize", *SPEC, "-o", "out", *words]) == 2
+    assert text in capsys.readouterr().err

@@ -1,0 +1,213 @@
+"""The operators of integer programs against integer arithmetic written independently in NumPy."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+
+import narrows.ir.integer.statistics as statistics
+from narrows.errors import UsageError
+from narrows.ir.integer.bounds import accumulator_bound
+from narrows.ir.integer.grid import Grid, WeightGrid
+from narrows.ir.integer.rounding import divide, shift
+
+ops = torch.ops.narrows
+ROUNDINGS = ("half_even", "half_up")
+RNG = np.random.default_rng(0)
+
+
+def rounded(value: Fraction, rounding: str) -> int:
+    return round(value) if rounding == "half_even" else math.floor(value + Fraction(1, 2))
+
+
+def settled(values, shifts, zero: int, low: int, high: int, rounding: str) -> np.ndarray:
+    """Return codes for accumulators, one by one and in exact fractions."""
+    values, shifts = np.broadcast_arrays(np.asarray(values, object), np.asarray(shifts))
+    flat = [
+        min(max(rounded(Fraction(int(v)) / Fraction(2) ** int(s), rounding) + zero, low), high)
+        for v, s in zip(values.flat, shifts.flat, strict=True)
+    ]
+    return np.array(flat, np.uint8).reshape(values.shape)
+
+
+def codes(*shape: int) -> torch.Tensor:
+    return torch.from_numpy(RNG.integers(0, 256, shape).astype(np.uint8))
+
+
+def whole(x: torch.Tensor, zero: int = 0) -> np.ndarray:
+    return x.numpy().astype(np.int64) - zero
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+def test_shift_is_a_rounded_quotient(rounding: str) -> None:
+    values = np.concatenate([np.arange(-70, 71), RNG.integers(-(2**31), 2**31, 60)])
+    for by in (-3, -1, 0, 1, 2, 3, 7, 16, 31):
+        expected = [rounded(Fraction(int(v)) / Fraction(2) ** by, rounding) for v in values]
+        assert shift(torch.from_numpy(values), by, rounding).tolist() == expected
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+def test_division_is_a_rounded_quotient(rounding: str) -> None:
+    values = np.arange(-300, 301)
+    for by in (1, 2, 3, 7, 36, 49, 121):
+        expected = [rounded(Fraction(int(v), by), rounding) for v in values]
+        assert divide(torch.from_numpy(values), by, rounding).tolist() == expected
+
+
+@pytest.mark.parametrize(("rounding", "zero"), [*product(ROUNDINGS, (0, 128))])
+def test_conv(rounding: str, zero: int) -> None:
+    x, weight = codes(2, 4, 5, 6), torch.from_numpy(RNG.integers(-127, 128, (6, 2, 3, 2), np.int8))
+    bias = torch.from_numpy(RNG.integers(-3000, 3000, 6, np.int32))
+    shifts = [7, 8, 6, 9, 7, 5]
+    got = ops.conv(
+        x, weight, bias, shifts, zero, 128, 3, 250, [2, 1], [1, 0], [1, 2], 2, rounding
+    )  # fmt: skip
+    padded = np.pad(whole(x, zero), ((0, 0), (0, 0), (1, 1), (0, 0)))
+    out = np.zeros((2, 6, 3, 4), np.int64) + bias.numpy()[None, :, None, None]
+    for n, o, i, j in product(range(2), range(6), range(3), range(4)):
+        group = o // 3 * 2
+        window = padded[n, group : group + 2, 2 * i : 2 * i + 3, j : j + 3 : 2]
+        out[n, o, i, j] += (window * weight.numpy().astype(np.int64)[o]).sum()
+    by = np.array(shifts)[:, None, None]
+    np.testing.assert_array_equal(got.numpy(), settled(out, by, 128, 3, 250, rounding))
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+def test_conv_transpose(rounding: str) -> None:
+    x, weight = codes(1, 2, 3), torch.from_numpy(RNG.integers(-127, 128, (2, 3, 3), np.int8))
+    got = ops.conv_transpose(x, weight, None, [8], 128, 0, 0, 255, [2], [1], [1], [1], 1, rounding)
+    out = np.zeros((1, 3, 9), np.int64)
+    for c, o, i, k in product(range(2), range(3), range(3), range(3)):
+        out[0, o, 2 * i + k] += (whole(x, 128)[0, c, i]) * int(weight[c, o, k])
+    np.testing.assert_array_equal(got.numpy(), settled(out[:, :, 1:7], 8, 0, 0, 255, rounding))
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+def test_linear_and_matmul(rounding: str) -> None:
+    x, weight = codes(2, 3, 5), torch.from_numpy(RNG.integers(-127, 128, (4, 5), np.int8))
+    bias = torch.from_numpy(RNG.integers(-900, 900, 4, np.int32))
+    out = whole(x, 128) @ weight.numpy().astype(np.int64).T + bias.numpy()
+    got = ops.linear(x, weight, bias, [6, 7, 8, 9], 128, 128, 0, 255, rounding)
+    expected = settled(out, np.array([6, 7, 8, 9]), 128, 0, 255, rounding)
+    np.testing.assert_array_equal(got.numpy(), expected)
+    other = codes(2, 5, 2)
+    got = ops.matmul(x, other, 9, 128, 0, 128, 10, 240, rounding)
+    out = whole(x, 128) @ whole(other)
+    np.testing.assert_array_equal(got.numpy(), settled(out, 9, 128, 10, 240, rounding))
+
+
+@pytest.mark.parametrize(("rounding", "sign"), [*product(ROUNDINGS, (1, -1))])
+def test_add_aligns_to_the_finer_exponent(rounding: str, sign: int) -> None:
+    a, b = codes(3, 4), codes(1, 4)
+    got = ops.add(a, b, 2, 0, 3, 128, 0, 128, 0, 255, sign, rounding)
+    out = whole(a, 128) * 4 + sign * whole(b)
+    np.testing.assert_array_equal(got.numpy(), settled(out, 3, 128, 0, 255, rounding))
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+def test_mul_rescale_and_concat(rounding: str) -> None:
+    a, b = codes(3, 4, 2), codes(3, 1, 2)
+    got = ops.mul(a, b, 7, 128, 0, 128, 0, 255, rounding)
+    out = whole(a, 128) * whole(b)
+    np.testing.assert_array_equal(got.numpy(), settled(out, 7, 128, 0, 255, rounding))
+    got = ops.rescale(a, -1, 128, 0, 0, 192, rounding)
+    np.testing.assert_array_equal(got.numpy(), settled(whole(a, 128), -1, 0, 0, 192, rounding))
+    got = ops.concat([a, b], 1, [1, -2], [128, 0], 128, 0, 255, rounding)
+    parts = [settled(whole(a, 128), 1, 128, 0, 255, rounding),
+             settled(whole(b), -2, 128, 0, 255, rounding)]  # fmt: skip
+    np.testing.assert_array_equal(got.numpy(), np.concatenate(parts, 1))
+
+
+@pytest.mark.parametrize(("rounding", "by"), [*product(ROUNDINGS, (-2, 0, 1))])
+def test_averages_are_rounded_once(rounding: str, by: int) -> None:
+    x = codes(2, 3, 5, 4)
+    got = ops.mean(x, [2, 3], False, by, 128, 128, 0, 255, rounding)
+    quotients = [Fraction(int(v), 20) / Fraction(2) ** by for v in whole(x, 128).sum((2, 3)).flat]
+    expected = [min(max(rounded(q, rounding) + 128, 0), 255) for q in quotients]
+    assert got.flatten().tolist() == expected
+
+
+@pytest.mark.parametrize(("padded", "ceil"), [*product((True, False), (True, False))])
+def test_average_pool_counts_as_torch_does(padded: bool, ceil: bool) -> None:
+    x = codes(1, 2, 7, 6)
+    how = ([3, 2], [2, 2], [1, 0], ceil, padded)
+    got = ops.average_pool(x, *how, 0, 0, 0, 0, 255)
+    exact = torch.nn.functional.avg_pool2d(x.double(), *how).round()
+    assert torch.equal(got, exact.to(torch.uint8))
+
+
+@pytest.mark.parametrize("exponent", [6, 8, 10])
+def test_softmax_is_an_exact_quotient(exponent: int) -> None:
+    x = codes(4, 9)
+    table = statistics.exponentials(4, statistics.table_bits(exponent, 9))
+    got = ops.softmax(x, table, -1, exponent, 0, 0, 255)
+    for row, made in zip(x.tolist(), got.tolist(), strict=True):
+        powers = [int(table[max(row) - q]) for q in row]
+        exact = [Fraction(p * 2**exponent, sum(powers)) for p in powers]
+        assert made == [min(rounded(q, "half_even"), 255) for q in exact]
+        true = torch.softmax(torch.tensor(row, dtype=torch.float64) / 16, 0) * 2**exponent
+        assert max(abs(t - q) for t, q in zip(true.tolist(), exact, strict=True)) < 0.6
+
+
+def test_tables_of_exponentials_keep_away_from_ties() -> None:
+    for exponent, bits in product(range(-2, 8), (8, 11, 15)):
+        table = statistics.exponentials(exponent, bits)
+        assert statistics.distinct(table, exponent)
+        assert 2 ** (bits - 1) < int(table[0]) <= 2**bits
+
+
+def test_layer_norm_is_close_to_the_true_one() -> None:
+    x, weight, bias = codes(5, 24), torch.randn(24), torch.randn(24)
+    gain, offset = statistics.norm_parameters(weight, bias, [24], 5)
+    eps = statistics.norm_eps(1e-5, 4)
+    got = ops.layer_norm(x, gain, offset, 1, eps, 128, 128, 0, 255).double() - 128
+    true = torch.nn.functional.layer_norm((x.double() - 128) / 16, (24,), weight.double(),
+                                          bias.double()) * 32  # fmt: skip
+    assert (got - true.clamp(-128, 127)).abs().max() <= 0.5 + 1e-3
+
+
+def test_quantize_and_back() -> None:
+    x = torch.tensor([-9.0, -0.75, -0.25, 0.25, 0.75, 1.25, 9.0])
+    assert ops.quantize(x, 1, 128, 120, 135).tolist() == [120, 126, 128, 128, 130, 130, 135]
+    assert ops.quantize(x, 1, 0, 0, 15).tolist() == [0, 0, 0, 0, 2, 2, 15]
+    back = ops.dequantize(ops.quantize(x, 1, 128, 120, 135), 1, 128)
+    assert torch.equal(back, ops.fake_quantize(x, 1, 128, 120, 135))
+
+
+def test_bound_covers_every_input() -> None:
+    weight = torch.tensor([[3, -2, 5], [-7, -7, 0]], dtype=torch.int8)
+    bias = torch.tensor([4, -9], dtype=torch.int32)
+    assert accumulator_bound(weight, bias, Grid(3)).tolist() == [255 * 8 + 4, 255 * 14 + 9]
+    signed = accumulator_bound(weight, None, Grid(3, 128))
+    assert signed.tolist() == [128 * 8 + 127 * 2, 128 * 14]
+    turned = torch.arange(-6, 6, dtype=torch.int8).reshape(4, 1, 3)
+    assert accumulator_bound(turned, None, Grid(0), 1, 2).tolist() == [255 * 21, 255 * 15]
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: Grid(3, 127), "a zero point is 0 or 128"),
+        (lambda: Grid(3, 0, 1), "1-bit codes are not supported"),
+        (lambda: Grid(99), "cannot be represented"),
+        (lambda: WeightGrid((3,), 40), "40-bit weights are not supported"),
+        (lambda: WeightGrid((-99,)), "cannot be represented"),
+    ],
+)
+def test_grids_refuse(make, text: str) -> None:
+    with pytest.raises(UsageError, match=text):
+        make()
+
+
+def test_operators_know_their_shapes_without_data() -> None:
+    x = codes(2, 4, 5, 5)
+    weight = torch.ones(6, 4, 3, 3, dtype=torch.int8)
+    args = ([4], 0, 0, 0, 255, [1, 1], [1, 1], [1, 1], 1)
+    real = ops.conv(x, weight, None, *args)
+    bare = ops.conv(x.to("meta"), weight.to("meta"), None, *args)
+    assert (bare.shape, bare.dtype) == (real.shape, real.dtype)

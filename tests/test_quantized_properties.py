@@ -1,0 +1,72 @@
+"""Random networks: fake-quantized, in integers and in ONNX Runtime they are the same numbers.
+
+The examples are the same on every run; `NARROWS_EXAMPLES=2000` searches further with fresh ones.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+import narrows
+from narrows.ir.verify import verify
+from tests.networks import random_masks, randomise
+from tests.networks.generated import Generated, Step, heads, steps
+
+EXAMPLES = int(os.environ.get("NARROWS_EXAMPLES", "0"))
+bounded = settings(
+    max_examples=EXAMPLES or 8,
+    derandomize=not EXAMPLES,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.explicit, Phase.generate, *([Phase.shrink] if EXAMPLES else [])],
+)
+forms = st.sampled_from(("qdq", "qlinear", "integer"))
+bits = st.sampled_from((8, 8, 6, 4, 3, 2))
+
+
+def images(batch: int, seed: int) -> torch.Tensor:
+    return torch.randn(batch, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+def captured(drawn: list[Step], head: str, seed: int) -> narrows.Program:
+    torch.manual_seed(seed)
+    module = Generated(drawn, head)
+    randomise(module, seed, (images(4, seed),))
+    return narrows.capture(module.float(), (images(2, 0),))
+
+
+@bounded
+@given(steps, heads, st.integers(0, 99), bits, bits, forms)
+def test_every_backend_is_the_interpreter(
+    drawn: list[Step], head: str, seed: int, weights: int, activations: int, form: str
+) -> None:
+    program = captured(drawn, head, seed)
+    quantized = narrows.quantize(
+        program, [images(4, seed)], weights=weights, activations=activations
+    )  # its check holds the integer program to the fake-quantized one, bit for bit
+    verify(quantized.program, shapes=True)
+    narrows.lower(quantized.program, form=form, samples=1)  # and this to ONNX Runtime
+
+
+@bounded
+@given(steps, heads, st.integers(0, 99), st.sampled_from((0.3, 0.6)))
+def test_pruned_programs_quantize(drawn: list[Step], head: str, seed: int, amount: float) -> None:
+    program = captured(drawn, head, seed)
+    inputs, outputs = random_masks(program, amount, "both", seed)
+    plan = narrows.plan(program, keep_inputs=inputs, keep_outputs=outputs, zeros=False)
+    pruned = narrows.apply(program, plan)
+    quantized = narrows.quantize(pruned, [images(4, seed)])
+    narrows.lower(quantized.program, samples=1)
+
+
+@bounded
+@given(steps, heads, st.integers(0, 99))
+def test_ties_upward_are_the_interpreter_in_whole_numbers(
+    drawn: list[Step], head: str, seed: int
+) -> None:
+    quantized = narrows.quantize(captured(drawn, head, seed), [images(4, seed)], rounding="half_up")
+    narrows.lower(quantized.program, form="integer", samples=1)
