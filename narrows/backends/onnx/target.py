@@ -6,21 +6,16 @@ imported when the target is used, not when it is looked up.
 
 from __future__ import annotations
 
-import dataclasses
-import importlib.metadata
 import importlib.util
-import platform
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import narrows
 from narrows.backends.artifact import Artifact
-from narrows.backends.base import Target
+from narrows.backends.base import Target, Variant
 from narrows.backends.onnx.session import DATA, MODEL
-from narrows.backends.store import FORMAT, VERSION, describe_files
-from narrows.backends.structure import Structure
+from narrows.backends.store import describe_files
 from narrows.errors import LowerError, UsageError
 
 if TYPE_CHECKING:
@@ -33,8 +28,6 @@ OPSETS = range(18, 26)  # what the exporter translates to; it leaves others as t
 
 # A protobuf message ends at 2^31 bytes; the graph itself needs a little of that.
 PROTOBUF_LIMIT = 2_000_000_000
-
-FLAT = "every output was one and the same number on all checked inputs, so the check tells little"
 
 
 @dataclass(frozen=True)
@@ -78,6 +71,14 @@ class OnnxTarget(Target):
             f"it needs {', '.join(missing)}: pip install {' '.join(missing)}" if missing else None
         )
 
+    @classmethod
+    def variants(cls) -> list[Variant]:
+        """Return the one row of this target."""
+        missing = cls.available() or ""
+        needs = ", ".join(PACKAGES[1:])
+        checked = "run in ONNX Runtime against the program, batches of 1, 2 and 5"
+        return [Variant(cls.name, needs, missing, "any batch size, CPU", checked, not missing)]
+
     def costs(self) -> CostTable:
         """Return the costs measured on this machine, else those that narrows ships."""
         from narrows.backends.onnx.costs import current
@@ -88,9 +89,9 @@ class OnnxTarget(Target):
         self, program: Program, *, plan_json: Any = None, reference: Program | None = None
     ) -> Artifact:
         """Return the program as an ONNX artifact; see `Target.lower`."""
+        from narrows.backends.compare import FLAT
         from narrows.backends.onnx.check import check
         from narrows.backends.onnx.export import export
-        from narrows.backends.onnx.leaves import Leaves
         from narrows.backends.onnx.simplify import simplify
         from narrows.backends.onnx.tidy import tidy
 
@@ -101,24 +102,9 @@ class OnnxTarget(Target):
         if self.simplify:
             model = simplify(model)
             tidy(model, program.name, program.weights)
-        manifest = {
-            "format": FORMAT,
-            "version": VERSION,
-            "narrows": narrows.__version__,
-            "target": self.name,
-            "options": dataclasses.asdict(self),
-            "name": program.name,
-            "inputs": exported.inputs,
-            "outputs": exported.outputs,
-            "structure": {"input_leaves": leaves.inputs, "output_leaves": leaves.outputs},
-            "plan": plan_json,
-            "passes": list(program.history),
-            "versions": _versions(),
-            "files": {},
-            "fidelity": {},
-            "notes": [dataclasses.asdict(note) for note in program.notes],
-        }
-        _add_structure(manifest, program)
+        manifest = new_manifest(
+            self, program, leaves, exported.inputs, exported.outputs, plan_json, PACKAGES
+        )
         folder = Path(tempfile.mkdtemp(prefix="narrows-"))
         artifact = Artifact.owning(folder, manifest)  # from here on the folder goes with it
         manifest["files"] = write(model, folder, self.inline_limit)
@@ -126,7 +112,7 @@ class OnnxTarget(Target):
             checked = check(artifact, reference or program, self.samples)
             manifest["fidelity"] = checked.fidelity
             if checked.flat:
-                _add_note(manifest, "check", program.output.name, FLAT)
+                add_note(manifest, "check", program.output.name, FLAT)
         return artifact
 
 
@@ -147,22 +133,3 @@ def write(model: Any, folder: Path, inline_limit: int) -> dict[str, Any]:
         why = str(error).strip().partition("\n")[0]
         raise LowerError("the exported model breaks the ONNX specification", why=why) from error
     return describe_files(folder, [name for name in (MODEL, DATA) if (folder / name).exists()])
-
-
-def _add_structure(manifest: dict[str, Any], program: Program) -> None:
-    remarks: list[tuple[str, str]] = []
-    for key, spec in (("inputs", program.in_spec), ("outputs", program.out_spec)):
-        manifest["structure"][key] = Structure.from_spec(spec, remarks, key).to_json()
-    for where, message in dict.fromkeys(remarks):
-        _add_note(manifest, "structure", where, message)
-
-
-def _add_note(manifest: dict[str, Any], reason: str, where: str, message: str) -> None:
-    from narrows.ir.program import Note
-
-    manifest["notes"].append(dataclasses.asdict(Note(where, reason, message)))
-
-
-def _versions() -> dict[str, str]:
-    packages = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {"python": platform.python_version(), **packages}
