@@ -149,6 +149,7 @@ def _has(target: tvm.target.Target, feature: str) -> bool:
 def fuse(module: tvm.IRModule, target: tvm.target.Target) -> tvm.IRModule:
     """Return the module with every operator a kernel, and kernels that follow each other fused."""
     passes = [
+        relax.backend.DispatchSortScan(),
         relax.transform.LegalizeOps(),
         relax.transform.AnnotateTIROpPattern(),
         relax.transform.DeadCodeElimination(),

@@ -84,7 +84,7 @@ def _run_apart(artifact: Artifact, trials: list[list[Any]]) -> list[list[Any]]:
         (folder / "manifest.json").write_text(encode_manifest(artifact.manifest), encoding="utf-8")
         fed = [artifact.arrays(inputs) for inputs in trials]
         named = {f"{i} {k}": v for i, arrays in enumerate(fed) for k, v in arrays.items()}
-        np.savez(folder / "inputs.npz", **named)  # type: ignore[arg-type]
+        np.savez(folder / "inputs.npz", count=len(trials), **named)  # type: ignore[arg-type]
         done = subprocess.run(
             [sys.executable, "-m", RUNNER, str(folder), str(artifact.folder)],
             capture_output=True,

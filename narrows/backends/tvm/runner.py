@@ -20,13 +20,14 @@ def main(job: Path, folder: Path) -> None:
 
     manifest = read_manifest(job)
     session = open_session(folder, manifest, None)
-    trials: dict[str, dict[str, np.ndarray]] = {}
     with np.load(job / "inputs.npz") as stored:
+        trials: list[dict[str, np.ndarray]] = [{} for _ in range(int(stored["count"]))]
         for key in stored.files:
-            number, _, name = key.partition(" ")
-            trials.setdefault(number, {})[name] = stored[key]
+            number, space, name = key.partition(" ")
+            if space:
+                trials[int(number)][name] = stored[key]
     results = {}
-    for number, arrays in trials.items():
+    for number, arrays in enumerate(trials):
         for i, result in enumerate(session.run(arrays)):
             results[f"{number} {i}"] = result
     np.savez(job / "outputs.npz", **results)  # type: ignore[arg-type]

@@ -49,6 +49,7 @@ class TvmSession:
             raise ArtifactError(f"TVM cannot load {path.name}", why=_line(error)) from error
         self._device = device
         self._names = [spec["name"] for spec in manifest["inputs"]]
+        self._shapes = [tuple(spec["shape"]) for spec in manifest["outputs"]]
         self._held: dict[str, Any] = {}
 
     def run(self, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
@@ -56,7 +57,9 @@ class TvmSession:
         self._use_threads()
         try:
             results = self.machine["main"](*(self._tensor(n, arrays[n]) for n in self._names))
-            return [result.numpy() for result in results]
+            # A tensor without axes comes back with one.
+            pairs = zip(results, self._shapes, strict=True)
+            return [result.numpy().reshape(shape) for result, shape in pairs]
         except Exception as error:
             raise ArtifactError("TVM failed", why=_line(error)) from error
 

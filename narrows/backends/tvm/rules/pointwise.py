@@ -73,10 +73,10 @@ _DIRECT: dict[str, Callable[[Any], Any]] = {
     "relu": nn.relu, "sigmoid": op.sigmoid, "tanh": op.tanh, "abs": op.abs,
     "absolute": op.abs, "neg": op.negative, "negative": op.negative, "sign": op.sign,
     "sgn": op.sign, "square": lambda x: op.multiply(x, x), "sin": op.sin, "cos": op.cos,
-    "atan": op.atan, "asinh": op.asinh, "erf": op.erf, "floor": op.floor, "ceil": op.ceil,
+    "atan": op.atan, "erf": op.erf, "floor": op.floor, "ceil": op.ceil,
     "trunc": op.trunc, "exp": op.exp, "log": op.log, "sqrt": op.sqrt, "rsqrt": op.rsqrt,
-    "tan": op.tan, "asin": op.asin, "acos": op.acos, "acosh": op.acosh, "atanh": op.atanh,
-    "sinh": op.sinh, "cosh": op.cosh, "isnan": op.isnan, "isinf": op.isinf,
+    "tan": op.tan, "asin": op.asin, "acos": op.acos, 
+    "isnan": op.isnan, "isinf": op.isinf,
     "isfinite": op.isfinite, "logical_not": op.logical_not, "positive": lambda x: x,
 }  # fmt: skip
 
@@ -88,6 +88,15 @@ _COMPOSED: dict[str, Callable[[Any, Callable[[float], Any]], Any]] = {
     "hardswish": lambda x, c: op.multiply(x, _ramp(x, c)),
     "mish": lambda x, c: op.multiply(x, op.tanh(_softplus(x, c))),
     "log_sigmoid": lambda x, c: op.negative(_softplus(op.negative(x), c)),
+    "sinh": lambda x, c: op.multiply(op.subtract(op.exp(x), op.exp(op.negative(x))), c(0.5)),
+    "cosh": lambda x, c: op.multiply(op.add(op.exp(x), op.exp(op.negative(x))), c(0.5)),
+    "asinh": lambda x, c: op.multiply(
+        op.sign(x), op.log(op.add(op.abs(x), op.sqrt(op.add(op.multiply(x, x), c(1)))))
+    ),
+    "acosh": lambda x, c: op.log(op.add(x, op.sqrt(op.subtract(op.multiply(x, x), c(1))))),
+    "atanh": lambda x, c: op.multiply(
+        op.log(op.divide(op.add(c(1), x), op.subtract(c(1), x))), c(0.5)
+    ),
     "erfc": lambda x, c: op.subtract(c(1), op.erf(x)),
     "frac": lambda x, c: op.subtract(x, op.trunc(x)),
     "exp2": lambda x, c: op.exp(op.multiply(x, c(math.log(2)))),
@@ -308,7 +317,6 @@ _BINARY: dict[str, Callable[[Any, Any], Any]] = {
     "div.Tensor div.Scalar divide.Tensor true_divide.Tensor": op.divide,
     "pow.Tensor_Tensor": op.power,
     "atan2": op.atan2,
-    "remainder.Tensor remainder.Scalar": op.floor_mod,
     "fmod.Tensor fmod.Scalar": op.mod,
 }
 
@@ -383,7 +391,31 @@ def _div_mode(low: Lowering, call: Call) -> Value:
         if mode == "floor":
             return binary(low, a, b, op.floor_divide)
         raise low.refuse("a division of whole numbers that truncates")
-    return unary(low, binary(low, a, b, op.divide), op.floor if mode == "floor" else op.trunc)
+    if mode == "trunc":
+        return unary(low, binary(low, a, b, op.divide), op.trunc)
+    half, zero = _const(low, call, 0.5), _const(low, call, 0)
+
+    def floored(x: Any, y: Any) -> Any:
+        # A quotient just below a whole number rounds up to it; the remainder knows better.
+        rest = _floor_rest(x, y, zero)
+        return op.floor(op.add(op.divide(op.subtract(x, rest), y), half))
+
+    return binary(low, a, b, floored)
+
+
+def _floor_rest(x: Any, y: Any, zero: Any) -> Any:
+    """Return the remainder of a division that rounds down; it has the sign of ``y``."""
+    rest = op.mod(x, y)
+    return op.where(op.less(op.multiply(rest, y), zero), op.add(rest, y), rest)
+
+
+@rule("remainder.Tensor remainder.Scalar")
+def _remainder(low: Lowering, call: Call) -> Value:
+    a, b = _pair(low, call, call.dtype)
+    if not _is_float(call.dtype):
+        return binary(low, a, b, op.floor_mod)
+    zero = _const(low, call, 0)
+    return binary(low, a, b, lambda x, y: _floor_rest(x, y, zero))
 
 
 @rule("logaddexp")

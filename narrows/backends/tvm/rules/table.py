@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 Rule = Callable[["Lowering", "Call"], Any]
 
+GETITEM = "getitem"  # the one operator that is not of ATen
+
 RULES: dict[str, Rule] = {}
 
 
@@ -43,7 +45,8 @@ def rule(names: str) -> Callable[[Rule], Rule]:
 
     def enter(function: Rule) -> Rule:
         for name in names.split():
-            RULES[name if "." in name else f"{name}.default"] = function
+            plain = "." in name or name == GETITEM
+            RULES[name if plain else f"{name}.default"] = function
         return function
 
     return enter

@@ -117,6 +117,8 @@ def _windows(rows: int, channels: int, machine: Machine, dtype: str) -> list[Cho
 def scheduled(function: tirx.PrimFunc, choice: Choice, machine: Machine) -> tirx.PrimFunc | None:
     """Return the kernel with a schedule applied, or ``None`` where there is none for it."""
     kernel = Kernel(function)
+    if not kernel.blocks:
+        return None
     try:
         _schedule(kernel, choice, machine)
     except s_tir.ScheduleError:

@@ -28,7 +28,10 @@ class Kernel:
     @property
     def blocks(self) -> list[Any]:
         """The blocks in execution order."""
-        root = self.schedule.get_sblock("root")
+        try:
+            root = self.schedule.get_sblock("root")
+        except s_tir.ScheduleError:  # a kernel that TVM wrote as loops, which is left as it is
+            return []
         return list(self.schedule.get_child_blocks(root))
 
     def block(self, rv: Any) -> Any:
