@@ -90,6 +90,8 @@ class OnnxTarget(Target):
     ) -> Artifact:
         """Return the program as an ONNX artifact; see `Target.lower`."""
         from narrows.backends.compare import FLAT
+        from narrows.backends.leaves import Leaves
+        from narrows.backends.manifest import add_note, new_manifest
         from narrows.backends.onnx.check import check
         from narrows.backends.onnx.export import export
         from narrows.backends.onnx.simplify import simplify
