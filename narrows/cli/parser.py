@@ -26,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for add in (
         _compile, _demo, _plan, _passes, _ops, _couplings, _why, _show, _diff, _check, _bench,
-        _completion,
+        _targets, _completion,
     ):  # fmt: skip
         add(commands)
     return parser
@@ -121,7 +121,7 @@ def _compile(commands: Any) -> None:
         "--target",
         default="onnx",
         metavar="TARGET",
-        help="what to emit: onnx, or onnx{opset=21}",
+        help="what to emit: onnx, onnx{opset=21}, tvm, tvm:aarch64, torch; see narrows targets",
     )
     command.add_argument(
         "-o", "--output", required=True, metavar="DIR", help="the artifact's folder"
@@ -275,6 +275,11 @@ def _bench(commands: Any) -> None:
         "-o", "--output", metavar="FILE", help="where the table goes (the user's cache)"
     )
     _source(measuring)
+
+
+def _targets(commands: Any) -> None:
+    summary = "list the targets: what each needs, whether it is here, how it is checked"
+    _command(commands, "targets", "targets:targets", summary)
 
 
 def _completion(commands: Any) -> None:

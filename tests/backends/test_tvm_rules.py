@@ -30,8 +30,6 @@ aten = torch.ops.aten
 WITHOUT = {
     "erfinv": "TVM has no inverse error function",
 }
-# Samples whose operator is lowered, but not in this form.
-REFUSED: dict[str, str] = {}
 
 
 class Bench:
@@ -59,7 +57,9 @@ class Bench:
         if isinstance(value, Tensor):
             self.outputs.append(node)
         else:
-            parts = [self.graph.call_function(operator.getitem, (node, i)) for i in range(len(value))]
+            parts = [
+                self.graph.call_function(operator.getitem, (node, i)) for i in range(len(value))
+            ]
             self.outputs.extend(parts)
 
     def value(self, node: fx.Node) -> Any:
@@ -110,9 +110,8 @@ class Bench:
         return torch.rand(shape, generator=self.generator, dtype=torch.float64) * (high - low) + low
 
     def input(self, data: Tensor) -> fx.Node:
-        last = self.holders[-1] if self.holders else None
-        place = self.graph.inserting_after(last) if last else self.graph.inserting_before(first(self.graph))
-        with place:
+        before = self.holders[-1] if self.holders else self.graph._root
+        with self.graph.inserting_after(before):
             node = self.graph.placeholder(f"x{len(self.examples)}")
         self.holders.append(node)
         self.examples.append(data)
@@ -130,10 +129,6 @@ class Bench:
         program = Program(self.graph, self.weights, spec, out, tuple(self.examples))
         interpret(self.graph, self.examples, self.weights, observe=note)
         return program
-
-
-def first(graph: fx.Graph) -> fx.Node:
-    return next(iter(graph.nodes), graph._root)
 
 
 def single(data: Tensor) -> Tensor:

@@ -226,4 +226,3 @@ def _sources(executable: Any, device: Device, folder: Path) -> list[str]:
             (folder / name).write_text(module.inspect_source(), encoding="utf-8")
             names.append(name)
     return names
-

@@ -27,7 +27,6 @@ from narrows.errors import LowerError
 WORKER = "narrows.backends.tvm.worker"
 
 
-
 Tell = Callable[[str], None]
 
 

@@ -54,6 +54,8 @@ class Device:
 
 
 _GPU = Machine(vector=32, registers=64, gpu=True)
+# What is not said is asked of the GPU, which need not be there.
+_CUDA = {"arch": "sm_80", "max_shared_memory_per_block": 49152}
 _ARM = {"mtriple": "aarch64-linux-gnu", "mattr": ["+neon"]}
 _RISCV = {
     "mtriple": "riscv64-linux-gnu", "mcpu": "generic-rv64", "mabi": "lp64d",
@@ -72,7 +74,7 @@ DEVICES: dict[str, Device] = {
             "riscv64", "64-bit RISC-V (rv64gc), Linux", "llvm", _RISCV, Machine(128, 32),
             ("riscv64-linux-gnu-g++", "riscv64-linux-gnu-gcc"),
         ),
-        Device("cuda", "NVIDIA GPUs", "cuda", {"arch": "sm_80"}, _GPU, source="cu"),
+        Device("cuda", "NVIDIA GPUs", "cuda", _CUDA, _GPU, source="cu"),
         Device("opencl", "OpenCL source and host code", "opencl", {}, _GPU, source="cl"),
         Device("metal", "Metal source and host code", "metal", {}, _GPU, source="metal"),
         Device("webgpu", "WebGPU source and host code", "webgpu", {}, _GPU, source="wgsl"),

@@ -114,7 +114,9 @@ class TvmTarget(Target):
             if checked.flat:
                 add_note(manifest, "check", program.output.name, FLAT)
         elif not (device.runs_here and made["linked"]):
-            why = f"code for {device.name} was not run: this machine cannot, or has no linker for it"
+            why = (
+                f"code for {device.name} was not run: this machine cannot, or has no linker for it"
+            )
             add_note(manifest, "check", program.output.name, why)
         return artifact
 

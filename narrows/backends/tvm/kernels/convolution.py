@@ -178,9 +178,7 @@ def pack(weight: np.ndarray, lanes: int) -> np.ndarray:
     return np.ascontiguousarray(filled.transpose(axes))
 
 
-def merge_groups(
-    weight: np.ndarray, groups: int, lanes: int
-) -> tuple[np.ndarray, int, int]:
+def merge_groups(weight: np.ndarray, groups: int, lanes: int) -> tuple[np.ndarray, int, int]:
     """Return a grouped weight with groups merged until each fills whole vectors.
 
     Args:

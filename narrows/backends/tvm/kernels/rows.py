@@ -19,9 +19,7 @@ _ATTRS = {ROLE: ROWS}
 def _reduced(x: Any, size: int, function: Any, name: str, combine: Any = te.sum) -> Any:
     k = te.reduce_axis((0, size), name="k")
     shape = x.shape[:-1]
-    return te.compute(
-        shape, lambda *i: combine(function(i, k), axis=k), name=name, attrs=_ATTRS
-    )
+    return te.compute(shape, lambda *i: combine(function(i, k), axis=k), name=name, attrs=_ATTRS)
 
 
 def softmax(size: int, log: bool) -> Callable[[Any], Any]:
@@ -42,9 +40,7 @@ def softmax(size: int, log: bool) -> Callable[[Any], Any]:
             shape, lambda *i: tirx.exp(x[i] - top[i[:-1]]), name="lifted", attrs=_ATTRS
         )
         total = _reduced(lifted, size, lambda i, k: lifted[(*i, k)], "total")
-        return te.compute(
-            shape, lambda *i: lifted[i] / total[i[:-1]], name="softmax", attrs=_ATTRS
-        )
+        return te.compute(shape, lambda *i: lifted[i] / total[i[:-1]], name="softmax", attrs=_ATTRS)
 
     return compute
 

@@ -217,9 +217,7 @@ def _narrow(low: Lowering, call: Call) -> Value:
     return part(low, x, axis, start, start + call.args["length"])
 
 
-@rule(
-    "split.Tensor split.sizes split_with_sizes chunk tensor_split.sections tensor_split.indices"
-)
+@rule("split.Tensor split.sizes split_with_sizes chunk tensor_split.sections tensor_split.indices")
 def _split(low: Lowering, call: Call) -> list[Value]:
     x, axis = call.args["self"], call.args["dim"]
     sizes = [shape[axis] for shape in call.shape]  # type: ignore[index]
@@ -304,7 +302,7 @@ def _glu(low: Lowering, call: Call) -> Value:
 
 @rule("pad constant_pad_nd reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d")
 def _pad(low: Lowering, call: Call) -> Value:
-    x, pad = call.args["self"], call.args.get("pad", call.args.get("padding"))
+    x, pad = call.args["self"], call.args["pad" if "pad" in call.args else "padding"]
     mode = call.args.get("mode", {"refl": "reflect", "repl": "replicate"}.get(call.op[:4]))
     around = [(pad[i], pad[i + 1]) for i in range(0, len(pad), 2)]
     around = [(0, 0)] * (x.rank - len(around)) + around[::-1]
@@ -318,9 +316,7 @@ def _pad(low: Lowering, call: Call) -> Value:
     return x
 
 
-def _constant_pad(
-    low: Lowering, x: Value, around: list[tuple[int, int]], number: Any
-) -> Value:
+def _constant_pad(low: Lowering, x: Value, around: list[tuple[int, int]], number: Any) -> Value:
     for axis, (before, after) in enumerate(around):  # negative padding cuts off
         size = x.shape[axis]
         x = part(low, x, axis, max(0, -before), size - max(0, -after))

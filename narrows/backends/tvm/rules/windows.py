@@ -27,9 +27,7 @@ def _rank(call: Call) -> int:
     return int(call.op[call.op.index("d.") - 1])
 
 
-@rule(
-    "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d"
-)
+@rule("max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d")
 def _pool(low: Lowering, call: Call) -> Value:
     rank = _rank(call)
     kernel = _spread(call.args["kernel_size"], rank)

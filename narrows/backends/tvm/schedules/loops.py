@@ -23,7 +23,7 @@ class Kernel:
     """
 
     def __init__(self, function: tirx.PrimFunc) -> None:
-        self.schedule = s_tir.Schedule(IRModule({"main": function}))
+        self.schedule: Any = s_tir.Schedule(IRModule({"main": function}))
 
     @property
     def blocks(self) -> list[Any]:
@@ -52,9 +52,7 @@ class Kernel:
 
     def _axes(self, rv: Any, reduction: bool) -> list[int]:
         axes = self.block(rv).iter_vars
-        return [
-            int(axis.dom.extent) for axis in axes if (axis.iter_type == REDUCTION) is reduction
-        ]
+        return [int(axis.dom.extent) for axis in axes if (axis.iter_type == REDUCTION) is reduction]
 
     def extents(self, rv: Any) -> list[int]:
         """Return the sizes of the axes of a block's result."""
