@@ -16,6 +16,7 @@ from narrows.backends.tvm.link import LIBRARY, Linker, LinkError, find_linker
 from narrows.backends.tvm.lowering import lower
 from narrows.backends.tvm.schedules import choices, scheduled
 from narrows.backends.tvm.tune import Tuner
+from narrows.backends.tvm.vector_math import install
 
 Tell = Callable[[str], None]
 
@@ -52,6 +53,7 @@ def build(
         JSON data: ``files``; ``kernels``, ``scheduled`` and ``tuned``, counts; ``seconds`` per
         stage; the ``target`` as TVM spells it.
     """
+    install()
     device = DEVICES[options["device"]]
     target, machine = target_of(device, str(options.get("mcpu", "")))
     seconds: dict[str, float] = {}

@@ -43,7 +43,7 @@ def by_rows(
 
 def softmax(low: Lowering, x: Value, axis: int, log: bool = False) -> Value:
     """Return softmax along an axis, or its logarithm."""
-    kernel = rows.softmax(x.shape[axis], log)
+    kernel = rows.softmax(x.shape[axis], low.machine.lanes_of(x.dtype), log)
     return by_rows(low, x, axis, kernel, "log_softmax" if log else "softmax")
 
 
@@ -61,7 +61,11 @@ def _layer_norm(low: Lowering, call: Call) -> Value:
     centred = call.op.startswith("layer")
     eps = call.args["eps"]
     eps = float(np.finfo(call.dtype).eps) if eps is None else eps
-    kernel, name = rows.layer_norm(size, eps, centred), "layer_norm" if centred else "rms_norm"
+    lanes = low.machine.lanes_of(call.dtype)
+    kernel, name = (
+        rows.layer_norm(size, lanes, eps, centred),
+        "layer_norm" if centred else "rms_norm",
+    )
     parameters = [call.args["weight"], call.args.get("bias")]
     if parameters[0] is None and parameters[1] is not None:
         raise low.refuse("a norm with a bias but no weight")
@@ -93,7 +97,8 @@ def _grouped(low: Lowering, call: Call, x: Value, groups: int, eps: float) -> Va
     """Return each group of channels normalised by its own mean and variance."""
     size = math.prod(x.shape[1:]) // groups
     flat = low.reshaped(x, (x.shape[0], groups, size))
-    y = by_rows(low, flat, -1, rows.layer_norm(size, eps, centred=True), "group_norm")
+    kernel = rows.layer_norm(size, low.machine.lanes_of(x.dtype), eps, centred=True)
+    y = by_rows(low, flat, -1, kernel, "group_norm")
     y = low.reshaped(y, x.shape)
     along = (x.shape[1], *(1,) * (x.rank - 2))
     parameters = [call.args["weight"], call.args["bias"]]

@@ -26,7 +26,7 @@ MOST = 16
 
 # Below so many bytes of weights every row of the result may run through all of them: they stay
 # in a core's second-level cache.
-NEAR = 256 * 1024
+NEAR = 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -81,13 +81,13 @@ def _contractions(
             continue
         for tile in range(1, min(rows, 28) + 1):
             if tile * vectors + vectors + 1 <= machine.registers:
-                found.append((_cost(rows, blocks, tile, vectors), tile, vectors))
+                found.append((_cost(rows, blocks, tile, vectors, machine.registers), tile, vectors))
     found.sort()
     best = found[: MOST // 2]
     return [Choice(tile, vectors, outer) for outer in orders for _, tile, vectors in best]
 
 
-def _cost(rows: int, blocks: int, tile: int, vectors: int) -> float:
+def _cost(rows: int, blocks: int, tile: int, vectors: int, registers: int) -> float:
     """Return the cycles of one step of the sum, for all of a row's results.
 
     Two multiply-adds and two loads start in a cycle; a multiply-add takes four. A tile that does
@@ -99,6 +99,8 @@ def _cost(rows: int, blocks: int, tile: int, vectors: int) -> float:
 
     full, rest = divmod(rows, tile)
     once = full * cycles(tile) + (cycles(rest) if rest else 0.0)
+    if tile * vectors + 2 * vectors > registers - 4:  # LLVM begins to keep some in memory
+        once *= 1.05
     # Ends of rows cost a little more than their share: loops begin anew.
     return (once + 0.2 * (full + bool(rest))) * blocks / vectors
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from narrows.backends.tvm.devices import Machine
-from narrows.backends.tvm.schedules.loops import Kernel
+from narrows.backends.tvm.schedules.loops import PARTITION, Kernel
 
 
 def schedule_rows(kernel: Kernel, machine: Machine) -> None:
@@ -13,6 +13,9 @@ def schedule_rows(kernel: Kernel, machine: Machine) -> None:
     schedule = kernel.schedule
     keep = [b for b in kernel.blocks if kernel.role(b)]
     last = kernel.inline(keep)
+    for block in kernel.blocks[:-1]:
+        if kernel.reductions(block):
+            split_sum(kernel, block, machine)
     blocks = kernel.blocks[:-1]
     *rows, element = schedule.get_loops(last)
     if not rows:
@@ -22,11 +25,37 @@ def schedule_rows(kernel: Kernel, machine: Machine) -> None:
     for block in reversed(blocks):
         schedule.compute_at(block, row, preserve_unit_loops=True)
     for block in blocks:
-        _vectorize(kernel, block, machine)
+        if not kernel.reductions(block):
+            loop = schedule.get_loops(block)[-1]
+            kernel.vectorize(loop, machine.lanes_of(kernel.dtype(block)))
+        elif PARTIAL in kernel.block(block).annotations:
+            vectorize_sum(kernel, block)
 
 
-def _vectorize(kernel: Kernel, block: Any, machine: Machine) -> None:
-    loop = kernel.schedule.get_loops(block)[-1]
+PARTIAL = "narrows.partial"
+
+
+def split_sum(kernel: Kernel, block: Any, machine: Machine) -> None:
+    """Have a block sum a row in as many partial sums as a vector holds."""
+    schedule = kernel.schedule
+    loop = schedule.get_loops(block)[-1]
     lanes = machine.lanes_of(kernel.dtype(block))
-    if not kernel.reductions(block):
-        kernel.vectorize(loop, lanes)
+    size = kernel.extent(loop)
+    if size < 2 * lanes or size % lanes:
+        return
+    _, lane = schedule.split(loop, [None, lanes])
+    partial = schedule.rfactor(lane, len(kernel.extents(block)))
+    schedule.annotate(partial, PARTIAL, 1)
+
+
+def vectorize_sum(kernel: Kernel, block: Any) -> None:
+    """Vectorize a block of partial sums, whose lanes are its last axis but not its last loop."""
+    schedule = kernel.schedule
+    axes = kernel.block(block).iter_vars
+    # A block that was moved has a loop for each of its axes, in their order.
+    loops = schedule.get_loops(block)[-len(axes) :]
+    lane, step = loops[0], loops[-1]
+    schedule.reorder(step, lane)
+    schedule.annotate(step, PARTITION, 1)
+    schedule.vectorize(lane)
+    schedule.decompose_reduction(block, step)
