@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tvm import relax
 
+from narrows.backends.tvm.kernels.concatenation import concatenation
 from narrows.backends.tvm.rules.pointwise import binary
 from narrows.backends.tvm.rules.resample import nearest, resampled
 from narrows.backends.tvm.rules.table import Call, rule
@@ -267,7 +268,13 @@ def joined(low: Lowering, values: list[Value], axis: int) -> Value:
     last = place == len(order) - 1
     if last or len({v.width for v in values}) > 1:
         values = [low.exact(v) for v in values]
-    expr = low.emit(op.concat([low.expr(v) for v in values], axis=place))
+    parts = [low.expr(v) for v in values]
+    lanes = low.machine.lanes_of(leader.dtype)
+    if last and not any(v.width % lanes for v in values[:-1]):
+        kernel = concatenation([v.width for v in values], lanes)
+        expr = low.kernel(kernel, *parts, name="concatenate")
+    else:
+        expr = low.emit(op.concat(parts, axis=place))
     size = sum(v.shape[axis] for v in values)
     shape = (*leader.shape[:axis], size, *leader.shape[axis + 1 :])
     width = size if last else values[0].width
