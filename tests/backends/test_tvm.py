@@ -200,6 +200,11 @@ def test_it_runs_without_torch(threads: int, tmp_path: Path):
     assert done.stdout.strip() == "(1, 5)", done.stderr
 
 
+def test_the_importer_of_tvm_is_a_way_out():
+    artifact = lower(small(), "tvm", tune=0, importer="tvm")
+    assert artifact.fidelity["checked"][0]["error"] < 1e-5
+
+
 # ------------------------------------------------------------------ devices
 
 MACHINES = {"aarch64": 183, "riscv64": 243}  # ELF's numbers

@@ -15,6 +15,7 @@ from narrows.backends.tvm.devices import DEVICES, Device, Machine
 from narrows.backends.tvm.link import LIBRARY, Linker, LinkError, find_linker
 from narrows.backends.tvm.lowering import lower
 from narrows.backends.tvm.schedules import choices, scheduled
+from narrows.backends.tvm.stock import EXPORTED, imported
 from narrows.backends.tvm.tune import Tuner
 from narrows.backends.tvm.vector_math import install
 
@@ -34,31 +35,32 @@ class BuildError(Exception):
 
 
 def build(
-    graph: Mapping[str, Any],
-    weights: Mapping[str, np.ndarray],
-    options: Mapping[str, Any],
-    folder: Path,
-    tell: Tell,
+    job: Mapping[str, Any], weights: Mapping[str, np.ndarray], given: Path, tell: Tell
 ) -> dict[str, Any]:
-    """Compile a description into a folder.
+    """Compile a job.
 
     Args:
-        graph: As in `narrows.backends.tvm.describe.Description`.
+        job: ``graph``, as in `narrows.backends.tvm.describe.Description`; ``options``: ``device``,
+            ``mcpu``, ``importer``, ``tune`` (seconds) and ``cache`` (a folder); ``folder``, where
+            the files go.
         weights: The arrays by name.
-        options: ``device``, ``mcpu``, ``tune`` (seconds) and ``cache`` (a folder).
-        folder: Where the files go.
+        given: The job's own folder.
         tell: Called with lines of progress.
 
     Returns:
-        JSON data: ``files``; ``kernels``, ``scheduled`` and ``tuned``, counts; ``seconds`` per
-        stage; the ``target`` as TVM spells it.
+        JSON data: ``files``; ``kernels``, ``tuned`` and ``unscheduled``; ``seconds`` per stage; the
+        ``target`` as TVM spells it; ``linked``.
     """
+    options, folder = job["options"], Path(job["folder"])
     install()
     device = DEVICES[options["device"]]
     target, machine = target_of(device, str(options.get("mcpu", "")))
     seconds: dict[str, float] = {}
     clock = _Clock(seconds)
-    module = lower(graph, weights, machine)
+    if options["importer"] == "narrows":
+        module = lower(job["graph"], weights, machine)
+    else:
+        module = imported(given / EXPORTED)
     clock("lower")
     module = fuse(module, target)
     clock("fuse")

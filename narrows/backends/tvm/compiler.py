@@ -31,7 +31,11 @@ Tell = Callable[[str], None]
 
 
 def compile_in_child(
-    description: Description, options: dict[str, Any], folder: Path, tell: Tell
+    description: Description,
+    options: dict[str, Any],
+    folder: Path,
+    tell: Tell,
+    prepare: Callable[[Path], None] | None = None,
 ) -> dict[str, Any]:
     """Compile a description into ``folder`` and return what the compiler reports.
 
@@ -40,6 +44,7 @@ def compile_in_child(
         options: The device and the target's options, as JSON data.
         folder: Where the artifact's files go.
         tell: Called with every line of progress.
+        prepare: Called with the job's folder before the compiler starts.
 
     Raises:
         LowerError: The compiler failed, or crashed.
@@ -49,6 +54,8 @@ def compile_in_child(
         content = {"graph": description.graph, "options": options, "folder": str(folder)}
         (job / JOB).write_text(json.dumps(content), encoding="utf-8")
         np.savez(job / WEIGHTS, **description.weights)  # type: ignore[arg-type]
+        if prepare is not None:
+            prepare(job)
         code, last = _run(job, tell)
         path = job / RESULT
         if code == 0 and path.is_file():
@@ -76,9 +83,6 @@ def _run(job: Path, tell: Tell) -> tuple[int, list[str]]:
         finally:
             _end(process)
         errors.seek(0)
-        if os.environ.get("NARROWS_TVM_DEBUG"):
-            print(errors.read(), file=sys.stderr)
-            errors.seek(0)
         last = [line.strip() for line in deque(errors, 200) if line.strip()]
     return code, last
 

@@ -86,16 +86,24 @@ class TvmTarget(Target):
         from narrows.backends.tvm.check import check
         from narrows.backends.tvm.compiler import compile_in_child
         from narrows.backends.tvm.describe import describe
+        from narrows.backends.tvm.stock import EXPORTED, export
 
         device = DEVICES[self.device]
         leaves = Leaves.of(program)
         batch = self.batch if program.dynamic_batch else None
-        description = describe(program, draw_inputs(program, batch, None), leaves.computed)
+        examples = draw_inputs(program, batch, None)
+        description = describe(program, examples, leaves.computed)
         inputs, outputs = _specs(description, leaves)
         manifest = new_manifest(self, program, leaves, inputs, outputs, plan_json, WANTED)
         folder = Path(tempfile.mkdtemp(prefix="narrows-"))
         artifact = Artifact.owning(folder, manifest)  # from here on the folder goes with it
-        made = compile_in_child(description, self._options(), folder, _tell)
+        prepare = None
+        if self.importer == "tvm":
+
+            def prepare(job: Path) -> None:
+                export(program, examples, leaves.computed, job / EXPORTED)
+
+        made = compile_in_child(description, self._options(), folder, _tell, prepare)
         _raise_refusal(made, program, self)
         manifest["files"] = describe_files(folder, made.pop("files"))
         manifest["device"] = {
@@ -126,6 +134,7 @@ class TvmTarget(Target):
         return {
             "device": self.device,
             "mcpu": self.mcpu,
+            "importer": self.importer,
             "tune": self.tune,
             "cache": str(folder()),
         }

@@ -12,24 +12,26 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from narrows.backends.tvm.compiler_files import JOB, RESULT, WEIGHTS
+
 REPORT = "report this with the model; target onnx does not need TVM"
 
 
 def main(folder: Path) -> None:
     """Run the job of a folder."""
-    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
+    job = json.loads((folder / JOB).read_text(encoding="utf-8"))
+    if job["options"]["importer"] == "narrows":
+        sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
     import numpy as np
 
     from narrows.backends.tvm.build import BuildError, build
-    from narrows.backends.tvm.compiler_files import JOB, RESULT, WEIGHTS
     from narrows.backends.tvm.lowering import MissingRulesError, RuleError
 
-    job = json.loads((folder / JOB).read_text(encoding="utf-8"))
     with np.load(folder / WEIGHTS) as stored:
         weights = {name: stored[name] for name in stored.files}
     result: dict[str, Any]
     try:
-        result = build(job["graph"], weights, job["options"], Path(job["folder"]), tell)
+        result = build(job, weights, folder, tell)
     except MissingRulesError as error:
         result = {"missing": error.found}
     except RuleError as error:
