@@ -123,6 +123,13 @@ def _compile(commands: Any) -> None:
         metavar="TARGET",
         help="what to emit: onnx, onnx{opset=21}, tvm, tvm:aarch64, torch; see narrows targets",
     )
+    tuning = command.add_mutually_exclusive_group()
+    tuning.add_argument(
+        "--tune", type=int, metavar="SECONDS", help="time kernels for so long at most (tvm)"
+    )
+    tuning.add_argument(
+        "--no-tune", action="store_const", const=0, dest="tune", help="time no kernels (tvm)"
+    )
     command.add_argument(
         "-o", "--output", required=True, metavar="DIR", help="the artifact's folder"
     )

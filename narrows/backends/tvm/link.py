@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 LIBRARY = "model.so"
@@ -49,6 +49,3 @@ class Linker:
 
 class LinkError(Exception):
     """The linker failed."""
-
-
-Link = Callable[..., None]

@@ -4,6 +4,7 @@ A kernel marks its main block with ``attrs={ROLE: ...}``, by which its schedule 
 """
 
 ROLE = "narrows.role"
+LANES = "narrows.lanes"  # the longest vectors that a block is written for
 
 CONTRACTION = "contraction"  # sums over a weight that is packed by vectors of output channels
 DEPTHWISE = "depthwise"  # one filter a channel

@@ -1,25 +1,30 @@
-"""Concatenation of channels whose parts all begin at a whole vector.
+"""Concatenation of channels, vector by vector.
 
 A general concatenation asks of every element which part it is from, and so computes one at a time.
-Here the question is put once for a vector, and answered by halving the list of parts.
+Here the question is put once for a vector, which is as long as the places where parts begin allow,
+and answered by halving the list of parts.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from tvm import te, tirx
 
+from narrows.backends.tvm.kernels import LANES
+
 
 def concatenation(widths: Sequence[int], lanes: int) -> Callable[..., Any]:
-    """Return the kernel ``[..., C0], [..., C1], ... -> [..., C0 + C1 + ...]``.
+    """Return the kernel ``[..., C0'], [..., C1'], ... -> [..., C0 + C1 + ...]``.
 
     Args:
-        widths: The channels of each part, multiples of ``lanes`` but for the last.
-        lanes: How many channels a vector holds.
+        widths: The channels ``C`` of each part, of which ``C' >= C`` are stored.
+        lanes: How many channels a vector of the machine holds.
     """
+    lanes = math.gcd(lanes, *widths[:-1])
     starts = [0, *itertools.accumulate(widths)]
 
     def compute(*parts: Any) -> Any:
@@ -36,6 +41,7 @@ def concatenation(widths: Sequence[int], lanes: int) -> Callable[..., Any]:
 
             return among(0, len(parts) - 1)
 
-        return te.compute((*parts[0].shape[:-1], starts[-1]), at, name="concatenation")
+        shape = (*parts[0].shape[:-1], starts[-1])
+        return te.compute(shape, at, name="concatenation", attrs={LANES: lanes})
 
     return compute

@@ -266,15 +266,14 @@ def joined(low: Lowering, values: list[Value], axis: int) -> Value:
     values = [low.ordered(v, order) for v in values]
     place = order.index(axis)
     last = place == len(order) - 1
-    if last or len({v.width for v in values}) > 1:
-        values = [low.exact(v) for v in values]
-    parts = [low.expr(v) for v in values]
     lanes = low.machine.lanes_of(leader.dtype)
-    if last and not any(v.width % lanes for v in values[:-1]):
-        kernel = concatenation([v.width for v in values], lanes)
-        expr = low.kernel(kernel, *parts, name="concatenate")
+    if last and lanes > 1:
+        kernel = concatenation([v.shape[axis] for v in values], lanes)
+        expr = low.kernel(kernel, *map(low.expr, values), name="concatenate")
     else:
-        expr = low.emit(op.concat(parts, axis=place))
+        if last or len({v.width for v in values}) > 1:
+            values = [low.exact(v) for v in values]
+        expr = low.emit(op.concat([low.expr(v) for v in values], axis=place))
     size = sum(v.shape[axis] for v in values)
     shape = (*leader.shape[:axis], size, *leader.shape[axis + 1 :])
     width = size if last else values[0].width

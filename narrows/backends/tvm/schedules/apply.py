@@ -10,7 +10,7 @@ from typing import Any
 from tvm import s_tir, tirx
 
 from narrows.backends.tvm.devices import Machine
-from narrows.backends.tvm.kernels import CONTRACTION, DEPTHWISE, PADDING, ROLE, ROWS, WINDOW
+from narrows.backends.tvm.kernels import CONTRACTION, DEPTHWISE, ROWS, WINDOW
 from narrows.backends.tvm.schedules.elementwise import schedule_elementwise
 from narrows.backends.tvm.schedules.loops import Kernel
 from narrows.backends.tvm.schedules.rows import schedule_rows
@@ -141,6 +141,3 @@ def _schedule(kernel: Kernel, choice: Choice, machine: Machine) -> None:
         schedule_reduction(kernel, machine)
         return
     schedule_elementwise(kernel, machine)
-
-
-__all__ = ["PADDING", "ROLE", "Choice", "choices", "scheduled"]

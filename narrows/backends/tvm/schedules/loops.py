@@ -38,6 +38,10 @@ class Kernel:
         """Return the block that a variable of the schedule stands for."""
         return self.schedule.get(rv)
 
+    def same(self, a: Any, b: Any) -> bool:
+        """Whether two variables of the schedule stand for one block."""
+        return self.block(a).name_hint == self.block(b).name_hint
+
     def role(self, rv: Any) -> str:
         """Return the role of a block, or an empty string."""
         return str(self.block(rv).annotations.get(ROLE, ""))

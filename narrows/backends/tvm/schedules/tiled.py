@@ -7,13 +7,12 @@ written.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from narrows.backends.tvm.devices import Machine
 from narrows.backends.tvm.kernels import PADDING
 from narrows.backends.tvm.schedules.elementwise import spread
-from narrows.backends.tvm.schedules.loops import PARTITION, Kernel
+from narrows.backends.tvm.schedules.loops import PARTITION, REDUCTION, Kernel
 
 CHANNELS, SPACE = "channels", "space"
 
@@ -41,7 +40,7 @@ def schedule_tiled(
     schedule = kernel.schedule
     last = kernel.inline([main])
     padding = kernel.with_role(PADDING)
-    if schedule.get(last).name_hint == schedule.get(main).name_hint:
+    if kernel.same(last, main):
         last = schedule.cache_write(main, 0, "local")
     elif kernel.extents(last) != kernel.extents(main):
         spread(kernel, last, machine)  # a result that is broadcast is used in a loop of its own
@@ -87,14 +86,14 @@ def schedule_reduction(kernel: Kernel, machine: Machine) -> None:
     schedule = kernel.schedule
     sums = [b for b in kernel.blocks if kernel.reductions(b)]
     last = kernel.inline(sums)
-    if len(sums) > 1:
+    if len(sums) > 1:  # such as an index beside a maximum: rare, and left as it is
         return
-    main = sums[0]
-    if kernel.reductions(main) and _along_rows(kernel, main):
-        _fold_rows(kernel, main, last, machine)
-        return
-    if schedule.get(last).name_hint != schedule.get(main).name_hint:
+    (main,) = sums
+    if not kernel.same(last, main):
         spread(kernel, last, machine)
+    if _along_rows(kernel, main):
+        _fold_rows(kernel, main, machine)
+        return
     count = len(kernel.reductions(main))
     loops = schedule.get_loops(main)
     *lead, channel = loops[: len(loops) - count]
@@ -105,44 +104,24 @@ def schedule_reduction(kernel: Kernel, machine: Machine) -> None:
 
 
 def _along_rows(kernel: Kernel, main: Any) -> bool:
-    """Whether the operand's last axis is reduced, or nothing else is left to vectorize."""
+    """Whether a block reduces the last axis of what it reads."""
     block = kernel.block(main)
-    spatial = [v for v in block.iter_vars if v.iter_type != 2]
+    spatial = [axis for axis in block.iter_vars if axis.iter_type != REDUCTION]
     if not spatial or int(spatial[-1].dom.extent) == 1:
         return True
-    reads: Sequence[Any] = block.reads
-    index = reads[0].region[-1].min if len(reads) and len(reads[0].region) else None
-    return index is None or not index.same_as(spatial[-1].var)
+    return not block.reads[0].region[-1].min.same_as(spatial[-1].var)
 
 
-def _fold_rows(kernel: Kernel, main: Any, last: Any, machine: Machine) -> None:
-    """Sum a row in as many partial sums as a vector holds."""
+def _fold_rows(kernel: Kernel, main: Any, machine: Machine) -> None:
+    """Sum rows in as many partial sums as a vector holds, where that comes out even."""
     schedule = kernel.schedule
-    alone = schedule.get(last).name_hint == schedule.get(main).name_hint
-    if not alone:
-        spread(kernel, last, machine)
-    loops = schedule.get_loops(main)
-    inner = loops[-1]
     lanes = machine.lanes_of(kernel.dtype(main))
-    if kernel.extent(inner) % lanes:
+    row = schedule.get_loops(main)[-1]
+    if kernel.extent(row) % lanes:
         return
-    _, lane = schedule.split(inner, [None, lanes])
+    _, lane = schedule.split(row, [None, lanes])
     partial = schedule.rfactor(lane, len(kernel.extents(main)))
-    loops = schedule.get_loops(partial)
-    sums = len(kernel.reductions(partial))
-    spatial = [b for b in loops if b is not None][: len(loops)]
-    del spatial
-    order = _loops_of(kernel, partial)
-    schedule.reorder(*order[0], *order[1], order[2])
-    schedule.vectorize(order[2])
-    assert sums
-    schedule.decompose_reduction(partial, order[1][0])
-
-
-def _loops_of(kernel: Kernel, partial: Any) -> tuple[list[Any], list[Any], Any]:
-    """Return the loops of a partial sum: over rows, over the sum, over the lanes."""
-    loops = kernel.schedule.get_loops(partial)
-    lane = loops[-1]
-    count = len(kernel.reductions(partial))
-    rest = loops[:-1]
-    return rest[: len(rest) - count], rest[len(rest) - count :], lane
+    *loops, lane = schedule.get_loops(partial)
+    around = loops[len(loops) - len(kernel.reductions(partial)) :]
+    schedule.vectorize(lane)
+    schedule.decompose_reduction(partial, around[0])
