@@ -20,15 +20,16 @@ FUNCTIONS = {
     "plan": "(program, keep_inputs=None, keep_outputs=None, **options)",
 }
 CLASSES = {
-    "Artifact": "fidelity inputs name notes open outputs owning plan report run run_flat save "
-    "session size target",
+    "Artifact": "arrays fidelity gather inputs name notes open outputs owning plan report run "
+    "run_flat save session size target",
     "ChannelPlan": "by_reason fingerprint from_json given inputs load masked merge narrows notes "
     "outputs reasons removed restore save shrink split to_json widths "
     "with_notes",
     "Pipeline": "check_order default parse passes run",
     "Program": "aliases base buffers canonical copy couplings dynamic_batch examples flat_inputs "
-    "graph history in_spec name node nodes notes origins out_spec output parameter_count placeholders "
-    "replace run_flat state_dict stored tensor to to_module users_of weights with_weights",
+    "graph history in_spec name node nodes notes origins out_spec output parameter_count "
+    "placeholders replace run_flat state_dict stored tensor to to_module users_of weights "
+    "with_weights",
 }
 ERRORS = {
     "ArtifactError",

@@ -213,7 +213,13 @@ def _compile(module: tvm.IRModule, target: tvm.target.Target) -> Any:
         relax.transform.VMShapeLower(),
         relax.transform.AttachGlobalSymbol(),
     ]
-    return tvm.compile(module, target, relax_pipeline=tvm.transform.Sequential(passes))
+    # Compiled, the calls of kernels are code as well; the alternative is an interpreter.
+    return relax.build(
+        module,
+        target,
+        relax_pipeline=tvm.transform.Sequential(passes),
+        exec_mode="compiled" if target.kind.name == "llvm" else "bytecode",
+    )
 
 
 def _sources(executable: Any, device: Device, folder: Path) -> list[str]:
