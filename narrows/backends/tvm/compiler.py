@@ -35,7 +35,7 @@ def compile_in_child(
     options: dict[str, Any],
     folder: Path,
     tell: Tell,
-    prepare: Callable[[Path], None] | None = None,
+    prepare: Callable[[Path], None],
 ) -> dict[str, Any]:
     """Compile a description into ``folder`` and return what the compiler reports.
 
@@ -44,7 +44,7 @@ def compile_in_child(
         options: The device and the target's options, as JSON data.
         folder: Where the artifact's files go.
         tell: Called with every line of progress.
-        prepare: Called with the job's folder before the compiler starts.
+        prepare: Called with the job's folder before the compiler starts; it may add files.
 
     Raises:
         LowerError: The compiler failed, or crashed.
@@ -54,8 +54,7 @@ def compile_in_child(
         content = {"graph": description.graph, "options": options, "folder": str(folder)}
         (job / JOB).write_text(json.dumps(content), encoding="utf-8")
         np.savez(job / WEIGHTS, **description.weights)  # type: ignore[arg-type]
-        if prepare is not None:
-            prepare(job)
+        prepare(job)
         code, last = _run(job, tell)
         path = job / RESULT
         if code == 0 and path.is_file():

@@ -97,10 +97,9 @@ class TvmTarget(Target):
         manifest = new_manifest(self, program, leaves, inputs, outputs, plan_json, WANTED)
         folder = Path(tempfile.mkdtemp(prefix="narrows-"))
         artifact = Artifact.owning(folder, manifest)  # from here on the folder goes with it
-        prepare = None
-        if self.importer == "tvm":
 
-            def prepare(job: Path) -> None:
+        def prepare(job: Path) -> None:
+            if self.importer == "tvm":
                 export(program, examples, leaves.computed, job / EXPORTED)
 
         made = compile_in_child(description, self._options(), folder, _tell, prepare)
