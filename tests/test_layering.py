@@ -145,9 +145,9 @@ def test_the_exceptions_are_still_needed():
 
 PROJECT = ROOT.parent / "pyproject.toml"
 # The distribution of a package that is imported under another name.
-DISTRIBUTIONS = {"onnx_ir": "onnx-ir", "sklearn": "scikit-learn"}
-# What a module may import beyond the core requirements: those of an extra.
-EXTRAS = {"demo.py": "demo"}
+DISTRIBUTIONS = {"onnx_ir": "onnx-ir", "sklearn": "scikit-learn", "tvm": "apache-tvm"}
+# What a module, or a folder of them, may import beyond the core requirements: those of an extra.
+EXTRAS = {"demo.py": "demo", "backends/tvm/": "tvm"}
 
 
 def outside(source: str) -> set[str]:
@@ -172,7 +172,8 @@ def test_whatever_is_imported_is_required():
     assert core
     for path in sorted(ROOT.rglob("*.py")):
         file = path.relative_to(ROOT).as_posix()
-        extra = project["optional-dependencies"].get(EXTRAS.get(file, ""), [])
+        names = [extra for place, extra in EXTRAS.items() if file.startswith(place)]
+        extra = [r for name in names for r in project["optional-dependencies"][name]]
         missing = outside(path.read_text(encoding="utf-8")) - core - distributions(extra)
         assert not missing, f"narrows/{file} imports {', '.join(missing)}: not in pyproject.toml"
 

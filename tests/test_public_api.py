@@ -23,8 +23,8 @@ FUNCTIONS = {
     "plan": "(program, keep_inputs=None, keep_outputs=None, **options)",
 }
 CLASSES = {
-    "Artifact": "fidelity inputs name notes open outputs owning plan report run run_flat save "
-    "session size target",
+    "Artifact": "arrays fidelity gather inputs name notes open outputs owning plan report run "
+    "run_flat save session size target",
     "ChannelPlan": "by_reason fingerprint from_json given inputs load masked merge narrows notes "
     "outputs reasons removed restore save shrink split to_json widths "
     "with_notes",

@@ -27,6 +27,8 @@ BATCH = "b"  # how a manifest writes the free axis
 # Target -> "module:function" that opens a folder; see `Session`.
 SESSIONS: dict[str, str] = {
     "onnx": "narrows.backends.onnx.session:open_session",
+    "torch": "narrows.backends.torch.session:open_session",
+    "tvm": "narrows.backends.tvm.session:open_session",
 }
 
 
@@ -208,10 +210,12 @@ class Artifact:
         self, leaves: Sequence[Any], *, threads: int | None = None, optimize: bool = True
     ) -> list[Any]:
         """Run on flat inputs and return the flat outputs, as `run` does."""
-        arrays = self._check_inputs(leaves)
-        return self._gather(arrays, self.open(threads, optimize=optimize).run(arrays))
+        arrays = self.arrays(leaves)
+        return self.gather(arrays, self.open(threads, optimize=optimize).run(arrays))
 
-    def _check_inputs(self, leaves: Sequence[Any]) -> dict[str, np.ndarray]:
+    def arrays(self, leaves: Sequence[Any]) -> dict[str, np.ndarray]:
+        """Return flat inputs as the arrays that a session takes; `ArtifactError` if they do not
+        fit."""
         arrays: dict[str, np.ndarray] = {}
         batch: int | None = None
         for leaf, value in zip(self._input_leaves, leaves, strict=True):
@@ -222,7 +226,7 @@ class Artifact:
             arrays[spec.name], batch = spec.check(value, batch)
         return arrays
 
-    def _gather(self, arrays: Mapping[str, np.ndarray], results: Sequence[np.ndarray]) -> list[Any]:
+    def gather(self, arrays: Mapping[str, np.ndarray], results: Sequence[np.ndarray]) -> list[Any]:
         """Return the flat outputs: results of the model, inputs passed through, and constants."""
         gathered: list[Any] = []
         for leaf in self._output_leaves:

@@ -22,7 +22,30 @@ if TYPE_CHECKING:
 # Name -> "module:class".
 TARGETS: dict[str, str] = {
     "onnx": "narrows.backends.onnx:OnnxTarget",
+    "torch": "narrows.backends.torch:TorchTarget",
+    "tvm": "narrows.backends.tvm:TvmTarget",
 }
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of the table of targets.
+
+    Attributes:
+        name: The spelling on the command line: ``onnx``, ``tvm:llvm``.
+        needs: What has to be installed.
+        missing: What of it is not here, or does less than it could; empty where all is well.
+        supports: What it is for.
+        checked: How what it makes is held to the program.
+        usable: Whether a program can be lowered to it here.
+    """
+
+    name: str
+    needs: str
+    missing: str
+    supports: str
+    checked: str
+    usable: bool
 
 
 @dataclass(frozen=True)
@@ -41,6 +64,11 @@ class Target(ABC):
     @abstractmethod
     def available(cls) -> str | None:
         """Return why the target cannot be used on this machine, or ``None``."""
+
+    @classmethod
+    @abstractmethod
+    def variants(cls) -> list[Variant]:
+        """Return the rows of the table of targets that are this one's."""
 
     @abstractmethod
     def lower(
@@ -87,7 +115,8 @@ def make_target(target: str | Target = "onnx", **options: Any) -> Target:
     """Return a target with the given options.
 
     Args:
-        target: A name, or a target, whose options are then replaced.
+        target: A name, a name and a device such as ``tvm:llvm``, or a target, whose options are
+            then replaced.
         **options: Values for the target's fields.
 
     Raises:
@@ -96,7 +125,12 @@ def make_target(target: str | Target = "onnx", **options: Any) -> Target:
     if isinstance(target, Target):
         _check_options(type(target), options)
         return dataclasses.replace(target, **options)
-    kind = target_type(target)
+    name, colon, device = target.partition(":")
+    kind = target_type(name)
+    if colon:
+        if "device" in options:
+            raise UsageError(f"{target} names a device, and so does the option 'device'")
+        options = {"device": device, **options}
     _check_options(kind, options)
     return kind(**options)
 

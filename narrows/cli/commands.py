@@ -23,7 +23,7 @@ def compile_(arguments: argparse.Namespace) -> int:
 
     output = Path(arguments.output)
     refuse_output(output)
-    target, options = parse_target(arguments.target)
+    target, options = parse_target(arguments.target, arguments.tune)
     choosing = choice(arguments)
     if choosing and arguments.plan is not None:
         raise UsageError(
@@ -65,12 +65,19 @@ def dump_folder(output: Path, asked: str | None) -> Path | None:
     return Path(asked) if asked else output.with_name(output.name + ".dump")
 
 
-def parse_target(text: str) -> tuple[str, dict[str, Any]]:
-    """Return name and options of ``onnx{opset=21}``, which is written like a pass."""
+def parse_target(text: str, tune: int | None = None) -> tuple[str, dict[str, Any]]:
+    """Return name and options of ``onnx{opset=21}``, which is written like a pass.
+
+    Args:
+        text: The target.
+        tune: The option ``tune``, where the command line has it.
+    """
     from narrows.backends import make_target
     from narrows.passes.spelling import parse_options
 
     name, options = parse_options(text)
+    if tune is not None:
+        options["tune"] = tune
     make_target(name, **options)  # what is wrong with them shows before any work is done
     return name, options
 

@@ -26,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for add in (
         _compile, _quantize, _demo, _plan, _passes, _ops, _couplings, _why, _show, _diff, _check,
-        _bench, _completion,
+        _bench, _targets, _completion,
     ):  # fmt: skip
         add(commands)
     return parser
@@ -121,7 +121,14 @@ def _compile(commands: Any) -> None:
         "--target",
         default="onnx",
         metavar="TARGET",
-        help="what to emit: onnx, or onnx{opset=21}",
+        help="what to emit: onnx, onnx{opset=21}, tvm, tvm:aarch64, torch; see narrows targets",
+    )
+    tuning = command.add_mutually_exclusive_group()
+    tuning.add_argument(
+        "--tune", type=int, metavar="SECONDS", help="time kernels for so long at most (tvm)"
+    )
+    tuning.add_argument(
+        "--no-tune", action="store_const", const=0, dest="tune", help="time no kernels (tvm)"
     )
     command.add_argument(
         "-o", "--output", required=True, metavar="DIR", help="the artifact's folder"
@@ -323,6 +330,11 @@ def _bench(commands: Any) -> None:
         "-o", "--output", metavar="FILE", help="where the table goes (the user's cache)"
     )
     _source(measuring)
+
+
+def _targets(commands: Any) -> None:
+    summary = "list the targets: what each needs, whether it is here, how it is checked"
+    _command(commands, "targets", "targets:targets", summary)
 
 
 def _completion(commands: Any) -> None:

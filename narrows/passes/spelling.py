@@ -125,7 +125,7 @@ class _Reader:
         return self.build(*self.name_and_options(), start)
 
     def name_and_options(self) -> tuple[str, dict[str, Any]]:
-        name = self.match(re.compile(r"[A-Za-z0-9_.-]+"), "a name")
+        name = self.match(re.compile(r"[A-Za-z0-9_.:-]+"), "a name")
         options: dict[str, Any] = {}
         if self.peek() == "{":
             self.at += 1

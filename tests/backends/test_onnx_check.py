@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from narrows.backends import lower
+from narrows.backends.compare import draw_inputs, output_error
 from narrows.backends.onnx import target
-from narrows.backends.onnx.check import check, draw_inputs, output_error
+from narrows.backends.onnx.check import check
 from narrows.errors import LowerError
 from narrows.frontend import capture
 from narrows.ir.program import Program

@@ -7,26 +7,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, fx
 
 from narrows.backends.artifact import Artifact
+from narrows.backends.compare import (
+    TOLERANCE,
+    draw_inputs,
+    limit_of,
+    output_error,
+    output_names,
+    tolerance_of,
+    varies,
+)
 from narrows.backends.onnx.session import DATA, MODEL, OnnxSession
 from narrows.errors import ArtifactError, LowerError, ProgramError
-from narrows.ir.program import Meta, Program, interpret, relative_error, where
-
-# The largest difference that is taken for rounding, relative to the largest number of an output.
-# The runtime sums in another order and fuses operators, so it differs by a few units in the last
-# place per layer: 1e-6 to 1e-5 in float32 (unit 6e-8) for networks of 20 to 200 layers. A wrong
-# operator, weight or axis moves an output by 1e-2 and more. float64 has the same margin above
-# its unit (1e-16); float16 and bfloat16 round every layer's output to 5e-4 and 4e-3.
-TOLERANCE: dict[torch.dtype, float] = {
-    torch.float64: 1e-10,
-    torch.float32: 1e-4,
-    torch.float16: 2e-2,
-    torch.bfloat16: 6e-2,
-}
+from narrows.ir.program import Program, interpret, where
 
 # One sample, the example's size, and one that is neither: what was fixed by accident shows.
 BATCHES = (1, 2, 5)
@@ -60,9 +56,7 @@ def check(artifact: Artifact, program: Program, samples: int, exact: bool = Fals
         LowerError: Names the first output that differs, and the first node.
     """
     generator = torch.Generator().manual_seed(0)
-    limit = max((TOLERANCE[d] for d in _float_dtypes(program)), default=0.0)
-    if exact:
-        limit = 0.0
+    limit = 0.0 if exact else tolerance_of(program)
     flat = True
     checked = []
     for batch in BATCHES if program.dynamic_batch else (None,):
@@ -76,46 +70,6 @@ def check(artifact: Artifact, program: Program, samples: int, exact: bool = Fals
     return Checked({"tolerance": limit, "checked": checked}, flat)
 
 
-def draw_inputs(
-    program: Program, batch: int | None, generator: torch.Generator | None
-) -> list[Any]:
-    """Return flat inputs of another batch size, like the program's examples.
-
-    Numbers are drawn between the example's smallest and largest; whole numbers and truth values are
-    rows of the example, so that indices stay in range. Without a generator the rows are the
-    example's own, repeated where there are too few.
-    """
-    drawn: list[Any] = []
-    for node, example in zip(program.placeholders, program.examples, strict=True):
-        if not isinstance(example, Tensor):
-            drawn.append(example)
-            continue
-        value = example.detach()
-        free = Meta(node).dynamic if batch is not None else ()
-        for axis in free or ((0,) if value.dim() else ()):
-            rows = value.shape[axis]
-            count = batch if batch is not None and axis in free else rows
-            if generator is None:
-                order = torch.arange(count) % rows
-            elif free:
-                order = torch.randint(rows, (count,), generator=generator)
-            else:
-                order = torch.randperm(rows, generator=generator)
-            value = value.index_select(axis, order)
-        drawn.append(value if generator is None else _redraw(value, generator))
-    return drawn
-
-
-def _redraw(value: Tensor, generator: torch.Generator) -> Tensor:
-    if not value.is_floating_point() or not value.numel() or not bool(value.isfinite().all()):
-        return value
-    low, high = value.min().item(), value.max().item()
-    drawn = torch.rand(value.shape, generator=generator) * (high - low) + low
-    if low == high:  # an example of zeros says nothing of the range
-        drawn = torch.randn(value.shape, generator=generator)
-    return drawn.to(value.dtype)
-
-
 def _compare(
     artifact: Artifact, program: Program, inputs: Sequence[Any], batch: int | None, exact: bool
 ) -> tuple[float, bool]:
@@ -126,7 +80,7 @@ def _compare(
             expected = program.run_flat(inputs)
     except (ProgramError, RuntimeError) as error:
         raise LowerError(f"the program cannot run on {size}", why=str(error)) from error
-    worst, varied = 0.0, False
+    worst = 0.0
     islands = float_islands(program) if exact else []
     for optimize in (True, False) if exact else (True,):
         try:
@@ -135,16 +89,13 @@ def _compare(
                 expected = _behind_islands(artifact, program, inputs, islands, optimize)
         except ArtifactError as error:
             raise _failure(error, size) from error
-        for name, got, wanted in zip(_output_names(program), actual, expected, strict=True):
+        for name, got, wanted in zip(output_names(program), actual, expected, strict=True):
             error = output_error(got, wanted)
-            if not error <= (0.0 if exact else _limit(wanted)):
+            if not error <= (0.0 if exact else limit_of(wanted)):
                 how = size if optimize else f"{size}, without the runtime's optimizations"
                 raise _difference(artifact, program, inputs, name, error, how)
             worst = max(worst, error)
-    for wanted in expected:
-        if isinstance(wanted, Tensor) and wanted.numel():
-            varied = varied or bool((wanted != wanted.flatten()[0]).any())
-    return worst, varied
+    return worst, any(varies(wanted) for wanted in expected)
 
 
 def float_islands(program: Program) -> list[fx.Node]:
@@ -195,10 +146,6 @@ def _behind_islands(
         return interpret(program.graph, inputs, program.weights, call=call)
 
 
-def _limit(wanted: Any) -> float:
-    return TOLERANCE.get(wanted.dtype, 0.0) if isinstance(wanted, Tensor) else 0.0
-
-
 def _failure(error: ArtifactError, size: str) -> LowerError:
     why = error.why or error.what
     no_kernel = "NOT_IMPLEMENTED" in why or "ScalarType" in why
@@ -207,23 +154,6 @@ def _failure(error: ArtifactError, size: str) -> LowerError:
         why=why,
         hint="lower program.to(torch.float32); other types have few kernels" if no_kernel else "",
     )
-
-
-def output_error(actual: Any, expected: Any) -> float:
-    """Return the relative error of one output; infinite unless whole numbers are equal.
-
-    A result without a finite number, of which nothing can be told, counts as infinitely wrong.
-    """
-    if not isinstance(expected, Tensor):
-        return 0.0 if actual == expected else math.inf
-    got = torch.from_numpy(np.ascontiguousarray(actual).reshape(np.shape(actual)))
-    if got.dtype != expected.dtype or got.shape != expected.shape:
-        return math.inf
-    if not expected.is_floating_point():
-        return 0.0 if torch.equal(got, expected) else math.inf
-    if expected.numel() and not bool(expected.isfinite().any()):
-        return math.nan
-    return relative_error(got, expected)
 
 
 def _difference(
@@ -275,21 +205,11 @@ def first_difference(artifact: Artifact, program: Program, inputs: Sequence[Any]
     except Exception:  # then the difference is told without the node
         return ""
     for name, result in zip(probed, results, strict=True):
-        if not output_error(result, expected[name]) <= _limit(expected[name]):
+        if not output_error(result, expected[name]) <= limit_of(expected[name]):
             return where(probed[name])
     return ""
-
-
-def _float_dtypes(program: Program) -> set[torch.dtype]:
-    tensors = [*program.weights.values(), *(e for e in program.examples if isinstance(e, Tensor))]
-    return {t.dtype for t in tensors if t.dtype in TOLERANCE}
 
 
 def _example_batch(program: Program) -> int:
     shapes = [e.shape for e in program.examples if isinstance(e, Tensor) and e.dim()]
     return shapes[0][0] if shapes else 1
-
-
-def _output_names(program: Program) -> list[str]:
-    outputs: Any = program.output.args[0]
-    return [getattr(value, "name", repr(value)) for value in outputs]

@@ -7,25 +7,21 @@ imported when the target is used, not when it is looked up.
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import importlib.util
-import platform
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import narrows
 from narrows.backends.artifact import Artifact
-from narrows.backends.base import Target
+from narrows.backends.base import Target, Variant
 from narrows.backends.onnx.session import DATA, MODEL
-from narrows.backends.store import FORMAT, VERSION, describe_files
-from narrows.backends.structure import Structure
+from narrows.backends.store import describe_files
 from narrows.errors import LowerError, UsageError
 
 if TYPE_CHECKING:
+    from narrows.backends.leaves import Leaves
     from narrows.backends.onnx.export import Exported
-    from narrows.backends.onnx.leaves import Leaves
     from narrows.ir.cost import CostTable
     from narrows.ir.program import Program
 
@@ -37,8 +33,6 @@ OPSETS = range(18, 26)  # what the exporter translates to; it leaves others as t
 PROTOBUF_LIMIT = 2_000_000_000
 
 FORMS = ("qdq", "qlinear", "integer")  # of integer programs
-
-FLAT = "every output was one and the same number on all checked inputs, so the check tells little"
 
 
 @dataclass(frozen=True)
@@ -87,6 +81,14 @@ class OnnxTarget(Target):
             f"it needs {', '.join(missing)}: pip install {' '.join(missing)}" if missing else None
         )
 
+    @classmethod
+    def variants(cls) -> list[Variant]:
+        """Return the one row of this target."""
+        missing = cls.available() or ""
+        needs = ", ".join(PACKAGES[1:])
+        checked = "run in ONNX Runtime against the program, batches of 1, 2 and 5"
+        return [Variant(cls.name, needs, missing, "any batch size, CPU", checked, not missing)]
+
     def costs(self) -> CostTable:
         """Return the costs measured on this machine, else those that narrows ships."""
         from narrows.backends.onnx.costs import current
@@ -97,33 +99,20 @@ class OnnxTarget(Target):
         self, program: Program, *, plan_json: Any = None, reference: Program | None = None
     ) -> Artifact:
         """Return the program as an ONNX artifact; see `Target.lower`."""
+        from narrows.backends.compare import FLAT
+        from narrows.backends.leaves import Leaves
+        from narrows.backends.manifest import add_note, new_manifest
         from narrows.backends.onnx.check import check
         from narrows.backends.onnx.integer import lower as integer
-        from narrows.backends.onnx.leaves import Leaves
 
         leaves = Leaves.of(program)
         integer.refuse_fake(program)
         whole = integer.is_integer(program)
         exported = self._integers(program, leaves) if whole else self._floats(program, leaves)
         model = exported.model
-        manifest = {
-            "format": FORMAT,
-            "version": VERSION,
-            "narrows": narrows.__version__,
-            "target": self.name,
-            "options": dataclasses.asdict(self),
-            "name": program.name,
-            "inputs": exported.inputs,
-            "outputs": exported.outputs,
-            "structure": {"input_leaves": leaves.inputs, "output_leaves": leaves.outputs},
-            "plan": plan_json,
-            "passes": list(program.history),
-            "versions": _versions(),
-            "files": {},
-            "fidelity": {},
-            "notes": [dataclasses.asdict(note) for note in program.notes],
-        }
-        _add_structure(manifest, program)
+        manifest = new_manifest(
+            self, program, leaves, exported.inputs, exported.outputs, plan_json, PACKAGES
+        )
         folder = Path(tempfile.mkdtemp(prefix="narrows-"))
         artifact = Artifact.owning(folder, manifest)  # from here on the folder goes with it
         manifest["files"] = write(model, folder, self.inline_limit)
@@ -133,7 +122,7 @@ class OnnxTarget(Target):
             if whole:
                 _add_golden(artifact, reference or program)
             if checked.flat:
-                _add_note(manifest, "check", program.output.name, FLAT)
+                add_note(manifest, "check", program.output.name, FLAT)
         return artifact
 
     def _floats(self, program: Program, leaves: Leaves) -> Exported:
@@ -195,14 +184,6 @@ def write(model: Any, folder: Path, inline_limit: int) -> dict[str, Any]:
     return describe_files(folder, [name for name in (MODEL, DATA) if (folder / name).exists()])
 
 
-def _add_structure(manifest: dict[str, Any], program: Program) -> None:
-    remarks: list[tuple[str, str]] = []
-    for key, spec in (("inputs", program.in_spec), ("outputs", program.out_spec)):
-        manifest["structure"][key] = Structure.from_spec(spec, remarks, key).to_json()
-    for where, message in dict.fromkeys(remarks):
-        _add_note(manifest, "structure", where, message)
-
-
 def _add_golden(artifact: Artifact, program: Program) -> None:
     """Keep digests of what the interpreter gives on made-up inputs; see `narrows check`.
 
@@ -234,14 +215,3 @@ def _add_golden(artifact: Artifact, program: Program) -> None:
             kept = dict.fromkeys(map(str, golden.BATCHES), kept[str(batch)])
             break
     artifact.manifest["golden"] = kept
-
-
-def _add_note(manifest: dict[str, Any], reason: str, where: str, message: str) -> None:
-    from narrows.ir.program import Note
-
-    manifest["notes"].append(dataclasses.asdict(Note(where, reason, message)))
-
-
-def _versions() -> dict[str, str]:
-    packages = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {"python": platform.python_version(), **packages}

@@ -1,0 +1,95 @@
+"""TVM artifacts against ONNX Runtime's, in turns, one thread, by the CPU time of the thread.
+
+    python -m benchmarks.tvm                      # all networks, candidates timed for 120 s each
+    python -m benchmarks.tvm --tune 0 resnet18    # one of them, with the fixed choice
+
+Per network: milliseconds of each at batch 1, and the median over the rounds of the ratio of both
+times (above 1: TVM is slower), with its quartiles. Weights are random: they do not matter for time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {}
+
+
+def _torchvision(name: str) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        from tests.networks.zoo import import_models
+
+        return getattr(import_models(), name)(weights=None)
+
+    return build
+
+
+def _timm(name: str) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        from tests.networks.zoo import import_models
+
+        import_models()  # timm imports torchvision, which may not load as it is
+        import timm
+
+        return timm.create_model(name, pretrained=False)
+
+    return build
+
+
+NETWORKS = {
+    "resnet18": _torchvision("resnet18"),
+    "mobilenet_v2": _torchvision("mobilenet_v2"),
+    "densenet121": _torchvision("densenet121"),
+    "efficientnet_lite0": _timm("efficientnet_lite0"),
+    "shufflenet_v2_x1_0": _torchvision("shufflenet_v2_x1_0"),
+    "vit_tiny": _timm("vit_tiny_patch16_224"),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("networks", nargs="*", default=list(NETWORKS), metavar="NETWORK")
+    parser.add_argument("--tune", type=int, default=120, help="seconds per network (120)")
+    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--ratio", type=float, default=0.0, help="prune this share of channels")
+    arguments = parser.parse_args()
+    os.environ.setdefault("TVM_NUM_THREADS", str(arguments.threads))
+    torch.set_num_threads(1)
+    print(f"{'network':20} {'tvm ms':>8} {'ort ms':>8}  ratio (quartiles)   error    compile s")
+    for name in arguments.networks:
+        print(compared(name, arguments), flush=True)
+
+
+def compared(name: str, arguments: argparse.Namespace) -> str:
+    import narrows
+    from narrows.cli.bench import measure
+
+    torch.manual_seed(0)
+    model = NETWORKS[name]().eval()
+    program = narrows.capture(model, (torch.randn(2, 3, 224, 224),))
+    plan = narrows.plan(program, ratio=arguments.ratio) if arguments.ratio else None
+    program = narrows.apply(program, plan)
+    start = time.perf_counter()
+    mine = narrows.lower(program, "tvm", tune=arguments.tune, samples=1)
+    seconds = time.perf_counter() - start
+    theirs = narrows.lower(program, "onnx", samples=1)
+    ours, other = measure([mine, theirs], 1, arguments.rounds, arguments.threads)
+    ratios = [a / b for a, b in zip(ours.cpu, other.cpu, strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    error = mine.fidelity["checked"][0]["error"]
+    times = [1e3 * statistics.median(t.cpu) for t in (ours, other)]
+    return (
+        f"{name:20} {times[0]:8.3f} {times[1]:8.3f}  {middle:.3f} ({low:.3f}-{high:.3f})"
+        f"  {error:.1e}  {seconds:8.1f}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,237 @@
+"""`TorchTarget`: program -> module -> exported, or compiled ahead of time -> checked.
+
+torch is imported when the target is used, not when it is looked up.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import logging
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from narrows.backends.artifact import Artifact
+from narrows.backends.base import Target, Variant
+from narrows.backends.store import describe_files
+from narrows.backends.torch.session import MODEL
+from narrows.errors import ArtifactError, LowerError, UsageError
+
+if TYPE_CHECKING:
+    from narrows.backends.leaves import Leaves
+    from narrows.ir.program import Program
+
+FORMS = ("export", "aot")
+
+COMPILERS = ("g++", "clang++", "c++")
+
+BATCHES = (1, 3)  # besides the example's: what was fixed by accident shows
+
+
+@dataclass(frozen=True)
+class TorchTarget(Target):
+    """Lowers a program to a ``.pt2`` file.
+
+    Attributes:
+        form: ``export`` for an exported program, which torch loads anywhere and can train or
+            compile; ``aot`` for a package that AOTInductor compiled for this machine, which needs a
+            C++ compiler.
+        check: Whether the file is held to the program.
+        samples: How many inputs the check tries per batch size.
+    """
+
+    name: ClassVar[str] = "torch"
+    summary: ClassVar[str] = "a .pt2 file: an exported program, or compiled by AOTInductor"
+
+    form: str = "export"
+    check: bool = True
+    samples: int = 2
+
+    def __post_init__(self) -> None:
+        if self.form not in FORMS:
+            raise UsageError(f"torch takes the form {' or '.join(FORMS)}, got {self.form!r}")
+        if self.samples < 1:
+            raise UsageError(f"torch takes 1 sample or more, got {self.samples}")
+
+    @classmethod
+    def available(cls) -> str | None:
+        """Return what is missing, or ``None``."""
+        return None if importlib.util.find_spec("torch") else "it needs torch: pip install torch"
+
+    @classmethod
+    def variants(cls) -> list[Variant]:
+        """Return one row per form."""
+        missing = cls.available() or ""
+        compiler = "" if find_compiler() else f"there is no C++ compiler ({', '.join(COMPILERS)})"
+        checked = "run against the program, batches of 1, 2 and 3"
+        return [
+            Variant(
+                "torch", "torch", missing, "any batch size; trains, compiles", checked, not missing
+            ),
+            Variant(
+                "torch{form=aot}", "torch, a C++ compiler", missing or compiler,
+                "any batch size, this machine", checked, not (missing or compiler),
+            ),
+        ]  # fmt: skip
+
+    def lower(
+        self, program: Program, *, plan_json: Any = None, reference: Program | None = None
+    ) -> Artifact:
+        """Return the program as a torch artifact; see `Target.lower`."""
+        from narrows.backends.leaves import Leaves
+        from narrows.backends.manifest import new_manifest
+
+        if self.form == "aot" and not find_compiler():
+            raise LowerError(
+                "AOTInductor cannot compile the program",
+                why=f"there is no C++ compiler: none of {', '.join(COMPILERS)}",
+                hint="install one, or take torch{form=export}",
+            )
+        leaves = Leaves.of(program)
+        inputs, outputs = _specs(program, leaves)
+        manifest = new_manifest(self, program, leaves, inputs, outputs, plan_json, ["torch"])
+        folder = Path(tempfile.mkdtemp(prefix="narrows-"))
+        artifact = Artifact.owning(folder, manifest)  # from here on the folder goes with it
+        _write(program, folder / MODEL, self.form)
+        manifest["files"] = describe_files(folder, [MODEL])
+        if self.check:
+            manifest["fidelity"] = _check(artifact, reference or program, self.samples)
+        return artifact
+
+
+def find_compiler() -> str:
+    """Return the path of a C++ compiler, or an empty string."""
+    return next((path for name in COMPILERS if (path := shutil.which(name))), "")
+
+
+def _write(program: Program, path: Path, form: str) -> None:
+    """Write the program as a ``.pt2`` file."""
+    import torch
+
+    module = program.to_module().eval()
+    args, kwargs = program.in_spec.unflatten(program.examples)
+    if kwargs:
+        _name_parameters(module, kwargs)
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            exported = torch.export.export(
+                module, args, kwargs, dynamic_shapes=_free_axes(program), strict=False
+            )
+            if form == "export":
+                torch.export.save(exported, path)
+            else:
+                logging.getLogger("torch._inductor").setLevel(logging.ERROR)
+                torch._inductor.aoti_compile_and_package(exported, package_path=str(path))
+    except Exception as error:  # the exporter and the compiler raise all kinds
+        why = next((line for line in str(error).splitlines() if line.strip()), "")
+        raise LowerError(
+            f"torch cannot {'export' if form == 'export' else 'compile'} the program",
+            why=f"{type(error).__name__}: {why}",
+            hint="capture with dynamic_batch=False" if program.dynamic_batch else "",
+        ) from error
+
+
+def _name_parameters(module: Any, names: Iterable[str]) -> None:
+    """Spell out the ``**kwargs`` of a module's forward; the exporter cannot see through them."""
+    call = module.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return call(*args, **kwargs)
+
+    positional = inspect.Parameter("args", inspect.Parameter.VAR_POSITIONAL)
+    named = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY) for n in names]
+    forward.__signature__ = inspect.Signature([positional, *named])  # type: ignore[attr-defined]
+    module.forward = forward
+
+
+def _free_axes(program: Program) -> Any:
+    """Return the axes that the exporter leaves free."""
+    import torch
+
+    from narrows.ir.program import Meta
+
+    if not program.dynamic_batch:
+        return None
+    batch = torch.export.Dim("batch")
+    shapes = torch.export.ShapesCollection()
+    for node, example in zip(program.placeholders, program.examples, strict=True):
+        if isinstance(example, torch.Tensor) and Meta(node).dynamic:
+            shapes[example] = dict.fromkeys(Meta(node).dynamic, batch)
+    return shapes
+
+
+def _specs(program: Program, leaves: Leaves) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return name, shape and dtype of what goes in and comes out."""
+    import torch
+
+    from narrows.ir.program import Meta
+
+    def spec(node: torch.fx.Node) -> dict[str, Any]:
+        meta = Meta(node)
+        if meta.shape is None:
+            whole = isinstance(meta.size, int)
+            return {"name": node.name, "shape": [], "dtype": "int64" if whole else "float32"}
+        shape: list[Any] = list(meta.shape)
+        for axis in meta.dynamic if program.dynamic_batch else ():
+            times, rest = divmod(meta.shape[axis], _batch(program))
+            shape[axis] = "b" if (times, rest) == (1, 0) else f"{times}*b + {rest}"
+        return {"name": node.name, "shape": shape, "dtype": str(meta.dtype).partition(".")[2]}
+
+    pairs = zip(program.placeholders, program.examples, strict=True)
+    inputs = [spec(node) for node, example in pairs if isinstance(example, torch.Tensor)]
+    return inputs, [spec(node) for node in leaves.computed]
+
+
+def _batch(program: Program) -> int:
+    from narrows.ir.program import Meta
+
+    sizes = (Meta(n).shape[a] for n in program.placeholders for a in Meta(n).dynamic)
+    return next(sizes, 0)
+
+
+def _check(artifact: Artifact, program: Program, samples: int) -> dict[str, Any]:
+    """Return how far the file is from the program, as JSON data for the manifest."""
+    import torch
+
+    from narrows.backends.compare import (
+        draw_inputs,
+        limit_of,
+        output_error,
+        output_names,
+        tolerance_of,
+    )
+
+    generator = torch.Generator().manual_seed(0)
+    sizes = (*BATCHES, _batch(program)) if program.dynamic_batch else (None,)
+    checked = []
+    for size in sizes:
+        worst = 0.0
+        for i in range(samples):
+            inputs = draw_inputs(program, size, generator if i else None)
+            with torch.no_grad():
+                expected = program.run_flat(inputs)
+            try:
+                actual = artifact.run_flat(inputs)
+            except ArtifactError as error:
+                raise LowerError(
+                    "the file does not run", why=error.why or error.what, hint=error.hint
+                ) from error
+            for name, got, wanted in zip(output_names(program), actual, expected, strict=True):
+                error_ = output_error(got, wanted)
+                if not error_ <= limit_of(wanted):
+                    raise LowerError(
+                        f"output {name} of the file differs from the program by {error_:.1e}",
+                        where=name,
+                        why="that is relative to the output's largest number",
+                    )
+                worst = max(worst, error_)
+        shapes = [e.shape for e in program.examples if isinstance(e, torch.Tensor) and e.dim()]
+        count = size or (shapes[0][0] if shapes else 1)
+        checked.append({"batch": count, "inputs": samples, "error": worst})
+    return {"tolerance": tolerance_of(program), "checked": checked}

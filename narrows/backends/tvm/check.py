@@ -1,0 +1,106 @@
+"""Holds a library to the program it was made from, in a fresh process that has TVM and no torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from narrows.backends.artifact import Artifact
+from narrows.backends.compare import (
+    draw_inputs,
+    limit_of,
+    output_error,
+    output_names,
+    tolerance_of,
+    varies,
+)
+from narrows.backends.store import encode_manifest
+from narrows.backends.tvm.compiler import child_environment, describe_end
+from narrows.errors import LowerError
+from narrows.ir.program import Program
+
+RUNNER = "narrows.backends.tvm.runner"
+
+
+class Checked:
+    """What the check found.
+
+    Attributes:
+        fidelity: The worst relative error, as JSON data for the manifest.
+        flat: Whether every output was one number over and over, so that little can be told.
+    """
+
+    def __init__(self, fidelity: dict[str, Any], flat: bool) -> None:
+        self.fidelity, self.flat = fidelity, flat
+
+
+def check(artifact: Artifact, program: Program, batch: int | None, samples: int) -> Checked:
+    """Compare an artifact with the program on ``samples`` inputs, the first of which is the
+    example.
+
+    Args:
+        artifact: What was made.
+        program: What it has to equal.
+        batch: The batch size, where it is free.
+        samples: How many inputs are tried.
+
+    Raises:
+        LowerError: It crashes, or an output differs.
+    """
+    generator = torch.Generator().manual_seed(0)
+    trials = [draw_inputs(program, batch, generator if i else None) for i in range(samples)]
+    results = _run_apart(artifact, trials)
+    worst, flat = 0.0, True
+    for inputs, actual in zip(trials, results, strict=True):
+        with torch.no_grad():
+            expected = program.run_flat(inputs)
+        for name, got, wanted in zip(output_names(program), actual, expected, strict=True):
+            error = output_error(got, wanted)
+            if not error <= limit_of(wanted):
+                raise LowerError(
+                    f"output {name} of the library differs from the program by {error:.1e}",
+                    where=name,
+                    why="that is relative to the output's largest number",
+                    hint="report this with the model; check=False lowers without the check",
+                )
+            worst, flat = max(worst, error), flat and not varies(wanted)
+    shapes = [e.shape for e in trials[0] if isinstance(e, Tensor) and e.dim()]
+    size = shapes[0][0] if shapes else 1
+    checked = [{"batch": size, "inputs": samples, "error": worst}]
+    return Checked({"tolerance": tolerance_of(program), "checked": checked}, flat)
+
+
+def _run_apart(artifact: Artifact, trials: list[list[Any]]) -> list[list[Any]]:
+    """Return the flat outputs per flat input, computed in another process."""
+    with tempfile.TemporaryDirectory(prefix="narrows-tvm-") as name:
+        folder = Path(name)
+        (folder / "manifest.json").write_text(encode_manifest(artifact.manifest), encoding="utf-8")
+        fed = [artifact.arrays(inputs) for inputs in trials]
+        named = {f"{i} {k}": v for i, arrays in enumerate(fed) for k, v in arrays.items()}
+        np.savez(folder / "inputs.npz", count=len(trials), **named)  # type: ignore[arg-type]
+        done = subprocess.run(
+            [sys.executable, "-m", RUNNER, str(folder), str(artifact.folder)],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            env=child_environment(),
+            check=False,
+        )
+        if done.returncode:
+            lines = [line for line in done.stderr.splitlines() if line.strip()]
+            raise LowerError(
+                f"the library does not run ({describe_end(done.returncode)})",
+                why=lines[-1].strip() if lines else "it left no message",
+                hint="report this with the model; check=False lowers without the check",
+            )
+        with np.load(folder / "outputs.npz") as stored:
+            count = len(artifact.outputs)
+            results = [[stored[f"{i} {k}"] for k in range(count)] for i in range(len(trials))]
+    return [artifact.gather(a, r) for a, r in zip(fed, results, strict=True)]

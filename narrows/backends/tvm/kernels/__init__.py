@@ -1,0 +1,13 @@
+"""Kernels of our own as tensor expressions; `narrows.backends.tvm.schedules` makes them fast.
+
+A kernel marks its main block with ``attrs={ROLE: ...}``, by which its schedule finds it.
+"""
+
+ROLE = "narrows.role"
+LANES = "narrows.lanes"  # the longest vectors that a block is written for
+
+CONTRACTION = "contraction"  # sums over a weight that is packed by vectors of output channels
+DEPTHWISE = "depthwise"  # one filter a channel
+PADDING = "padding"  # the operand with zeros around it
+ROWS = "rows"  # statistics of rows, and what is done with them
+WINDOW = "window"  # pooling

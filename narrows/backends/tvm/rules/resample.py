@@ -1,0 +1,62 @@
+"""Resampling along an axis: every result index is a weighted sum of a few operand indices.
+
+Nearest, linear, cubic and anti-aliased resizing, uneven adaptive pooling, and padding that
+reflects or repeats are all this, with other tables.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tvm import relax, te
+
+from narrows.backends.tvm.values import Value
+
+if TYPE_CHECKING:
+    from narrows.backends.tvm.lowering import Lowering
+
+
+def nearest(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the tables that take one operand index per result index."""
+    return indices[:, None], np.ones((len(indices), 1))
+
+
+def resampled(
+    low: Lowering, x: Value, axis: int, indices: np.ndarray, weights: np.ndarray
+) -> Value:
+    """Return a value resampled along an axis.
+
+    Args:
+        low: The lowering.
+        x: The value.
+        axis: An axis of its shape.
+        indices: ``[out, taps]``, whole numbers: operand indices.
+        weights: ``[out, taps]``: their weights.
+    """
+    out, taps = indices.shape
+    if x.at(axis) == x.rank - 1:
+        x = low.exact(x)
+    place = x.at(axis)
+    stored = (*x.stored[:place], out, *x.stored[place + 1 :])
+    table = relax.const(np.ascontiguousarray(indices, "int32"), "int32")
+    factors = relax.const(np.ascontiguousarray(weights, x.dtype), x.dtype)
+    plain = taps == 1 and bool((weights == 1).all())
+
+    def gather(source: Any, where: Any, scale: Any) -> Any:
+        def at(*index: Any) -> Any:
+            terms = [
+                source[(*index[:place], where[index[place], tap], *index[place + 1 :])]
+                * (1 if plain else scale[index[place], tap])
+                for tap in range(taps)
+            ]
+            total = terms[0]
+            for term in terms[1:]:
+                total = total + term
+            return total
+
+        return te.compute(stored, at, name="resample")
+
+    expr = low.kernel(gather, low.expr(x), table, factors, name="resample")
+    shape = (*x.shape[:axis], out, *x.shape[axis + 1 :])
+    return Value(shape, x.dtype, x.order, stored[-1], expr)

@@ -1,0 +1,98 @@
+"""`Kernel`: one PrimFunc under a schedule, its blocks by what they do, and its loops."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tvm import s_tir, tirx
+from tvm.ir import IRModule
+
+from narrows.backends.tvm.kernels import PADDING, ROLE
+
+PARTITION = "pragma_loop_partition_hint"
+
+REDUCTION = 2  # the iteration type of TVM's reduction axes
+
+
+class Kernel:
+    """A PrimFunc that is being scheduled.
+
+    Attributes:
+        schedule: TVM's schedule.
+    """
+
+    def __init__(self, function: tirx.PrimFunc) -> None:
+        self.schedule: Any = s_tir.Schedule(IRModule({"main": function}))
+
+    @property
+    def blocks(self) -> list[Any]:
+        """The blocks in execution order."""
+        try:
+            root = self.schedule.get_sblock("root")
+        except s_tir.ScheduleError:  # a kernel that TVM wrote as loops, which is left as it is
+            return []
+        return list(self.schedule.get_child_blocks(root))
+
+    def block(self, rv: Any) -> Any:
+        """Return the block that a variable of the schedule stands for."""
+        return self.schedule.get(rv)
+
+    def same(self, a: Any, b: Any) -> bool:
+        """Whether two variables of the schedule stand for one block."""
+        return self.block(a).name_hint == self.block(b).name_hint
+
+    def role(self, rv: Any) -> str:
+        """Return the role of a block, or an empty string."""
+        return str(self.block(rv).annotations.get(ROLE, ""))
+
+    def with_role(self, *roles: str) -> Any:
+        """Return the first block that has one of the roles, or ``None``."""
+        return next((b for b in self.blocks if self.role(b) in roles), None)
+
+    def dtype(self, rv: Any) -> str:
+        """Return the dtype of what a block writes."""
+        return str(self.block(rv).writes[0].source.dtype)
+
+    def _axes(self, rv: Any, reduction: bool) -> list[int]:
+        axes = self.block(rv).iter_vars
+        return [int(axis.dom.extent) for axis in axes if (axis.iter_type == REDUCTION) is reduction]
+
+    def extents(self, rv: Any) -> list[int]:
+        """Return the sizes of the axes of a block's result."""
+        return self._axes(rv, reduction=False)
+
+    def reductions(self, rv: Any) -> list[int]:
+        """Return the sizes of the axes that a block sums over."""
+        return self._axes(rv, reduction=True)
+
+    # ------------------------------------------------------------------ steps
+
+    def inline(self, keep: Sequence[Any]) -> Any:
+        """Inline every element-wise block but those to keep and the last one; return the last."""
+        names = {self.block(b).name_hint for b in keep}
+        for block in self.blocks[:-1]:
+            if self.block(block).name_hint in names or self.role(block) == PADDING:
+                continue
+            if not self.reductions(block):
+                self.schedule.compute_inline(block)
+        return self.blocks[-1]
+
+    def extent(self, loop: Any) -> int:
+        """Return how often a loop runs."""
+        return int(self.schedule.get(loop).extent)
+
+    def vectorize(self, loop: Any, lanes: int) -> tuple[Any, Any]:
+        """Split a loop into vectors, with a remainder where they do not fill it; return both."""
+        size = self.extent(loop)
+        outer, inner = self.schedule.split(loop, [None, min(lanes, size)])
+        self.schedule.vectorize(inner)
+        if size % min(lanes, size):
+            self.schedule.annotate(outer, PARTITION, 1)
+        return outer, inner
+
+    def parallel(self, loops: Sequence[Any]) -> Any:
+        """Fuse loops and run them on all cores; return the fused one."""
+        fused = self.schedule.fuse(*loops) if len(loops) > 1 else loops[0]
+        self.schedule.parallel(fused)
+        return fused

@@ -1,0 +1,127 @@
+"""Kernels whose sums stay in registers: convolutions, matrix products, pooling, reductions.
+
+A tile of the result, some positions by some vectors of channels, is summed up in registers while
+the sum's loops run around it, and goes through the element-wise operators that follow before it is
+written.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from narrows.backends.tvm.devices import Machine
+from narrows.backends.tvm.kernels import PADDING
+from narrows.backends.tvm.schedules.elementwise import spread
+from narrows.backends.tvm.schedules.loops import PARTITION, REDUCTION, Kernel
+
+CHANNELS, SPACE = "channels", "space"
+
+
+def schedule_tiled(
+    kernel: Kernel,
+    main: Any,
+    rows: int,
+    vectors: int,
+    outer: str,
+    unrolled: bool,
+    machine: Machine,
+) -> None:
+    """Schedule a kernel around its main block.
+
+    Args:
+        kernel: The kernel.
+        main: The block that sums: ``[..., rows, channels]``, channels last.
+        rows: Rows of a tile.
+        vectors: Vectors of channels of a tile.
+        outer: Whether loops over ``channels`` or over ``space`` are outside.
+        unrolled: Whether the sum's own loops are unrolled, too.
+        machine: What it is made for.
+    """
+    schedule = kernel.schedule
+    last = kernel.inline([main])
+    padding = kernel.with_role(PADDING)
+    if kernel.same(last, main):
+        last = schedule.cache_write(main, 0, "local")
+    elif kernel.extents(last) != kernel.extents(main):
+        spread(kernel, last, machine)  # a result that is broadcast is used in a loop of its own
+        last = schedule.cache_write(main, 0, "local")
+    lanes = min(machine.lanes_of(kernel.dtype(main)), kernel.extents(main)[-1])
+    *lead, row, channel = schedule.get_loops(last)[-len(kernel.extents(main)) :]
+    size, width = kernel.extent(row), kernel.extent(channel)
+    block, vector, lane = schedule.split(channel, [None, vectors, lanes])
+    tile, position = schedule.split(row, [None, min(rows, size)])
+    if size % min(rows, size):
+        schedule.annotate(tile, PARTITION, 1)
+    ragged = width % (lanes * vectors) != 0
+    if ragged:
+        schedule.annotate(block, PARTITION, 1)
+    if outer == CHANNELS:
+        schedule.reorder(block, *lead, tile, position, vector, lane)
+        # A loop with a remainder is not fused, or the remainder could not be told apart.
+        kernel.parallel(lead if ragged and lead else [block, *lead])
+        at = tile
+    else:
+        schedule.reorder(*lead, tile, block, position, vector, lane)
+        kernel.parallel(lead or [tile])
+        at = block
+    schedule.compute_at(main, at, preserve_unit_loops=True)
+    schedule.set_scope(main, 0, "local")
+    sums = len(kernel.reductions(main))
+    loops = schedule.get_loops(main)
+    around = loops[len(loops) - sums :]
+    position_, channel_ = loops[len(loops) - sums - 2 : len(loops) - sums]
+    vector_, lane_ = schedule.split(channel_, [None, lanes])
+    schedule.reorder(*around, position_, vector_, lane_)
+    for loop in (position, vector, position_, vector_, *(around if unrolled else ())):
+        schedule.unroll(loop)
+    for loop in (lane, lane_):
+        schedule.vectorize(loop)
+    schedule.decompose_reduction(main, around[0])
+    if padding is not None:
+        spread(kernel, padding, machine)
+
+
+def schedule_reduction(kernel: Kernel, machine: Machine) -> None:
+    """Schedule a kernel that reduces axes, with element-wise operators before and behind it."""
+    schedule = kernel.schedule
+    sums = [b for b in kernel.blocks if kernel.reductions(b)]
+    last = kernel.inline(sums)
+    if len(sums) > 1:  # such as an index beside a maximum: rare, and left as it is
+        return
+    (main,) = sums
+    if not kernel.same(last, main):
+        spread(kernel, last, machine)
+    if _along_rows(kernel, main):
+        _fold_rows(kernel, main, machine)
+        return
+    count = len(kernel.reductions(main))
+    loops = schedule.get_loops(main)
+    *lead, channel = loops[: len(loops) - count]
+    block, lane = kernel.vectorize(channel, machine.lanes_of(kernel.dtype(main)))
+    around = loops[len(loops) - count :]
+    schedule.reorder(*lead, block, *around, lane)
+    schedule.decompose_reduction(main, around[0])
+
+
+def _along_rows(kernel: Kernel, main: Any) -> bool:
+    """Whether a block reduces the last axis of what it reads."""
+    block = kernel.block(main)
+    spatial = [axis for axis in block.iter_vars if axis.iter_type != REDUCTION]
+    if not spatial or int(spatial[-1].dom.extent) == 1:
+        return True
+    return not block.reads[0].region[-1].min.same_as(spatial[-1].var)
+
+
+def _fold_rows(kernel: Kernel, main: Any, machine: Machine) -> None:
+    """Sum rows in as many partial sums as a vector holds, where that comes out even."""
+    schedule = kernel.schedule
+    lanes = machine.lanes_of(kernel.dtype(main))
+    row = schedule.get_loops(main)[-1]
+    if kernel.extent(row) % lanes:
+        return
+    _, lane = schedule.split(row, [None, lanes])
+    partial = schedule.rfactor(lane, len(kernel.extents(main)))
+    *loops, lane = schedule.get_loops(partial)
+    around = loops[len(loops) - len(kernel.reductions(partial)) :]
+    schedule.vectorize(lane)
+    schedule.decompose_reduction(partial, around[0])

@@ -1,0 +1,197 @@
+"""`TvmTarget`: program -> described -> compiled in a process of its own -> checked in another.
+
+torch and TVM are imported when the target is used, not when it is looked up.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from narrows.backends.artifact import Artifact
+from narrows.backends.base import Target, Variant
+from narrows.backends.store import describe_files
+from narrows.backends.tvm.devices import DEVICES, Device
+from narrows.backends.tvm.link import find_linker
+from narrows.backends.tvm.versions import WANTED, problem
+from narrows.errors import LowerError, UsageError, suggest
+
+if TYPE_CHECKING:
+    from narrows.backends.leaves import Leaves
+    from narrows.backends.tvm.describe import Description
+    from narrows.ir.program import Program
+
+
+@dataclass(frozen=True)
+class TvmTarget(Target):
+    """Lowers a program to a shared library of TVM, for one batch size.
+
+    Attributes:
+        device: What it runs on; see `narrows.backends.tvm.devices`.
+        mcpu: A processor as LLVM names it, or an architecture of CUDA; empty for this CPU, or for
+            the device's default.
+        batch: The batch size where the program leaves it free.
+        tune: Seconds that timing candidates on this CPU may take; 0 takes a fixed choice.
+        importer: ``narrows``, or ``tvm`` for the importer that TVM brings along, which knows
+            other operators but makes slow code.
+        check: Whether the library is held to the program, where it can run here.
+        samples: How many inputs the check tries.
+    """
+
+    name: ClassVar[str] = "tvm"
+    summary: ClassVar[str] = "a shared library through TVM, for CPUs, GPUs and other machines"
+
+    device: str = "llvm"
+    mcpu: str = ""
+    batch: int = 1
+    tune: int = 120
+    importer: str = "narrows"
+    check: bool = True
+    samples: int = 2
+
+    def __post_init__(self) -> None:
+        if self.device not in DEVICES:
+            raise UsageError(
+                f"tvm has no device {self.device!r}",
+                why=f"its devices are: {', '.join(DEVICES)}",
+                hint=suggest(self.device, DEVICES),
+            )
+        if self.importer not in ("narrows", "tvm"):
+            raise UsageError(f"tvm takes the importer narrows or tvm, got {self.importer!r}")
+        for key, least in (("batch", 1), ("tune", 0), ("samples", 1)):
+            if getattr(self, key) < least:
+                raise UsageError(f"tvm takes a {key} of {least} or more, got {getattr(self, key)}")
+
+    @classmethod
+    def available(cls) -> str | None:
+        """Return what is missing or wrong, or ``None``."""
+        return problem() or None
+
+    @classmethod
+    def variants(cls) -> list[Variant]:
+        """Return one row per device."""
+        reason = problem()
+        return [_variant(device, reason) for device in DEVICES.values()]
+
+    def lower(
+        self, program: Program, *, plan_json: Any = None, reference: Program | None = None
+    ) -> Artifact:
+        """Return the program as a TVM artifact; see `Target.lower`."""
+        from narrows.backends.compare import FLAT, draw_inputs
+        from narrows.backends.leaves import Leaves
+        from narrows.backends.manifest import add_note, new_manifest
+        from narrows.backends.tvm.check import check
+        from narrows.backends.tvm.compiler import compile_in_child
+        from narrows.backends.tvm.describe import describe
+        from narrows.backends.tvm.stock import EXPORTED, export
+
+        device = DEVICES[self.device]
+        leaves = Leaves.of(program)
+        batch = self.batch if program.dynamic_batch else None
+        examples = draw_inputs(program, batch, None)
+        description = describe(program, examples, leaves.computed)
+        inputs, outputs = _specs(description, leaves)
+        manifest = new_manifest(self, program, leaves, inputs, outputs, plan_json, WANTED)
+        folder = Path(tempfile.mkdtemp(prefix="narrows-"))
+        artifact = Artifact.owning(folder, manifest)  # from here on the folder goes with it
+
+        def prepare(job: Path) -> None:
+            if self.importer == "tvm":
+                export(program, examples, leaves.computed, job / EXPORTED)
+
+        made = compile_in_child(description, self._options(), folder, _tell, prepare)
+        _raise_refusal(made, program, self)
+        manifest["files"] = describe_files(folder, made.pop("files"))
+        manifest["device"] = {
+            "name": device.name,
+            "runs_on": "cuda" if device.kind == "cuda" else "cpu",
+            "runs_here": device.runs_here,
+        }
+        manifest["build"] = made
+        if made.get("unscheduled"):
+            count = len(made["unscheduled"])
+            message = f"{count} of {made['kernels']} kernels have no schedule and may be slow"
+            add_note(manifest, "schedule", made["unscheduled"][0], message)
+        if self.check and device.runs_here and made["linked"]:
+            checked = check(artifact, reference or program, batch, self.samples)
+            manifest["fidelity"] = checked.fidelity
+            if checked.flat:
+                add_note(manifest, "check", program.output.name, FLAT)
+        elif not (device.runs_here and made["linked"]):
+            why = (
+                f"code for {device.name} was not run: this machine cannot, or has no linker for it"
+            )
+            add_note(manifest, "check", program.output.name, why)
+        return artifact
+
+    def _options(self) -> dict[str, Any]:
+        from narrows.backends.tvm.cache import folder
+
+        return {
+            "device": self.device,
+            "mcpu": self.mcpu,
+            "importer": self.importer,
+            "tune": self.tune,
+            "cache": str(folder()),
+        }
+
+
+def _variant(device: Device, reason: str) -> Variant:
+    linker = find_linker(device.linkers)
+    needs = f"apache-tvm; {device.linkers[0]}"
+    where = reason or ("" if linker else f"object files only: there is no {device.linkers[0]}")
+    checked = "run against the program" if device.runs_here else "compiled, not run"
+    return Variant(f"tvm:{device.name}", needs, where, device.summary, checked, not reason)
+
+
+def _tell(line: str) -> None:
+    if sys.stderr.isatty():
+        print(line, file=sys.stderr)
+
+
+def _specs(
+    description: Description, leaves: Leaves
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return name, shape and dtype of what goes in and comes out."""
+    graph = description.graph
+    known = {n["name"]: n for n in (*graph["inputs"], *graph["nodes"])}
+    for name, array in description.weights.items():
+        known[name] = {"shape": list(array.shape), "dtype": array.dtype.name}
+    outputs = [
+        {"name": node.name, "shape": known[name]["shape"], "dtype": known[name]["dtype"]}
+        for node, name in zip(leaves.computed, graph["outputs"], strict=True)
+    ]
+    keys = ("name", "shape", "dtype")
+    return [{k: spec[k] for k in keys} for spec in graph["inputs"]], outputs
+
+
+def _raise_refusal(made: dict[str, Any], program: Program, target: TvmTarget) -> None:
+    """Raise what the compiler had to say against the program."""
+    from narrows.ir.program import where
+
+    nodes = {node.name: node for node in program.graph.nodes}
+    if "missing" in made:
+        found = made["missing"]
+        lines = [
+            f"{op} ({len(names)}x), first at {where(nodes[names[0]])}"
+            for op, names in sorted(found.items())
+        ]
+        raise LowerError(
+            f"the tvm target has no rule for {len(found)} operators of {program.name}: "
+            f"{', '.join(sorted(found))}",
+            where="; ".join(lines),
+            hint="target onnx, or replace them before capturing",
+        )
+    if "node" in made:
+        raise LowerError(
+            f"the tvm target cannot lower {made['node']}",
+            where=where(nodes[made["node"]]) if made["node"] in nodes else made["node"],
+            why=made["why"],
+        )
+    if "failed" in made:
+        raise LowerError(
+            f"TVM cannot compile for {target.device}", why=made["failed"], hint=made["hint"]
+        )
