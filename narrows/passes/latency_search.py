@@ -1,0 +1,172 @@
+"""Widths of the most worth within a number of seconds.
+
+Time is a staircase in every width, so widths move between *stops*, the multiples of the target's
+step. `WidthSearch.within` goes down from full widths, each time by the move that loses the least
+worth per second saved, looking several stops ahead; then it goes up again where the seconds that
+are left allow it. Only couplings that share an operator with the one that moved are looked at
+again. Nothing depends on the order of a set or on time: the same input gives the same widths.
+"""
+
+from __future__ import annotations
+
+import heapq
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from narrows.passes.latency_model import LatencyModel
+
+STOPS = 64  # at most, of one coupling
+AHEAD = 8  # stops that are looked at beyond the present one
+GAIN = 1e-9  # seconds; less saves nothing
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A coupling of which channels may go.
+
+    Attributes:
+        coupling: Its number in the model.
+        values: The worth of each channel, at least 0.
+        least: How many channels must stay.
+    """
+
+    coupling: int
+    values: np.ndarray
+    least: int
+
+    def kept(self, width: int) -> np.ndarray:
+        """Return the ``width`` channels that are worth the most, sorted."""
+        return np.sort(np.argsort(-self.values, kind="stable")[:width])
+
+
+# Per second, the worth lost (down) or won (up), and the width to go to; the lowest key goes first.
+Move = tuple[float, int]
+
+
+class WidthSearch:
+    """Looks for widths; see the module."""
+
+    def __init__(self, model: LatencyModel, choices: Sequence[Choice]) -> None:
+        self.model, self.choices = model, choices
+        self.worth = [np.concatenate([[0.0], np.cumsum(-np.sort(-c.values))]) for c in choices]
+        self.stops = [self._stops(c) for c in choices]
+        self.near = self._neighbours()
+
+    def _stops(self, choice: Choice) -> list[int]:
+        """Return the widths that a coupling may have, ascending."""
+        full, step = len(choice.values), self.model.steps[choice.coupling]
+        step *= -(-full // (step * STOPS))
+        inside = [w for w in range(step, full, step) if w >= choice.least]
+        align = self.model.table.layout.align
+        small = [w for w in range(align, min(step, full), align) if w >= choice.least]
+        return sorted({choice.least, *small, *inside, full})
+
+    def _neighbours(self) -> list[list[int]]:
+        """Return per choice the choices that share an operator with it, itself included."""
+        users: dict[int, list[int]] = {}
+        for i, choice in enumerate(self.choices):
+            for node in self.model.nodes[choice.coupling]:
+                users.setdefault(node, []).append(i)
+        return [
+            sorted({i, *(j for n in self.model.nodes[c.coupling] for j in users[n])})
+            for i, c in enumerate(self.choices)
+        ]
+
+    # ------------------------------------------------------------------ the search
+
+    def within(self, seconds: float) -> list[int]:
+        """Return widths, one per coupling of the model, that cost at most so many seconds.
+
+        Where that cannot be, they are the cheapest that were found.
+        """
+        widths = list(self.model.widths)
+        spent = self._descend(widths, seconds)
+        self._ascend(widths, seconds - spent)
+        return widths
+
+    def value(self, widths: Sequence[int]) -> float:
+        """Return the worth of what is kept."""
+        pairs = zip(self.worth, self.choices, strict=True)
+        return float(sum(w[widths[c.coupling]] for w, c in pairs))
+
+    def _descend(self, widths: list[int], seconds: float) -> float:
+        """Make widths smaller until they cost at most ``seconds``; return what they cost."""
+        spent = self.model.total(widths)
+        latest = [self._down(i, widths) for i in range(len(self.choices))]
+        queue = [(move, i) for i, move in enumerate(latest) if move]
+        heapq.heapify(queue)
+        while queue and spent > seconds:
+            move, i = heapq.heappop(queue)
+            if move is not latest[i]:
+                continue
+            spent += self._go(i, move[1], widths)
+            for j in self.near[i]:
+                latest[j] = self._down(j, widths)
+                if latest[j]:
+                    heapq.heappush(queue, (latest[j], j))
+        return spent
+
+    def _ascend(self, widths: list[int], left: float) -> None:
+        """Make widths larger as far as the seconds that are ``left`` allow it."""
+        latest = [self._up(i, widths, left) for i in range(len(self.choices))]
+        queue = [(move, i) for i, move in enumerate(latest) if move]
+        heapq.heapify(queue)
+        while queue:
+            move, i = heapq.heappop(queue)
+            if move is not latest[i]:
+                continue
+            again = [i]  # where the move no longer fits, a smaller one may
+            if self._change(i, move[1], widths) <= left:
+                left -= self._go(i, move[1], widths)
+                again = self.near[i]
+            for j in again:
+                latest[j] = self._up(j, widths, left)
+                if latest[j]:
+                    heapq.heappush(queue, (latest[j], j))
+
+    # ------------------------------------------------------------------ moves
+
+    def _down(self, i: int, widths: list[int]) -> Move | None:
+        """Return the next smaller width that loses the least worth per second; ``None`` if none."""
+        now = widths[self.choices[i].coupling]
+        below = self.stops[i][: bisect_left(self.stops[i], now)]
+        moves = []
+        for width in {*below[-AHEAD:], *below[:1]}:
+            saved = -self._change(i, width, widths)
+            if saved > GAIN:
+                moves.append(((self.worth[i][now] - self.worth[i][width]) / saved, width))
+        return min(moves, default=None)
+
+    def _up(self, i: int, widths: list[int], left: float) -> Move | None:
+        """Return the larger width of the most worth per second within the seconds ``left``."""
+        now = widths[self.choices[i].coupling]
+        above = self.stops[i][bisect_right(self.stops[i], now) :]
+        moves = []
+        for width in above[:AHEAD]:
+            cost = self._change(i, width, widths)
+            won = self.worth[i][width] - self.worth[i][now]
+            if won > 0 and cost <= left:
+                moves.append((-won / max(cost, GAIN), -width))
+        best = min(moves, default=None)  # of equals the wider one
+        return None if best is None else (best[0], -best[1])
+
+    def _change(self, i: int, width: int, widths: list[int]) -> float:
+        """Return the seconds that another width of one choice costs more."""
+        coupling = self.choices[i].coupling
+        nodes, now = self.model.nodes[coupling], widths[coupling]
+        before = self.model.part(nodes, widths)
+        widths[coupling] = width
+        after = self.model.part(nodes, widths)
+        widths[coupling] = now
+        return after - before
+
+    def _go(self, i: int, width: int, widths: list[int]) -> float:
+        change = self._change(i, width, widths)
+        widths[self.choices[i].coupling] = width
+        return change
+
+
+__all__ = ["Choice", "WidthSearch"]
