@@ -17,7 +17,7 @@ FUNCTIONS = {
     "on_result=None, **options)",
     "load": "(path)",
     "lower": "(program, target='onnx', *, plan=None, **options)",
-    "plan": "(program, keep_inputs=None, keep_outputs=None, **options)",
+    "plan": "(program, keep_inputs=None, keep_outputs=None, *, target=None, **options)",
 }
 CLASSES = {
     "Artifact": "fidelity inputs name notes open outputs owning plan report run run_flat save "

@@ -212,6 +212,4 @@ def _refuse_idle(options: Options, side: str | None) -> None:
     }  # fmt: skip
     for name, value in given.items():
         if value:
-            raise PlanError(
-                f"{name} has no effect without a ratio or a latency", hint="ratio=0.5"
-            )
+            raise PlanError(f"{name} has no effect without a ratio or a latency", hint="ratio=0.5")

@@ -3,7 +3,8 @@
 Every layer that sums over channels has a score mass of 1 (`narrows.passes.mass`), and a channel is
 worth the sum of its shares in the layers that read it. Whole couplings lose channels, those that
 are worth the least first. How many each one loses is found with a quick model of the seconds
-(`narrows.passes.latency_model`, `narrows.passes.latency_search`). The passes are then really run,
+(`narrows.passes.latency_model`, `narrows.passes.latency_search`), so that much mass stays and no
+coupling is left with next to none. The passes are then really run,
 and the latency predicted for their result corrects the model, until it is within `SLACK` below the
 one that was asked for.
 """
@@ -174,16 +175,17 @@ class Trials:
 
     def _least(self, wanted: float) -> Trial:
         """Return the cheapest trial; `PlanError` if it costs more than is asked for."""
-        self.tried(0.0)
+        for budget in (0.0, 2 * self.whole):
+            self.tried(budget)
         least = min(self._tried.values(), key=lambda t: t.seconds)
         if least.seconds <= wanted:
             return least
-        skipped = self.ranking.skipped
+        why = f"by the costs of {self.aim.costs.name} the least is {least.seconds / self.whole:.3f}"
+        skipped = "; ".join(self.ranking.skipped[:3])
         raise PlanError(
             f"a latency of {self.aim.share:g} cannot be reached",
             where=self.ranking.program.name,
-            why=f"by the costs of {self.aim.costs.name} the least is {least.seconds / self.whole:.3f}"
-            + (f"; what stays whole: {'; '.join(skipped[:3])}" if skipped else ""),
+            why=why + (f"; what stays whole: {skipped}" if skipped else ""),
             hint="ask for more, or leave out include, exclude or min_width",
         )
 

@@ -24,8 +24,10 @@ from narrows.passes.uses import Use
 
 # Couplings by their number, each with how many channels of a tensor one of its channels is.
 Holds = tuple[tuple[int, int], ...]
-# What runs at the widths of its couplings, whatever it is; anything else in proportion to them.
+# Kinds of work that the cost table is asked for again at other widths, those with two widths and
+# those with one. Anything else takes time in proportion to its width.
 SIZED = (*CONVOLUTIONS, "conv_transpose", "linear")
+PASSING = ("pool", "pointwise", "scale", "concat", "reduce", "norm")
 
 
 @dataclass
@@ -132,14 +134,14 @@ class LatencyModel:
         if at == node.full:
             return cost.total
         reads, makes = (a / f if f else 1.0 for a, f in zip(at, node.full, strict=True))
-        layout = cost.layout * reads
+        overhead = self.table.overhead
+        layout = cost.layout and max(overhead, cost.layout * reads)
         if work is None or work.kind == "view" or cost.form == "none":
             return cost.seconds + layout
         if cost.form == "fused":
             return cost.seconds * makes + layout
-        overhead = min(self.table.overhead, cost.seconds)
-        if work.kind not in (*SIZED, "pool", "pointwise", "scale", "concat", "reduce", "norm"):
-            return overhead + (cost.seconds - overhead) * makes + layout
+        if work.kind not in (*SIZED, *PASSING):
+            return max(min(overhead, cost.seconds), cost.seconds * makes) + layout
         return self._computed(cost, _resized(work, reads, makes)) + layout
 
     def _computed(self, cost: OpCost, work: Work) -> float:

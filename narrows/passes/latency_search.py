@@ -1,5 +1,9 @@
 """Widths of the most worth within a number of seconds.
 
+What a coupling keeps is worth the logarithm of the share of its values, times their sum. Its first
+channels are worth what their values say, its last ones ever more: the sum of the values alone would
+squeeze single couplings to next to nothing, and the network with them.
+
 Time is a staircase in every width, so widths move between *stops*, the multiples of the target's
 step. `WidthSearch.within` goes down from full widths, each time by the move that loses the least
 worth per second saved, looking several stops ahead; then it goes up again where the seconds that
@@ -21,6 +25,7 @@ from narrows.passes.latency_model import LatencyModel
 STOPS = 64  # at most, of one coupling
 AHEAD = 8  # stops that are looked at beyond the present one
 GAIN = 1e-9  # seconds; less saves nothing
+TINY = 1e-12  # the share that nothing counts as
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,14 @@ class Choice:
         return np.sort(np.argsort(-self.values, kind="stable")[:width])
 
 
+def worth_of(values: np.ndarray) -> np.ndarray:
+    """Return what the highest 0, 1, 2 ... values are worth: ``sum * log(kept / sum)``."""
+    kept = np.concatenate([[0.0], np.cumsum(-np.sort(-values))])
+    if kept[-1] <= 0:
+        return kept
+    return kept[-1] * np.log(np.maximum(kept / kept[-1], TINY))
+
+
 # Per second, the worth lost (down) or won (up), and the width to go to; the lowest key goes first.
 Move = tuple[float, int]
 
@@ -51,7 +64,7 @@ class WidthSearch:
 
     def __init__(self, model: LatencyModel, choices: Sequence[Choice]) -> None:
         self.model, self.choices = model, choices
-        self.worth = [np.concatenate([[0.0], np.cumsum(-np.sort(-c.values))]) for c in choices]
+        self.worth = [worth_of(c.values) for c in choices]
         self.stops = [self._stops(c) for c in choices]
         self.near = self._neighbours()
 
