@@ -109,24 +109,22 @@ class WidthSearch:
         """Make widths smaller until they cost at most ``seconds``; return what they cost."""
         spent = self.model.total(widths)
         latest = [self._down(i, widths) for i in range(len(self.choices))]
-        queue = [(move, i) for i, move in enumerate(latest) if move]
-        heapq.heapify(queue)
+        queue = _queue(latest)
         while queue and spent > seconds:
             move, i = heapq.heappop(queue)
             if move is not latest[i]:
                 continue
             spent += self._go(i, move[1], widths)
             for j in self.near[i]:
-                latest[j] = self._down(j, widths)
-                if latest[j]:
-                    heapq.heappush(queue, (latest[j], j))
+                found = latest[j] = self._down(j, widths)
+                if found is not None:
+                    heapq.heappush(queue, (found, j))
         return spent
 
     def _ascend(self, widths: list[int], left: float) -> None:
         """Make widths larger as far as the seconds that are ``left`` allow it."""
         latest = [self._up(i, widths, left) for i in range(len(self.choices))]
-        queue = [(move, i) for i, move in enumerate(latest) if move]
-        heapq.heapify(queue)
+        queue = _queue(latest)
         while queue:
             move, i = heapq.heappop(queue)
             if move is not latest[i]:
@@ -136,9 +134,9 @@ class WidthSearch:
                 left -= self._go(i, move[1], widths)
                 again = self.near[i]
             for j in again:
-                latest[j] = self._up(j, widths, left)
-                if latest[j]:
-                    heapq.heappush(queue, (latest[j], j))
+                found = latest[j] = self._up(j, widths, left)
+                if found is not None:
+                    heapq.heappush(queue, (found, j))
 
     # ------------------------------------------------------------------ moves
 
@@ -180,6 +178,13 @@ class WidthSearch:
         change = self._change(i, width, widths)
         widths[self.choices[i].coupling] = width
         return change
+
+
+def _queue(moves: Sequence[Move | None]) -> list[tuple[Move, int]]:
+    """Return the moves that there are with their numbers, as a heap."""
+    queue = [(move, i) for i, move in enumerate(moves) if move is not None]
+    heapq.heapify(queue)
+    return queue
 
 
 __all__ = ["Choice", "WidthSearch"]
