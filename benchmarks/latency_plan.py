@@ -61,7 +61,10 @@ def measure(case: Case, options: argparse.Namespace, shelf: Shelf) -> dict[str, 
         made = apart(make_plan, case, result["asked"], shelf, limit=options.limit)
         if "failure" in made:
             return {**result, **made}
-        rounds = timed(case, ["unpruned", result["export"], OURS], options, shelf)["rounds"]
+        timing = timed(case, ["unpruned", result["export"], OURS], options, shelf)
+        if "failure" in timing:
+            return {**result, **timing}
+        rounds = timing["rounds"]
         result |= made
         result["measured"] = ratio(rounds, OURS, "unpruned")
         result["against"] = ratio(rounds, OURS, result["export"])

@@ -22,14 +22,18 @@ from narrows.ir.program import Note, Program
 from narrows.passes import criteria
 from narrows.passes.latency_model import LatencyModel
 from narrows.passes.latency_search import Choice, WidthSearch
+from narrows.passes.legalize_reads import AlignChannels, LegalizeReads
 from narrows.passes.mass import kept_mass, shares, sums
+from narrows.passes.pipeline import Pipeline
 from narrows.passes.plan import ChannelPlan
+from narrows.passes.prune_channels import PruneChannels
 from narrows.passes.rank import Candidate, Options, Part, Ranking
+from narrows.passes.reorder_channels import ReorderChannels
 from narrows.passes.uses import Use
 
 SLACK = 0.01  # how much less than asked for is near enough
 TURNS = 6  # trials, at most; every one runs the passes
-MARGIN = 0.003  # what a correction aims below the request
+MARGIN = 0.001  # what the model aims below the request, so that it seldom has to be corrected
 ROUNDING = 1e-9
 
 
@@ -79,9 +83,7 @@ def aimed(
     ranking = ByShare(program, uses, given, plan, options)
     candidates = ranking.coupled(couplings)
     number = {id(c): i for i, c in enumerate(couplings)}
-    choices = [
-        Choice(number[id(c.coupling)], c.scores, options.min_width) for c in candidates
-    ]  # fmt: skip
+    choices = [Choice(number[id(c.coupling)], c.scores, options.min_width) for c in candidates]
     if aim.share < 1:
         ranking.refuse_none(candidates)
     model = LatencyModel(program, uses, couplings, aim.costs, aim.batch)
@@ -97,11 +99,12 @@ class ByShare(Ranking):
         """Return what each channel is worth: its shares in all layers that sum over it.
 
         Where no layer does, as in the factors of attention, it is worth its shares in what makes
-        it.
+        it. A weight that several layers share counts once.
         """
         reading = [p for p in parts if p.side == "inputs" and sums(p.use)]
+        once = {(p.use.weight, p.side, p.own.tobytes()): p for p in reading or parts}
         worth = np.zeros(len(parts[0].own))
-        for part in reading or parts:
+        for part in once.values():
             worth += shares(self.scores(part))[part.own].sum(1)
         return worth
 
@@ -149,18 +152,19 @@ class Trials:
     def run(self) -> Trial:
         """Return the trial of the most worth within the latency; `PlanError` if there is none."""
         wanted = self.whole * self.aim.share * (1 + ROUNDING)
-        budget, low, high = wanted, 0.0, 2 * self.whole
+        budget, low, high = wanted * (1 - MARGIN), 0.0, 2 * self.whole
         best: Trial | None = None
+        if self.aim.share == 1 or self.ranking.plan.removed:  # it may be reached already
+            whole = self.tried(high)
+            if whole.seconds <= wanted:
+                return whole
         for _ in range(TURNS):
             known = len(self._tried)
             trial = self.tried(budget)
             if trial.seconds <= wanted:
                 low = budget
-                better = best is None or self.search.value(trial.widths) > self.search.value(
-                    best.widths
-                )
-                best = trial if better else best
-                if self._is_near(trial, wanted):
+                best = trial if best is None else max(best, trial, key=self._worth)
+                if trial.seconds >= wanted * (1 - SLACK):
                     break
             else:
                 high = budget
@@ -169,9 +173,8 @@ class Trials:
             budget = (low + high) / 2 if stuck else next_budget
         return best or self._least(wanted)
 
-    def _is_near(self, trial: Trial, wanted: float) -> bool:
-        full = tuple(self.search.model.widths)
-        return trial.seconds >= wanted * (1 - SLACK) or trial.widths == full
+    def _worth(self, trial: Trial) -> float:
+        return self.search.value(trial.widths)
 
     def _least(self, wanted: float) -> Trial:
         """Return the cheapest trial; `PlanError` if it costs more than is asked for."""
@@ -208,11 +211,6 @@ class Trials:
 
     def _really(self, plan: ChannelPlan) -> float:
         """Return the latency predicted for what the passes make of a plan."""
-        from narrows.passes.legalize_reads import AlignChannels, LegalizeReads
-        from narrows.passes.pipeline import Pipeline
-        from narrows.passes.prune_channels import PruneChannels
-        from narrows.passes.reorder_channels import ReorderChannels
-
         reads = LegalizeReads(costs=self.aim.costs, batch=self.aim.batch)
         passes = PruneChannels(plan=plan), reads, AlignChannels(), ReorderChannels()
         return self.aim.seconds(Pipeline(passes).run(self.ranking.program).program)

@@ -14,6 +14,7 @@ again. Nothing depends on the order of a set or on time: the same input gives th
 from __future__ import annotations
 
 import heapq
+import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -95,9 +96,8 @@ class WidthSearch:
 
         Where that cannot be, they are the cheapest that were found.
         """
-        widths = list(self.model.widths)
-        spent = self._descend(widths, seconds)
-        self._ascend(widths, seconds - spent)
+        widths = self._descend(seconds)
+        self._ascend(widths, seconds - self.model.total(widths))
         return widths
 
     def value(self, widths: Sequence[int]) -> float:
@@ -105,21 +105,37 @@ class WidthSearch:
         pairs = zip(self.worth, self.choices, strict=True)
         return float(sum(w[widths[c.coupling]] for w, c in pairs))
 
-    def _descend(self, widths: list[int], seconds: float) -> float:
-        """Make widths smaller until they cost at most ``seconds``; return what they cost."""
-        spent = self.model.total(widths)
+    def _descend(self, seconds: float) -> list[int]:
+        """Return widths that were made smaller until they cost at most ``seconds``.
+
+        A move that saves more than is still needed would end the search, but two smaller ones may
+        lose less. So it is kept in mind as an end, and the search goes on without it, until that
+        has lost as much as the best end.
+        """
+        widths = list(self.model.widths)
+        spent, top = self.model.total(widths), self.value(widths)
+        end: tuple[float, list[int]] | None = None
         latest = [self._down(i, widths) for i in range(len(self.choices))]
         queue = _queue(latest)
         while queue and spent > seconds:
             move, i = heapq.heappop(queue)
             if move is not latest[i]:
                 continue
-            spent += self._go(i, move[1], widths)
-            for j in self.near[i]:
-                found = latest[j] = self._down(j, widths)
+            if end is not None and top - self.value(widths) >= end[0]:
+                break
+            if spent + self._change(i, move[1], widths) > seconds:
+                spent += self._go(i, move[1], widths)
+                moved, most = self.near[i], math.inf
+            else:
+                ended = self._ended(i, move[1], widths, seconds - spent)
+                lost = top - self.value(ended)
+                end = (lost, ended) if end is None else min(end, (lost, ended))
+                moved, most = [i], spent - seconds
+            for j in moved:
+                found = latest[j] = self._down(j, widths, most)
                 if found is not None:
                     heapq.heappush(queue, (found, j))
-        return spent
+        return widths if end is None else end[1]
 
     def _ascend(self, widths: list[int], left: float) -> None:
         """Make widths larger as far as the seconds that are ``left`` allow it."""
@@ -140,16 +156,27 @@ class WidthSearch:
 
     # ------------------------------------------------------------------ moves
 
-    def _down(self, i: int, widths: list[int]) -> Move | None:
-        """Return the next smaller width that loses the least worth per second; ``None`` if none."""
+    def _down(self, i: int, widths: list[int], most: float = math.inf) -> Move | None:
+        """Return the smaller width that loses the least worth per second; ``None`` if none.
+
+        It saves less than ``most`` seconds.
+        """
         now = widths[self.choices[i].coupling]
         below = self.stops[i][: bisect_left(self.stops[i], now)]
         moves = []
         for width in {*below[-AHEAD:], *below[:1]}:
             saved = -self._change(i, width, widths)
-            if saved > GAIN:
+            if GAIN < saved < most:
                 moves.append(((self.worth[i][now] - self.worth[i][width]) / saved, width))
         return min(moves, default=None)
+
+    def _ended(self, i: int, width: int, widths: list[int], change: float) -> list[int]:
+        """Return widths with one choice as wide as still saves enough: ``width``, if not more."""
+        ended, coupling = list(widths), self.choices[i].coupling
+        above = [w for w in self.stops[i] if width < w < widths[coupling]]
+        enough = (w for w in reversed(above) if self._change(i, w, widths) <= change)
+        ended[coupling] = next(enough, width)
+        return ended
 
     def _up(self, i: int, widths: list[int], left: float) -> Move | None:
         """Return the larger width of the most worth per second within the seconds ``left``."""
