@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import fx
@@ -36,17 +36,34 @@ class _Node:
 
     Attributes:
         cost: What it costs at full widths.
-        reads: What the channels that it reads consist of.
-        makes: What the channels of its result consist of.
-        full: The sums of both at full widths.
-        known: Seconds by the sums of both.
+        full: How many channels it reads and makes then.
+        known: Seconds by how many it reads and makes.
     """
 
     cost: OpCost
-    reads: Holds
-    makes: Holds
     full: tuple[int, int]
     known: dict[tuple[int, int], float] = field(default_factory=dict)
+
+
+@dataclass
+class Widths:
+    """Widths of all couplings, and what follows from them; `LatencyModel.go` keeps it up.
+
+    Attributes:
+        widths: Per coupling.
+        channels: Per operator how many channels it reads and makes.
+        seconds: Per operator.
+        total: The seconds of the program.
+    """
+
+    widths: list[int]
+    channels: list[tuple[int, int]]
+    seconds: list[float]
+    total: float
+
+    def copy(self) -> Widths:
+        """Return a copy."""
+        return Widths([*self.widths], [*self.channels], [*self.seconds], self.total)
 
 
 class LatencyModel:
@@ -55,7 +72,8 @@ class LatencyModel:
     Attributes:
         table: The target's costs.
         widths: Per coupling how many channels it has.
-        nodes: Per coupling the numbers of the operators whose time depends on it.
+        nodes: Per coupling the operators whose time depends on it, by their numbers, each with how
+            many channels more it reads and makes for one channel more of the coupling.
         fixed: The seconds of all other operators.
         steps: Per coupling the step in which its width should change.
     """
@@ -70,7 +88,7 @@ class LatencyModel:
     ) -> None:
         self.table = table
         self.widths = [c.width for c in couplings]
-        self.nodes: list[list[int]] = [[] for _ in couplings]
+        self.nodes: list[list[tuple[int, int, int]]] = [[] for _ in couplings]
         self.fixed = 0.0
         self._nodes: list[_Node] = []
         self._each: list[set[int]] = [set() for _ in couplings]
@@ -93,14 +111,16 @@ class LatencyModel:
         if cost.total == 0 or not (reads or makes):
             self.fixed += cost.total
             return
-        full = self._sum(reads, self.widths), self._sum(makes, self.widths)
-        for coupling in {c for c, _ in (*reads, *makes)}:
-            self.nodes[coupling].append(len(self._nodes))
+        more, made = dict(reads), dict(makes)
+        for coupling in {**more, **made}:
+            each = more.get(coupling, 0), made.get(coupling, 0)
+            self.nodes[coupling].append((len(self._nodes), *each))
+        full = tuple(sum(self.widths[c] * n for c, n in holds) for holds in (reads, makes))
         work = cost.work
         if work is not None and work.kind in CONVOLUTIONS:
             for number, each in (*reads, *makes):
                 self._each[number].add(each)
-        self._nodes.append(_Node(cost, reads, makes, full))
+        self._nodes.append(_Node(cost, (full[0], full[1])))
 
     def _step(self, each: set[int]) -> int:
         """Return the step for a coupling whose channels are so many of a layer's."""
@@ -109,25 +129,44 @@ class LatencyModel:
 
     # ------------------------------------------------------------------ seconds
 
-    def total(self, widths: Sequence[int]) -> float:
-        """Return the seconds of the program when couplings have these widths."""
-        return self.fixed + self.part(range(len(self._nodes)), widths)
+    def full(self) -> Widths:
+        """Return the widths of the program as it is."""
+        seconds = [node.cost.total for node in self._nodes]
+        channels = [node.full for node in self._nodes]
+        return Widths([*self.widths], channels, seconds, self.fixed + sum(seconds))
 
-    def part(self, numbers: Iterable[int], widths: Sequence[int]) -> float:
-        """Return the seconds of some of the operators when couplings have these widths."""
-        total = 0.0
-        for number in numbers:
-            node = self._nodes[number]
-            at = self._sum(node.reads, widths), self._sum(node.makes, widths)
-            seconds = node.known.get(at)
-            if seconds is None:
-                seconds = node.known[at] = self._seconds(node, at)
-            total += seconds
+    def at(self, widths: Sequence[int]) -> Widths:
+        """Return these widths with what follows from them."""
+        result = self.full()
+        for coupling, width in enumerate(widths):
+            self.go(result, coupling, width)
+        return result
+
+    def change(self, now: Widths, coupling: int, width: int) -> float:
+        """Return the seconds that another width of one coupling costs more."""
+        more, total = width - now.widths[coupling], 0.0
+        for number, reads, makes in self.nodes[coupling]:
+            read, made = now.channels[number]
+            at = read + more * reads, made + more * makes
+            total += self._known(number, at) - now.seconds[number]
         return total
 
-    @staticmethod
-    def _sum(holds: Holds, widths: Sequence[int]) -> int:
-        return sum(widths[c] * each for c, each in holds)
+    def go(self, now: Widths, coupling: int, width: int) -> None:
+        """Give one coupling another width."""
+        more = width - now.widths[coupling]
+        now.widths[coupling] = width
+        for number, reads, makes in self.nodes[coupling] if more else ():
+            read, made = now.channels[number]
+            at = now.channels[number] = read + more * reads, made + more * makes
+            now.seconds[number] = self._known(number, at)
+        now.total = self.fixed + sum(now.seconds)
+
+    def _known(self, number: int, at: tuple[int, int]) -> float:
+        node = self._nodes[number]
+        seconds = node.known.get(at)
+        if seconds is None:
+            seconds = node.known[at] = self._seconds(node, at)
+        return seconds
 
     def _seconds(self, node: _Node, at: tuple[int, int]) -> float:
         cost, work = node.cost, node.cost.work

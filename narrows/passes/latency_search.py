@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from narrows.passes.latency_model import LatencyModel
+from narrows.passes.latency_model import LatencyModel, Widths
 
 STOPS = 64  # at most, of one coupling
 AHEAD = 8  # stops that are looked at beyond the present one
@@ -80,14 +80,12 @@ class WidthSearch:
 
     def _neighbours(self) -> list[list[int]]:
         """Return per choice the choices that share an operator with it, itself included."""
+        own = [[number for number, *_ in self.model.nodes[c.coupling]] for c in self.choices]
         users: dict[int, list[int]] = {}
-        for i, choice in enumerate(self.choices):
-            for node in self.model.nodes[choice.coupling]:
-                users.setdefault(node, []).append(i)
-        return [
-            sorted({i, *(j for n in self.model.nodes[c.coupling] for j in users[n])})
-            for i, c in enumerate(self.choices)
-        ]
+        for i, numbers in enumerate(own):
+            for number in numbers:
+                users.setdefault(number, []).append(i)
+        return [sorted({i, *(j for n in own[i] for j in users[n])}) for i in range(len(own))]
 
     # ------------------------------------------------------------------ the search
 
@@ -96,115 +94,104 @@ class WidthSearch:
 
         Where that cannot be, they are the cheapest that were found.
         """
-        widths = self._descend(seconds)
-        self._ascend(widths, seconds - self.model.total(widths))
-        return widths
+        found = self._descend(seconds)
+        self._ascend(found, seconds)
+        return found.widths
 
     def value(self, widths: Sequence[int]) -> float:
-        """Return the worth of what is kept."""
+        """Return the worth of what is kept, at most 0."""
         pairs = zip(self.worth, self.choices, strict=True)
         return float(sum(w[widths[c.coupling]] for w, c in pairs))
 
-    def _descend(self, seconds: float) -> list[int]:
+    def _descend(self, seconds: float) -> Widths:
         """Return widths that were made smaller until they cost at most ``seconds``.
 
         A move that saves more than is still needed would end the search, but two smaller ones may
         lose less. So it is kept in mind as an end, and the search goes on without it, until that
         has lost as much as the best end.
         """
-        widths = list(self.model.widths)
-        spent, top = self.model.total(widths), self.value(widths)
-        end: tuple[float, list[int]] | None = None
-        latest = [self._down(i, widths) for i in range(len(self.choices))]
+        now, best, end = self.model.full(), -math.inf, None
+        latest = [self._down(i, now) for i in range(len(self.choices))]
         queue = _queue(latest)
-        while queue and spent > seconds:
+        while queue and now.total > seconds and self.value(now.widths) > best:
             move, i = heapq.heappop(queue)
             if move is not latest[i]:
                 continue
-            if end is not None and top - self.value(widths) >= end[0]:
-                break
-            if spent + self._change(i, move[1], widths) > seconds:
-                spent += self._go(i, move[1], widths)
+            if now.total + self._change(i, move[1], now) > seconds:
+                self._go(i, move[1], now)
                 moved, most = self.near[i], math.inf
             else:
-                ended = self._ended(i, move[1], widths, seconds - spent)
-                lost = top - self.value(ended)
-                end = (lost, ended) if end is None else min(end, (lost, ended))
-                moved, most = [i], spent - seconds
+                ended = self._ended(i, move[1], now, seconds)
+                value = self.value(ended.widths)
+                if value > best:
+                    best, end = value, ended
+                moved, most = [i], now.total - seconds
             for j in moved:
-                found = latest[j] = self._down(j, widths, most)
+                found = latest[j] = self._down(j, now, most)
                 if found is not None:
                     heapq.heappush(queue, (found, j))
-        return widths if end is None else end[1]
+        return now if end is None else end
 
-    def _ascend(self, widths: list[int], left: float) -> None:
-        """Make widths larger as far as the seconds that are ``left`` allow it."""
-        latest = [self._up(i, widths, left) for i in range(len(self.choices))]
+    def _ascend(self, now: Widths, seconds: float) -> None:
+        """Make widths larger as far as ``seconds`` allow it."""
+        latest = [self._up(i, now, seconds) for i in range(len(self.choices))]
         queue = _queue(latest)
         while queue:
             move, i = heapq.heappop(queue)
             if move is not latest[i]:
                 continue
-            again = [i]  # where the move no longer fits, a smaller one may
-            if self._change(i, move[1], widths) <= left:
-                left -= self._go(i, move[1], widths)
-                again = self.near[i]
-            for j in again:
-                found = latest[j] = self._up(j, widths, left)
+            moved = [i]  # where the move no longer fits, a smaller one may
+            if now.total + self._change(i, move[1], now) <= seconds:
+                self._go(i, move[1], now)
+                moved = self.near[i]
+            for j in moved:
+                found = latest[j] = self._up(j, now, seconds)
                 if found is not None:
                     heapq.heappush(queue, (found, j))
 
     # ------------------------------------------------------------------ moves
 
-    def _down(self, i: int, widths: list[int], most: float = math.inf) -> Move | None:
+    def _down(self, i: int, now: Widths, most: float = math.inf) -> Move | None:
         """Return the smaller width that loses the least worth per second; ``None`` if none.
 
         It saves less than ``most`` seconds.
         """
-        now = widths[self.choices[i].coupling]
-        below = self.stops[i][: bisect_left(self.stops[i], now)]
+        wide = now.widths[self.choices[i].coupling]
+        below = self.stops[i][: bisect_left(self.stops[i], wide)]
         moves = []
         for width in {*below[-AHEAD:], *below[:1]}:
-            saved = -self._change(i, width, widths)
+            saved = -self._change(i, width, now)
             if GAIN < saved < most:
-                moves.append(((self.worth[i][now] - self.worth[i][width]) / saved, width))
+                moves.append(((self.worth[i][wide] - self.worth[i][width]) / saved, width))
         return min(moves, default=None)
 
-    def _ended(self, i: int, width: int, widths: list[int], change: float) -> list[int]:
-        """Return widths with one choice as wide as still saves enough: ``width``, if not more."""
-        ended, coupling = list(widths), self.choices[i].coupling
-        above = [w for w in self.stops[i] if width < w < widths[coupling]]
-        enough = (w for w in reversed(above) if self._change(i, w, widths) <= change)
-        ended[coupling] = next(enough, width)
+    def _ended(self, i: int, width: int, now: Widths, seconds: float) -> Widths:
+        """Return widths with one choice as wide as ``seconds`` allow: ``width``, if not more."""
+        wide = now.widths[self.choices[i].coupling]
+        above = [w for w in self.stops[i] if width < w < wide]
+        fitting = (w for w in reversed(above) if now.total + self._change(i, w, now) <= seconds)
+        ended = now.copy()
+        self._go(i, next(fitting, width), ended)
         return ended
 
-    def _up(self, i: int, widths: list[int], left: float) -> Move | None:
-        """Return the larger width of the most worth per second within the seconds ``left``."""
-        now = widths[self.choices[i].coupling]
-        above = self.stops[i][bisect_right(self.stops[i], now) :]
+    def _up(self, i: int, now: Widths, seconds: float) -> Move | None:
+        """Return the larger width of the most worth per second within ``seconds``, or ``None``."""
+        narrow = now.widths[self.choices[i].coupling]
+        above = self.stops[i][bisect_right(self.stops[i], narrow) :]
         moves = []
         for width in above[:AHEAD]:
-            cost = self._change(i, width, widths)
-            won = self.worth[i][width] - self.worth[i][now]
-            if won > 0 and cost <= left:
+            cost = self._change(i, width, now)
+            won = self.worth[i][width] - self.worth[i][narrow]
+            if won > 0 and now.total + cost <= seconds:
                 moves.append((-won / max(cost, GAIN), -width))
         best = min(moves, default=None)  # of equals the wider one
         return None if best is None else (best[0], -best[1])
 
-    def _change(self, i: int, width: int, widths: list[int]) -> float:
-        """Return the seconds that another width of one choice costs more."""
-        coupling = self.choices[i].coupling
-        nodes, now = self.model.nodes[coupling], widths[coupling]
-        before = self.model.part(nodes, widths)
-        widths[coupling] = width
-        after = self.model.part(nodes, widths)
-        widths[coupling] = now
-        return after - before
+    def _change(self, i: int, width: int, now: Widths) -> float:
+        return self.model.change(now, self.choices[i].coupling, width)
 
-    def _go(self, i: int, width: int, widths: list[int]) -> float:
-        change = self._change(i, width, widths)
-        widths[self.choices[i].coupling] = width
-        return change
+    def _go(self, i: int, width: int, now: Widths) -> None:
+        self.model.go(now, self.choices[i].coupling, width)
 
 
 def _queue(moves: Sequence[Move | None]) -> list[tuple[Move, int]]:

@@ -274,7 +274,7 @@ def model_of(program: Program, table: CostTable) -> tuple[LatencyModel, list[Cho
 def test_the_model_agrees_with_the_account(program: Program, block: int):
     table = costs(block)
     model, _ = model_of(program, table)
-    assert model.total(model.widths) == pytest.approx(sum(s for _, s in table.predict(program, 1)))
+    assert model.full().total == pytest.approx(sum(s for _, s in table.predict(program, 1)))
     couplings = [c for c in program.couplings() if not c.barrier]
     names = [c.name for c in program.couplings()]
     for width in (16, 32, 48):
@@ -288,23 +288,23 @@ def test_the_model_agrees_with_the_account(program: Program, block: int):
         plan = narrows.plan(program, masks["in"], masks["out"])
         made = narrows.apply(program, plan)
         truth = sum(s for _, s in table.predict(made, 1))
-        assert model.total(widths) == pytest.approx(truth, rel=0.02)
+        assert model.at(widths).total == pytest.approx(truth, rel=0.02)
 
 
 def test_the_search_stays_within_and_leaves_nothing_that_fits(program: Program):
     model, choices = model_of(program, costs())
     search = WidthSearch(model, choices)
-    whole = model.total(model.widths)
+    whole = model.full().total
     for part in (0.8, 0.5, 0.3):
         widths = search.within(part * whole)
-        spent = model.total(widths)
+        spent = model.at(widths).total
         assert spent <= part * whole
         for i, choice in enumerate(choices):
             for wider in (w for w in search.stops[i] if w > widths[choice.coupling]):
                 more = list(widths)
                 more[choice.coupling] = wider
                 if wider - widths[choice.coupling] <= 16:
-                    assert model.total(more) > part * whole
+                    assert model.at(more).total > part * whole
 
 
 def test_the_last_channels_are_worth_more_than_the_first():
