@@ -20,6 +20,7 @@ from narrows.ir.cost import CostTable
 from narrows.ir.couplings import Coupling
 from narrows.ir.program import Meta, Program
 from narrows.ir.work import CONVOLUTIONS, Work
+from narrows.passes.mass import sums
 from narrows.passes.uses import Use
 
 # Couplings by their number, each with how many channels of a tensor one of its channels is.
@@ -101,7 +102,7 @@ class LatencyModel:
             read = made
             if use is not None:
                 made = members.get((use.weight, use.out_axis, "out"), made)
-                read = members.get((use.weight, use.in_axis, "in"), ())
+                read = members.get((use.weight, use.in_axis, "in"), ()) if sums(use) else made
             elif cost.work is not None:
                 read = made or _operands(places[cost.node], holds)
             self._add(cost, read, made)
@@ -174,7 +175,7 @@ class LatencyModel:
             return cost.total
         reads, makes = (a / f if f else 1.0 for a, f in zip(at, node.full, strict=True))
         overhead = self.table.overhead
-        layout = cost.layout and max(overhead, cost.layout * reads)
+        layout = max(overhead, cost.layout * reads) if cost.layout else 0.0
         if work is None or work.kind == "view" or cost.form == "none":
             return cost.seconds + layout
         if cost.form == "fused":
@@ -232,4 +233,4 @@ def _resized(work: Work, reads: float, makes: float) -> Work:
     return work.resized(outputs=outputs)
 
 
-__all__ = ["Holds", "LatencyModel"]
+__all__ = ["LatencyModel", "Widths"]
