@@ -62,6 +62,8 @@ def plan(
     program: Program,
     keep_inputs: Mapping[str, Any] | None = None,
     keep_outputs: Mapping[str, Any] | None = None,
+    *,
+    target: str | Target | None = None,
     **options: Any,
 ) -> ChannelPlan:
     """Return a plan: which channels every consumer reads and every producer makes.
@@ -70,6 +72,7 @@ def plan(
 
     >>> plan = narrows.plan(program, keep_inputs={"conv2.weight": [0, 2, 3]})
     >>> plan = narrows.plan(program, ratio=0.5, criterion="l1", exclude=["head.*"])
+    >>> plan = narrows.plan(program, latency=0.8, target="onnx")
 
     Args:
         program: The program.
@@ -77,22 +80,57 @@ def plan(
             ``in_channels``; the others count as zero for that consumer alone.
         keep_outputs: Per weight the output channels it keeps, as indices or as a mask over
             ``out_channels``; the others contribute zero after the norm that follows.
+        target: The target whose measured costs a ``latency`` is predicted by.
         **options: How to choose more: ``zeros`` (take the zeros found in the weights; true),
             ``criterion`` (``"l1"``), ``ratio`` (the share of channels to remove, 0 to 1, or one per
-            glob on weight names), ``constrained`` (whole couplings; else each layer for itself),
-            ``side`` (unconstrained: ``"input"``, ``"output"`` or ``"both"``), ``scope``
-            (``"local"`` or ``"global"``), ``include`` and ``exclude`` (globs on weight names) and
-            ``min_width`` (1). See `narrows.passes.choose.make_plan`.
+            glob on weight names), ``latency`` (in its place the predicted latency over that of the
+            unpruned program, above 0 and up to 1, for ``batch`` examples, 1 by default),
+            ``constrained`` (whole couplings; else each layer for itself), ``side``
+            (unconstrained: ``"input"``, ``"output"`` or ``"both"``), ``scope`` (``"local"`` or
+            ``"global"``), ``include`` and ``exclude`` (globs on weight names) and ``min_width``
+            (1). See `narrows.passes.choose.make_plan`.
 
     Raises:
-        PlanError: A weight is unknown, a mask has another length, or nothing would be left.
+        PlanError: A weight is unknown, a mask has another length, nothing would be left, or the
+            latency cannot be reached.
+        UsageError: The target is unknown, or has no cost table.
     """
     from narrows.passes.choose import make_plan as run
 
+    if target is not None:
+        options["costs"] = _costs_to_plan_by(target, options)
     return run(program, keep_inputs, keep_outputs, **options)
 
 
 make_plan = plan  # below, `plan` is an argument
+
+
+def _costs_to_plan_by(target: str | Target, options: Mapping[str, Any]) -> CostTable:
+    """Return the cost table for a latency; `UsageError` where there is no use for one, or none."""
+    if options.get("latency") is None:
+        raise UsageError(
+            "a plan has a target only if it aims at a latency",
+            hint="plan(program, latency=0.8, target=...), or leave out the target",
+        )
+    if options.get("costs") is not None:
+        raise UsageError("target and costs exclude each other", why="a target has its own costs")
+    costs = costs_of(target)
+    if costs is None:
+        name = target if isinstance(target, str) else target.name
+        raise UsageError(
+            f"the target {name!r} has no cost table",
+            why="a latency is predicted by one",
+            hint="plan with a ratio, or give a table as costs=CostTable.load(path)",
+        )
+    return costs
+
+
+def _planned(program: Program, options: Mapping[str, Any], target: Any) -> ChannelPlan:
+    """Return the plan of options as a dict; a latency without a target is one of ``target``."""
+    named = options.get("target") is not None or options.get("costs") is not None
+    if options.get("latency") is None or named or target is None:
+        return make_plan(program, **options)
+    return make_plan(program, **{**options, "target": target})
 
 
 def apply(
@@ -108,8 +146,9 @@ def apply(
 
     Args:
         program: The program; it stays as it is.
-        plan: A `ChannelPlan`, the path of a saved one, or options for `plan` as a dict. ``None``
-            removes what is dead or constant anyway.
+        plan: A `ChannelPlan`, the path of a saved one, or options for `plan` as a dict (a
+            ``latency`` is then that of ``target``). ``None`` removes what is dead or constant
+            anyway.
         target: The target to choose reads and widths for, by its measured costs; without one the
             program is the smallest there is, whatever that costs.
         pipeline: Passes to run in place of the usual ones, as a `Pipeline` or its spelling.
@@ -149,8 +188,10 @@ def rewrite(
     """
     from narrows.passes.instruments import Numerics, Verify
 
+    if isinstance(plan, Mapping):
+        plan = _planned(program, plan, target)
     costs = None if target is None else costs_of(target)
-    passes = choose_pipeline(program, plan, pipeline, costs)
+    passes = choose_pipeline(plan, pipeline, costs)
     checks: list[Instrument] = [Verify(), Numerics(double=double)] if check else []
     return passes.run(program, [*checks, *instruments])
 
@@ -163,8 +204,7 @@ def costs_of(target: str | Target) -> CostTable | None:
 
 
 def choose_pipeline(
-    program: Program,
-    plan: PlanLike,
+    plan: ChannelPlan | str | os.PathLike[str] | None,
     pipeline: Pipeline | str | None,
     costs: CostTable | None = None,
 ) -> Pipeline:
@@ -177,8 +217,6 @@ def choose_pipeline(
 
     from narrows.passes.pipeline import Pipeline
 
-    if isinstance(plan, Mapping):
-        plan = make_plan(program, **plan)
     if pipeline is None:
         return Pipeline.default(plan, costs)
     passes = Pipeline.parse(pipeline) if isinstance(pipeline, str) else pipeline
@@ -331,7 +369,7 @@ def compile(
         model: As for `capture`.
         inputs: As ``example_inputs`` of `capture`.
         plan: As for `apply`; options for `plan` as a dict are the way to plan without capturing
-            first.
+            first. A ``latency`` among them is that of ``target``.
         target: As for `lower`.
         pipeline: As for `apply`.
         dump: A folder for the program after every pass, to be read with ``narrows show`` and
@@ -356,7 +394,7 @@ def compile(
 
     program = capture(model, inputs, kwargs=kwargs, dynamic_batch=dynamic_batch, name=name)
     if isinstance(plan, Mapping):
-        plan = make_plan(program, **plan)
+        plan = _planned(program, plan, make_target(target, **options))
     watches = [*instruments, *([Dumper(dump)] if dump is not None else [])]
     result = rewrite(
         program, plan, target=make_target(target, **options), pipeline=pipeline, check=check,

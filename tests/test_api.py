@@ -14,7 +14,7 @@ from torch import nn
 
 import narrows
 from narrows import api
-from narrows.errors import FidelityError, NarrowsError, PassError, UsageError
+from narrows.errors import FidelityError, NarrowsError, PassError, PlanError, UsageError
 from narrows.ir.dump import Dump
 from narrows.ir.program import relative_error
 from narrows.ir.verify import verify
@@ -172,6 +172,48 @@ def test_the_default_pipeline_takes_the_plan():
     assert str(Pipeline.default()) == (
         "prune-channels, reorder-channels, fold-batch-norm, eliminate-dead"
     )
+
+
+# ------------------------------------------------------------------ a latency
+
+
+class Wide(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.ReLU(), nn.Conv2d(64, 8, 3)
+        )
+
+
+def predicted(program: narrows.Program) -> float:
+    table = api.costs_of("onnx")
+    assert table is not None
+    return sum(seconds for _, seconds in table.predict(program, 1))
+
+
+def test_a_latency_is_one_of_the_target():
+    x = torch.randn(2, 3, 16, 16)
+    program = narrows.capture(Wide().eval(), (x,))
+    plan = narrows.plan(program, latency=0.8, target="onnx")
+    small = narrows.apply(program, plan, target="onnx")
+    assert predicted(small) <= 0.8 * predicted(program)
+    same = narrows.apply(program, {"latency": 0.8}, target="onnx")
+    assert predicted(same) == predicted(small)
+    artifact = narrows.compile(Wide().eval(), (x,), {"latency": 0.8}, target="onnx", samples=1)
+    assert "l1 latency 0.8" in str(artifact.plan)
+
+
+def test_a_latency_needs_a_target_with_costs(program: narrows.Program, monkeypatch: Any):
+    with pytest.raises(PlanError, match="a latency is one of a target, and none is named"):
+        narrows.apply(program, {"latency": 0.8})
+    with pytest.raises(UsageError, match="a plan has a target only if it aims at a latency"):
+        narrows.plan(program, ratio=0.5, target="onnx")
+    with pytest.raises(UsageError, match="there is no target 'onx'"):
+        narrows.plan(program, latency=0.5, target="onx")
+    with pytest.raises(UsageError, match="target and costs exclude each other"):
+        narrows.plan(program, latency=0.5, target="onnx", costs=api.costs_of("onnx"))
+    monkeypatch.setattr("narrows.backends.onnx.OnnxTarget.costs", lambda _: None)
+    with pytest.raises(UsageError, match="the target 'onnx' has no cost table"):
+        narrows.plan(program, latency=0.5, target="onnx")
 
 
 # ------------------------------------------------------------------ compile

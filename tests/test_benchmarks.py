@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import narrows
+from benchmarks import latency_plan
 from benchmarks.reorder.bound import load_table
 from benchmarks.reorder.case import Case, drawn, maskable, strongest
 from benchmarks.reorder.copies import introduced
@@ -183,6 +184,47 @@ def test_goals_compare_with_the_faster_export() -> None:
         pytest.approx(2 / 3),
         "upscale-default",
     )
+
+
+def test_a_plan_for_a_latency_is_written_down_and_weighed(tmp_path: Path) -> None:
+    made = latency_plan.make_plan(CASE, 0.9, Shelf(tmp_path, tmp_path))
+    assert made["predicted"] <= 0.9
+    assert made["error"] <= EXACT
+    assert (
+        latency_plan.folder_of(CASE, latency_plan.OURS, Shelf(tmp_path, tmp_path)) / MODEL
+    ).exists()
+    for theirs, ours in made["mass"].values():
+        assert 0 < theirs < ours < 1
+    timing = {"measured": 0.9, "against": 1.0, "quartiles": None}
+    known = {"model": "small", "upscale": 0.9, "asked": 0.9, **timing, **made}
+    slow = {"model": "slow", "upscale": 1.1}
+    text = latency_plan.report([known, slow])
+    assert "slow: apple-upscale's export is not faster than unpruned" in text
+    assert "of 1 (goal 1.15)" in text
+
+
+def test_a_plan_that_comes_out_slower_is_tightened(monkeypatch: Any, tmp_path: Path) -> None:
+    asked = []
+
+    def made(_: Any, case: Case, share: float, shelf: Shelf, limit: float) -> dict[str, Any]:
+        asked.append(share)
+        return {"predicted": share, "error": 0.0}
+
+    def timed(case: Case, names: list[str], *_: Any) -> Any:
+        seconds = {"unpruned": 1.0, "upscale-default": 0.8, "upscale-narrow": 0.9}
+        ours = 0.88 if len(asked) < 2 else 0.8
+        return {"rounds": {n: [seconds.get(n, ours)] * 3 for n in names}}
+
+    forms = {form: {"onnx": {}} for form in ("unpruned", "upscale-default", "upscale-narrow")}
+    monkeypatch.setattr(latency_plan, "prepare", lambda *_: forms)
+    monkeypatch.setattr(latency_plan, "apart", made)
+    monkeypatch.setattr(latency_plan, "timed", timed)
+    options = latency_plan.parse([])
+    result = latency_plan.measure(CASE, options, Shelf(tmp_path, tmp_path))
+    assert asked == pytest.approx([0.8, 0.8 / 1.1])
+    assert result["tightened"]
+    assert result["export"] == "upscale-default"
+    assert "asked for 0.727" in latency_plan.remark(result)
 
 
 def test_a_selection_is_a_gather_or_slices(tmp_path: Path) -> None:

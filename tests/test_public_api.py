@@ -20,7 +20,7 @@ FUNCTIONS = {
     "quantize": "(program, calibration=None, *, weights=8, activations=8, method='mse', "
     "percentile=99.99, first_last=8, skip=(), rounding='half_even', align=True, "
     "equalize=False, correct_bias=True, strict=False, plan=None, check=True)",
-    "plan": "(program, keep_inputs=None, keep_outputs=None, **options)",
+    "plan": "(program, keep_inputs=None, keep_outputs=None, *, target=None, **options)",
 }
 CLASSES = {
     "Artifact": "arrays fidelity gather inputs name notes open outputs owning plan report run "

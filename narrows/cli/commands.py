@@ -31,6 +31,9 @@ def compile_(arguments: argparse.Namespace) -> int:
             hint=f"leave out --plan, or {', '.join(choosing)}",
         )
     program = capture_model(arguments)
+    emitted = make_target(target, **options)
+    if "latency" in choosing:
+        choosing["target"] = emitted
     chosen = api.plan(program, **choosing) if choosing else arguments.plan
     watches: list[Any] = [Progress()]
     dump = dump_folder(output, arguments.dump)
@@ -39,7 +42,7 @@ def compile_(arguments: argparse.Namespace) -> int:
     result = api.rewrite(
         program,
         chosen,
-        target=make_target(target, **options),
+        target=emitted,
         pipeline=arguments.pipeline,
         double=arguments.double,
         instruments=watches,
@@ -95,12 +98,17 @@ def refuse_output(output: Path) -> None:
 def plan(arguments: argparse.Namespace) -> int:
     """Choose channels and save the plan."""
     from narrows import api
+    from narrows.backends import make_target
 
     output = Path(arguments.output)
     if not output.absolute().parent.is_dir():
         raise UsageError("the plan's folder does not exist", where=str(output))
+    choosing = choice(arguments)
+    if arguments.target is not None:
+        name, options = parse_target(arguments.target)
+        choosing["target"] = make_target(name, **options)
     program = capture_model(arguments)
-    chosen = api.plan(program, **choice(arguments))
+    chosen = api.plan(program, **choosing)
     chosen.save(output)
     kept = {"inputs": _widths(chosen.inputs), "outputs": _widths(chosen.outputs)}
     if arguments.json:
@@ -116,8 +124,8 @@ def plan(arguments: argparse.Namespace) -> int:
 
 
 _CHOICES = (
-    "ratio", "criterion", "constrained", "side", "scope", "include", "exclude", "min_width",
-    "zeros",
+    "ratio", "latency", "batch", "criterion", "constrained", "side", "scope", "include", "exclude",
+    "min_width", "zeros",
 )  # fmt: skip
 
 

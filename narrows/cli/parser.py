@@ -210,6 +210,9 @@ def _plan(commands: Any) -> None:
     command = _command(commands, "plan", "commands:plan", "choose the channels to keep")
     _model(command)
     command.add_argument("-o", "--output", required=True, metavar="FILE", help="the plan, as JSON")
+    command.add_argument(
+        "-t", "--target", metavar="TARGET", help="the target that --latency is one of: onnx"
+    )
     _choice(command)
 
 
@@ -222,6 +225,16 @@ def _choice(command: argparse.ArgumentParser) -> None:
         metavar="R|GLOB=R",
         help="the share of channels to remove, 0 to 1; for the weights of a name where there is a "
         "GLOB, of which the first that matches counts: --ratio 'layer4.*=0.7' --ratio 0.5",
+    )
+    group.add_argument(
+        "--latency",
+        type=float,
+        metavar="L",
+        help="in place of a ratio: keep as much as a latency of at most L of the unpruned model's "
+        "allows, by the target's measured costs, above 0 and up to 1",
+    )
+    group.add_argument(
+        "--batch", type=int, metavar="N", help="the number of examples --latency is for (1)"
     )
     group.add_argument("--criterion", metavar="NAME", help="how channels are scored (l1)")
     group.add_argument(

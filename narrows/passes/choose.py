@@ -1,7 +1,8 @@
 """Choosing what to keep: from masks, from zeros in the weights, and by a criterion.
 
 Start at `make_plan`. Three plans are made and merged: what is given, what is zero anyway
-(`narrows.passes.zeros`), and what a criterion finds to matter least (`narrows.passes.rank`).
+(`narrows.passes.zeros`), and what a criterion finds to matter least, down to a count
+(`narrows.passes.rank`) or to a latency (`narrows.passes.latency`).
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from narrows.errors import PlanError, suggest
+from narrows.ir.cost import CostTable
 from narrows.ir.program import Note, Program
 from narrows.passes import criteria
 from narrows.passes.criteria import Criterion
+from narrows.passes.latency import Aim, aimed
 from narrows.passes.plan import ChannelPlan, refuse_nan
 from narrows.passes.rank import Options, Ranking, Sides
 from narrows.passes.uses import SIDES, uses_of
@@ -32,6 +35,9 @@ def make_plan(
     zeros: bool = True,
     criterion: str | Criterion | criteria.Score = "l1",
     ratio: Ratio | None = None,
+    latency: float | None = None,
+    costs: CostTable | None = None,
+    batch: int | None = None,
     constrained: bool = True,
     side: str | None = None,
     scope: str = "local",
@@ -51,6 +57,11 @@ def make_plan(
         criterion: ``l1``, ``l2``, a `Criterion`, or a function ``(program, use, side) -> scores``.
         ratio: The share of channels to remove, 0 to 1, rounded down; or one per glob on weight
             names, of which the first that matches counts: ``{"layer4.*": 0.7, "*": 0.5}``.
+        latency: In place of a ratio the share of the unpruned program's latency to stay within,
+            above 0 and up to 1, both as ``costs`` predict them. Whole couplings lose channels, so
+            that as much score mass stays as can; see `narrows.passes.latency`.
+        costs: The cost table of the target that the latency is one of.
+        batch: The number of examples that the latency is of; 1 by default.
         constrained: Whether to remove whole couplings, by the sum of a channel's scores in every
             weight that makes or reads it, averaged over those weights, so that no tensor has to be
             copied. Else every layer is ranked for itself.
@@ -65,8 +76,9 @@ def make_plan(
 
     Raises:
         PlanError: A weight, glob or criterion is unknown, an option is out of range, a weight holds
-            NaN, or the ratio finds nothing that could be removed.
+            NaN, the ratio finds nothing that could be removed, or the latency cannot be reached.
     """
+    aim = _aim(latency, costs, batch, ratio)
     refuse_nan(program)
     plan = given = ChannelPlan.given(program, keep_inputs, keep_outputs)
     uses = uses_of(program)
@@ -77,6 +89,9 @@ def make_plan(
         _globs(exclude, uses, "exclude"), _min_width(min_width), _scope(scope),
     )  # fmt: skip
     sides = _sides(side, constrained)
+    if aim is not None:
+        _refuse_free(options, constrained)
+        return aimed(program, uses, given, plan, options, aim)
     if ratio is None:
         _refuse_idle(options, side)
         if not plan.removed:
@@ -84,7 +99,7 @@ def make_plan(
             plan = plan.with_notes(Note(program.name, "idle", why))
         return plan
     chooser = Ranking(program, uses, given, plan, options)
-    candidates = chooser.coupled() if constrained else chooser.single(sides)
+    candidates = chooser.coupled(program.couplings()) if constrained else chooser.single(sides)
     return plan | chooser.chosen(candidates, "constrained" if constrained else "unconstrained")
 
 
@@ -101,6 +116,49 @@ def _ratios(ratio: Any, uses: Mapping[str, Any]) -> tuple[tuple[str, float], ...
             raise PlanError(f"a ratio is a share from 0 to 1, got {value!r}", where=repr(glob))
     _globs(tuple(given), uses, "ratio")
     return tuple((glob, float(value)) for glob, value in given.items())
+
+
+def _aim(latency: Any, costs: Any, batch: Any, ratio: Any) -> Aim | None:
+    """Return what to aim at, checked; ``None`` without a latency."""
+    if latency is None:
+        for name, value in (("costs", costs), ("batch", batch)):
+            if value is not None:
+                raise PlanError(f"{name} has no effect without a latency", hint="latency=0.8")
+        return None
+    if ratio is not None:
+        raise PlanError(
+            "ratio and latency exclude each other",
+            why="a ratio says how many channels go, a latency lets the costs say so",
+            hint="leave one of them out",
+        )
+    number = isinstance(latency, int | float) and not isinstance(latency, bool)
+    if not number or not 0 < latency <= 1:
+        why = "it is relative to the unpruned program's"
+        raise PlanError(f"a latency is above 0 and up to 1, got {latency!r}", why=why)
+    if costs is None:
+        raise PlanError(
+            "a latency is one of a target, and none is named",
+            hint='narrows.plan(program, latency=0.8, target="onnx")',
+        )
+    if not isinstance(costs, CostTable):
+        raise PlanError(f"costs is a CostTable, got {type(costs).__name__}")
+    batch = 1 if batch is None else batch
+    if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
+        raise PlanError(f"batch is a whole number of at least 1, got {batch!r}")
+    return Aim(float(latency), costs, batch)
+
+
+def _refuse_free(options: Options, constrained: bool) -> None:
+    """Raise `PlanError` for an option that a plan for a latency cannot heed."""
+    if not constrained:
+        raise PlanError(
+            "a latency takes whole couplings",
+            why="layers that choose for themselves make copies, which cost time",
+            hint="leave out constrained=False",
+        )
+    if options.scope == "global":
+        why = "a latency compares the channels of all couplings anyway"
+        raise PlanError("scope has no effect with a latency", why=why)
 
 
 def _globs(globs: str | Sequence[str], uses: Mapping[str, Any], option: str) -> tuple[str, ...]:
@@ -154,4 +212,4 @@ def _refuse_idle(options: Options, side: str | None) -> None:
     }  # fmt: skip
     for name, value in given.items():
         if value:
-            raise PlanError(f"{name} has no effect without a ratio", hint="ratio=0.5")
+            raise PlanError(f"{name} has no effect without a ratio or a latency", hint="ratio=0.5")

@@ -7,7 +7,7 @@ the lowest go first (`narrows.passes.rank`). Any function of the same arguments 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -62,6 +62,29 @@ class Function:
     def score(self, program: Program, use: Use, side: str) -> np.ndarray:
         """Return what the function returns."""
         return self.function(program, use, side)
+
+
+@dataclass(frozen=True, eq=False)
+class Remembered:
+    """A criterion that scores every weight once: for who asks several times.
+
+    Attributes:
+        criterion: The criterion.
+    """
+
+    criterion: Criterion
+    _known: dict[tuple[Use, str], Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The criterion's name."""
+        return self.criterion.name
+
+    def score(self, program: Program, use: Use, side: str) -> np.ndarray:
+        """Return what the criterion returned the first time."""
+        if (use, side) not in self._known:
+            self._known[use, side] = self.criterion.score(program, use, side)
+        return self._known[use, side]
 
 
 CRITERIA: dict[str, Criterion] = {}

@@ -7,7 +7,7 @@ coupling, or those of one side of one layer.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -15,7 +15,7 @@ import numpy as np
 from torch import fx
 
 from narrows.errors import PlanError
-from narrows.ir.couplings import Member, couplings
+from narrows.ir.couplings import Coupling, Member
 from narrows.ir.ops.args import is_tensor
 from narrows.ir.program import Note, Program
 from narrows.passes import criteria
@@ -43,7 +43,7 @@ class Options:
 
 
 @dataclass
-class _Part:
+class Part:
     """What a layer has to do with the channels of a candidate.
 
     Attributes:
@@ -58,18 +58,20 @@ class _Part:
 
 
 @dataclass
-class _Candidate:
+class Candidate:
     """Channels of which some may go.
 
     Attributes:
         parts: The layers that lose them.
         scores: One per channel.
         ratio: The share of them to remove.
+        coupling: The coupling whose channels they are; ``None`` for one side of one layer.
     """
 
-    parts: list[_Part]
+    parts: list[Part]
     scores: np.ndarray
     ratio: float
+    coupling: Coupling | None = None
 
 
 class Ranking:
@@ -90,7 +92,7 @@ class Ranking:
 
     # -------------------------------------------------------------- candidates
 
-    def single(self, sides: Sides) -> list[_Candidate]:
+    def single(self, sides: Sides) -> list[Candidate]:
         """Return every layer's sides, each for itself."""
         nodes = {u.node for uses in self.uses.values() for u in uses}
         own_input, own_output = _from_inputs(self.program, nodes), _to_outputs(self.program, nodes)
@@ -106,23 +108,23 @@ class Ranking:
                     self.skipped.append(f"{name}: it makes the model's output")
                 else:
                     channels = np.arange(first.width(side))[:, None]
-                    found += self.candidate([_Part(first, side, channels)], name)
+                    found += self.candidate([Part(first, side, channels)], name)
         return found
 
-    def coupled(self) -> list[_Candidate]:
-        """Return the couplings that no barrier holds."""
+    def coupled(self, couplings: Iterable[Coupling]) -> list[Candidate]:
+        """Return those of the program's couplings that no barrier holds."""
         found = []
-        for coupling in couplings(self.program):
+        for coupling in couplings:
             if not coupling.barrier:
                 parts = [p for p in map(self.part, coupling.members) if p is not None]
-                found += self.candidate(parts, coupling.name) if parts else []
+                found += self.candidate(parts, coupling.name, coupling) if parts else []
                 continue
             self.skipped.append(f"{coupling.name}: {coupling.barrier}")
             note = Note(coupling.name, "barrier", f"its channels stay: {coupling.barrier}")
             self.notes.append(note)
         return found
 
-    def part(self, member: Member) -> _Part | None:
+    def part(self, member: Member) -> Part | None:
         """Return what a coupling's member is to a layer; ``None`` if a plan has no word for it."""
         uses = sorted(self.uses.get(member.weight, ()), key=lambda u: u.contraction is None)
         if not uses or member.role == "with":
@@ -135,9 +137,11 @@ class Ranking:
         if use.groups > 1 and not split:
             each = use.width(side) // use.groups
             own = (own[:, None] + each * np.arange(use.groups)[:, None]).reshape(len(own), -1)
-        return _Part(use, side, own)
+        return Part(use, side, own)
 
-    def candidate(self, parts: list[_Part], label: str) -> list[_Candidate]:
+    def candidate(
+        self, parts: list[Part], label: str, coupling: Coupling | None = None
+    ) -> list[Candidate]:
         """Return the candidate, if globs, explicit masks and the smallest width leave a choice."""
         options, names = self.options, [p.use.weight for p in parts]
         makers = [p.use.weight for p in parts if p.side == "outputs"] or names
@@ -152,12 +156,15 @@ class Ranking:
         elif width <= options.min_width:
             why = f"it has {width} channels"
         else:
-            scores = np.mean([self.scores(p)[p.own].sum(1) for p in parts], axis=0)
-            return [_Candidate(parts, scores, min(ratios))]
+            return [Candidate(parts, self.weigh(parts), min(ratios), coupling)]
         self.skipped.append(f"{label}: {why}")
         return []
 
-    def scores(self, part: _Part) -> np.ndarray:
+    def weigh(self, parts: Sequence[Part]) -> np.ndarray:
+        """Return a score per channel of a candidate: the mean over the layers that lose it."""
+        return np.mean([self.scores(p)[p.own].sum(1) for p in parts], axis=0)
+
+    def scores(self, part: Part) -> np.ndarray:
         """Return the scores of a layer's channels; those that are zero anyway come first."""
         result = criteria.scores(self.options.criterion, self.program, part.use, part.side)
         keep = getattr(self.plan, part.side).get(part.use.weight)
@@ -169,28 +176,33 @@ class Ranking:
 
     # -------------------------------------------------------------- the lowest
 
-    def chosen(self, candidates: list[_Candidate], kind: str) -> ChannelPlan:
+    def chosen(self, candidates: list[Candidate], kind: str) -> ChannelPlan:
         """Return the plan without the channels that score lowest."""
-        if not candidates:
-            raise PlanError(
-                "no channel can be removed",
-                why="; ".join(self.skipped[:5]) + (" ..." if len(self.skipped) > 5 else ""),
-                hint="narrows couplings shows what holds which channels, and why",
-            )
+        self.refuse_none(candidates)
         pick = self.lowest_overall if self.options.scope == "global" else self.lowest_each
-        dropped: dict[tuple[str, str], set[int]] = {}
-        ratios: dict[str, float] = {}
-        for candidate, gone in zip(candidates, pick(candidates), strict=True):
-            for part in candidate.parts if len(gone) else ():
-                name = part.use.weight
-                own = part.own[gone].flatten().tolist()
-                dropped.setdefault((name, part.side), set()).update(own)
-                ratios[name] = max(ratios.get(name, 0.0), candidate.ratio)
-        if not dropped:
+        gone = pick(candidates)
+        if not any(map(len, gone)):
             self.refuse_small(candidates)
-        return self.plan_of(dropped, ratios, kind)
+        ratios: dict[str, float] = {}
+        for candidate, channels in zip(candidates, gone, strict=True):
+            for part in candidate.parts if len(channels) else ():
+                name = part.use.weight
+                ratios[name] = max(ratios.get(name, 0.0), candidate.ratio)
+        label = self.options.criterion.name
+        reasons = {name: f"{label} {ratio:g} {kind}" for name, ratio in ratios.items()}
+        return self.plan_of(candidates, gone, reasons)
 
-    def refuse_small(self, candidates: list[_Candidate]) -> None:
+    def refuse_none(self, candidates: list[Candidate]) -> None:
+        """Raise `PlanError` if there is nothing to choose from."""
+        if candidates:
+            return
+        raise PlanError(
+            "no channel can be removed",
+            why="; ".join(self.skipped[:5]) + (" ..." if len(self.skipped) > 5 else ""),
+            hint="narrows couplings shows what holds which channels, and why",
+        )
+
+    def refuse_small(self, candidates: list[Candidate]) -> None:
         """Raise `PlanError` if a ratio was asked for that no candidate is wide enough for."""
         asked = max(c.ratio for c in candidates)
         if asked == 0:
@@ -204,7 +216,7 @@ class Ranking:
             hint="give a larger ratio, or a smaller min_width",
         )
 
-    def lowest_each(self, candidates: list[_Candidate]) -> list[np.ndarray]:
+    def lowest_each(self, candidates: list[Candidate]) -> list[np.ndarray]:
         """Return the channels that go, by the ratio of each candidate."""
         result = []
         for c in candidates:
@@ -212,7 +224,7 @@ class Ranking:
             result.append(np.argsort(c.scores, kind="stable")[:count])
         return result
 
-    def lowest_overall(self, candidates: list[_Candidate]) -> list[np.ndarray]:
+    def lowest_overall(self, candidates: list[Candidate]) -> list[np.ndarray]:
         """Return the channels that go when all of one ratio are ranked together."""
         result = [np.zeros(0, dtype=np.int64)] * len(candidates)
         for ratio in {c.ratio for c in candidates}:
@@ -229,21 +241,34 @@ class Ranking:
         return result
 
     def plan_of(
-        self, dropped: Mapping[tuple[str, str], set[int]], ratios: Mapping[str, float], kind: str
+        self,
+        candidates: Sequence[Candidate],
+        gone: Sequence[np.ndarray],
+        reasons: Mapping[str, str],
     ) -> ChannelPlan:
-        """Return the plan that keeps what is not dropped."""
+        """Return the plan that drops some channels of every candidate.
+
+        Args:
+            candidates: The candidates.
+            gone: Per candidate the channels to drop.
+            reasons: Per weight that loses any what the plan's `reasons` say.
+        """
+        dropped: dict[tuple[str, str], set[int]] = {}
+        for candidate, channels in zip(candidates, gone, strict=True):
+            for part in candidate.parts if len(channels) else ():
+                own = part.own[channels].flatten().tolist()
+                dropped.setdefault((part.use.weight, part.side), set()).update(own)
         keeps: dict[str, dict[str, tuple[int, ...]]] = {side: {} for side in SIDES}
         widths: dict[str, tuple[int, int]] = {}
-        for (name, side), gone in dropped.items():
+        for (name, side), lost in dropped.items():
             use = min(self.uses[name], key=lambda u: u.contraction is None)
-            keeps[side][name] = tuple(i for i in range(use.width(side)) if i not in gone)
+            keeps[side][name] = tuple(i for i in range(use.width(side)) if i not in lost)
             widths[name] = (use.inputs, use.outputs)
-        label = self.options.criterion.name
         return ChannelPlan(
             inputs=keeps["inputs"],
             outputs=keeps["outputs"],
             widths=widths,
-            reasons={name: f"{label} {ratios[name]:g} {kind}" for name in widths},
+            reasons={name: reasons[name] for name in widths},
             fingerprint=self.plan.fingerprint,
             notes=tuple(self.notes),
         )

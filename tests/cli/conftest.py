@@ -33,6 +33,11 @@ def small():
     return Small()
 
 
+def wide():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.Conv2d(64, 8, 3))
+
+
 class Named(nn.Module):
     def forward(self, tokens, mask):
         return tokens * mask

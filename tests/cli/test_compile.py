@@ -70,6 +70,16 @@ def test_compile_chooses_channels_itself(nets, run):
     assert json.loads(out)["passes"][-1]["parameters"] < json.loads(out)["passes"][0]["parameters"]
 
 
+def test_compile_aims_at_a_latency_of_its_target(nets, run):
+    words = ("--latency", "0.8", "--batch", "2", "-t", "onnx{samples=1}", "-o", "out", "--json")
+    code, out, err = run("compile", f"{nets}:wide", "-i", "f32[2,3,16,16]", *words)
+    assert code == 0, err
+    passes = json.loads(out)["passes"]
+    assert passes[-1]["macs"] < passes[0]["macs"]
+    plan = json.loads(Path("out/manifest.json").read_text())["plan"]
+    assert "l1 latency 0.8" in plan["reasons"].values()
+
+
 def test_a_plan_that_no_pass_takes_is_wrong_usage(nets, run):
     run("plan", f"{nets}:small", *INPUT, "--ratio", "0.5", "-o", "p.json")
     words = ("--plan", "p.json", "-p", "fold-batch-norm", "-o", "out")
@@ -89,6 +99,9 @@ def test_a_plan_that_no_pass_takes_is_wrong_usage(nets, run):
         (("--ratio", "0.5", "--plan", "p.json"), 2, "leave out --plan, or ratio"),
         (("--ratio", "2"), 1, "a ratio is a share from 0 to 1, got 2.0"),
         (("--weights", "none.pt"), 2, "there is no checkpoint"),
+        (("--latency", "0.5", "--plan", "p.json"), 2, "leave out --plan, or latency"),
+        (("--latency", "0.5", "--ratio", "0.5"), 1, "ratio and latency exclude each other"),
+        (("--latency", "2"), 1, "a latency is above 0 and up to 1, got 2.0"),
         (("--allow-pickle",), 2, "--allow-pickle has no effect without --weights"),
         (("--plan", "none.json"), 1, "none.json"),
     ],
@@ -183,6 +196,14 @@ def test_plan_saves_and_says_what_is_kept(nets, run):
     assert "note: small: the plan removes nothing" in out
 
 
+def test_plan_aims_at_a_latency(nets, run):
+    words = ("--latency", "0.8", "-t", "onnx", "-o", "p.json")
+    code, out, err = run("plan", f"{nets}:wide", "-i", "f32[2,3,16,16]", *words)
+    assert code == 0, err
+    assert "of the unpruned" in out
+    assert "of the score mass kept" in out
+
+
 @pytest.mark.parametrize(
     ("words", "kept"),
     [
@@ -207,6 +228,9 @@ def test_ratios_by_name(nets, run, words, kept):
         (("--ratio", "0.5", "--ratio", "0.6"), "there is one for '*' already"),
         (("--ratio", "0.5", "-o", "no/folder/p.json"), "the plan's folder does not exist"),
         (("--scope", "layer"), "invalid choice: 'layer'"),
+        (("--latency", "half"), "invalid float value: 'half'"),
+        (("--latency", "0.5", "-t", "onx"), "there is no target 'onx'"),
+        (("--ratio", "0.5", "-t", "onnx"), "a plan has a target only if it aims at a latency"),
     ],
 )
 def test_plan_refuses(nets, run, words, message):
