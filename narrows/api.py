@@ -80,7 +80,8 @@ def plan(
             ``in_channels``; the others count as zero for that consumer alone.
         keep_outputs: Per weight the output channels it keeps, as indices or as a mask over
             ``out_channels``; the others contribute zero after the norm that follows.
-        target: The target whose measured costs a ``latency`` is predicted by.
+        target: The target whose measured costs a ``latency`` is predicted by. With a ``ratio``,
+            channels are kept after all that the target has a place for anyway.
         **options: How to choose more: ``zeros`` (take the zeros found in the weights; true),
             ``criterion`` (``"l1"``), ``ratio`` (the share of channels to remove, 0 to 1, or one per
             glob on weight names), ``latency`` (in its place the predicted latency over that of the
@@ -107,9 +108,9 @@ make_plan = plan  # below, `plan` is an argument
 
 def _costs_to_plan_by(target: str | Target, options: Mapping[str, Any]) -> CostTable:
     """Return the cost table for a latency; `UsageError` where there is no use for one, or none."""
-    if options.get("latency") is None:
+    if options.get("latency") is None and options.get("ratio") is None:
         raise UsageError(
-            "a plan has a target only if it aims at a latency",
+            "a plan has a target only if it has a latency or a ratio",
             hint="plan(program, latency=0.8, target=...), or leave out the target",
         )
     if options.get("costs") is not None:
@@ -125,10 +126,15 @@ def _costs_to_plan_by(target: str | Target, options: Mapping[str, Any]) -> CostT
     return costs
 
 
-def _planned(program: Program, options: Mapping[str, Any], target: Any) -> ChannelPlan:
-    """Return the plan of options as a dict; a latency without a target is one of ``target``."""
+def plan_for(
+    program: Program, options: Mapping[str, Any], target: str | Target | None
+) -> ChannelPlan:
+    """Return the plan of options as a dict, which are for ``target`` unless they name another."""
     named = options.get("target") is not None or options.get("costs") is not None
-    if options.get("latency") is None or named or target is None:
+    aims = options.get("latency") is not None
+    if named or target is None or not (aims or options.get("ratio") is not None):
+        return make_plan(program, **options)
+    if not aims and costs_of(target) is None:
         return make_plan(program, **options)
     return make_plan(program, **{**options, "target": target})
 
@@ -189,7 +195,7 @@ def rewrite(
     from narrows.passes.instruments import Numerics, Verify
 
     if isinstance(plan, Mapping):
-        plan = _planned(program, plan, target)
+        plan = plan_for(program, plan, target)
     costs = None if target is None else costs_of(target)
     passes = choose_pipeline(plan, pipeline, costs)
     checks: list[Instrument] = [Verify(), Numerics(double=double)] if check else []
@@ -394,7 +400,7 @@ def compile(
 
     program = capture(model, inputs, kwargs=kwargs, dynamic_batch=dynamic_batch, name=name)
     if isinstance(plan, Mapping):
-        plan = _planned(program, plan, make_target(target, **options))
+        plan = plan_for(program, plan, make_target(target, **options))
     watches = [*instruments, *([Dumper(dump)] if dump is not None else [])]
     result = rewrite(
         program, plan, target=make_target(target, **options), pipeline=pipeline, check=check,

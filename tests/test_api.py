@@ -202,11 +202,25 @@ def test_a_latency_is_one_of_the_target():
     assert "l1 latency 0.8" in str(artifact.plan)
 
 
+def test_a_ratio_for_a_target_keeps_what_has_a_place_anyway():
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.ReLU(), nn.Conv2d(64, 8, 3))
+    program = narrows.capture(nn.Sequential(*layers).eval(), (torch.randn(2, 3, 24, 24),))
+    options = {"ratio": 0.3}
+    small, back = narrows.plan(program, **options), narrows.plan(program, target="onnx", **options)
+    for weight, keep in small.inputs.items():
+        assert set(keep) <= set(back.inputs[weight])
+    assert back.removed < small.removed
+    assert any(note.reason == "back" for note in back.notes)
+    compiled = api.rewrite(program, options, target="onnx", check=True).program
+    assert compiled.parameter_count == narrows.apply(program, back, target="onnx").parameter_count
+
+
 def test_a_latency_needs_a_target_with_costs(program: narrows.Program, monkeypatch: Any):
     with pytest.raises(PlanError, match="a latency is one of a target, and none is named"):
         narrows.apply(program, {"latency": 0.8})
-    with pytest.raises(UsageError, match="a plan has a target only if it aims at a latency"):
-        narrows.plan(program, ratio=0.5, target="onnx")
+    with pytest.raises(UsageError, match="a plan has a target only if it has a latency or a ratio"):
+        narrows.plan(program, zeros=True, target="onnx")
     with pytest.raises(UsageError, match="there is no target 'onx'"):
         narrows.plan(program, latency=0.5, target="onx")
     with pytest.raises(UsageError, match="target and costs exclude each other"):

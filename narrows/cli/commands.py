@@ -32,9 +32,7 @@ def compile_(arguments: argparse.Namespace) -> int:
         )
     program = capture_model(arguments)
     emitted = make_target(target, **options)
-    if "latency" in choosing:
-        choosing["target"] = emitted
-    chosen = api.plan(program, **choosing) if choosing else arguments.plan
+    chosen = api.plan_for(program, choosing, emitted) if choosing else arguments.plan
     watches: list[Any] = [Progress()]
     dump = dump_folder(output, arguments.dump)
     if dump is not None:

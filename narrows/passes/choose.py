@@ -19,6 +19,7 @@ from narrows.passes.criteria import Criterion
 from narrows.passes.latency import Aim, aimed
 from narrows.passes.plan import ChannelPlan, refuse_nan
 from narrows.passes.rank import Options, Ranking, Sides
+from narrows.passes.take_back import take_back
 from narrows.passes.uses import SIDES, uses_of
 from narrows.passes.zeros import zeros_in
 
@@ -60,8 +61,10 @@ def make_plan(
         latency: In place of a ratio the share of the unpruned program's latency to stay within,
             above 0 and up to 1, both as ``costs`` predict them. Whole couplings lose channels, so
             that as much score mass stays as can; see `narrows.passes.latency`.
-        costs: The cost table of the target that the latency is one of.
-        batch: The number of examples that the latency is of; 1 by default.
+        costs: The cost table of the target that the latency is one of. With a ratio, channels are
+            kept after all that the target has a place for anyway
+            (`narrows.passes.take_back.take_back`).
+        batch: The number of examples that the costs are asked for; 1 by default.
         constrained: Whether to remove whole couplings, by the sum of a channel's scores in every
             weight that makes or reads it, averaged over those weights, so that no tensor has to be
             copied. Else every layer is ranked for itself.
@@ -100,7 +103,8 @@ def make_plan(
         return plan
     chooser = Ranking(program, uses, given, plan, options)
     candidates = chooser.coupled(program.couplings()) if constrained else chooser.single(sides)
-    return plan | chooser.chosen(candidates, "constrained" if constrained else "unconstrained")
+    plan |= chooser.chosen(candidates, "constrained" if constrained else "unconstrained")
+    return plan if costs is None else take_back(program, plan, costs, batch or 1)
 
 
 # ------------------------------------------------------------------ options
@@ -120,10 +124,16 @@ def _ratios(ratio: Any, uses: Mapping[str, Any]) -> tuple[tuple[str, float], ...
 
 def _aim(latency: Any, costs: Any, batch: Any, ratio: Any) -> Aim | None:
     """Return what to aim at, checked; ``None`` without a latency."""
+    for name, value in (("costs", costs), ("batch", batch)):
+        if value is not None and latency is None and ratio is None:
+            why = f"{name} has no effect without a latency or a ratio"
+            raise PlanError(why, hint="latency=0.8")
+    if costs is not None and not isinstance(costs, CostTable):
+        raise PlanError(f"costs is a CostTable, got {type(costs).__name__}")
+    batch = 1 if batch is None else batch
+    if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
+        raise PlanError(f"batch is a whole number of at least 1, got {batch!r}")
     if latency is None:
-        for name, value in (("costs", costs), ("batch", batch)):
-            if value is not None:
-                raise PlanError(f"{name} has no effect without a latency", hint="latency=0.8")
         return None
     if ratio is not None:
         raise PlanError(
@@ -140,11 +150,6 @@ def _aim(latency: Any, costs: Any, batch: Any, ratio: Any) -> Aim | None:
             "a latency is one of a target, and none is named",
             hint='narrows.plan(program, latency=0.8, target="onnx")',
         )
-    if not isinstance(costs, CostTable):
-        raise PlanError(f"costs is a CostTable, got {type(costs).__name__}")
-    batch = 1 if batch is None else batch
-    if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
-        raise PlanError(f"batch is a whole number of at least 1, got {batch!r}")
     return Aim(float(latency), costs, batch)
 
 

@@ -230,7 +230,7 @@ def test_ratios_by_name(nets, run, words, kept):
         (("--scope", "layer"), "invalid choice: 'layer'"),
         (("--latency", "half"), "invalid float value: 'half'"),
         (("--latency", "0.5", "-t", "onx"), "there is no target 'onx'"),
-        (("--ratio", "0.5", "-t", "onnx"), "a plan has a target only if it aims at a latency"),
+        (("-t", "onnx"), "a plan has a target only if it has a latency or a ratio"),
     ],
 )
 def test_plan_refuses(nets, run, words, message):

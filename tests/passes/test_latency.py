@@ -213,8 +213,8 @@ def test_min_width_is_respected(program: Program):
         ({"latency": 0.8, "costs": costs(), "constrained": False}, "takes whole couplings"),
         ({"latency": 0.8, "costs": costs(), "scope": "global"}, "scope has no effect"),
         ({"latency": 0.8, "costs": costs(), "side": "input"}, "side='input' has no effect"),
-        ({"costs": costs()}, "costs has no effect without a latency"),
-        ({"batch": 2}, "batch has no effect without a latency"),
+        ({"costs": costs()}, "costs has no effect without a latency or a ratio"),
+        ({"batch": 2}, "batch has no effect without a latency or a ratio"),
         ({"latency": 0.8, "costs": costs(), "include": "head.*"}, "no channel can be removed"),
     ],
 )
