@@ -124,11 +124,13 @@ def _choices(decisions: Sequence[Decision], *, aligned: bool) -> Choices:
         for node in decision.space.core:
             forced[node.name] = hold
         for i, reader in enumerate(decision.space.readers):
-            takes = decision.takes[i]
+            takes, tail = decision.takes[i].labels, decision.takes[i].tail
             if not aligned:
+                late = np.array_equal(tail, decision.hold)
                 takes = hold if decision.reads_all(i) else reader.wants
+                tail = hold if late else takes
             for node in reader.tail:
-                forced[node.name] = takes
+                forced[node.name] = tail
             if not np.array_equal(takes, reader.wants) or not np.array_equal(takes, hold):
                 columns[reader.node.name] = np.any(takes[reader.columns], axis=0)
     return Choices(forced, columns)

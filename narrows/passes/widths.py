@@ -33,6 +33,19 @@ STEPS = (4, 8, 16, 32, 64)
 AVOIDED = 1.0
 
 
+@dataclass(frozen=True, eq=False)
+class Take:
+    """What a reader takes of a space.
+
+    Attributes:
+        labels: The labels that it reads: those held, or a part that is copied together.
+        tail: The labels that the operators hold that serve it alone, before or behind the copy.
+    """
+
+    labels: Bools
+    tail: Bools
+
+
 @dataclass
 class Decision:
     """What was chosen for one space, and the seconds that were weighed.
@@ -41,18 +54,18 @@ class Decision:
         space: The space.
         start: The labels that it must hold at the least, in the form that was chosen.
         hold: The labels that its tensors hold.
-        takes: Per reader the labels that are there for it: those held, or a gathered part.
+        takes: What each reader takes.
     """
 
     space: Space
     start: Bools
     hold: Bools
-    takes: list[Bools]
+    takes: list[Take]
     seconds: float = 0.0
 
     def reads_all(self, index: int) -> bool:
         """Whether a reader takes all that is held although a part would do."""
-        return np.array_equal(self.takes[index], self.hold)
+        return np.array_equal(self.takes[index].labels, self.hold)
 
 
 @dataclass(frozen=True)
@@ -154,7 +167,7 @@ class Chooser:
         widths = self._candidates(int(space.live.sum()), int(free.sum()), space)
         if whole:
             widths = [w for w in widths if w % self.table.layout.block == 0] or widths
-        best: tuple[float, Bools, list[Bools], bool] | None = None
+        best: tuple[float, Bools, list[Take], bool] | None = None
         for width in widths:
             hold = widened(space.live, width, free, self._rank(space))
             entered = self._enter(space, hold)
@@ -167,10 +180,10 @@ class Chooser:
         start = hold if space.entries and not cut else space.live
         for node in space.nodes:
             self._held[node] = hold
-        for reader, taken in zip(space.readers, takes, strict=True):
+        for reader, take in zip(space.readers, takes, strict=True):
             for node in reader.tail:
-                self._held[node] = taken
-            self._taken[reader.node] = int(taken[reader.columns].any(0).sum())
+                self._held[node] = take.tail
+            self._taken[reader.node] = int(take.labels[reader.columns].any(0).sum())
         return Decision(space, start, hold, takes, seconds)
 
     def _rank(self, space: Space) -> Ints:
@@ -203,7 +216,7 @@ class Chooser:
         makers = sum(self.seconds(n, inputs=self._inputs(n), outputs=width) for n in space.makers)
         return makers + sum(self.passing_seconds(n, width, plain) for n in space.core)
 
-    def _readers(self, space: Space, hold: Bools, plain: bool) -> tuple[float, list[Bools]]:
+    def _readers(self, space: Space, hold: Bools, plain: bool) -> tuple[float, list[Take]]:
         """Return the seconds of all reads of what ``hold`` says, and what each reader takes.
 
         Readers that want the same of one tensor share a copy of it.
@@ -213,37 +226,49 @@ class Chooser:
             head = reader.tail[0] if reader.tail else reader.node
             x = self.facts.flows[head].reads[0].operand
             groups.setdefault((x, reader.wants.tobytes()), []).append(i)
-        total, takes = 0.0, [hold] * len(space.readers)
+        total, takes = 0.0, [Take(hold, hold)] * len(space.readers)
         for (x, _), members in groups.items():
             readers = [space.readers[i] for i in members]
             seconds, taken = self._read(readers, x, hold, plain, self._rank(space))
             total += seconds
-            for i in members:
-                takes[i] = taken
+            for i, take in zip(members, taken, strict=True):
+                takes[i] = take
         return total, takes
 
     def _read(
         self, readers: list[Reader], x: fx.Node, hold: Bools, plain: bool, rank: Ints
-    ) -> tuple[float, Bools]:
-        """Return the seconds of what wants the same of ``x``, and what it takes: all, or a part."""
-        best, taken = sum(self._reading(r, hold, plain) for r in readers), hold
+    ) -> tuple[float, list[Take]]:
+        """Return the seconds of those that want the same of ``x``, and what each takes.
+
+        Each takes all, or a part that is copied behind what serves it alone; or they share a copy
+        of a part of ``x`` itself.
+        """
         wants = readers[0].wants & hold
         least, most = int(wants.sum()), int(hold.sum())
-        if least == most:
-            return best, taken
         rigid = any(r.rigid for r in readers)
-        for width in [least] if rigid else candidates(least, most - 1):
-            part = widened(wants, width, hold, rank)
+        widths = [] if least == most else [least] if rigid else candidates(least, most - 1)
+        parts = [(w, widened(wants, w, hold, rank)) for w in widths]
+        best, takes = 0.0, []
+        for reader in readers:
+            seconds, take = self._reading(reader, hold, hold, plain), Take(hold, hold)
+            for width, part in parts if reader.tail else ():
+                cost = self._reading(reader, part, hold, plain)
+                cost += self.copy_seconds(reader.tail[-1], most, width, blocked=not plain)
+                if cost < seconds:
+                    seconds, take = cost, Take(part, hold)
+            best += seconds
+            takes.append(take)
+        for width, part in parts:
             cost = self.copy_seconds(x, most, width, blocked=not plain)
-            cost += sum(self._reading(r, part, True) for r in readers)
+            cost += sum(self._reading(r, part, part, True) for r in readers)
             if cost < best:
-                best, taken = cost, part
-        return best, taken
+                best, takes = cost, [Take(part, part)] * len(readers)
+        return best, takes
 
-    def _reading(self, reader: Reader, taken: Bools, plain: bool) -> float:
+    def _reading(self, reader: Reader, taken: Bools, tail: Bools, plain: bool) -> float:
         """Return the seconds of a reader and of what serves it alone."""
         inputs = int(taken[reader.columns].any(0).sum())
-        chain = sum(self.passing_seconds(n, int(taken.sum()), plain) for n in reader.tail)
+        chain = sum(self.passing_seconds(n, int(tail.sum()), plain) for n in reader.tail)
         seconds = self.seconds(reader.node, inputs=inputs, outputs=self._outputs(reader.node))
         work = self.work(reader.node)
         if reader.node in self._blocked and work is not None:

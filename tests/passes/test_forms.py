@@ -339,3 +339,35 @@ def test_what_a_concat_joins_is_in_blocks_together() -> None:
     made = widths(result)
     assert (made["left"], made["right"]) == (16, 16)
     assert copies(result) == []
+
+
+class Pooled(nn.Module):
+    """A tensor of 16 channels that one layer reads as it is, and another behind a pooling."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(8, 16, 3, padding=1)
+        self.left = nn.Conv2d(16, 8, 3, padding=1)
+        self.right = nn.Conv2d(16, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.left(x) + self.right(nn.functional.avg_pool2d(x, 3, 1, 1))
+
+
+def test_a_part_is_copied_behind_what_is_slow_in_the_plain_layout() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 8, 8, 8, dtype=torch.float64)
+    program = narrows.capture(Pooled().double().eval(), (x,))
+    plan = narrows.plan(program, keep_inputs={"right.weight": [*range(0, 16, 2)]}, zeros=False)
+    table = costs(1e-3, block=8)
+    slow = Grid((("elements", (1.0, 1e6)),), np.array([1.0, 1e6]))
+    table = replace(table, grids={**table.grids, "pool": slow, "blocked pool": slow.scaled(1e-3)})
+    result = PruneChannels(plan).run(program).program
+    for pass_ in (LegalizeReads(table), AlignChannels(), ReorderChannels()):
+        result = pass_.run(result).program
+    assert relative_error(result(x), plan.masked(program)(x)) <= EXACT
+    (taken,) = copies(result)
+    assert Meta(result.node("avg_pool2d")).shape[1] == 16
+    assert next(n.name for n in result.node(taken).all_input_nodes) == "avg_pool2d"
+    assert result.tensor(result.node("right").all_input_nodes[1]).shape[1] == 8
