@@ -129,7 +129,9 @@ class Chooser:
             ]
             if sum(whole[i].seconds for i in at) < sum(single[i].seconds for i in at):
                 chosen.update(s for s in spaces if families.get(s) is family)
-        return self._decide(spaces, frozenset(chosen))
+        if not chosen:
+            return single
+        return whole if len(chosen) == len(families) else self._decide(spaces, frozenset(chosen))
 
     def _decide(self, spaces: list[Space], whole: frozenset[Space]) -> list[Decision]:
         self._held.clear()
