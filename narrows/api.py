@@ -220,6 +220,7 @@ def quantize(
     strict: bool = False,
     plan: Any = None,
     check: bool = True,
+    instruments: Sequence[Instrument] = (),
 ) -> Quantized:
     """Return a program in integers, whose scales are powers of two: multiplications by a scale are
     shifts.
@@ -255,6 +256,7 @@ def quantize(
         plan: A `QuantPlan`, or the path of a saved one, to use in place of calibration; then only
             ``equalize`` and the bits of the activations still have a say.
         check: Whether every pass is verified and held to its fidelity on the examples.
+        instruments: What else watches the passes; they run after the checks.
 
     Raises:
         UsageError: There is no calibration data, or an argument is out of range.
@@ -275,8 +277,8 @@ def quantize(
         first_last=first_last, skip=(skip,) if isinstance(skip, str) else tuple(skip),
         rounding=rounding, align=align, equalize=equalize, correct_bias=correct_bias, strict=strict,
     )  # fmt: skip
-    watches = [Verify(), Numerics()] if check else []
-    return run(program, calibration, settings, plan=plan, instruments=watches)
+    checks: list[Instrument] = [Verify(), Numerics()] if check else []
+    return run(program, calibration, settings, plan=plan, instruments=[*checks, *instruments])
 
 
 def lower(

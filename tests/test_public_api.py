@@ -19,7 +19,8 @@ FUNCTIONS = {
     "lower": "(program, target='onnx', *, plan=None, **options)",
     "quantize": "(program, calibration=None, *, weights=8, activations=8, method='mse', "
     "percentile=99.99, first_last=8, skip=(), rounding='half_even', align=True, "
-    "equalize=False, correct_bias=True, strict=False, plan=None, check=True)",
+    "equalize=False, correct_bias=True, strict=False, plan=None, check=True, "
+    "instruments=())",
     "plan": "(program, keep_inputs=None, keep_outputs=None, **options)",
 }
 CLASSES = {
@@ -31,7 +32,7 @@ CLASSES = {
     "Pipeline": "check_order default parse passes run",
     "QuantPlan": "activations fingerprint floats follow from_json load narrows notes offsets "
     "rounding save to_json weights with_notes",
-    "Quantized": "fake plan prepared program",
+    "Quantized": "fake passes plan prepared program",
     "Program": "aliases base buffers canonical copy couplings dynamic_batch examples flat_inputs "
     "graph history in_spec memo name node nodes notes origins out_spec output parameter_count "
     "placeholders replace run_flat state_dict stored tensor to to_module users_of weights "
