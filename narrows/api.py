@@ -6,11 +6,12 @@ is done in `narrows.frontend`, `narrows.passes` and `narrows.backends`.
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from narrows.errors import PassError, UsageError
+from narrows.errors import PassError, UsageError, suggest
 
 if TYPE_CHECKING:
     from narrows.backends.artifact import Artifact
@@ -281,6 +282,27 @@ def quantize(
     return run(program, calibration, settings, plan=plan, instruments=[*checks, *instruments])
 
 
+make_integers = quantize  # below, `quantize` is an argument
+
+
+def quantize_options(given: Iterable[Any] | Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of `quantize` that ``compile(..., quantize=given)`` asks for.
+
+    `UsageError` with a suggestion if there is no such option.
+    """
+    if not isinstance(given, Mapping):
+        return {"calibration": given}
+    known = list(inspect.signature(make_integers).parameters)[1:]
+    for name in given:
+        if name not in known:
+            raise UsageError(
+                f"quantize has no option {name!r}",
+                why=f"its options are: {', '.join(known)}",
+                hint=suggest(str(name), known),
+            )
+    return dict(given)
+
+
 def lower(
     program: Program, target: str = "onnx", *, plan: PlanLike = None, **options: Any
 ) -> Artifact:
@@ -313,6 +335,7 @@ def compile(
     target: str = "onnx",
     *,
     pipeline: Pipeline | str | None = None,
+    quantize: Iterable[Any] | Mapping[str, Any] | None = None,
     dump: str | os.PathLike[str] | None = None,
     kwargs: Mapping[str, Any] | None = None,
     dynamic_batch: bool = True,
@@ -323,9 +346,10 @@ def compile(
     on_result: Callable[[PipelineResult], None] | None = None,
     **options: Any,
 ) -> Artifact:
-    """Return a model compiled: captured, rewritten, checked and lowered.
+    """Return a model compiled: captured, rewritten, quantized if asked, checked and lowered.
 
     >>> artifact = narrows.compile(model, (x,), plan={"ratio": 0.5})
+    >>> artifact = narrows.compile(model, (x,), plan={"ratio": 0.5}, quantize=[images])
     >>> artifact.save("out")
     >>> print(artifact.report)
 
@@ -336,6 +360,8 @@ def compile(
             first.
         target: As for `lower`.
         pipeline: As for `apply`.
+        quantize: Calibration data as for `quantize`, or all of its options as a dict:
+            ``{"calibration": [images], "weights": 4}``. Without it the result is floating-point.
         dump: A folder for the program after every pass, to be read with ``narrows show`` and
             ``why``.
         kwargs: As for `capture`.
@@ -344,18 +370,20 @@ def compile(
         check: Whether every pass is verified and held to its fidelity on the examples.
         double: Whether to check in float64, too.
         instruments: What else watches the passes.
-        on_result: Called with the pipeline's result before lowering.
+        on_result: Called with the pipeline's result before it is quantized or lowered.
         **options: The target's options.
 
     Raises:
         CaptureError: The model cannot be captured.
         PlanError: The plan does not fit it.
+        PassError: It cannot be quantized; see `quantize`.
         FidelityError: A pass changed the outputs beyond what it declares.
         LowerError: The target cannot express the program.
     """
     from narrows.backends import make_target
     from narrows.passes.instruments import Dumper
 
+    integers = None if quantize is None else quantize_options(quantize)
     program = capture(model, inputs, kwargs=kwargs, dynamic_batch=dynamic_batch, name=name)
     if isinstance(plan, Mapping):
         plan = make_plan(program, **plan)
@@ -366,7 +394,12 @@ def compile(
     )  # fmt: skip
     if on_result is not None:
         on_result(result)
-    return lower(result.program, target, plan=plan, **options)
+    made = result.program
+    if integers is not None:
+        integers = {"check": check, **integers}
+        integers["instruments"] = [*watches, *integers.get("instruments", ())]
+        made = make_integers(made, **integers).program
+    return lower(made, target, plan=plan, **options)
 
 
 def load(path: str | os.PathLike[str]) -> Artifact:

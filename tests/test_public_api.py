@@ -12,7 +12,8 @@ import narrows
 FUNCTIONS = {
     "apply": "(program, plan=None, *, target=None, pipeline=None, check=False, instruments=())",
     "capture": "(model, example_inputs=None, *, kwargs=None, dynamic_batch=True, name=None)",
-    "compile": "(model, inputs, plan=None, target='onnx', *, pipeline=None, dump=None, "
+    "compile": "(model, inputs, plan=None, target='onnx', *, pipeline=None, "
+    "quantize=None, dump=None, "
     "kwargs=None, dynamic_batch=True, name=None, check=True, double=False, instruments=(), "
     "on_result=None, **options)",
     "load": "(path)",
