@@ -6,11 +6,12 @@ is done in `narrows.frontend`, `narrows.passes` and `narrows.backends`.
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from narrows.errors import PassError, UsageError
+from narrows.errors import PassError, UsageError, suggest
 
 if TYPE_CHECKING:
     from narrows.backends.artifact import Artifact
@@ -264,6 +265,7 @@ def quantize(
     strict: bool = False,
     plan: Any = None,
     check: bool = True,
+    instruments: Sequence[Instrument] = (),
 ) -> Quantized:
     """Return a program in integers, whose scales are powers of two: multiplications by a scale are
     shifts.
@@ -299,6 +301,7 @@ def quantize(
         plan: A `QuantPlan`, or the path of a saved one, to use in place of calibration; then only
             ``equalize`` and the bits of the activations still have a say.
         check: Whether every pass is verified and held to its fidelity on the examples.
+        instruments: What else watches the passes; they run after the checks.
 
     Raises:
         UsageError: There is no calibration data, or an argument is out of range.
@@ -319,8 +322,29 @@ def quantize(
         first_last=first_last, skip=(skip,) if isinstance(skip, str) else tuple(skip),
         rounding=rounding, align=align, equalize=equalize, correct_bias=correct_bias, strict=strict,
     )  # fmt: skip
-    watches = [Verify(), Numerics()] if check else []
-    return run(program, calibration, settings, plan=plan, instruments=watches)
+    checks: list[Instrument] = [Verify(), Numerics()] if check else []
+    return run(program, calibration, settings, plan=plan, instruments=[*checks, *instruments])
+
+
+make_integers = quantize  # below, `quantize` is an argument
+
+
+def quantize_options(given: Iterable[Any] | Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of `quantize` that ``compile(..., quantize=given)`` asks for.
+
+    `UsageError` with a suggestion if there is no such option.
+    """
+    if not isinstance(given, Mapping):
+        return {"calibration": given}
+    known = list(inspect.signature(make_integers).parameters)[1:]
+    for name in given:
+        if name not in known:
+            raise UsageError(
+                f"quantize has no option {name!r}",
+                why=f"its options are: {', '.join(known)}",
+                hint=suggest(str(name), known),
+            )
+    return dict(given)
 
 
 def lower(
@@ -355,6 +379,7 @@ def compile(
     target: str = "onnx",
     *,
     pipeline: Pipeline | str | None = None,
+    quantize: Iterable[Any] | Mapping[str, Any] | None = None,
     dump: str | os.PathLike[str] | None = None,
     kwargs: Mapping[str, Any] | None = None,
     dynamic_batch: bool = True,
@@ -365,9 +390,10 @@ def compile(
     on_result: Callable[[PipelineResult], None] | None = None,
     **options: Any,
 ) -> Artifact:
-    """Return a model compiled: captured, rewritten, checked and lowered.
+    """Return a model compiled: captured, rewritten, quantized if asked, checked and lowered.
 
     >>> artifact = narrows.compile(model, (x,), plan={"ratio": 0.5})
+    >>> artifact = narrows.compile(model, (x,), plan={"ratio": 0.5}, quantize=[images])
     >>> artifact.save("out")
     >>> print(artifact.report)
 
@@ -378,6 +404,8 @@ def compile(
             first. A ``latency`` among them is that of ``target``.
         target: As for `lower`.
         pipeline: As for `apply`.
+        quantize: Calibration data as for `quantize`, or all of its options as a dict:
+            ``{"calibration": [images], "weights": 4}``. Without it the result is floating-point.
         dump: A folder for the program after every pass, to be read with ``narrows show`` and
             ``why``.
         kwargs: As for `capture`.
@@ -386,18 +414,20 @@ def compile(
         check: Whether every pass is verified and held to its fidelity on the examples.
         double: Whether to check in float64, too.
         instruments: What else watches the passes.
-        on_result: Called with the pipeline's result before lowering.
+        on_result: Called with the pipeline's result before it is quantized or lowered.
         **options: The target's options.
 
     Raises:
         CaptureError: The model cannot be captured.
         PlanError: The plan does not fit it.
+        PassError: It cannot be quantized; see `quantize`.
         FidelityError: A pass changed the outputs beyond what it declares.
         LowerError: The target cannot express the program.
     """
     from narrows.backends import make_target
     from narrows.passes.instruments import Dumper
 
+    integers = None if quantize is None else quantize_options(quantize)
     program = capture(model, inputs, kwargs=kwargs, dynamic_batch=dynamic_batch, name=name)
     if isinstance(plan, Mapping):
         plan = plan_for(program, plan, make_target(target, **options))
@@ -408,7 +438,12 @@ def compile(
     )  # fmt: skip
     if on_result is not None:
         on_result(result)
-    return lower(result.program, target, plan=plan, **options)
+    made = result.program
+    if integers is not None:
+        integers = {"check": check, **integers}
+        integers["instruments"] = [*watches, *integers.get("instruments", ())]
+        made = make_integers(made, **integers).program
+    return lower(made, target, plan=plan, **options)
 
 
 def load(path: str | os.PathLike[str]) -> Artifact:

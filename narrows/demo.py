@@ -1,7 +1,8 @@
 """`narrows demo`: a real network from training to a smaller artifact, with every number measured.
 
 A small residual network with a concat branch learns scikit-learn's handwritten digits. The demo
-then captures it, plans, prunes, exports, and fine-tunes what is left. Read `run` first.
+then captures it, plans, prunes, exports, fine-tunes what is left, and turns that into integers.
+Read `run` first.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ from narrows.backends.artifact import Artifact
 from narrows.errors import ArtifactError, UsageError
 from narrows.ir.program import Program, op_name, relative_error
 from narrows.passes.instruments import Dumper
-from narrows.passes.pipeline import format_count, macs
+from narrows.passes.pipeline import Instrument, format_count, format_table, macs
 from narrows.passes.plan import ChannelPlan
+from narrows.passes.quantization import Quantized
 
 SEED = 0
 # The group lasso's strength, per learning rate and square root of a column's size.
@@ -236,7 +238,7 @@ class Candidate:
     """One of the artifacts that the demo compares.
 
     Attributes:
-        name: ``unpruned``, ``pruned`` or ``tuned``.
+        name: ``unpruned``, ``pruned``, ``tuned`` or ``quantized``.
         program: What was lowered.
         artifact: What came out.
         accuracy: The artifact's accuracy on the test images, run in ONNX Runtime, 0..1.
@@ -257,6 +259,24 @@ def lower(
     progress("")
     artifact = api.load(folder / name)  # what is measured is what was written
     return Candidate(name, program, artifact, test.accuracy(artifact.run))
+
+
+def quantize(program: Program, training: Split, watches: Sequence[Instrument]) -> Quantized:
+    """Return the program in 8-bit integers and shifts, calibrated on the training images."""
+    progress("calibrating")
+    quantized = api.quantize(program, training.images.split(64), instruments=watches)
+    progress("")
+    return quantized
+
+
+def count_differing(candidate: Candidate, images: Tensor) -> int:
+    """Return how many outputs differ between an artifact and the program it was lowered from.
+
+    Both compare with ``==``: the artifact runs with the runtime's optimizations, and without.
+    """
+    expected = candidate.program(images)
+    runs = [candidate.artifact.run_flat([images], optimize=optimize) for optimize in (True, False)]
+    return sum(int((torch.as_tensor(got) != expected).sum()) for (got,) in runs)
 
 
 def measure_latency(
@@ -299,8 +319,9 @@ def run(folder: str | os.PathLike[str], *, quick: bool = False) -> dict[str, Any
     """Run the demo, write its artifacts and dump below ``folder``, and return what it measured.
 
     Args:
-        folder: Gets ``unpruned``, ``pruned`` and ``tuned`` (artifacts), ``dump`` and ``plan.json``.
-            Those of an earlier demo are replaced.
+        folder: Gets ``unpruned``, ``pruned``, ``tuned`` and ``quantized`` (artifacts), ``dump``
+            (from the trained network to the pruned one), ``dump-quantized`` (from the tuned one to
+            integers), ``plan.json`` and ``quant.json``. Those of an earlier demo are replaced.
         quick: Train a little and measure roughly, to see that everything works.
     """
     with one_thread():
@@ -330,11 +351,17 @@ def tell(folder: Path, settings: Settings) -> dict[str, Any]:
     seconds_more = train(trainable, training, settings.more_epochs, 1e-3, "fine-tuning")
     again = api.capture(trainable, (training.images[:8],), name="digits-tuned")
 
+    watches = [Dumper(folder / "dump-quantized")]
+    tuned = api.apply(again, target="onnx", instruments=watches)
+    quantized = quantize(tuned, training, watches)
+    quantized.plan.save(folder / "quant.json")
+
     unpruned = api.apply(program, pipeline="fold-batch-norm, eliminate-dead")
     candidates = [
         lower("unpruned", unpruned, test, folder),
         lower("pruned", result.program, test, folder, plan),
-        lower("tuned", api.apply(again, target="onnx"), test, folder),
+        lower("tuned", tuned, test, folder),
+        lower("quantized", quantized.program, test, folder),
     ]
     return {
         "images": {"train": 1197, "validation": 200, "test": 400},
@@ -345,6 +372,10 @@ def tell(folder: Path, settings: Settings) -> dict[str, Any]:
         "passes": [r.to_json() for r in (result.initial, *result.reports)],
         "table": result.table(),
         "error": error,
+        "quantize_passes": [r.to_json() for r in quantized.passes],
+        "quantize_table": format_table(quantized.passes),
+        "floats": dict(quantized.plan.floats),
+        "differing": count_differing(candidates[-1], test.images),
         "parameters": {c.name: c.program.parameter_count for c in candidates},
         "macs": {c.name: sum(macs(c.program).values()) for c in candidates},
         "bytes": {c.name: c.artifact.size for c in candidates},
@@ -400,12 +431,25 @@ def describe(report: dict[str, Any]) -> str:
         "error: largest difference from what each pass owes, relative to the largest output",
         f"pruned against masked, on the test images: {report['error']:.1e}",
         "",
+        report["quantize_table"].rstrip(),
+        f"quantized: {differing(report)}",
+        "",
         *align(rows),
         f"tuned: the pruned program trained {seconds['fine-tuning']:.0f} s more, captured again",
+        "quantized: the tuned program in 8-bit integers and shifts, calibrated on training images",
         "speed: in ONNX Runtime, one thread, in turns with the unpruned artifact; median of ratios",
         *verdict(report),
     ]
     return "\n".join(lines)
+
+
+def differing(report: dict[str, Any]) -> str:
+    """Return how the integer artifact compares with its program, as a sentence."""
+    floats = len(report["floats"])
+    return (
+        f"{report['differing']} outputs differ between ONNX Runtime and the interpreter; "
+        f"operators that stay float: {floats or 'none'}"
+    )
 
 
 def align(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -448,5 +492,5 @@ def main(arguments: argparse.Namespace) -> int:
         print(json.dumps(report, indent=1))
     else:
         print(describe(report))
-        print(f"\nartifacts, plan, dump and report.json: {folder}")
+        print(f"\nartifacts, plans, dumps and report.json: {folder}")
     return 0

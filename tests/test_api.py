@@ -258,6 +258,31 @@ def test_compile_does_all_of_it(tmp_path: Path):
     assert np.array_equal(loaded.run(x), artifact.run(x))
 
 
+@pytest.mark.parametrize("options", [False, True])
+def test_compile_quantizes(tmp_path: Path, options: bool):
+    model, x = net(), torch.randn(2, 3, 6, 6)
+    images = [torch.randn(8, 3, 6, 6)]
+    asked: Any = {"calibration": images, "weights": 6, "method": "minmax"} if options else images
+    seen: list[PipelineResult] = []
+    artifact = narrows.compile(
+        model, (x,), {"ratio": 0.5}, quantize=asked, dump=tmp_path / "dump", on_result=seen.append
+    )
+    given = {"weights": 6, "method": "minmax"} if options else {}
+    quantized = narrows.quantize(seen[0].program, images, **given)
+    assert np.array_equal(artifact.run(x), quantized.program(x).numpy())
+    assert artifact.fidelity["tolerance"] == 0
+    assert artifact.plan is not None
+    names = [s["name"] for s in Dump.open(tmp_path / "dump").stages]
+    assert names[1] == "prune-channels"
+    assert names[-2:] == ["quantize", "fold-shifts"]
+
+
+def test_compile_refuses_unknown_options_of_quantize():
+    with pytest.raises(UsageError, match="quantize has no option 'wieghts'") as caught:
+        narrows.compile(net(), (torch.randn(2, 3, 6, 6),), quantize={"wieghts": 4})
+    assert caught.value.hint == "did you mean 'weights'?"
+
+
 def test_lower_keeps_a_plan_given_by_its_path(program: narrows.Program, tmp_path: Path):
     plan = narrows.plan(program, ratio=0.5)
     plan.save(tmp_path / "p.json")

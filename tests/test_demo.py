@@ -12,6 +12,7 @@ from torch import nn
 import narrows
 from narrows import demo
 from narrows.cli import main
+from narrows.ir.dump import Dump
 from narrows.passes.base import TOLERANCE, Fidelity
 
 pytest.importorskip("sklearn")
@@ -47,22 +48,43 @@ def test_training_the_pruned_program_gains_accuracy(report: dict):
     assert report["parameters"]["tuned"] <= report["parameters"]["pruned"]
 
 
+def test_the_quantized_artifact_is_its_program_bit_for_bit(report: dict):
+    assert report["differing"] == 0
+    assert report["floats"] == {}
+    assert report["bytes"]["quantized"] < 0.5 * report["bytes"]["tuned"]
+    assert report["macs"]["quantized"] == report["macs"]["tuned"]
+    assert report["accuracy"]["quantized"] > report["accuracy"]["tuned"] - 0.02
+    assert [p["name"] for p in report["quantize_passes"]][-2:] == ["quantize", "fold-shifts"]
+
+
+def test_other_bits_are_counted(folder: Path):
+    _, _, test = demo.load_splits()
+    artifact = narrows.load(folder / "quantized")
+    program = narrows.capture(demo.DigitsNet(4).eval(), (test.images[:8],))
+    candidate = demo.Candidate("other", program, artifact, 0.0)
+    assert demo.count_differing(candidate, test.images[:8]) > 100
+
+
 def test_everything_is_written(folder: Path, report: dict):
     _, _, test = demo.load_splits()
-    for name in ("unpruned", "pruned", "tuned"):
+    for name in ("unpruned", "pruned", "tuned", "quantized"):
         artifact = narrows.load(folder / name)
         assert test.accuracy(artifact.run) == report["accuracy"][name]
     assert (
         narrows.ChannelPlan.load(folder / "plan.json").removed == report["channels_removed"]["plan"]
     )
     assert main(["show", str(folder / "dump")]) == 0
+    shifts = Dump.open(folder / "dump-quantized")
+    assert [s["name"] for s in shifts.stages[-2:]] == ["quantize", "fold-shifts"]
+    assert shifts.snapshot().history[0].startswith("prune-channels")
+    assert len(narrows.QuantPlan.load(folder / "quant.json").weights) == 9
 
 
 def test_the_report_reads_well(report: dict, capsys: pytest.CaptureFixture[str]):
     print(demo.describe(report))
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 110
-    for word in ("prune-channels", "masked", "test accuracy", "batch 64", "speed"):
+    for word in ("prune-channels", "masked", "test accuracy", "batch 64", "speed", "fold-shifts"):
         assert word in text
 
 

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from narrows.cli import grids
 from narrows.cli.model import capture_model
 from narrows.errors import ArtifactError, UsageError
 
@@ -20,10 +21,18 @@ def compile_(arguments: argparse.Namespace) -> int:
     from narrows import api
     from narrows.backends import make_target
     from narrows.passes.instruments import Dumper, Progress
+    from narrows.passes.pipeline import format_table
 
     output = Path(arguments.output)
     refuse_output(output)
     target, options = parse_target(arguments.target, arguments.tune)
+    settings = grids.settings_of(arguments)
+    if settings and arguments.quantize is None:
+        raise UsageError(
+            f"{', '.join(settings)} would have no effect",
+            why="they choose grids, and the model stays floating-point",
+            hint="--quantize images.npy",
+        )
     choosing = choice(arguments)
     if choosing and arguments.plan is not None:
         raise UsageError(
@@ -32,6 +41,9 @@ def compile_(arguments: argparse.Namespace) -> int:
         )
     program = capture_model(arguments)
     emitted = make_target(target, **options)
+    data = None
+    if arguments.quantize is not None:
+        data = grids.batches(Path(arguments.quantize), program)
     chosen = api.plan_for(program, choosing, emitted) if choosing else arguments.plan
     watches: list[Any] = [Progress()]
     dump = dump_folder(output, arguments.dump)
@@ -45,16 +57,23 @@ def compile_(arguments: argparse.Namespace) -> int:
         double=arguments.double,
         instruments=watches,
     )
-    artifact = api.lower(result.program, target, plan=chosen, **options)
+    made, reports = result.program, (result.initial, *result.reports)
+    found: dict[str, Any] = {}
+    if data is not None:
+        quantized = api.quantize(made, data, instruments=watches, **settings)
+        found = grids.findings(made, quantized)
+        made, reports = quantized.program, (*reports, *quantized.passes)
+    artifact = api.lower(made, target, plan=chosen, **options)
     artifact.save(output)
     if arguments.json:
-        reports = (result.initial, *result.reports)
-        found = {"artifact": str(output), "bytes": artifact.size, "fidelity": artifact.fidelity}
+        told = {"artifact": str(output), "bytes": artifact.size, "fidelity": artifact.fidelity}
         dumped = {} if dump is None else {"dump": str(dump)}
-        print_json({**found, **dumped, "passes": [r.to_json() for r in reports]})
+        print_json({**told, **found, **dumped, "passes": [r.to_json() for r in reports]})
     else:
-        print(result.table())
+        print(format_table(reports))
         print(artifact.report)
+        if found:
+            print(grids.describe(found))
         print(f"\nsaved in {output}" + (f", dump in {dump}" if dump is not None else ""))
     return 0
 

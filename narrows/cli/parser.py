@@ -134,7 +134,14 @@ def _compile(commands: Any) -> None:
         "-o", "--output", required=True, metavar="DIR", help="the artifact's folder"
     )
     command.add_argument("--plan", metavar="FILE", help="a plan, as `narrows plan` writes it")
+    command.add_argument(
+        "--quantize",
+        metavar="FILE",
+        help="turn the result into integers and shifts, calibrated on data: .npy, or .npz with an "
+        "array per input; axis 0 counts the samples",
+    )
     _choice(command)
+    _grids(command)
     command.add_argument(
         "--dump",
         nargs="?",
@@ -173,6 +180,11 @@ def _quantize(commands: Any) -> None:
         metavar="TARGET",
         help="what to emit: onnx, or onnx{form=qlinear}",
     )
+    _grids(command)
+
+
+def _grids(command: argparse.ArgumentParser) -> None:
+    """Add how grids are chosen; what is not given is left to `narrows.quantize`."""
     group = command.add_argument_group("choosing grids")
     for side in ("weight", "activation"):
         group.add_argument(

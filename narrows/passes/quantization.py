@@ -21,7 +21,7 @@ from narrows.passes.eliminate_dead import EliminateDead
 from narrows.passes.equalize_channels import EqualizeChannels
 from narrows.passes.fold_batch_norm import FoldBatchNorm
 from narrows.passes.fold_shifts import FoldShifts
-from narrows.passes.pipeline import Instrument, Pipeline
+from narrows.passes.pipeline import Instrument, PassReport, Pipeline
 from narrows.passes.quant_plan import QuantPlan
 from narrows.passes.quantize import Quantize
 from narrows.passes.widen_clips import WidenClips
@@ -36,12 +36,14 @@ class Quantized:
         plan: The grids, as data; `QuantPlan.save` keeps them.
         fake: The fake-quantized program, floating-point; ``program`` equals it bit for bit.
         prepared: The float program that the plan is for.
+        passes: What every pass did, from preparation to shifts.
     """
 
     program: Program
     plan: QuantPlan
     fake: Program
     prepared: Program
+    passes: tuple[PassReport, ...] = ()
 
 
 def preparation(bits: int = 8, *, equalize: bool = False) -> Pipeline:
@@ -82,11 +84,12 @@ def quantize(
         raise PassError(f"{program.name} is quantized already", hint="quantize the float program")
     bits = settings.activations if isinstance(settings.activations, int) else 8
     watches = list(instruments)
-    prepared = preparation(bits, equalize=settings.equalize).run(program, watches).program
-    chosen = calibrate(prepared, calibration, settings) if plan is None else plan
-    fake = Pipeline([Quantize(chosen)]).run(prepared, watches).program
-    folded = Pipeline([FoldShifts()]).run(fake, watches).program
-    return Quantized(folded, chosen, fake, prepared)
+    prepared = preparation(bits, equalize=settings.equalize).run(program, watches)
+    chosen = calibrate(prepared.program, calibration, settings) if plan is None else plan
+    fake = Pipeline([Quantize(chosen)]).run(prepared.program, watches)
+    folded = Pipeline([FoldShifts()]).run(fake.program, watches)
+    reports = (*prepared.reports, *fake.reports, *folded.reports)
+    return Quantized(folded.program, chosen, fake.program, prepared.program, reports)
 
 
 __all__ = ["Quantized", "preparation", "quantize"]

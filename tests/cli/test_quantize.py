@@ -48,6 +48,30 @@ def test_options_reach_the_plan(data: str, capsys) -> None:
     capsys.readouterr()
 
 
+def test_compile_quantizes_what_it_pruned(data: str, capsys) -> None:
+    words = ["--ratio", "0.5", "--quantize", data, "--weight-bits", "7"]
+    assert main(["compile", *SPEC, *words, "-o", "out", "--dump"]) == 0
+    shown = capsys.readouterr().out
+    assert "fold-shifts" in shown
+    assert "error against the float model" in shown
+    manifest = json.loads(Path("out/manifest.json").read_text())
+    assert manifest["plan"] is not None
+    assert manifest["passes"][-1] == "fold-shifts"
+    assert main(["show", "out.dump@quantize"]) == 0
+    words = ["--ratio", "0.5", "--quantize", "images.npz", "--json"]
+    capsys.readouterr()
+    assert main(["compile", *SPEC, *words, "-o", "again"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["floats"] == {}
+    assert [p["name"] for p in found["passes"]][-2:] == ["quantize", "fold-shifts"]
+    assert main(["check", "again"]) == 0
+
+
+def test_grids_without_quantize_are_wrong_usage(nets: str, capsys) -> None:
+    assert main(["compile", *SPEC, "--method", "minmax", "-o", "out"]) == 2
+    assert "method would have no effect" in capsys.readouterr().err
+
+
 def test_check_tells_other_bits(data: str, capsys) -> None:
     assert main(["quantize", *SPEC, "--data", data, "-o", "out"]) == 0
     path = Path("out/manifest.json")
@@ -69,10 +93,16 @@ def test_check_tells_other_bits(data: str, capsys) -> None:
         (["--data", "images.npy", "--weight-bits", "1"], "weights takes 2 to 8 bits, got 1"),
         (["--data", "images.npy", "--weight-bits", "few"], "is no number"),
         (["--data", "two.npz"], "holds 2 arrays, the model takes 1 inputs"),
+        (["--data", "words.npy"], "holds <U5[1]"),
+        (["--data", "one.npy"], "holds float64[]"),
+        (["--data", "none.npy"], "there is no calibration data"),
         (["--data", "images.npy", "-t", "onnx{form=best}"], "onnx takes the form"),
     ],
 )
 def test_wrong_usage(data: str, words: list[str], text: str, capsys) -> None:
     np.savez("two.npz", a=np.zeros(3), b=np.zeros(3))
+    np.save("words.npy", np.array(["words"]))
+    np.save("one.npy", np.array(1.0))
+    np.save("none.npy", np.zeros((0, 3, 8, 8)))
     assert main(["quantize", *SPEC, "-o", "out", *words]) == 2
     assert text in capsys.readouterr().err

@@ -21,7 +21,7 @@ from narrows.passes.decompose_attention import DecomposeAttention
 from narrows.passes.equalize_channels import EqualizeChannels
 from narrows.passes.fold_shifts import FoldShifts
 from narrows.passes.observe import Histogram
-from narrows.passes.pipeline import Pipeline
+from narrows.passes.pipeline import Pipeline, macs
 from narrows.passes.quant_plan import QuantPlan
 from narrows.passes.quantize import Quantize
 from narrows.passes.widen_clips import WidenClips
@@ -388,3 +388,10 @@ def test_quantized_programs_are_not_quantized_again() -> None:
     with pytest.raises(PassError, match="is quantized already"):
         narrows.quantize(quantized.program, [x])
     assert not FoldShifts().run(quantized.program).changed
+
+
+@pytest.mark.parametrize("name", sorted(NETWORKS)[::9])
+def test_integer_operators_multiply_as_often_as_the_float_ones(name: str) -> None:
+    program, inputs = network(name)
+    quantized = narrows.quantize(program, [inputs], check=False)
+    assert sum(macs(quantized.program).values()) == sum(macs(quantized.prepared).values())

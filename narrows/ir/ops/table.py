@@ -15,7 +15,7 @@ from torch import fx
 from narrows.errors import OpError
 from narrows.ir.ops.barrier import BARRIER as BARRIER
 from narrows.ir.ops.contract import Contract, Contraction
-from narrows.ir.ops.integer import IntegerForm, Moves
+from narrows.ir.ops.integer import IntegerForm, Moves, integer_macs
 from narrows.ir.ops.integer_forms import FAKES, form_of
 from narrows.ir.ops.row import Row
 from narrows.ir.ops.rows import standard_rows
@@ -100,7 +100,7 @@ def to_markdown() -> str:
 def macs(node: fx.Node) -> int:
     """Return the multiply-accumulates of a node at the example's sizes."""
     row = find(node)
-    return 0 if row is None else row.macs(node)
+    return integer_macs(node) if row is None else row.macs(node)
 
 
 def integer_form(node: fx.Node) -> IntegerForm | None:

@@ -1,0 +1,118 @@
+"""What the command line says of quantization: how grids are chosen, and data from files."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
+
+from narrows.errors import UsageError
+
+if TYPE_CHECKING:
+    from narrows.ir.program import Program
+    from narrows.passes.quantization import Quantized
+
+BATCH = 32  # samples of a data file that run at once
+
+
+def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of `narrows.quantize` that the command line gives."""
+    from narrows.passes.calibrate import Settings
+
+    given = {
+        "weights": parse_bits(arguments.weight_bits, "--weight-bits"),
+        "activations": parse_bits(arguments.activation_bits, "--activation-bits"),
+        "method": arguments.method,
+        "rounding": arguments.rounding,
+        "skip": tuple(arguments.skip) if arguments.skip else None,
+        "strict": arguments.strict or None,
+    }
+    settings = {name: value for name, value in given.items() if value is not None}
+    Settings(**settings)
+    return settings
+
+
+def parse_bits(texts: list[str] | None, option: str) -> int | dict[str, int] | None:
+    """Return bits for all, or per glob; those without a glob are for the rest."""
+    if not texts:
+        return None
+    bits: dict[str, int] = {}
+    for text in texts:
+        glob, equals, number = text.rpartition("=")
+        if not number.isdigit():
+            raise UsageError(f"{option} {text}: {number!r} is no number", hint=f"{option} 8")
+        bits[glob if equals else "*"] = int(number)
+    if list(bits) == ["*"]:
+        return bits["*"]
+    return {**bits, "*": bits.pop("*", 8)}  # the first glob that matches counts
+
+
+def batches(path: Path, program: Program) -> Iterator[tuple[Any, ...]]:
+    """Return the inputs in a data file, ``BATCH`` samples at a time.
+
+    Args:
+        path: A ``.npy`` file for the one input, or a ``.npz`` file with an array per input, by the
+            input's name or in order. Axis 0 counts the samples.
+        program: What they are for.
+    """
+    import numpy as np
+    import torch
+
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        arrays = [loaded] if isinstance(loaded, np.ndarray) else _named(dict(loaded), program)
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        raise UsageError(f"cannot read the data {path}", why=str(error)) from error
+    holders = program.placeholders
+    if len(arrays) != len(holders):
+        raise UsageError(
+            f"{path} holds {len(arrays)} arrays, the model takes {len(holders)} inputs"
+        )
+    for array in arrays:
+        if array.dtype.kind not in "biuf" or not array.ndim:
+            raise UsageError(
+                f"{path} holds {array.dtype}{list(array.shape)}",
+                why="it takes arrays of numbers, and axis 0 counts the samples",
+            )
+    counts = {len(a) for a in arrays}
+    if len(counts) != 1:
+        raise UsageError(f"the arrays of {path} have different numbers of samples")
+    fixed = program.examples[0].shape[0] if not program.dynamic_batch else None
+    step, (count,) = fixed or BATCH, counts
+
+    def chunks() -> Iterator[tuple[Any, ...]]:
+        for start in range(0, count - (fixed or 1) + 1, step):
+            parts = (a[start : start + step] for a in arrays)
+            yield tuple(
+                torch.from_numpy(np.ascontiguousarray(p)).to(e.dtype)
+                for p, e in zip(parts, program.examples, strict=True)
+            )
+
+    return chunks()
+
+
+def _named(arrays: dict[str, Any], program: Program) -> list[Any]:
+    names = [n.name for n in program.placeholders]
+    return [arrays[n] for n in names] if set(names) == set(arrays) else list(arrays.values())
+
+
+def findings(program: Program, quantized: Quantized) -> dict[str, Any]:
+    """Return what a person wants to know of a quantized program, as JSON values.
+
+    ``floats`` has what stays floating-point, with reasons; ``error`` is the relative error of the
+    outputs against ``program``, on its examples.
+    """
+    from narrows.passes.instruments import compare
+
+    floats = dict(quantized.plan.floats)
+    return {"floats": floats, "error": compare(quantized.program, program)}
+
+
+def describe(found: dict[str, Any]) -> str:
+    """Return `findings` as text."""
+    lines = [f"float: {name}: {reason}" for name, reason in found["floats"].items()]
+    return "\n".join(
+        [*lines, f"error against the float model on the example: {found['error']:.2g}"]
+    )
