@@ -59,8 +59,9 @@ class Origin:
         name: The original weight's fully qualified name.
         shape: The original shape.
         index: Per axis the kept original indices in their new order, or ``None`` for the whole
-            axis. Where the groups of a convolution keep different channels, one axis has a tuple
-            per kept index of the other sliced axis instead: row ``i`` takes ``index[axis][i]``.
+            axis; -1 is a channel of zeros that was added. Where the groups of a convolution keep
+            different channels, one axis has a tuple per kept index of the other sliced axis
+            instead: row ``i`` takes ``index[axis][i]``.
     """
 
     name: str
