@@ -10,9 +10,10 @@ import pytest
 import narrows
 
 FUNCTIONS = {
-    "apply": "(program, plan=None, *, target=None, pipeline=None, check=False, instruments=())",
+    "apply": "(program, plan=None, *, target=None, batch=None, pipeline=None, check=False, "
+    "instruments=())",
     "capture": "(model, example_inputs=None, *, kwargs=None, dynamic_batch=True, name=None)",
-    "compile": "(model, inputs, plan=None, target='onnx', *, pipeline=None, "
+    "compile": "(model, inputs, plan=None, target='onnx', *, batch=None, pipeline=None, "
     "quantize=None, dump=None, "
     "kwargs=None, dynamic_batch=True, name=None, check=True, double=False, instruments=(), "
     "on_result=None, **options)",

@@ -246,7 +246,7 @@ def _choice(command: argparse.ArgumentParser) -> None:
         "allows, by the target's measured costs, above 0 and up to 1",
     )
     group.add_argument(
-        "--batch", type=int, metavar="N", help="the number of examples --latency is for (1)"
+        "--batch", type=int, metavar="N", help="the number of examples to choose for (1)"
     )
     group.add_argument("--criterion", metavar="NAME", help="how channels are scored (l1)")
     group.add_argument(
