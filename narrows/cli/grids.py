@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
@@ -110,9 +110,26 @@ def findings(program: Program, quantized: Quantized) -> dict[str, Any]:
     return {"floats": floats, "error": compare(quantized.program, program)}
 
 
+def report(quantized: Quantized, data: Iterable[Any], folder: Path) -> dict[str, Any]:
+    """Save what quantization costs on data; return where, and the worst of it, as JSON values."""
+    made = quantized.report(data)
+    made.save(folder)
+    known = made.to_json()
+    gains = {t["name"]: t["gain"] for t in known["tensors"]}
+    costly = {t.name: gains[t.name] for t in made.culprits[:5] if t.gain is not None and t.gain > 0}
+    return {"report": str(folder), "sqnr": known["sqnr"], "culprits": costly}
+
+
 def describe(found: dict[str, Any]) -> str:
-    """Return `findings` as text."""
+    """Return `findings` and `report` as text."""
     lines = [f"float: {name}: {reason}" for name, reason in found["floats"].items()]
-    return "\n".join(
-        [*lines, f"error against the float model on the example: {found['error']:.2g}"]
-    )
+    lines.append(f"error against the float model on the example: {found['error']:.2g}")
+    if "report" in found:
+        ratio = "exact" if found["sqnr"] is None else f"{found['sqnr']:.1f} dB"
+        costly = ", ".join(
+            f"{name} ({'all of it' if gain is None else f'{gain:.2f} dB'})"
+            for name, gain in found["culprits"].items()
+        )
+        lines.append(f"outputs on the data: {ratio}; costliest quantizers: {costly or 'none'}")
+        lines.append(f"report in {found['report']}")
+    return "\n".join(lines)

@@ -24,9 +24,9 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx
-from torch.fx.node import map_arg
 
 from narrows.errors import ProgramError, suggest
+from narrows.ir.run import Call, Observe, Run
 
 aten = torch.ops.aten
 
@@ -251,7 +251,7 @@ class Program:
         self,
         inputs: Sequence[Any],
         weights: Mapping[str, Tensor] | None = None,
-        observe: Callable[[fx.Node, Any], None] | None = None,
+        observe: Observe | None = None,
     ) -> list[Any]:
         """Run on flat inputs and return the flat outputs.
 
@@ -260,9 +260,18 @@ class Program:
             weights: Weights to use in place of the program's own.
             observe: Called with every node and its value.
         """
-        weights = self.weights if weights is None else weights
+        return self.start(inputs, weights, observe).finish()
+
+    def start(
+        self,
+        inputs: Sequence[Any],
+        weights: Mapping[str, Tensor] | None = None,
+        observe: Observe | None = None,
+    ) -> Run:
+        """Return a run that has not begun, on flat inputs; the arguments are `run_flat`'s."""
         self._check_inputs(inputs)
-        return interpret(self.graph, inputs, weights, observe=observe)
+        given = self.weights if weights is None else weights
+        return Run(self.graph, inputs, given, observe=observe)
 
     def _check_inputs(self, inputs: Sequence[Any]) -> None:
         holders = self.placeholders
@@ -410,36 +419,14 @@ def interpret(
     inputs: Sequence[Any],
     weights: Mapping[str, Tensor],
     *,
-    observe: Callable[[fx.Node, Any], None] | None = None,
-    call: Callable[[fx.Node, tuple[Any, ...], dict[str, Any]], Any] | None = None,
+    observe: Observe | None = None,
+    call: Call | None = None,
 ) -> list[Any]:
     """Run ``graph`` node by node and return the flat outputs.
 
     Values are dropped after their last use. ``call`` replaces how one node is run.
     """
-    last: dict[fx.Node, fx.Node] = {}
-    for node in graph.nodes:
-        for arg in node.all_input_nodes:
-            last[arg] = node
-    feed = iter(inputs)
-    env: dict[fx.Node, Any] = {}
-    for node in graph.nodes:
-        if node.op == "placeholder":
-            value = next(feed)
-        elif node.op == "get_attr":
-            value = weights[str(node.target)]
-        else:
-            args, kwargs = map_arg((node.args, node.kwargs), env.__getitem__)
-            if node.op == "output":
-                return list(args[0])
-            value = call(node, args, kwargs) if call else node.target(*args, **kwargs)
-        env[node] = value
-        if observe is not None:
-            observe(node, value)
-        for arg in node.all_input_nodes:
-            if last[arg] is node:
-                env.pop(arg, None)
-    raise ProgramError("the graph has no output node")
+    return Run(graph, inputs, weights, observe=observe, call=call).finish()
 
 
 def format_shape(shape: Iterable[int], dynamic: Iterable[int] = ()) -> str:

@@ -67,9 +67,47 @@ def test_compile_quantizes_what_it_pruned(data: str, capsys) -> None:
     assert main(["check", "again"]) == 0
 
 
+def test_reports(data: str, capsys) -> None:
+    words = ["--weight-bits", "3", "--data", data, "--save-plan", "q.json", "--report", "told"]
+    assert main(["quantize", *SPEC, *words, "-o", "out"]) == 0
+    shown = capsys.readouterr().out
+    assert "costliest quantizers: " in shown
+    assert "report in told" in shown
+    told = json.loads(Path("told/report.json").read_text())
+    assert told["samples"] == 40
+    assert Path("told/report.html").is_file()
+    words = ["--data", data, "--plan", "q.json", "--report", "--json"]
+    assert main(["quantize", *SPEC, *words, "-o", "again"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["report"] == "again.report"
+    assert found["sqnr"] == told["sqnr"]
+    assert next(iter(found["culprits"])) == told["culprits"][0]
+    words = ["--quantize", data, "--ratio", "0.5", "--report"]
+    assert main(["compile", *SPEC, *words, "-o", "third"]) == 0
+    assert Path("third.report/report.txt").is_file()
+    assert main(["check", "third"]) == 0
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--plan", "q.json", "--report"], "a report is measured on data"),
+        (["--data", "images.npy", "--report", "out"], "cannot go into the artifact's folder"),
+        (["--data", "images.npy", "--report", "images.npy"], "is not a writable folder"),
+    ],
+)
+def test_reports_that_cannot_be(data: str, words: list[str], text: str, capsys) -> None:
+    assert main(["quantize", *SPEC, *words, "-o", "out"]) in (1, 2)
+    assert text in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
 def test_grids_without_quantize_are_wrong_usage(nets: str, capsys) -> None:
     assert main(["compile", *SPEC, "--method", "minmax", "-o", "out"]) == 2
     assert "method would have no effect" in capsys.readouterr().err
+    assert main(["compile", *SPEC, "-o", "out", "--report"]) == 2
+    assert "report would have no effect" in capsys.readouterr().err
 
 
 def test_check_tells_other_bits(data: str, capsys) -> None:
