@@ -139,14 +139,19 @@ def refuse_unwritable(folder: Path) -> None:
         raise ArtifactError(f"cannot write {folder}", why=f"{parent} is not a writable folder")
 
 
+def refuse_missing_folder(path: Path) -> None:
+    """Raise before any work is done if a plan could not be written."""
+    if not path.absolute().parent.is_dir():
+        raise UsageError("the plan's folder does not exist", where=str(path))
+
+
 def plan(arguments: argparse.Namespace) -> int:
     """Choose channels and save the plan."""
     from narrows import api
     from narrows.backends import make_target
 
     output = Path(arguments.output)
-    if not output.absolute().parent.is_dir():
-        raise UsageError("the plan's folder does not exist", where=str(output))
+    refuse_missing_folder(output)
     choosing = choice(arguments)
     if arguments.target is not None:
         name, options = parse_target(arguments.target)

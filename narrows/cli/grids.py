@@ -81,6 +81,11 @@ def batches(path: Path, program: Program) -> Iterator[tuple[Any, ...]]:
         raise UsageError(f"the arrays of {path} have different numbers of samples")
     fixed = program.examples[0].shape[0] if not program.dynamic_batch else None
     step, (count,) = fixed or BATCH, counts
+    if 0 < count < (fixed or 1):
+        raise UsageError(
+            f"{path} holds {count} samples, the model takes {fixed} at a time",
+            hint="leave out --fixed-batch, or add samples",
+        )
 
     def chunks() -> Iterator[tuple[Any, ...]]:
         for start in range(0, count - (fixed or 1) + 1, step):
@@ -101,12 +106,13 @@ def _named(arrays: dict[str, Any], program: Program) -> list[Any]:
 def findings(program: Program, quantized: Quantized) -> dict[str, Any]:
     """Return what a person wants to know of a quantized program, as JSON values.
 
-    ``floats`` has what stays floating-point, with reasons; ``error`` is the relative error of the
-    outputs against ``program``, on its examples.
+    ``floats`` has what stays floating-point, with reasons and source lines; ``error`` is the
+    relative error of the outputs against ``program``, on its examples.
     """
     from narrows.passes.instruments import compare
+    from narrows.passes.quant_measure import islands
 
-    floats = dict(quantized.plan.floats)
+    floats = islands(quantized.prepared, quantized.plan)
     return {"floats": floats, "error": compare(quantized.program, program)}
 
 

@@ -6,7 +6,13 @@ import argparse
 from pathlib import Path
 
 from narrows.cli import grids
-from narrows.cli.commands import parse_target, print_json, refuse_output, report_folder
+from narrows.cli.commands import (
+    parse_target,
+    print_json,
+    refuse_missing_folder,
+    refuse_output,
+    report_folder,
+)
 from narrows.cli.model import capture_model
 from narrows.errors import UsageError
 
@@ -20,6 +26,8 @@ def quantize(arguments: argparse.Namespace) -> int:
     target, options = parse_target(arguments.target)
     told = report_folder(output, arguments.report)
     _refuse_sources(arguments)
+    if arguments.save_plan is not None:
+        refuse_missing_folder(Path(arguments.save_plan))
     settings = grids.settings_of(arguments)  # what is wrong with them shows before any work is done
     program = capture_model(arguments)
     if arguments.channels is not None:

@@ -235,17 +235,24 @@ class Program:
             return pytree.tree_unflatten(self.run_flat(flat), self.out_spec)
 
     def flat_inputs(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
-        """Return the values for the placeholders; keyword arguments may come in any order."""
+        """Return the values for the placeholders; keyword arguments may come in any order.
+
+        Values under the names of all placeholders will do, too.
+        """
         order = self.in_spec.unflatten(range(self.in_spec.num_leaves))[1]
         if set(kwargs) == set(order):
             kwargs = {name: kwargs[name] for name in order}
         flat, spec = pytree.tree_flatten((tuple(args), dict(kwargs)))
-        if spec != self.in_spec:
-            raise ProgramError(
-                f"{self.name} was called with another structure than it was captured with",
-                why=f"it takes {self.in_spec}, got {spec}",
-            )
-        return flat
+        if spec == self.in_spec:
+            return flat
+        names = [n.name for n in self.placeholders]
+        if not args and set(kwargs) == set(names):
+            return [kwargs[name] for name in names]
+        given = [f"{len(args)} positional inputs"] if args or not kwargs else []
+        raise ProgramError(
+            f"{self.name} was called with another structure than it was captured with",
+            why=f"its inputs are {', '.join(names)}; got {' and '.join([*given, *kwargs])}",
+        )
 
     def run_flat(
         self,

@@ -25,7 +25,7 @@ from narrows.ir.integer.library import weight_codes
 from narrows.ir.ops.args import arguments
 from narrows.ir.program import Meta, Program, where
 from narrows.ir.run import Run
-from narrows.passes.calibrate import as_inputs
+from narrows.passes.batches import batches
 from narrows.passes.quant_plan import QuantPlan
 from narrows.passes.quant_report import Measured, QuantReport
 from narrows.passes.survey import Survey, survey
@@ -48,31 +48,29 @@ def measure(
         raise UsageError(f"samples counts from 0, got {samples!r}")
     side_by_side = _SideBySide(prepared, fake, plan)
     kept: list[list[Any]] = []
-    count = held = batches = 0
-    show = sys.stderr.isatty()
+    count = held = 0
     with torch.no_grad():
-        for item in data:
-            flat = prepared.flat_inputs(*as_inputs(item))
+        for flat in batches(prepared, data, "measuring"):
             side_by_side.add(flat)
-            count, batches = count + _size(flat), batches + 1
+            count += _size(flat)
             if held < samples:
                 kept.append(_first(prepared, flat, samples - held))
                 held += _size(kept[-1])
-            if show:
-                print(f"\rmeasuring: {batches} batches", end="", file=sys.stderr, flush=True)
-        if show and batches:
-            print(file=sys.stderr)
-        if not batches:
-            raise UsageError(
-                "there is no data to measure on",
-                hint="quantized.report([images]); an iterator is used up once",
-            )
         gains = _gains(fake, prepared, plan, kept) if kept else {}
     tensors = (replace(t, gain=gains.get((t.kind, t.name))) for t in side_by_side.measured())
     return QuantReport(
-        prepared.name, tuple(tensors), side_by_side.outputs.sqnr(), dict(plan.floats),
+        prepared.name, tuple(tensors), side_by_side.outputs.sqnr(), islands(prepared, plan),
         _bytes(prepared), _bytes(integers), count, held,
     )  # fmt: skip
+
+
+def islands(prepared: Program, plan: QuantPlan) -> dict[str, str]:
+    """Return why nodes stay floating-point, with their source lines."""
+    sources = {n.name: Meta(n).source for n in prepared.graph.nodes}
+    return {
+        name: f"{reason}  ({sources[name]})" if sources.get(name) else reason
+        for name, reason in plan.floats.items()
+    }
 
 
 def _size(flat: Sequence[Any]) -> int:
@@ -333,4 +331,4 @@ def _uncorrected(
     return made
 
 
-__all__ = ["SAMPLES", "measure"]
+__all__ = ["SAMPLES", "islands", "measure"]

@@ -216,14 +216,17 @@ def test_islands_are_told_with_reasons() -> None:
     made = narrows.quantize(program, [inputs]).report([inputs], samples=0)
     assert made.culprits == []
     assert made.switched == 0
-    assert "has no integer form" in str(made).split("stays floating-point:")[1]
+    (reason,) = made.floats.values()
+    assert reason.startswith("group_norm.default has no integer form  (")
+    assert ".py:" in reason
+    assert reason in str(made).split("stays floating-point:")[1]
 
 
 @pytest.mark.parametrize(
     ("options", "error", "text"),
     [
-        ({"data": []}, UsageError, "there is no data to measure on"),
-        ({"data": [3]}, UsageError, "calibration data holds a int"),
+        ({"data": []}, UsageError, "there is no data"),
+        ({"data": [3]}, UsageError, "the data holds a int"),
         ({"data": [images(1, 3, 8, 7)]}, ProgramError, "has shape"),
         ({"data": [images(1, 3, 8, 8) / 0]}, PassError, "NaN or infinity"),
         ({"data": [images(1, 3, 8, 8)], "samples": -1}, UsageError, "samples counts from 0"),
