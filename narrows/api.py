@@ -323,17 +323,24 @@ def quantize(
         PlanError: The plan is of another program.
         FidelityError: With ``check``, the integers differ from the fake-quantized program.
     """
+    from narrows.ir.program import Program
     from narrows.passes.calibrate import Settings
     from narrows.passes.instruments import Numerics, Verify
     from narrows.passes.quant_plan import QuantPlan
     from narrows.passes.quantization import quantize as run
 
+    if not isinstance(program, Program):
+        raise UsageError(
+            f"quantize takes a Program, got {type(program).__name__}",
+            hint="narrows.quantize(narrows.capture(model, inputs), [images])",
+        )
     if isinstance(plan, str | os.PathLike):
         plan = QuantPlan.load(plan)
+    globs = tuple(skip) if isinstance(skip, Iterable) and not isinstance(skip, str) else (skip,)
     settings = Settings(
         weights=weights, activations=activations, method=method, percentile=percentile,
-        first_last=first_last, skip=(skip,) if isinstance(skip, str) else tuple(skip),
-        rounding=rounding, align=align, equalize=equalize, correct_bias=correct_bias, strict=strict,
+        first_last=first_last, skip=globs, rounding=rounding, align=align, equalize=equalize,
+        correct_bias=correct_bias, strict=strict,
     )  # fmt: skip
     checks: list[Instrument] = [Verify(), Numerics()] if check else []
     return run(program, calibration, settings, plan=plan, instruments=[*checks, *instruments])

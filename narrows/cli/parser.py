@@ -205,6 +205,14 @@ def _grids(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--strict", action="store_true", help="refuse operators without an integer form"
     )
+    group.add_argument(
+        "--report",
+        nargs="?",
+        const="",
+        metavar="FOLDER",
+        help="measure on the data what every tensor loses and which costs most: text, JSON and a "
+        "page with plots, in DIR.report or FOLDER",
+    )
 
 
 def _demo(commands: Any) -> None:

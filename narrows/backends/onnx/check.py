@@ -23,7 +23,9 @@ from narrows.backends.compare import (
 from narrows.backends.onnx.session import DATA, MODEL, OnnxSession
 from narrows.errors import ArtifactError, LowerError, ProgramError
 from narrows.ir.graph import interpret
-from narrows.ir.program import Program, where
+from narrows.ir.ops import table
+from narrows.ir.ops.integer import Moves
+from narrows.ir.program import Meta, Program, where
 
 # One sample, the example's size, and one that is neither: what was fixed by accident shows.
 BATCHES = (1, 2, 5)
@@ -100,12 +102,22 @@ def _compare(
 
 
 def float_islands(program: Program) -> list[fx.Node]:
-    """Return the nodes of an integer program whose floating-point results become codes again."""
+    """Return the nodes of an integer program whose floating-point results become codes again, or
+    are outputs."""
     entries = [
         n.all_input_nodes[0] for n in program.graph.nodes
         if n.target is torch.ops.narrows.quantize.default
     ]  # fmt: skip
-    return [n for n in dict.fromkeys(entries) if n.op == "call_function"]
+    outputs = [n for n in program.output.all_input_nodes if _computes_floats(n)]
+    return [n for n in dict.fromkeys([*entries, *outputs]) if n.op == "call_function"]
+
+
+def _computes_floats(node: fx.Node) -> bool:
+    """Whether a result hangs on a floating-point kernel, not on codes alone."""
+    while isinstance(form := table.integer_form(node), Moves):
+        node = form.operands(node)[0]
+    known = node.target is torch.ops.narrows.dequantize.default or node.op != "call_function"
+    return Meta(node).dtype in TOLERANCE and not known
 
 
 def _behind_islands(
@@ -123,12 +135,16 @@ def _behind_islands(
     import onnx
 
     model = onnx.load(artifact.folder / MODEL)
-    model.graph.output.extend(onnx.ValueInfoProto(name=n.name) for n in islands)
+    shown = {value.name for value in model.graph.output}
+    model.graph.output.extend(
+        onnx.ValueInfoProto(name=n.name) for n in islands if n.name not in shown
+    )
     session = OnnxSession(model.SerializeToString(), None, optimize)
     pairs = zip(program.placeholders, inputs, strict=True)
     feed = {node.name: value.numpy() for node, value in pairs if isinstance(value, Tensor)}
-    results = session.run(feed)[-len(islands) :]
-    given = {n: torch.from_numpy(r) for n, r in zip(islands, results, strict=True)}
+    names = [value.name for value in model.graph.output]
+    results = dict(zip(names, session.run(feed), strict=True))
+    given = {n: torch.from_numpy(results[n.name]) for n in islands}
 
     def call(node: fx.Node, args: Any, kwargs: Any) -> Any:
         value = node.target(*args, **kwargs)  # type: ignore[operator]
