@@ -325,9 +325,9 @@ def quantize(
     """
     from narrows.passes.calibrate import Settings
     from narrows.passes.instruments import Numerics, Verify
+    from narrows.passes.learning import Learning
     from narrows.passes.quant_plan import QuantPlan
     from narrows.passes.quantization import quantize as run
-    from narrows.passes.rapq import Learning
 
     if isinstance(plan, str | os.PathLike):
         plan = QuantPlan.load(plan)

@@ -20,12 +20,14 @@ from narrows.passes.convert_batch_norm import ConvertBatchNorm
 from narrows.passes.decompose_attention import DecomposeAttention
 from narrows.passes.eliminate_dead import EliminateDead
 from narrows.passes.equalize_channels import EqualizeChannels
+from narrows.passes.exactness import assert_exact
 from narrows.passes.fold_batch_norm import FoldBatchNorm
 from narrows.passes.fold_shifts import FoldShifts
+from narrows.passes.learning import Learning
 from narrows.passes.pipeline import Instrument, PassReport, Pipeline
 from narrows.passes.quant_plan import QuantPlan
 from narrows.passes.quantize import Quantize
-from narrows.passes.rapq import Learning, rapq
+from narrows.passes.rapq import rapq
 from narrows.passes.widen_clips import WidenClips
 
 
@@ -93,11 +95,15 @@ def quantize(
         chosen = plan
     elif settings.method == "rapq":
         how = learning or Learning()
+        calibration = None if calibration is None else list(calibration)
         chosen = rapq(program, prepared.program, calibration, settings, how)
     else:
         chosen = calibrate(prepared.program, calibration, settings)
     fake = Pipeline([Quantize(chosen)]).run(prepared.program, watches)
     folded = Pipeline([FoldShifts()]).run(fake.program, watches)
+    if plan is None and settings.method == "rapq":
+        assert calibration is not None
+        assert_exact(fake.program, folded.program, next(iter(calibration)))
     reports = (*prepared.reports, *fake.reports, *folded.reports)
     return Quantized(folded.program, chosen, fake.program, prepared.program, reports)
 

@@ -6,35 +6,31 @@ Yao et al., IJCAI 2022). Per block, from the inputs to the outputs:
 1. Exponents are chosen by the block's loss, its input's among them (`reconstruct.choose_steps`).
    They are whole numbers all along, so there is nothing to snap.
 2. The rounding of its weights, and its biases, are learned on these grids (`reconstruct.learn`).
-3. The activations' exponents of this block and the one before are tried once more.
+3. Its activations' exponents are tried once more.
 
-At the end every activation's exponent is tried by the loss at the outputs.
+At the end every activation's exponent is tried again by the loss at the outputs.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import os
-import re
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from narrows.errors import UsageError
 from narrows.ir.integer.codes import WeightCodes
 from narrows.ir.integer.grid import Grid, WeightGrid
 from narrows.ir.ops.args import arguments
 from narrows.ir.program import Meta, Note, Program, aten
+from narrows.passes import resume
 from narrows.passes.blocks import cut
 from narrows.passes.calibrate import Settings, as_inputs, calibrate
-from narrows.passes.plan import fingerprint
+from narrows.passes.learning import Learning
 from narrows.passes.quant_plan import QuantPlan
 from narrows.passes.reconstruct import (
     POWERS_OF_TWO,
@@ -47,59 +43,11 @@ from narrows.passes.reconstruct import (
     loss_of,
 )
 from narrows.passes.survey import Survey, survey
-from narrows.passes.trial import Kernel, Site, Span, Trial, exponent_of
+from narrows.passes.trial import Site, Span, Trial, exponent_of
 
-LOSSES = ("l2", "norm")
 PER_BLOCK = 500  # iterations, where no budget is given
 SEARCHED = 128  # samples by which exponents are tried
-FORMAT = 1  # of checkpoints
-
-
-@dataclass(frozen=True)
-class Learning:
-    """How ``method="rapq"`` learns; see `narrows.quantize`.
-
-    Attributes:
-        budget: Iterations of all blocks together, or a time: ``"600s"``, ``"10m"``, ``"2h"``.
-        checkpoint: A file that keeps what was done, and from which the same call goes on.
-        loss: ``l2``, or ``norm``: ``L_p`` with a ``p`` from 1 to 3 by the gains of the block's
-            last batch norm.
-        seed: What chance comes from.
-        batch: How many samples an iteration takes.
-        drop: The share of activations that are left unrounded while a block is learned.
-        device: Where it runs; CUDA if there is one.
-    """
-
-    budget: int | str | None = None
-    checkpoint: str | os.PathLike[str] | None = None
-    loss: str = "l2"
-    seed: int = 0
-    batch: int = 32
-    drop: float = 0.5
-    device: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.loss not in LOSSES:
-            raise UsageError(f"loss is {' or '.join(LOSSES)}, got {self.loss!r}")
-        whole = isinstance(self.budget, int) and not isinstance(self.budget, bool)
-        if not (self.budget is None or isinstance(self.budget, str) or whole):
-            raise UsageError(f"a budget is a number of iterations or a time, got {self.budget!r}")
-        if whole and self.budget < 0:  # type: ignore[operator]
-            raise UsageError(f"a budget of {self.budget} iterations is negative")
-        self.seconds  # noqa: B018  (refuses what is no time)
-
-    @property
-    def seconds(self) -> float | None:
-        """The budget as a time, if it is one."""
-        if not isinstance(self.budget, str):
-            return None
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h)", self.budget)
-        if match is None:
-            raise UsageError(
-                f"budget {self.budget!r} is no time",
-                hint="20000 is a number of iterations; '600s', '10m' and '2h' are times",
-            )
-        return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+FINISHED = 64  # the same at the end, where a try takes all the layers behind
 
 
 def rapq(
@@ -162,7 +110,8 @@ class Reconstruction:
         self.powers = _norm_powers(program) if learning.loss == "norm" else {}
         self.spans = _spans(self.trial, cut(prepared, self.found))
         self.groups = _groups(self.trial, self.found, settings)
-        self.key = _key(prepared, self.inputs, settings, learning, steps)
+        plain = dataclasses.replace(learning, budget=None, checkpoint=None, device=None)
+        self.key = resume.key(prepared, self.inputs, repr((settings, plain, steps)))
         self.searched = _count(self.inputs, SEARCHED)
         self.told = 0.0
 
@@ -175,6 +124,8 @@ class Reconstruction:
         """Do all blocks, and leave the result in ``trial``."""
         begun = time.monotonic()
         done = self._resume()
+        if done > len(self.spans):
+            return
         placeholders = self.prepared.placeholders
         names = [self.trial.named[n.name] for n in placeholders]
         plain: list[Values] = [dict(zip(names, item, strict=True)) for item in self.inputs]
@@ -201,9 +152,8 @@ class Reconstruction:
                     for values in (*plain, *rounded):
                         values.pop(node, None)
             before = block
-        if done <= len(self.spans):
-            self._finish()
-            self._save(len(self.spans) + 1)
+        self._finish()
+        self._save(len(self.spans) + 1)
 
     # ------------------------------------------------------------------ a block
 
@@ -268,7 +218,36 @@ class Reconstruction:
             ]
 
     def _finish(self) -> None:
-        """Try every activation's exponent by the loss at the outputs."""
+        """Try every activation's exponent by the loss at the outputs, from the inputs on."""
+        trial, output = self.trial, self.trial.output
+        exits = [span.exit for span in self.spans]
+        names = [trial.named[n.name] for n in self.prepared.placeholders]
+        items = self.inputs[: _count(self.inputs, FINISHED)]
+        values: list[Values] = [
+            {n: _to(v, trial.device) for n, v in zip(names, item, strict=True)} for item in items
+        ]
+        whole = trial.span(output, [])
+        with torch.no_grad():
+            targets = [trial.run(whole, v, "float") for v in values]
+            left = list(self.groups)
+            for index in range(len(self.spans) + 1):
+                rest = trial.span(output, exits[:index])
+                here = self.spans[index].nodes if index < len(self.spans) else rest.nodes
+                nodes = set(here)
+                groups = [g for g in left if any(s.node in nodes for s in g)]
+                left = [g for g in left if g not in groups]
+                self._tell(index, "outputs", f"exponents of {len(groups)} activations")
+
+                def loss(rest: Span = rest) -> float:
+                    pairs = zip(values, targets, strict=True)
+                    return sum(_apart(trial.run(rest, v, "hard"), t) for v, t in pairs)
+
+                best = loss() if groups else 0.0
+                for group in groups:
+                    best = choose_activation(group, self.steps, best, loss)
+                if index < len(self.spans):
+                    for held in values:
+                        held[exits[index]] = trial.run(self.spans[index], held, "hard")
 
     def _left(self, begun: float, share: float) -> tuple[int, float | None]:
         """Return how many iterations a block may take, and how long."""
@@ -320,56 +299,25 @@ class Reconstruction:
             notes=(*self.plan.notes, Note(self.prepared.name, "reconstructed", text)),
         )
 
-    # ------------------------------------------------------------------ checkpoints
-
     def _save(self, done: int) -> None:
-        path = self.learning.checkpoint
-        if path is None:
-            return
-        trial = self.trial
-        kernels = {k.name: _kept(k) for k in trial.kernels.values()}
-        state = {
-            "format": FORMAT, "key": self.key, "done": done, "kernels": kernels,
-            "sites": {s.node.name: s.step for s in trial.sites.values()},
-        }  # fmt: skip
-        target = Path(path)
-        draft = target.with_name(target.name + ".part")
-        torch.save(state, draft)
-        os.replace(draft, target)  # whole or as it was
+        if self.learning.checkpoint is not None:
+            resume.save(self.learning.checkpoint, self.trial, self.key, done)
 
     def _resume(self) -> int:
+        """Take over what a checkpoint holds; return how many steps are done."""
         path = self.learning.checkpoint
         if path is None or not Path(path).exists():
             return 0
-        try:
-            state = torch.load(path, weights_only=True, map_location="cpu")
-            known, key = state["format"], state["key"]
-        except Exception as error:
-            raise UsageError(f"{path} is not a checkpoint of rapq", why=str(error)) from error
-        if known != FORMAT or key != self.key:
-            raise UsageError(
-                f"the checkpoint {path} is of another run",
-                why="the model, its weights, the data or the settings differ",
-                hint="name another file, or delete it to begin anew",
-            )
-        trial = self.trial
-        for kernel in trial.kernels.values():
-            held = state["kernels"][kernel.name]
-            kernel.steps = held["steps"].to(kernel.steps)
-            kernel.codes = None if held["codes"] is None else held["codes"].to(kernel.steps)
-            kernel.shift = None if held["shift"] is None else held["shift"].to(kernel.steps)
-        for site in trial.sites.values():
-            site.step = state["sites"][site.node.name]
-        return state["done"]
+        return resume.load(path, self.trial, self.key)
 
 
-def _kept(kernel: Kernel) -> dict[str, Tensor | None]:
-    codes, shift = kernel.codes, kernel.shift
-    return {
-        "steps": kernel.steps.cpu(),
-        "codes": None if codes is None else codes.to("cpu", torch.int8),
-        "shift": None if shift is None else shift.cpu(),
-    }
+def _apart(made: Sequence[Any], targets: Sequence[Any]) -> float:
+    """Return how far outputs are apart: squared errors over squares, one after the other."""
+    total = 0.0
+    for a, b in zip(made, targets, strict=True):
+        if isinstance(b, Tensor) and b.is_floating_point():
+            total += float((a - b).square().sum() / b.square().sum().clamp(min=1e-30))
+    return total
 
 
 def _to(value: Any, device: torch.device) -> Any:
@@ -470,27 +418,6 @@ def _norm_powers(program: Program) -> dict[str, float]:
             torch.sigmoid((gains.sum() - 1) / gains.numel())
         )
     return powers
-
-
-def _key(
-    program: Program,
-    inputs: list[list[Any]],
-    settings: Settings,
-    learning: Learning,
-    steps: Steps,
-) -> str:
-    """Return a hash of all that a result hangs on, but for the budget."""
-    digest = hashlib.sha256(fingerprint(program).encode())
-    options = dataclasses.replace(learning, budget=None, checkpoint=None, device=None)
-    digest.update(repr((settings, options, steps)).encode())
-    tensors = [*program.weights.values(), *(v for item in inputs for v in item)]
-    for value in tensors:
-        if isinstance(value, Tensor):
-            plain = value.detach().cpu().contiguous().flatten().view(torch.uint8)
-            digest.update(plain.numpy().tobytes())
-        else:
-            digest.update(repr(value).encode())
-    return digest.hexdigest()
 
 
 __all__ = ["Learning", "Reconstruction", "rapq"]

@@ -235,7 +235,8 @@ def learn(
             kernel.shift = shift * unit
         plain, rounded = _on(block.plain[i], trial), _on(block.rounded[i], trial)
         given = {
-            n: drop.between(v, plain[n]) if v.is_floating_point() else v for n, v in rounded.items()
+            n: torch.lerp(v, plain[n], drop.mask(v)) if v.is_floating_point() else v
+            for n, v in rounded.items()
         }
         made = trial.run(block.span, given, "soft", drop)
         loss = distance(made, block.targets[i].to(trial.device), block.power) / scale

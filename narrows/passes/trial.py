@@ -128,12 +128,13 @@ class Kernel:
         assert self.x is not None
         return self.steps.flatten() * self.unit * self.x.step
 
-    def rounded_bias(self, soft: bool) -> Tensor:
-        """Return the bias on the steps of the accumulator."""
+    def rounded_bias(self) -> Tensor:
+        """Return the bias on the steps of the accumulator; gradients pass straight through."""
         assert self.bias is not None
         bias = self.bias if self.shift is None else self.bias + self.shift
         steps = self.bias_steps()
-        return _round(bias / steps, "half_even", soft) * steps
+        made = (bias.detach() / steps).round() * steps
+        return made + (bias - bias.detach())
 
 
 @dataclass(eq=False)
@@ -158,12 +159,29 @@ class Drop:
     share: float
     generator: torch.Generator
 
-    def between(self, rounded: Tensor, plain: Tensor) -> Tensor:
-        """Return one of two tensors, element by element."""
-        if not self.share:
-            return rounded
-        draw = torch.rand(rounded.shape, generator=self.generator, device=rounded.device)
-        return torch.where(draw < self.share, plain, rounded)
+    def mask(self, like: Tensor) -> Tensor:
+        """Return one where an element of a tensor is left as it is, and zero elsewhere."""
+        # A byte of chance an element: eight times as fast as a float of it.
+        words = torch.empty(-(-like.numel() // 8), dtype=torch.int64, device=like.device)
+        chance = words.random_(-(2**63), None, generator=self.generator).view(torch.uint8)
+        left = chance[: like.numel()].reshape(like.shape) < round(256 * self.share)
+        return left.to(like.dtype)
+
+
+class _Through(torch.autograd.Function):
+    """Rounds and clips, but for dropped elements; gradients pass where nothing was clipped."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, site: Site, rounding: str, dropped: Tensor) -> Tensor:
+        steps = x / site.step
+        clipped = steps.clamp(site.low - 0.5, site.high + 0.5)
+        ctx.save_for_backward((clipped == steps).to(x.dtype).maximum(dropped))
+        made = round_float(clipped, rounding).clamp_(site.low, site.high).mul_(site.step)
+        return torch.lerp(made, x, dropped)  # not where, which takes ten times as long
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return grads[0] * ctx.saved_tensors[0], None, None, None
 
 
 @dataclass(eq=False)
@@ -192,6 +210,7 @@ class Trial:
         self.weights = {n: t.detach().to(self.device) for n, t in fake.weights.items()}
         self.order = {n: i for i, n in enumerate(fake.graph.nodes)}
         self.named = {n.name: n for n in fake.graph.nodes}
+        self.output = fake.output
         for node in fake.graph.nodes:
             if node.target is ops.fake_quantize.default:
                 given = arguments(node)
@@ -312,6 +331,8 @@ class Trial:
         return env[span.exit]
 
     def _call(self, node: fx.Node, args: Any, kwargs: Any, how: str, drop: Drop | None) -> Any:
+        if node.op == "output":
+            return list(args[0])
         if node in self.sites:
             return args[0] if how == "float" else self._rounded(self.sites[node], args[0], drop)
         if node.target is ops.fake_quantize_weight.default:
@@ -323,18 +344,17 @@ class Trial:
     def _rounded(self, site: Site, x: Tensor, drop: Drop | None) -> Tensor:
         entry = site.node.kwargs.get("entry", False)
         rounding = "half_even" if entry else self.rounding
-        steps = (x / site.step).clamp(site.low, site.high)
-        soft = drop is not None
-        # Rounding first and clipping then gives the same: the ends are whole numbers.
-        result = _round(steps, rounding, soft) * site.step
-        return result if drop is None else drop.between(result, x)
+        if drop is None:
+            steps = round_float(x / site.step, rounding).clamp_(site.low, site.high)
+            return steps.mul_(site.step)
+        return _Through.apply(x, site, rounding, drop.mask(x))  # type: ignore[return-value]
 
     def _weight(self, node: fx.Node, args: Any, soft: bool) -> Tensor:
         if node in self._weight_of:
             kernel = self._weight_of[node]
             return kernel.soft() if soft else kernel.hard()
         if node in self._bias_of:
-            return self._bias_of[node].rounded_bias(soft)
+            return self._bias_of[node].rounded_bias()
         return node.target(*args)  # type: ignore[operator]
 
     def _statistic(self, node: fx.Node, args: Any, how: str) -> Any:
@@ -374,13 +394,6 @@ class Trial:
 def _steps(exponents: Sequence[int], axis: int, tensor: Tensor) -> Tensor:
     steps = torch.tensor([2.0**-e for e in exponents], dtype=tensor.dtype, device=tensor.device)
     return steps.reshape([-1 if a == axis else 1 for a in range(tensor.dim())])
-
-
-def _round(steps: Tensor, rounding: str, soft: bool) -> Tensor:
-    """Return whole numbers; ``soft`` lets gradients through as if nothing was done."""
-    if not soft:
-        return round_float(steps, rounding)
-    return steps + (round_float(steps.detach(), rounding) - steps.detach())
 
 
 def exponent_of(step: float) -> int | None:
