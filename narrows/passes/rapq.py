@@ -46,8 +46,7 @@ from narrows.passes.survey import Survey, survey
 from narrows.passes.trial import Site, Span, Trial, exponent_of
 
 PER_BLOCK = 500  # iterations, where no budget is given
-SEARCHED = 128  # samples by which exponents are tried
-FINISHED = 64  # the same at the end, where a try takes all the layers behind
+SEARCHED = 64  # samples by which exponents are tried
 
 
 def rapq(
@@ -222,7 +221,7 @@ class Reconstruction:
         trial, output = self.trial, self.trial.output
         exits = [span.exit for span in self.spans]
         names = [trial.named[n.name] for n in self.prepared.placeholders]
-        items = self.inputs[: _count(self.inputs, FINISHED)]
+        items = self.inputs[: self.searched]
         values: list[Values] = [
             {n: _to(v, trial.device) for n, v in zip(names, item, strict=True)} for item in items
         ]

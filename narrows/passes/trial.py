@@ -344,7 +344,7 @@ class Trial:
     def _rounded(self, site: Site, x: Tensor, drop: Drop | None) -> Tensor:
         entry = site.node.kwargs.get("entry", False)
         rounding = "half_even" if entry else self.rounding
-        if drop is None:
+        if drop is None or not x.is_floating_point():
             steps = round_float(x / site.step, rounding).clamp_(site.low, site.high)
             return steps.mul_(site.step)
         return _Through.apply(x, site, rounding, drop.mask(x))  # type: ignore[return-value]
