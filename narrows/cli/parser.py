@@ -362,6 +362,9 @@ def _bench(commands: Any) -> None:
         metavar="MODULE:FACTORY",
         help="measure operators on this machine, and exactly those of a model if one is named",
     )
+    measuring.add_argument(
+        "--runtime", choices=("onnx", "torch"), default="onnx", help="what to measure (onnx)"
+    )
     measuring.add_argument("--quick", action="store_true", help="measure few sizes, in seconds")
     measuring.add_argument(
         "-o", "--output", metavar="FILE", help="where the table goes (the user's cache)"
