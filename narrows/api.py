@@ -276,6 +276,10 @@ def quantize(
     equalize: bool = False,
     correct_bias: bool = True,
     strict: bool = False,
+    budget: int | str | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    loss: str | None = None,
+    seed: int | None = None,
     plan: Any = None,
     check: bool = True,
     instruments: Sequence[Instrument] = (),
@@ -298,7 +302,9 @@ def quantize(
             paths and weight names, of which the first match counts: ``{"head": 8, "*": 4}``.
         activations: Bits of the activations, likewise.
         method: How exponents are chosen: ``mse`` (the smallest squared error), ``minmax`` (cover
-            all that was seen) or ``percentile``.
+            all that was seen), ``percentile``, or ``rapq``: block by block, by what the network
+            computes, with the rounding of the weights learned; the calibration data stays in
+            memory, and it runs on CUDA where there is one.
         percentile: The share of the magnitudes that ``percentile`` covers, in percent.
         first_last: At least this many bits for the first and last layers, the inputs and the
             outputs; ``None`` makes no exception of them.
@@ -311,6 +317,13 @@ def quantize(
             made with it is used with it.
         correct_bias: Whether the mean error of rounded weights is taken from the biases.
         strict: Whether an operator without an integer form is an error, not a float island.
+        budget: For ``rapq``, the iterations of all blocks together (500 a block), or a time:
+            ``"600s"``, ``"10m"``, ``"2h"``.
+        checkpoint: For ``rapq``, a file that is written after every block, and from which the same
+            call goes on.
+        loss: For ``rapq``, ``l2`` (the default), or ``norm``: ``L_p`` with a ``p`` by the gains of
+            each block's last batch norm.
+        seed: For ``rapq``, what chance comes from (0).
         plan: A `QuantPlan`, or the path of a saved one, to use in place of calibration; then only
             ``equalize`` and the bits of the activations still have a say.
         check: Whether every pass is verified and held to its fidelity on the examples.
@@ -326,6 +339,7 @@ def quantize(
     from narrows.ir.program import Program
     from narrows.passes.calibrate import Settings
     from narrows.passes.instruments import Numerics, Verify
+    from narrows.passes.learning import Learning
     from narrows.passes.quant_plan import QuantPlan
     from narrows.passes.quantization import quantize as run
 
@@ -342,8 +356,17 @@ def quantize(
         first_last=first_last, skip=globs, rounding=rounding, align=align, equalize=equalize,
         correct_bias=correct_bias, strict=strict,
     )  # fmt: skip
+    asked = {"budget": budget, "checkpoint": checkpoint, "loss": loss, "seed": seed}
+    given = {name: value for name, value in asked.items() if value is not None}
+    if given and method != "rapq":
+        raise UsageError(
+            f"{next(iter(given))} is an option of method='rapq', not of {method!r}",
+            why="the other methods learn nothing",
+        )
+    learning = Learning(**given) if method == "rapq" else None
     checks: list[Instrument] = [Verify(), Numerics()] if check else []
-    return run(program, calibration, settings, plan=plan, instruments=[*checks, *instruments])
+    watches = [*checks, *instruments]
+    return run(program, calibration, settings, plan=plan, instruments=watches, learning=learning)
 
 
 make_integers = quantize  # below, `quantize` is an argument

@@ -21,8 +21,8 @@ FUNCTIONS = {
     "lower": "(program, target='onnx', *, plan=None, **options)",
     "quantize": "(program, calibration=None, *, weights=8, activations=8, method='mse', "
     "percentile=99.99, first_last=8, skip=(), rounding='half_even', align=True, "
-    "equalize=False, correct_bias=True, strict=False, plan=None, check=True, "
-    "instruments=())",
+    "equalize=False, correct_bias=True, strict=False, budget=None, checkpoint=None, loss=None, "
+    "seed=None, plan=None, check=True, instruments=())",
     "plan": "(program, keep_inputs=None, keep_outputs=None, *, target=None, **options)",
 }
 CLASSES = {
@@ -32,7 +32,7 @@ CLASSES = {
     "outputs reasons removed restore save shrink split to_json widths "
     "with_notes",
     "Pipeline": "check_order default parse passes run",
-    "QuantPlan": "activations fingerprint floats follow from_json load narrows notes offsets "
+    "QuantPlan": "activations codes fingerprint floats follow from_json load narrows notes offsets "
     "rounding save to_json weights with_notes",
     "Quantized": "fake passes plan prepared program report",
     "Program": "aliases base buffers canonical copy couplings dynamic_batch examples flat_inputs "

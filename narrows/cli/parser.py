@@ -194,7 +194,19 @@ def _grids(command: argparse.ArgumentParser) -> None:
             help=f"bits of the {side}s, 2 to 8 (8); for those of a name where there is a GLOB",
         )
     group.add_argument(
-        "--method", choices=("mse", "minmax", "percentile"), help="how exponents are chosen (mse)"
+        "--method",
+        choices=("mse", "minmax", "percentile", "rapq"),
+        help="how exponents are chosen (mse); rapq learns the rounding of the weights, too",
+    )
+    group.add_argument(
+        "--budget",
+        metavar="N|TIME",
+        help="for rapq: iterations in all (500 a block), or a time: 600s, 10m, 2h",
+    )
+    group.add_argument(
+        "--checkpoint",
+        metavar="FILE",
+        help="for rapq: keep what is done in a file, and go on from it",
     )
     group.add_argument(
         "--rounding", choices=("half_even", "half_up"), help="how shifts settle ties (half_even)"

@@ -28,8 +28,8 @@ from narrows.passes.plan import fingerprint
 from narrows.passes.quant_plan import QuantPlan
 from narrows.passes.survey import Survey, matches, survey
 
-METHODS = ("mse", "minmax", "percentile")
 BIAS_BITS = 23  # at most for a bias: the accumulator is then a float32 if the products' sum is
+METHODS = ("mse", "minmax", "percentile", "rapq")
 
 Bits = int | Mapping[str, int]
 
@@ -42,7 +42,7 @@ class Settings:
         weights: Bits of the weights: one number, or one per glob, the first match counts and
             ``*`` is for the rest.
         activations: Bits of the activations, likewise.
-        method: ``mse``, ``minmax`` or ``percentile``.
+        method: ``mse``, ``minmax``, ``percentile`` or ``rapq``, which begins with ``mse``.
         percentile: The share of the magnitudes that ``percentile`` covers, in percent.
         first_last: At least this many bits for the weights of the first and the last layers and
             for the inputs and the outputs; ``None`` makes no exception of them.
