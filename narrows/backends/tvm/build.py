@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,13 +12,13 @@ import numpy as np
 import tvm
 from tvm import relax, tirx
 
+from narrows.backends.tvm import vector_math
 from narrows.backends.tvm.devices import DEVICES, Device, Machine
 from narrows.backends.tvm.link import LIBRARY, Linker, LinkError, find_linker
 from narrows.backends.tvm.lowering import lower
-from narrows.backends.tvm.schedules import choices, scheduled
+from narrows.backends.tvm.schedules import DOTS, choices, dots, scheduled
 from narrows.backends.tvm.stock import EXPORTED, imported
 from narrows.backends.tvm.tune import Tuner
-from narrows.backends.tvm.vector_math import install
 
 Tell = Callable[[str], None]
 
@@ -52,7 +53,8 @@ def build(
         ``target`` as TVM spells it; ``linked``.
     """
     options, folder = job["options"], Path(job["folder"])
-    install()
+    vector_math.install()
+    dots.install()
     device = DEVICES[options["device"]]
     target, machine = target_of(device, str(options.get("mcpu", "")))
     seconds: dict[str, float] = {}
@@ -122,14 +124,19 @@ def target_of(device: Device, mcpu: str) -> tuple[tvm.target.Target, Machine]:
         options["mcpu"] = mcpu
     target = _target(options)
     if not device.runs_here:
-        return target, device.machine
+        return target, dataclasses.replace(device.machine, dot=_dot(target))
     if _has(target, "avx512f"):
         # Some processors are tuned for vectors of half the size unless told otherwise.
         target = _target({**options, "mattr": ["-prefer-256-bit"]})
-        return target, Machine(512, 32)
+        return target, Machine(512, 32, dot=_dot(target))
     if _has(target, "avx2"):
-        return target, Machine(256, 16)
-    return target, Machine(128, 32 if _has(target, "neon") else 16)
+        return target, Machine(256, 16, dot=_dot(target))
+    return target, Machine(128, 32 if _has(target, "neon") else 16, dot=_dot(target))
+
+
+def _dot(target: tvm.target.Target) -> str:
+    """Return the dot product of bytes that a processor has, or an empty string."""
+    return next((name for name, dot in DOTS.items() if _has(target, dot.feature)), "")
 
 
 def _target(options: dict[str, Any]) -> tvm.target.Target:

@@ -10,7 +10,7 @@ from typing import Any
 from tvm import s_tir, tirx
 
 from narrows.backends.tvm.devices import Machine
-from narrows.backends.tvm.kernels import CONTRACTION, DEPTHWISE, ROWS, WINDOW
+from narrows.backends.tvm.kernels import CONTRACTION, DEPTHWISE, DOT, ROWS, WINDOW
 from narrows.backends.tvm.schedules.elementwise import schedule_elementwise
 from narrows.backends.tvm.schedules.loops import Kernel
 from narrows.backends.tvm.schedules.rows import schedule_rows
@@ -56,24 +56,26 @@ class Choice:
 def choices(function: tirx.PrimFunc, machine: Machine) -> list[Choice]:
     """Return the choices for a kernel, the most promising first; at least one."""
     kernel = Kernel(function)
-    main = kernel.with_role(CONTRACTION, DEPTHWISE, WINDOW)
+    main = kernel.with_role(CONTRACTION, DOT, DEPTHWISE, WINDOW)
     if main is None:
         return [Choice()]
     rows, channels = kernel.extents(main)[-2:]
-    if kernel.role(main) == CONTRACTION:
+    if kernel.role(main) in (CONTRACTION, DOT):
         steps = math.prod(kernel.reductions(main))
-        return _contractions(rows, channels, steps, machine, kernel.dtype(main))
+        size = 1 if kernel.role(main) == DOT else 4
+        return _contractions(rows, channels, steps * size, machine, kernel.dtype(main))
     return _windows(rows, channels, machine, kernel.dtype(main))
 
 
 def _contractions(
-    rows: int, channels: int, steps: int, machine: Machine, dtype: str
+    rows: int, channels: int, depth: int, machine: Machine, dtype: str
 ) -> list[Choice]:
+    """Return the choices for sums over ``depth`` bytes of weights a channel."""
     lanes = machine.lanes_of(dtype)
     blocks = channels // lanes
     if channels % lanes:
         return [Choice(min(rows, 4), 1, SPACE)]
-    heavy = channels * steps * 4 > NEAR
+    heavy = channels * depth > NEAR
     orders = (CHANNELS, SPACE) if heavy else (SPACE, CHANNELS)
     found = []
     for vectors in (1, 2, 3, 4, 6, 8):
@@ -129,9 +131,9 @@ def scheduled(function: tirx.PrimFunc, choice: Choice, machine: Machine) -> tirx
 
 
 def _schedule(kernel: Kernel, choice: Choice, machine: Machine) -> None:
-    main = kernel.with_role(CONTRACTION, DEPTHWISE, WINDOW)
+    main = kernel.with_role(CONTRACTION, DOT, DEPTHWISE, WINDOW)
     if main is not None:
-        unrolled = kernel.role(main) != CONTRACTION
+        unrolled = kernel.role(main) in (DEPTHWISE, WINDOW)
         schedule_tiled(kernel, main, choice.rows, choice.vectors, choice.outer, unrolled, machine)
         return
     if kernel.with_role(ROWS) is not None:
