@@ -14,6 +14,7 @@ from tvm import relax, tirx
 
 from narrows.backends.tvm import vector_math
 from narrows.backends.tvm.devices import DEVICES, Device, Machine
+from narrows.backends.tvm.kernels import ALIKE
 from narrows.backends.tvm.link import LIBRARY, Linker, LinkError, find_linker
 from narrows.backends.tvm.lowering import lower
 from narrows.backends.tvm.schedules import DOTS, choices, dots, scheduled
@@ -21,6 +22,9 @@ from narrows.backends.tvm.stock import EXPORTED, imported
 from narrows.backends.tvm.tune import Tuner
 
 Tell = Callable[[str], None]
+
+
+ELEMENTWISE = 0  # TVM's number for kernels that work element by element
 
 
 class BuildError(Exception):
@@ -163,6 +167,7 @@ def fuse(module: tvm.IRModule, target: tvm.target.Target) -> tvm.IRModule:
         relax.backend.DispatchSortScan(),
         relax.transform.LegalizeOps(),
         relax.transform.AnnotateTIROpPattern(),
+        _mark_elementwise,
         relax.transform.DeadCodeElimination(),
         relax.transform.FuseOps(),
         relax.transform.FuseTIR(),
@@ -171,6 +176,15 @@ def fuse(module: tvm.IRModule, target: tvm.target.Target) -> tvm.IRModule:
     ]
     with target:
         return tvm.transform.Sequential(passes)(module)
+
+
+@tvm.transform.module_pass(opt_level=0, name="mark_elementwise")
+def _mark_elementwise(module: tvm.IRModule, _: Any) -> tvm.IRModule:
+    """Return the module in which TVM knows what our own kernels say of themselves."""
+    for var, function in module.functions_items():
+        if isinstance(function, tirx.PrimFunc) and function.attrs.get(ALIKE):
+            module.update_func(var, function.with_attr("op_pattern", ELEMENTWISE))
+    return module
 
 
 def _schedule(

@@ -13,3 +13,7 @@ COLUMNS = "columns"  # what a filter of integers reads, four rows in a number
 PADDING = "padding"  # the operand with zeros around it
 ROWS = "rows"  # statistics of rows, and what is done with them
 WINDOW = "window"  # pooling
+
+# Of a whole kernel: that it works element by element on a tensor of the result's shape. TVM sees
+# that by itself only where the dtype is the same; only such kernels are fused with a sum before.
+ALIKE = "narrows.alike"

@@ -43,10 +43,8 @@ def pointwise(shape: Sequence[int], function: Callable[..., Any], name: str) -> 
             found = []
             for operand in operands:
                 own = index[len(index) - len(operand.shape) :]
-                sizes = [int(s) for s in operand.shape]
-                found.append(
-                    operand(*(0 if s == 1 else i for s, i in zip(sizes, own, strict=True)))
-                )
+                sizes = zip(operand.shape, shape[len(shape) - len(own) :], own, strict=True)
+                found.append(operand(*(i if int(s) == full else 0 for s, full, i in sizes)))
             return function(*found)
 
         return te.compute(tuple(shape), at, name=name)

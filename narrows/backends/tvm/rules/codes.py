@@ -34,7 +34,8 @@ def each(
     """Return a function of one element of each value, which are broadcast."""
     exprs, like = low.aligned(values)
     kernel = codes.pointwise(like.stored, function, name)
-    return low.like(like, low.kernel(kernel, *exprs, name=name), dtype)
+    alike = all(tuple(int(s) for s in e.ty.shape) == like.stored for e in exprs)
+    return low.like(like, low.kernel(kernel, *exprs, name=name, alike=alike), dtype)
 
 
 # ---------------------------------------------------------------------- in and out
@@ -127,7 +128,7 @@ def _concat(low: Lowering, call: Call) -> Value:
 def _lookup(low: Lowering, call: Call) -> Value:
     table = relax.const(fixed(low, call.args["table"], "a table"), "uint8")
     x = call.args["x"]
-    return low.like(x, low.kernel(codes.looked_up, low.expr(x), table, name="lookup"))
+    return low.like(x, low.kernel(codes.looked_up, low.expr(x), table, name="lookup", alike=True))
 
 
 # ---------------------------------------------------------------------- averages

@@ -58,7 +58,8 @@ def settled(low: Lowering, acc: Value, settle: Settle, bias: np.ndarray | None =
 
     constants = [relax.const(array, array.dtype.name) for array in more]
     kernel = codes.pointwise(acc.stored, code, "settled")
-    return low.like(acc, low.kernel(kernel, low.expr(acc), *constants, name="settle"), "uint8")
+    expr = low.kernel(kernel, low.expr(acc), *constants, name="settle", alike=True)
+    return low.like(acc, expr, "uint8")
 
 
 # ---------------------------------------------------------------------- layers

@@ -62,19 +62,29 @@ def choices(function: tirx.PrimFunc, machine: Machine) -> list[Choice]:
     rows, channels = kernel.extents(main)[-2:]
     if kernel.role(main) in (CONTRACTION, DOT):
         steps = math.prod(kernel.reductions(main))
-        size = 1 if kernel.role(main) == DOT else 4
-        return _contractions(rows, channels, steps * size, machine, kernel.dtype(main))
+        whole = kernel.role(main) == DOT and bool(machine.dot)
+        depth = steps * (1 if kernel.role(main) == DOT else 4)
+        return _contractions(rows, channels, depth, machine, kernel.dtype(main), whole)
     return _windows(rows, channels, machine, kernel.dtype(main))
 
 
 def _contractions(
-    rows: int, channels: int, depth: int, machine: Machine, dtype: str
+    rows: int, channels: int, depth: int, machine: Machine, dtype: str, whole: bool
 ) -> list[Choice]:
-    """Return the choices for sums over ``depth`` bytes of weights a channel."""
+    """Return the choices for sums over ``depth`` bytes of weights a channel.
+
+    Args:
+        rows: Rows of the result.
+        channels: Channels of the result.
+        depth: The bytes.
+        machine: What it is made for.
+        dtype: Of the sums.
+        whole: Whether tiles have to divide the rows; TVM puts no instruction into what remains.
+    """
     lanes = machine.lanes_of(dtype)
     blocks = channels // lanes
     if channels % lanes:
-        return [Choice(min(rows, 4), 1, SPACE)]
+        return [Choice(1 if whole else min(rows, 4), 1, SPACE)]
     heavy = channels * depth > NEAR
     orders = (CHANNELS, SPACE) if heavy else (SPACE, CHANNELS)
     found = []
@@ -82,6 +92,8 @@ def _contractions(
         if blocks % vectors:
             continue
         for tile in range(1, min(rows, 28) + 1):
+            if whole and rows % tile:
+                continue
             if tile * vectors + vectors + 1 <= machine.registers:
                 found.append((_cost(rows, blocks, tile, vectors, machine.registers), tile, vectors))
     found.sort()
