@@ -67,9 +67,7 @@ def check(
     for inputs, (actual, between) in zip(trials, results, strict=True):
         given = {n: torch.from_numpy(r) for n, r in zip(islands, between, strict=True)}
         with torch.no_grad():
-            expected = (
-                from_islands(program, inputs, given) if islands else program.run_flat(inputs)
-            )
+            expected = from_islands(program, inputs, given) if islands else program.run_flat(inputs)
         named = zip(output_names(program), nodes, actual, expected, strict=True)
         for name, node, got, wanted in named:
             error = output_error(got, wanted)

@@ -112,6 +112,10 @@ class Lowering:
         for value, expected in zip(result if several else [result], wanted, strict=True):
             if value.shape != expected:
                 raise RuleError(call.name, f"{call.op} gave {value.shape}, not {expected}")
+            if value.array is None and str(value.expr.ty.dtype) != value.dtype:
+                raise RuleError(
+                    call.name, f"{call.op} gave {value.expr.ty.dtype} for {value.dtype}"
+                )
         self.values[call.name] = result
 
     def _arguments(self, value: Any) -> Any:

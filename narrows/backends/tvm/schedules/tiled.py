@@ -45,7 +45,7 @@ def schedule_tiled(
     padding = kernel.with_role(PADDING)
     if kernel.same(last, main):
         last = schedule.cache_write(main, 0, "local")
-    elif kernel.extents(last) != kernel.extents(main):
+    elif not kernel.follows(last, main):
         spread(kernel, last, machine)  # a result that is broadcast is used in a loop of its own
         last = schedule.cache_write(main, 0, "local")
     instruction = _instruction(kernel, main, machine)
