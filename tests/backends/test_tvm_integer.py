@@ -250,6 +250,15 @@ def test_fake_quantized_programs_are_refused() -> None:
         lower(quantized("depthwise").fake, "tvm", tune=0)
 
 
+def test_what_has_no_exact_form_is_refused_by_name() -> None:
+    program = quantized("layer_norm_tokens").program
+    with pytest.raises(LowerError, match="cannot lower") as caught:
+        lower(program, "tvm:cuda")
+    assert "a layer norm of codes on a GPU" in caught.value.why
+    with pytest.raises(LowerError, match="the importer of TVM has no form for the integers"):
+        lower(program, "tvm", importer="tvm")
+
+
 @pytest.mark.parametrize("mcpu", ["cortex-a76", "neoverse-v1"])
 def test_processors_of_arm_get_the_dot_product_that_they_have(mcpu: str) -> None:
     artifact = lower(layers("half_even", few=True), "tvm:aarch64", mcpu=mcpu)
