@@ -19,7 +19,7 @@ from narrows.backends.compare import (
     tolerance_of,
     varies,
 )
-from narrows.backends.integers import float_islands, from_islands
+from narrows.backends.integers import float_islands, float_outputs, from_islands
 from narrows.backends.onnx.session import DATA, MODEL, OnnxSession
 from narrows.errors import ArtifactError, LowerError, ProgramError
 from narrows.ir.program import Program, where
@@ -81,7 +81,7 @@ def _compare(
     except (ProgramError, RuntimeError) as error:
         raise LowerError(f"the program cannot run on {size}", why=str(error)) from error
     worst = 0.0
-    islands = float_islands(program) if exact else []
+    islands = [*float_islands(program), *float_outputs(program)] if exact else []
     for optimize in (True, False) if exact else (True,):
         try:
             actual = artifact.run_flat(inputs, optimize=optimize)
@@ -109,12 +109,16 @@ def _behind_islands(
     import onnx
 
     model = onnx.load(artifact.folder / MODEL)
-    model.graph.output.extend(onnx.ValueInfoProto(name=n.name) for n in islands)
+    shown = {value.name for value in model.graph.output}
+    model.graph.output.extend(
+        onnx.ValueInfoProto(name=n.name) for n in islands if n.name not in shown
+    )
     session = OnnxSession(model.SerializeToString(), None, optimize)
     pairs = zip(program.placeholders, inputs, strict=True)
     feed = {node.name: value.numpy() for node, value in pairs if isinstance(value, Tensor)}
-    results = session.run(feed)[-len(islands) :]
-    given = {n: torch.from_numpy(r) for n, r in zip(islands, results, strict=True)}
+    names = [value.name for value in model.graph.output]
+    results = dict(zip(names, session.run(feed), strict=True))
+    given = {n: torch.from_numpy(results[n.name]) for n in islands}
     return from_islands(program, inputs, given)
 
 

@@ -91,9 +91,9 @@ class OnnxTarget(Target):
 
     def costs(self) -> CostTable:
         """Return the costs measured on this machine, else those that narrows ships."""
-        from narrows.backends.onnx.costs import current
+        from narrows.backends.onnx.costs import TABLES
 
-        return current()
+        return TABLES.current()
 
     def lower(
         self, program: Program, *, plan_json: Any = None, reference: Program | None = None
