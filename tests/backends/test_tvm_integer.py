@@ -9,8 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+import narrows
 from narrows.backends import lower
 from narrows.backends.tvm.versions import problem
+from narrows.cli import main
+from narrows.errors import LowerError
 from narrows.ir.integer.grid import Grid
 from narrows.ir.integer.statistics import exponentials
 from narrows.ir.program import Meta, Program
