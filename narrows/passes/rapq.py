@@ -13,10 +13,11 @@ At the end every activation's exponent is tried again by the loss at the outputs
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,8 @@ class Reconstruction:
 
     def run(self) -> QuantPlan:
         """Return the plan; what a checkpoint holds is not done again."""
-        self.reconstruct()
+        with _full_precision(self.trial.device):
+            self.reconstruct()
         return self.result()
 
     def reconstruct(self) -> None:
@@ -308,6 +310,23 @@ class Reconstruction:
         if path is None or not Path(path).exists():
             return 0
         return resume.load(path, self.trial, self.key)
+
+
+@contextlib.contextmanager
+def _full_precision(device: torch.device) -> Iterator[None]:
+    """Keep CUDA from rounding float32 to fewer bits: what a block is held to has to be exact."""
+    if device.type != "cuda":
+        yield
+        return
+    libraries: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    held = [library.allow_tf32 for library in libraries]
+    try:
+        for library in libraries:
+            library.allow_tf32 = False
+        yield
+    finally:
+        for library, allowed in zip(libraries, held, strict=True):
+            library.allow_tf32 = allowed
 
 
 def _apart(made: Sequence[Any], targets: Sequence[Any]) -> float:

@@ -21,10 +21,10 @@ from torch import Tensor, fx
 from narrows.ir.ops import table
 from narrows.passes.trial import Drop, Kernel, Site, Span, Trial
 
-REGULARISER = 1.0  # against the relative loss of a block, per weight
+REGULARISER = 2.0  # against the relative loss of a block, per weight
 SOFT = 0.2  # the share of the iterations without the regulariser
 BETA = (20.0, 2.0)  # its sharpness, from the first iteration that has it to the last
-TRAVEL = 8.0  # how far the learning rate takes a weight's alpha in all iterations together
+TRAVEL = 16.0  # how far the learning rate takes a weight's alpha in all iterations together
 BIAS = 2.0  # the same for a bias, in steps of the accumulator's rounding error
 GAIN = 0.998  # another exponent is taken if the loss falls below this share of what it was
 

@@ -275,7 +275,7 @@ class Trial:
                 open_.add(node)
             else:
                 args, kwargs = map_arg((node.args, node.kwargs), self._static.__getitem__)
-                self._static[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+                self._static[node] = self._plain(node, args, kwargs)
 
     # ------------------------------------------------------------------ spans
 
@@ -339,7 +339,15 @@ class Trial:
             return args[0] if how == "float" else self._weight(node, args, how == "soft")
         if node.target in self._statistics:
             return self._statistic(node, args, how)
-        return node.target(*args, **kwargs)  # type: ignore[operator]
+        return self._plain(node, args, kwargs)
+
+    def _plain(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
+        """Run an operator as it is; one that makes tensors makes them where the others are."""
+        target: Any = node.target
+        schema = getattr(target, "_schema", None)
+        if schema is not None and any(a.name == "device" for a in schema.arguments):
+            kwargs = {**kwargs, "device": self.device}
+        return target(*args, **kwargs)
 
     def _rounded(self, site: Site, x: Tensor, drop: Drop | None) -> Tensor:
         entry = site.node.kwargs.get("entry", False)
