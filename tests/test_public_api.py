@@ -10,9 +10,10 @@ import pytest
 import narrows
 
 FUNCTIONS = {
-    "apply": "(program, plan=None, *, target=None, pipeline=None, check=False, instruments=())",
+    "apply": "(program, plan=None, *, target=None, batch=None, pipeline=None, check=False, "
+    "instruments=())",
     "capture": "(model, example_inputs=None, *, kwargs=None, dynamic_batch=True, name=None)",
-    "compile": "(model, inputs, plan=None, target='onnx', *, pipeline=None, "
+    "compile": "(model, inputs, plan=None, target='onnx', *, batch=None, pipeline=None, "
     "quantize=None, dump=None, "
     "kwargs=None, dynamic_batch=True, name=None, check=True, double=False, instruments=(), "
     "on_result=None, **options)",
@@ -33,10 +34,10 @@ CLASSES = {
     "Pipeline": "check_order default parse passes run",
     "QuantPlan": "activations codes fingerprint floats follow from_json load narrows notes offsets "
     "rounding save to_json weights with_notes",
-    "Quantized": "fake passes plan prepared program",
+    "Quantized": "fake passes plan prepared program report",
     "Program": "aliases base buffers canonical copy couplings dynamic_batch examples flat_inputs "
     "graph history in_spec memo name node nodes notes origins out_spec output parameter_count "
-    "placeholders replace run_flat state_dict stored tensor to to_module users_of weights "
+    "placeholders replace run_flat start state_dict stored tensor to to_module users_of weights "
     "with_weights",
 }
 ERRORS = {

@@ -217,6 +217,14 @@ def _grids(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--strict", action="store_true", help="refuse operators without an integer form"
     )
+    group.add_argument(
+        "--report",
+        nargs="?",
+        const="",
+        metavar="FOLDER",
+        help="measure on the data what every tensor loses and which costs most: text, JSON and a "
+        "page with plots, in DIR.report or FOLDER",
+    )
 
 
 def _demo(commands: Any) -> None:
@@ -258,7 +266,7 @@ def _choice(command: argparse.ArgumentParser) -> None:
         "allows, by the target's measured costs, above 0 and up to 1",
     )
     group.add_argument(
-        "--batch", type=int, metavar="N", help="the number of examples --latency is for (1)"
+        "--batch", type=int, metavar="N", help="the number of examples to choose for (1)"
     )
     group.add_argument("--criterion", metavar="NAME", help="how channels are scored (l1)")
     group.add_argument(

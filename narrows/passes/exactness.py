@@ -11,7 +11,7 @@ from narrows.errors import FidelityError
 from narrows.ir.integer.grid import CENTRE
 from narrows.ir.ops.args import arguments
 from narrows.ir.program import Program, where
-from narrows.passes.calibrate import as_inputs
+from narrows.passes.batches import as_inputs
 from narrows.passes.fold_shifts import FoldShifts
 
 ops: Any = torch.ops.narrows

@@ -25,7 +25,9 @@ from narrows.passes.fold_batch_norm import FoldBatchNorm
 from narrows.passes.fold_shifts import FoldShifts
 from narrows.passes.learning import Learning
 from narrows.passes.pipeline import Instrument, PassReport, Pipeline
+from narrows.passes.quant_measure import SAMPLES, measure
 from narrows.passes.quant_plan import QuantPlan
+from narrows.passes.quant_report import QuantReport
 from narrows.passes.quantize import Quantize
 from narrows.passes.rapq import rapq
 from narrows.passes.widen_clips import WidenClips
@@ -48,6 +50,25 @@ class Quantized:
     fake: Program
     prepared: Program
     passes: tuple[PassReport, ...] = ()
+
+    def report(self, data: Iterable[Any], *, samples: int = SAMPLES) -> QuantReport:
+        """Return what quantization costs: ranges, clipping, errors and ratios, tensor by tensor.
+
+        >>> report = quantized.report([images])
+        >>> print(report)
+        >>> report.save("out.report")        # text, JSON, and a page with plots
+
+        Args:
+            data: Batches as for `narrows.quantize`, streamed once.
+            samples: On how many samples each quantizer is switched off in turn, to see what it
+                costs the outputs; 0 leaves that out. It takes half a run per quantizer.
+
+        Raises:
+            UsageError: There is no data, or an argument is out of range.
+            ProgramError: The data does not fit the program.
+            PassError: It gives NaN or infinity.
+        """
+        return measure(self.prepared, self.fake, self.program, self.plan, data, samples)
 
 
 def preparation(bits: int = 8, *, equalize: bool = False) -> Pipeline:

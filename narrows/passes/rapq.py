@@ -29,8 +29,9 @@ from narrows.ir.integer.grid import Grid, WeightGrid
 from narrows.ir.ops.args import arguments
 from narrows.ir.program import Meta, Note, Program, aten
 from narrows.passes import resume
+from narrows.passes.batches import as_inputs
 from narrows.passes.blocks import cut
-from narrows.passes.calibrate import Settings, as_inputs, calibrate
+from narrows.passes.calibrate import Settings, calibrate
 from narrows.passes.learning import Learning
 from narrows.passes.quant_plan import QuantPlan
 from narrows.passes.reconstruct import (

@@ -54,10 +54,10 @@ class Probe:
 
 def probes(quick: bool) -> Iterator[Probe]:
     """Yield all probes of a calibration; ``quick`` leaves out most sizes."""
-    sides = (7, 28) if quick else (7, 14, 28, 56, 112)
-    for side in sides:
+    for side in (7, 28) if quick else (7, 14, 28, 56, 112):
         yield from _dense(side, quick)
         yield from _depthwise(side, quick)
+    for side in (7, 28, 112) if quick else (7, 14, 28, 56, 112, 224):  # large ones for batches
         yield from _elements(side)
         yield from _moves(side)
     yield from _products(quick)
@@ -176,11 +176,9 @@ def _elements(side: int) -> Iterator[Probe]:
 
 def _moves(side: int) -> Iterator[Probe]:
     shape = (1, CHANNELS, side, side)
-    part = CHANNELS - 4
     order = torch.randperm(CHANNELS, generator=torch.Generator().manual_seed(0))
     calls: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {
         "gather": (CHANNELS, lambda x: x.index_select(1, order)),
-        "slice": (part, lambda x: x[:, 4:].contiguous()),
         "concat": (2 * CHANNELS, lambda x: torch.cat((x, x), 1)),
         "copy": (CHANNELS, lambda x: x.transpose(2, 3).contiguous()),
     }
@@ -191,6 +189,14 @@ def _moves(side: int) -> Iterator[Probe]:
             return lambda: function(x)
 
         yield _single(name, width * side * side, make)
+    for batch in (1, 8):  # of one example, a slice of channels is contiguous as it is
+
+        def cut(batch: int = batch) -> Call:
+            x = torch.randn(batch, CHANNELS // batch + 4, side, side)
+            return lambda: x[:, 4:].contiguous()
+
+        place = (float(batch), float(CHANNELS * side * side))
+        yield Probe("slice", ("batch", "elements"), place, cut)
 
 
 def _products(quick: bool) -> Iterator[Probe]:
