@@ -40,7 +40,7 @@ BITS = ("8,8", "6,6", "4,4", "3,3", "2,4")
 METHODS = ("minmax", "mse", "rapq", "free")
 FREE = Steps(
     activation=tuple(2 ** (k / 8) for k in (-4, -2, -1, 1, 2, 4)),
-    weight=tuple(2 ** (k / 8) for k in range(-8, 9)),
+    weight=(1.0, *(2 ** (k / 8) for k in range(-8, 9) if k)),
 )
 BATCH = 32
 

@@ -41,6 +41,7 @@ from narrows.passes.reconstruct import (
     Values,
     choose_activation,
     choose_steps,
+    correct_biases,
     learn,
     loss_of,
 )
@@ -195,6 +196,9 @@ class Reconstruction:
         searched = range(self.searched)
         started = time.monotonic()
         choose_steps(trial, block, searched, self.steps)
+        many = range(min(len(block.targets), 4 * self.searched))
+        if self.settings.correct_bias:
+            correct_biases(trial, block, many)
         iterations, seconds = left
         if seconds is not None:
             seconds = max(0.0, seconds - (time.monotonic() - started))
@@ -204,6 +208,8 @@ class Reconstruction:
                 biases=self.settings.correct_bias, seconds=seconds,
                 tell=lambda i, n: self._tell(index, name, f"iteration {i:,} of {n:,}"),
             )  # fmt: skip
+        if self.settings.correct_bias:
+            correct_biases(trial, block, many)
         best = loss_of(trial, block, searched)
         for site in block.sites:
             best = choose_activation(

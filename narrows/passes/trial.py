@@ -29,6 +29,7 @@ from narrows.ir.ops import table
 from narrows.ir.ops.args import arguments
 from narrows.ir.ops.integer import Moves
 from narrows.ir.program import Program
+from narrows.passes.calibrate import finest
 from narrows.passes.quant_plan import QuantPlan
 from narrows.passes.quantize import Quantize
 from narrows.passes.survey import Survey
@@ -67,6 +68,7 @@ class Kernel:
         axis: Of the output channels.
         high: The largest code; the smallest is its negative.
         steps: Between two codes, one per output channel or one for all, ready to broadcast.
+        finest: The finest steps that the layer's accumulator has room for.
         x: The site of the layer's input.
         bias: The floating-point bias, or ``None``.
         unit: Per output channel, what a step of the bias is over the product of the two steps.
@@ -81,6 +83,7 @@ class Kernel:
     axis: int
     high: int
     steps: Tensor
+    finest: Tensor
     x: Site | None = None
     bias: Tensor | None = None
     unit: Tensor | None = None
@@ -239,7 +242,12 @@ class Trial:
             name = str(rounded["x"].target)
             tensor = self.weights[name]
             steps = _steps(rounded["exponents"], rounded["axis"], tensor)
-            kernel = Kernel(name, layer, tensor, rounded["axis"], rounded["high"], steps)
+            count = steps.numel()
+            limits = finest(self.prepared, self.found, old, self.plan.activations, count)
+            finest_steps = _steps(limits, rounded["axis"], tensor)
+            kernel = Kernel(
+                name, layer, tensor, rounded["axis"], rounded["high"], steps, finest_steps
+            )
             if name in shared:  # one weight, one rounding
                 kernel = shared[name]
             shared[name] = self.kernels[layer] = self._weight_of[given.weight] = kernel
