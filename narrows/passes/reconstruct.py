@@ -14,6 +14,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -276,10 +277,7 @@ def learn(
         for kernel, begin, unit, shift in zip(free, first, units, shifts, strict=True):
             kernel.shift = begin + shift * unit
         plain, rounded = _on(block.plain[i], trial), _on(block.rounded[i], trial)
-        given = {
-            n: torch.lerp(v, plain[n], drop.mask(v)) if v.is_floating_point() else v
-            for n, v in rounded.items()
-        }
+        given = {n: _mixed(v, plain[n], drop) for n, v in rounded.items()}
         made = trial.run(block.span, given, "soft", drop)
         loss = distance(made, block.targets[i].to(trial.device), block.power) / scale
         progress = done / iterations
@@ -297,6 +295,13 @@ def learn(
         for kernel in block.kernels:
             kernel.settle()
     return done
+
+
+def _mixed(rounded: Any, plain: Any, drop: Drop) -> Any:
+    """Return an input of a block, some of its elements as in the floating-point network."""
+    if not (isinstance(rounded, Tensor) and rounded.is_floating_point()):
+        return rounded
+    return torch.lerp(rounded, plain, drop.mask(rounded))
 
 
 def _indecision(kernels: Sequence[Kernel], beta: float) -> Tensor:

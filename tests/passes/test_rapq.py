@@ -223,6 +223,21 @@ def test_no_iterations_still_choose_exponents() -> None:
     assert (plan.weights, plan.activations) != (start.weights, start.activations)
 
 
+def test_few_bits_are_for_what_is_multiplied() -> None:
+    plan = narrows.quantize(captured(), data(), weights=4, activations=4, check=False).plan
+    narrow = {name for name, grid in plan.activations.items() if grid.bits == 4}
+    read = {"relu", "relu6", "relu6_1", "add", "relu_1", "adaptive_avg_pool2d", "relu_2"}
+    assert narrow == read
+    b = Builder((2, 3, 6, 6))
+    x = b.norm(b.relu(b.conv(b.inputs[0], "first", 4, 3)), "norm", 4)
+    x = b.conv(b.relu(b.conv(b.relu(x), "middle", 4, 4)), "last", 4, 4)
+    program = b.program(b.call(aten.adaptive_avg_pool2d.default, x, [2, 2]))
+    plan = narrows.quantize(program, [program.examples[0]], weights=4, activations=4).plan
+    bits = {name: grid.bits for name, grid in plan.weights.items()}
+    # The last layer is the last, although its result is averaged before it is put out.
+    assert bits == {"first.weight": 8, "norm.scale": 8, "middle.weight": 4, "last.weight": 8}
+
+
 # ------------------------------------------------------------------ going on
 
 
