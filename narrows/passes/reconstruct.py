@@ -42,7 +42,7 @@ class Block:
         plain: What it reads in the floating-point network.
         rounded: What it reads in the quantized one.
         targets: What it computes in floating-point.
-        sites: The grids that may still change.
+        groups: The grids of activations that may still change; those of a group do so together.
         kernels: The layers whose rounding is not learned yet.
         power: ``p`` of the loss.
     """
@@ -51,7 +51,7 @@ class Block:
     plain: list[Values]
     rounded: list[Values]
     targets: list[Tensor]
-    sites: list[Site]
+    groups: list[list[Site]]
     kernels: list[Kernel]
     power: float = 2.0
 
@@ -106,8 +106,8 @@ def choose_steps(trial: Trial, block: Block, items: Sequence[int], steps: Steps)
     best = loss_of(trial, block, items)
     for _ in range(2):
         before = best
-        for site in block.sites:
-            best = choose_activation([site], steps, best, lambda: loss_of(trial, block, items))
+        for group in block.groups:
+            best = choose_activation(group, steps, best, lambda: loss_of(trial, block, items))
         for kernel in block.kernels:
             held = kernel.steps
             kernel.steps = _closest(trial, block, kernel, items, steps.weight)
