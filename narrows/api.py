@@ -306,8 +306,10 @@ def quantize(
             computes, with the rounding of the weights learned; the calibration data stays in
             memory, and it runs on CUDA where there is one.
         percentile: The share of the magnitudes that ``percentile`` covers, in percent.
-        first_last: At least this many bits for the first and last layers, the inputs and the
-            outputs; ``None`` makes no exception of them.
+        first_last: At least this many bits for the first and the last layers and what they read,
+            for the outputs, and for what no multiplication is saved by: a layer with one weight a
+            channel, activations that are only added, averaged, gated or scaled channel by channel.
+            ``None`` makes no exception of them.
         skip: Globs of what stays floating-point.
         rounding: How shifts settle ties: ``half_even`` or ``half_up``.
         align: Whether tensors that are concatenated share a grid, so that nothing is computed to

@@ -20,7 +20,8 @@ from narrows.ir.integer.bounds import SHIFTS
 from narrows.ir.integer.grid import BITS, EXPONENTS, Grid, WeightGrid, check_rounding
 from narrows.ir.integer.library import weight_codes
 from narrows.ir.ops.args import arguments
-from narrows.ir.ops.integer import Moves
+from narrows.ir.ops.integer import LayerWeights, Moves
+from narrows.ir.ops.integer_forms import Matmul
 from narrows.ir.program import Meta, Note, Program, where
 from narrows.passes.batches import batches
 from narrows.passes.observe import Histogram
@@ -44,8 +45,10 @@ class Settings:
         activations: Bits of the activations, likewise.
         method: ``mse``, ``minmax``, ``percentile`` or ``rapq``, which begins with ``mse``.
         percentile: The share of the magnitudes that ``percentile`` covers, in percent.
-        first_last: At least this many bits for the weights of the first and the last layers and
-            for the inputs and the outputs; ``None`` makes no exception of them.
+        first_last: At least this many bits for the first and the last layers and what they read,
+            for the outputs, and for what no multiplication is saved by: a layer with one weight a
+            channel, activations that are only added, averaged, gated or scaled channel by channel;
+            ``None`` makes no exception of them.
         skip: Globs of what stays floating-point.
         rounding: ``half_even`` or ``half_up``.
         align: Whether tensors that are concatenated share one grid.
@@ -194,7 +197,7 @@ class Watch:
 
 def _activation_grids(found: Survey, watch: Watch, settings: Settings) -> dict[str, Grid]:
     grids: dict[fx.Node, Grid] = {}
-    outer = _outer_sites(found)
+    outer, multiplied = _outer_sites(found), _multiplied(found, settings.align)
     _refuse_unmatched(settings.activations, "activations", watch.histograms)
     for node, histogram in watch.histograms.items():
         if not histogram.finite:
@@ -206,7 +209,7 @@ def _activation_grids(found: Survey, watch: Watch, settings: Settings) -> dict[s
                 "negative number, not with -inf",
             )
         bits = _bits(node, settings.activations, "activations")
-        if node in outer and settings.first_last is not None:
+        if settings.first_last is not None and (node in outer or node not in multiplied):
             bits = max(bits, settings.first_last)
         try:
             grids[node] = histogram.grid(settings.method, bits, settings.percentile)
@@ -249,6 +252,35 @@ def _refuse_unmatched(asked: Bits, what: str, nodes: Iterable[fx.Node]) -> None:
             )
 
 
+def _multiplied(found: Survey, align: bool) -> set[fx.Node]:
+    """Return the sites whose codes are summed in products: with weights, or with each other.
+
+    What is only added, averaged, gated, or scaled channel by channel is not among them: few bits
+    would save no multiplication there. Nor is what the last layers read.
+    """
+    sites: set[fx.Node] = set()
+    outer = _outer_layers(found)
+    for node, form in found.forms.items():
+        layer = form.weights(node)
+        plain = layer is None or one_each(layer) or node in outer
+        if plain and not isinstance(form, Matmul):
+            continue
+        for operand in form.operands(node):
+            while operand not in found.entries and isinstance(found.forms[operand], Moves):
+                operand = found.forms[operand].operands(operand)[0]
+            sites.add(operand if operand in found.entries else found.tail(operand))
+    for group in found.shared_grids() if align else ():
+        if not sites.isdisjoint(group):
+            sites.update(group)
+    return sites
+
+
+def one_each(layer: LayerWeights) -> bool:
+    """Whether a layer has one weight per output channel, as a norm that became a layer has."""
+    shape = Meta(layer.weight).shape
+    return math.prod(shape) == shape[layer.axis]
+
+
 def _outer_sites(found: Survey) -> set[fx.Node]:
     """Return the sites that are inputs of the program, or outputs."""
     outer = {n for n in found.sites if n.op == "placeholder"}
@@ -264,12 +296,19 @@ def _outer_sites(found: Survey) -> set[fx.Node]:
 
 
 def _outer_layers(found: Survey) -> set[fx.Node]:
-    """Return the layers that read an input of the program, or make an output."""
+    """Return the layers that read an input of the program, make an output, or have none behind."""
     outer = _outer_sites(found)
+    layers = set(found.layers())
+    before: set[fx.Node] = set()  # what leads to a layer
+    for node in reversed(next(iter(layers)).graph.nodes) if layers else ():
+        if any(u in layers or u in before for u in node.users):
+            before.add(node)
     return {
         n
-        for n in found.layers()
-        if found.site(found.forms[n].operands(n)[0]) in outer or found.tail(n) in outer
+        for n in layers
+        if found.site(found.forms[n].operands(n)[0]) in outer
+        or found.tail(n) in outer
+        or n not in before
     }
 
 
@@ -283,7 +322,7 @@ def _weight_grids(
         layer = found.forms[node].weights(node)
         assert layer is not None
         bits = _bits(node, settings.weights, "weights")
-        if node in outer and settings.first_last is not None:
+        if settings.first_last is not None and (node in outer or one_each(layer)):
             bits = max(bits, settings.first_last)
         name = str(layer.weight.target)
         if name in grids:
@@ -292,17 +331,17 @@ def _weight_grids(
         if not bool(tensor.isfinite().all()):
             raise PassError(f"{name!r} holds NaN or infinity", where=where(node))
         exponents = weight_exponents(tensor, layer.axis, bits, settings.method)
-        finest = _finest(program, found, node, activations, len(exponents))
+        limits = finest(program, found, node, activations, len(exponents))
         if name in grids:
-            finest = list(map(min, finest, grids[name].along(tuple(tensor.shape))))
-        exponents = tuple(map(min, exponents, finest))
+            limits = list(map(min, limits, grids[name].along(tuple(tensor.shape))))
+        exponents = tuple(map(min, exponents, limits))
         if layer.groups > 1:
             exponents = (min(exponents),)
         grids[name] = WeightGrid(exponents, bits, layer.axis)
     return grids
 
 
-def _finest(
+def finest(
     program: Program, found: Survey, node: fx.Node, activations: Mapping[str, Grid], count: int
 ) -> list[int]:
     """Return per output channel the finest exponent that a layer's accumulator has room for.

@@ -21,6 +21,7 @@ from torch import Tensor, fx
 
 from narrows.errors import PassError, UsageError
 from narrows.ir.graph import Run
+from narrows.ir.integer.codes import WeightCodes
 from narrows.ir.integer.grid import Grid, WeightGrid
 from narrows.ir.integer.library import weight_codes
 from narrows.ir.ops.args import arguments
@@ -201,7 +202,7 @@ class _SideBySide:
                 told.add(name)
                 grid, tally = self.plan.weights[name], Tally()
                 weight = self.prepared.tensor(layer.weight).detach().double()
-                tally.add(weight, *_weight_on_grid(weight, grid))
+                tally.add(weight, *_weight_on_grid(weight, grid, self.plan.codes.get(name)))
                 yield tally.measured(
                     name, node, kind="weight", exponents=grid.exponents, zero=0, bits=grid.bits
                 )
@@ -221,11 +222,15 @@ def _on_grid(x: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     return ops.fake_quantize.default(x, *call), beyond
 
 
-def _weight_on_grid(weight: Tensor, grid: WeightGrid) -> tuple[Tensor, Tensor]:
+def _weight_on_grid(
+    weight: Tensor, grid: WeightGrid, chosen: WeightCodes | None
+) -> tuple[Tensor, Tensor]:
+    """Return a weight on its grid, by the codes chosen or the nearest, and what lies beyond."""
     exponents = grid.along(tuple(weight.shape))
     shape = [-1 if a == grid.axis else 1 for a in range(weight.dim())]
     scale = torch.tensor([2.0**e for e in exponents], dtype=torch.float64).reshape(shape)
     codes = weight_codes(weight, exponents, grid.axis, -grid.high, grid.high)
+    codes = codes if chosen is None else chosen.tensor()
     return codes / scale, (weight * scale).abs() > grid.high + 0.5
 
 
@@ -266,7 +271,7 @@ def _gains(
         expected = prepared.run_flat(flat)
         base = fake.start(flat)
         for switch in switches:
-            without[switch.key].add(expected, _branch(base, fake, switch).finish())
+            without[switch.key].add(expected, _branch(base, prepared, switch).finish())
             done += 1
             if show:
                 text = f"\rswitching quantizers off: {done} of {total}"
@@ -279,13 +284,13 @@ def _gains(
     return {key: 0.0 if sqnr == full else sqnr - full for key, sqnr in found.items()}
 
 
-def _branch(base: Run, fake: Program, switch: _Switch) -> Run:
+def _branch(base: Run, prepared: Program, switch: _Switch) -> Run:
     """Return a run without one quantizer, from where it makes a difference."""
     source = switch.node.all_input_nodes[0]
     if switch.reader is None:
         return base.branch({switch.node: base.to(source)})
     base.before(switch.reader)
-    return base.branch({switch.node: fake.tensor(source), **switch.biases})
+    return base.branch({switch.node: prepared.tensor(source), **switch.biases})
 
 
 def _switches(fake: Program, plan: QuantPlan) -> list[_Switch]:
