@@ -252,7 +252,7 @@ def quantize(
     program: Program,
     calibration: Iterable[Any] | None = None,
     *,
-    weights: int | Mapping[str, int] = 8,
+    weights: int | str | Mapping[str, int | str] = 8,
     activations: int | Mapping[str, int] = 8,
     method: str = "mse",
     percentile: float = 99.99,
@@ -282,7 +282,9 @@ def quantize(
         calibration: Inputs like the real ones, streamed once: an iterable of batches, each a tuple
             of positional inputs, a dict of inputs by name, or one tensor.
         weights: Bits of the weights, 2 to 8: one number, or one per glob on node names, module
-            paths and weight names, of which the first match counts: ``{"head": 8, "*": 4}``.
+            paths and weight names, of which the first match counts: ``{"head": 8, "*": 4}``. Or
+            ``"pot4"``: signed powers of two, in 4 bits a sign and an exponent; ``"pot4x2"``: sums
+            of two of them. They are shifts where a target has no multiplier, else int8 like others.
         activations: Bits of the activations, likewise.
         method: How exponents are chosen: ``mse`` (the smallest squared error), ``minmax`` (cover
             all that was seen) or ``percentile``.

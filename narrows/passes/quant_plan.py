@@ -19,7 +19,7 @@ from narrows.ir.program import Note, Program
 from narrows.passes import planfile
 
 FORMAT = "narrows-quant-plan"
-VERSION = 1
+VERSION = 2  # the first that knows terms; a plan without any is written as version 1
 
 
 @dataclass(frozen=True)
@@ -95,13 +95,18 @@ class QuantPlan:
         """Return the plan as JSON values."""
         return {
             "format": FORMAT,
-            "version": VERSION,
+            "version": VERSION if any(g.terms for g in self.weights.values()) else 1,
             "narrows": self.narrows,
             "fingerprint": self.fingerprint,
             "rounding": self.rounding,
             "activations": {n: vars(g) for n, g in self.activations.items()},
             "weights": {
-                n: {"exponents": list(g.exponents), "bits": g.bits, "axis": g.axis}
+                n: {
+                    "exponents": list(g.exponents),
+                    "bits": g.bits,
+                    "axis": g.axis,
+                    **({"terms": g.terms} if g.terms else {}),
+                }
                 for n, g in self.weights.items()
             },
             "offsets": {n: list(o) for n, o in self.offsets.items()},
@@ -158,7 +163,10 @@ def _decode(data: dict[str, Any]) -> QuantPlan:
         },
         weights={
             str(n): WeightGrid(
-                tuple(map(_whole, g["exponents"])), _whole(g["bits"]), _whole(g["axis"])
+                tuple(map(_whole, g["exponents"])),
+                _whole(g["bits"]),
+                _whole(g["axis"]),
+                _whole(g.get("terms", 0)),
             )
             for n, g in data["weights"].items()
         },

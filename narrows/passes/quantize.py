@@ -163,8 +163,7 @@ class _Inserter:
     def _weight(self, weight: fx.Node, grid: WeightGrid) -> fx.Node:
         key = (weight, grid)
         if key not in self.weights:
-            args = (weight, list(grid.exponents), grid.axis, -grid.high, grid.high)
-            self.weights[key] = self._rounded(weight, args)
+            self.weights[key] = self._rounded(weight, (weight, *grid.arguments))
         return self.weights[key]
 
     def _bias(
