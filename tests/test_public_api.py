@@ -31,8 +31,8 @@ CLASSES = {
     "outputs reasons removed restore save shrink split to_json widths "
     "with_notes",
     "Pipeline": "check_order default parse passes run",
-    "QuantPlan": "activations fingerprint floats follow from_json load narrows notes offsets "
-    "rounding save to_json weights with_notes",
+    "QuantPlan": "activations fingerprint floats follow from_json levels load narrows notes "
+    "offsets rounding save to_json weights with_notes",
     "Quantized": "fake passes plan prepared program report",
     "Program": "aliases base buffers canonical copy couplings dynamic_batch examples flat_inputs "
     "graph history in_spec memo name node nodes notes origins out_spec output parameter_count "

@@ -166,11 +166,7 @@ class _SideBySide:
         self.prepared, self.fake, self.plan = prepared, fake, plan
         self.found: Survey = survey(prepared, plan.floats)
         self.tallies = {n: Tally() for n in self.found.sites}
-        self.rounded = {
-            n.all_input_nodes[0].name: n
-            for n in fake.graph.nodes
-            if n.target is ops.fake_quantize.default
-        }
+        self.rounded = activation_quantizers(fake, plan)
         self.weights = weight_quantizers(fake, self.found)
         self.outputs = _Outputs()
 
@@ -178,7 +174,8 @@ class _SideBySide:
         """Take in a batch."""
         exact, coarse = self.prepared.start(flat), self.fake.start(flat)
         for site, tally in self.tallies.items():
-            x, got = exact.to(site), coarse.to(self.rounded[site.name])
+            rounding = self.rounded[site.name]
+            x, got = exact.to(site), coarse.to(rounding[-1])
             if not x.numel():
                 continue
             if not bool(x.isfinite().all()):
@@ -187,7 +184,11 @@ class _SideBySide:
                     where=where(site),
                     hint="look for NaN in the data",
                 )
-            tally.add(x, *_on_grid(x, self.plan.activations[site.name]))
+            alone, beyond = _on_grid(x, self.plan.activations[site.name])
+            for node in rounding[1:]:
+                target: Any = node.target
+                alone = target(alone, *node.args[1:])
+            tally.add(x, alone, beyond)
             tally.along = (tally.along or 0.0) + float((got - x).double().square().sum())
         self.outputs.add(exact.finish(), coarse.finish())
 
@@ -225,6 +226,21 @@ class _SideBySide:
         )  # fmt: skip
 
 
+def activation_quantizers(fake: Program, plan: QuantPlan) -> dict[str, list[fx.Node]]:
+    """Return what rounds every activation, by its name: a quantizer, and levels behind it."""
+    found: dict[str, list[fx.Node]] = {}
+    for node in fake.graph.nodes:
+        if node.target is not ops.fake_quantize.default:
+            continue
+        name = node.all_input_nodes[0].name
+        if name not in plan.activations:
+            continue
+        found[name] = [node]
+        while name in plan.levels and len(found[name]) < 3:
+            found[name] += found[name][-1].users
+    return found
+
+
 def weight_quantizers(fake: Program, found: Survey) -> dict[str, fx.Node]:
     """Return what rounds every weight in a quantized program, by the weight's name."""
     nodes = {n.name: n for n in fake.graph.nodes}
@@ -255,15 +271,15 @@ class _Switch:
     Attributes:
         key: Kind and name of the tensor.
         node: The quantizer.
-        reader: The first node that computes with what it rounds; ``None`` for an activation, whose
-            run branches off at the quantizer itself.
+        begin: The activation, behind which a run branches off; or the first node that computes with
+            a weight, before which it does.
         given: For a weight: itself unrounded, and the rounded biases of the layers that read it, as
             they are without the correction of its mean error.
     """
 
     key: tuple[str, str]
     node: fx.Node
-    reader: fx.Node | None = None
+    begin: fx.Node
     given: dict[fx.Node, Tensor] = field(default_factory=dict)
 
 
@@ -297,9 +313,9 @@ def _gains(
 
 def _branch(base: Run, switch: _Switch) -> Run:
     """Return a run without one quantizer, from where it makes a difference."""
-    if switch.reader is None:
-        return base.branch({switch.node: base.to(switch.node.all_input_nodes[0])})
-    base.before(switch.reader)
+    if not switch.given:
+        return base.branch({switch.node: base.to(switch.begin)})
+    base.before(switch.begin)
     return base.branch(switch.given)
 
 
@@ -307,10 +323,9 @@ def _switches(fake: Program, prepared: Program, plan: QuantPlan) -> list[_Switch
     """Return the quantizers in the order in which their runs branch off."""
     order = {n: i for i, n in enumerate(fake.graph.nodes)}
     found: list[tuple[int, _Switch]] = []
-    for node in fake.graph.nodes:
-        if node.target is ops.fake_quantize.default:
-            source = node.all_input_nodes[0]
-            found.append((order[source], _Switch(("activation", source.name), node)))
+    for name, rounding in activation_quantizers(fake, plan).items():
+        source = rounding[0].all_input_nodes[0]
+        found.append((order[source], _Switch(("activation", name), rounding[-1], source)))
     for name, node in weight_quantizers(fake, survey(prepared, plan.floats)).items():
         reader = min(node.users, key=order.__getitem__)
         given = {node: prepared.weights[name], **_uncorrected(fake, plan, name, node)}

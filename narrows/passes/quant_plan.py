@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from narrows.errors import NarrowsError, PlanError
-from narrows.ir.integer.grid import HALF_EVEN, ROUNDINGS, Grid, WeightGrid
+from narrows.ir.integer.grid import HALF_EVEN, ROUNDINGS, Grid, Levels, WeightGrid
 from narrows.ir.program import Note, Program
 from narrows.passes import planfile
 
 FORMAT = "narrows-quant-plan"
-VERSION = 2  # the first that knows terms; a plan without any is written as version 1
+VERSION = 2  # the first that knows terms and levels; a plan without is written as version 1
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ class QuantPlan:
         weights: Per weight name its grid, with an exponent per output channel.
         offsets: Per name of a layer's weight what is added to the layer's bias, one whole number
             per output channel in steps of the accumulator: the correction of the mean error.
+        levels: Per node of ``activations`` the levels that its codes become, where those are not
+            equally wide; made elsewhere, as in training with learned thresholds.
         floats: The nodes that stay floating-point, each with the reason.
         rounding: ``half_even`` or ``half_up``: how every shift settles ties.
         fingerprint: Of the program it was made for (`narrows.passes.plan.fingerprint`).
@@ -42,6 +44,7 @@ class QuantPlan:
     activations: Mapping[str, Grid]
     weights: Mapping[str, WeightGrid]
     offsets: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    levels: Mapping[str, Levels] = field(default_factory=dict)
     floats: Mapping[str, str] = field(default_factory=dict)
     rounding: str = HALF_EVEN
     fingerprint: str = ""
@@ -81,6 +84,7 @@ class QuantPlan:
             activations={n: g for n, g in self.activations.items() if n in names},
             weights=weights,
             offsets=offsets,
+            levels={n: v for n, v in self.levels.items() if n in names},
             floats={n: r for n, r in self.floats.items() if n in names},
             fingerprint="",
         )
@@ -93,9 +97,13 @@ class QuantPlan:
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as JSON values."""
+        levels = {
+            n: {"grid": vars(v.grid), "thresholds": list(v.thresholds)}
+            for n, v in self.levels.items()
+        }
         return {
             "format": FORMAT,
-            "version": VERSION if any(g.terms for g in self.weights.values()) else 1,
+            "version": VERSION if self.levels or any(map(_terms, self.weights.values())) else 1,
             "narrows": self.narrows,
             "fingerprint": self.fingerprint,
             "rounding": self.rounding,
@@ -110,6 +118,7 @@ class QuantPlan:
                 for n, g in self.weights.items()
             },
             "offsets": {n: list(o) for n, o in self.offsets.items()},
+            **({"levels": levels} if levels else {}),
             "floats": dict(self.floats),
             "notes": [vars(note) for note in self.notes],
         }
@@ -157,10 +166,7 @@ def _decode(data: dict[str, Any]) -> QuantPlan:
     if data["rounding"] not in ROUNDINGS:
         raise ValueError(f"its rounding is {data['rounding']!r}")
     return QuantPlan(
-        activations={
-            str(n): Grid(_whole(g["exponent"]), _whole(g["zero"]), _whole(g["bits"]))
-            for n, g in data["activations"].items()
-        },
+        activations={str(n): _grid(g) for n, g in data["activations"].items()},
         weights={
             str(n): WeightGrid(
                 tuple(map(_whole, g["exponents"])),
@@ -171,12 +177,24 @@ def _decode(data: dict[str, Any]) -> QuantPlan:
             for n, g in data["weights"].items()
         },
         offsets={str(n): tuple(map(_whole, o)) for n, o in data["offsets"].items()},
+        levels={
+            str(n): Levels(_grid(v["grid"]), tuple(map(_whole, v["thresholds"])))
+            for n, v in data.get("levels", {}).items()
+        },
         floats={str(n): str(r) for n, r in data["floats"].items()},
         rounding=data["rounding"],
         fingerprint=str(data["fingerprint"]),
         narrows=str(data["narrows"]),
         notes=tuple(Note(**note) for note in data["notes"]),
     )
+
+
+def _grid(data: dict[str, Any]) -> Grid:
+    return Grid(_whole(data["exponent"]), _whole(data["zero"]), _whole(data["bits"]))
+
+
+def _terms(grid: WeightGrid) -> int:
+    return grid.terms
 
 
 def _whole(value: Any) -> int:

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from narrows.errors import UsageError
@@ -183,6 +184,40 @@ class WeightGrid:
         return self.exponents * count if len(self.exponents) == 1 else self.exponents
 
 
+@dataclass(frozen=True)
+class Levels:
+    """Steps of unequal width with results of equal distance: a code ``c`` of a tensor's own grid
+    becomes the code ``grid.low + k`` of another, where ``k`` of the thresholds are up to ``c``.
+
+    Attributes:
+        grid: What the results stand for.
+        thresholds: Codes of the tensor's own grid, in order, at which the next level begins.
+    """
+
+    grid: Grid
+    thresholds: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        rising = all(a <= b for a, b in pairwise(self.thresholds))
+        if not rising or not all(0 <= t <= 256 for t in self.thresholds):
+            raise UsageError(
+                "thresholds have to rise, between the codes 0 and 256",
+                why="a level begins where the one before it ends",
+            )
+        most = self.grid.high - self.grid.low
+        if not 0 < len(self.thresholds) <= most:
+            raise UsageError(
+                f"{len(self.thresholds)} thresholds do not fit {self.grid.bits} bits",
+                why=f"that are up to {most + 1} levels, one more than thresholds",
+            )
+
+    def arguments(self, own: Grid) -> tuple[list[float], float, float]:
+        """Return what ``staircase`` takes after the tensor, which lies on the grid ``own``."""
+        # Between two codes, so that none is near a threshold.
+        begins = [(t - own.zero - 0.5) * own.scale for t in self.thresholds]
+        return begins, (self.grid.low - self.grid.zero) * self.grid.scale, self.grid.scale
+
+
 def round_number(value: float, rounding: str) -> int:
     """Return the nearest integer; ties go to the even one, or up."""
     return round(value) if rounding == HALF_EVEN else math.floor(value + 0.5)
@@ -195,4 +230,4 @@ def check_rounding(rounding: Any) -> str:
     return rounding
 
 
-__all__ = ["CENTRE", "HALF_EVEN", "HALF_UP", "ROUNDINGS", "Grid", "WeightGrid"]
+__all__ = ["CENTRE", "HALF_EVEN", "HALF_UP", "ROUNDINGS", "Grid", "Levels", "WeightGrid"]

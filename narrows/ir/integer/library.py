@@ -27,6 +27,7 @@ LIBRARY = torch.library.Library("narrows", "DEF")
 TYPES = {
     "Tensor": "Tensor", "Tensor | None": "Tensor?", "Sequence[Tensor]": "Tensor[]",
     "int": "int", "float": "float", "bool": "bool", "str": "str", "Sequence[int]": "int[]",
+    "Sequence[float]": "float[]",
 }  # fmt: skip
 
 
@@ -84,6 +85,13 @@ def fake_quantize(
     """
     codes = round_float(x * 2.0**exponent, rounding).clamp(low - zero, high - zero)
     return codes * 2.0**-exponent
+
+
+@define
+def staircase(x: Tensor, thresholds: Sequence[float], low: float, step: float) -> Tensor:
+    """Return ``low + step * k``, where ``k`` of the thresholds are up to ``x``; they rise."""
+    held = torch.tensor(list(thresholds), dtype=x.dtype, device=x.device)
+    return low + step * torch.bucketize(x.contiguous(), held, right=True).to(x.dtype)
 
 
 @define
