@@ -1,4 +1,4 @@
-"""The public functions: `capture`, `plan`, `apply`, `quantize`, `lower`, `compile`, `load`.
+"""The public functions: `capture`, `plan`, `apply`, `quantize`, `quantize_weights`, `lower` ...
 
 `compile` is capture, plan, apply and lower in a row. They check their arguments and call; the work
 is done in `narrows.frontend`, `narrows.passes` and `narrows.backends`.
@@ -333,6 +333,55 @@ def quantize(
     )  # fmt: skip
     checks: list[Instrument] = [Verify(), Numerics()] if check else []
     return run(program, calibration, settings, plan=plan, instruments=[*checks, *instruments])
+
+
+def quantize_weights(
+    program: Program,
+    calibration: Iterable[Any] | None = None,
+    *,
+    bits: int = 4,
+    group: int = 32,
+    groups: str = "auto",
+    method: str = "gptq",
+    skip: Iterable[str] = (),
+) -> Program:
+    """Return a program whose linear layers hold their weights in a few bits; all else stays
+    floating-point.
+
+    >>> smaller = narrows.quantize_weights(program, [tokens], bits=4)
+    >>> artifact = narrows.lower(smaller)
+
+    A scale and a zero point serve a group of weights. A weight that another operator reads, too,
+    such as an embedding, stays as it is; the program's notes say so.
+
+    Args:
+        program: A captured program.
+        calibration: Inputs like the real ones, as for `quantize`; not needed for
+            ``method="nearest"`` with groups along one axis.
+        bits: Of a code, 2 to 8.
+        group: How many weights share a scale.
+        groups: Along which axis they lie: ``input`` (of one output channel), ``output`` (of one
+            input channel), or ``auto``: for every layer the one of the smaller error of its
+            results.
+        method: ``nearest``, or ``gptq``: the error of every rounded weight is made up for by those
+            of the inputs that follow.
+        skip: Globs of layers that stay floating-point.
+
+    Raises:
+        UsageError: There is no calibration data, or an argument is out of range.
+        PassError: There is no linear layer, a glob matches none, or a number is not finite.
+    """
+    from narrows.ir.program import Program
+    from narrows.passes.weight_only import quantize_weights as run
+
+    if not isinstance(program, Program):
+        raise UsageError(
+            f"quantize_weights takes a Program, got {type(program).__name__}",
+            hint="narrows.quantize_weights(narrows.capture(model, inputs), [tokens])",
+        )
+    globs = (skip,) if isinstance(skip, str) else tuple(skip)
+    how: dict[str, Any] = {"bits": bits, "group": group, "groups": groups, "method": method}
+    return run(program, calibration, **how, skip=globs)
 
 
 make_integers = quantize  # below, `quantize` is an argument

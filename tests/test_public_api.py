@@ -22,6 +22,8 @@ FUNCTIONS = {
     "percentile=99.99, first_last=8, skip=(), rounding='half_even', align=True, "
     "equalize=False, correct_bias=True, strict=False, plan=None, check=True, "
     "instruments=())",
+    "quantize_weights": "(program, calibration=None, *, bits=4, group=32, groups='auto', "
+    "method='gptq', skip=())",
     "plan": "(program, keep_inputs=None, keep_outputs=None, *, target=None, **options)",
 }
 CLASSES = {
