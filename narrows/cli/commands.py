@@ -36,6 +36,8 @@ def compile_(arguments: argparse.Namespace) -> int:
         )
     told = report_folder(output, arguments.report)
     choosing = choice(arguments)
+    if not {"ratio", "latency"} & choosing.keys():  # then it is about reads and widths alone
+        choosing.pop("batch", None)
     if choosing and arguments.plan is not None:
         raise UsageError(
             f"--plan {arguments.plan} says what to keep, and other options ask to choose it",
@@ -54,6 +56,7 @@ def compile_(arguments: argparse.Namespace) -> int:
         program,
         chosen,
         target=emitted,
+        batch=arguments.batch,
         pipeline=arguments.pipeline,
         double=arguments.double,
         instruments=watches,

@@ -20,6 +20,7 @@ BATCH = 32  # samples of a data file that run at once
 def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the options of `narrows.quantize` that the command line gives."""
     from narrows.passes.calibrate import Settings
+    from narrows.passes.learning import Learning
 
     given = {
         "weights": parse_bits(arguments.weight_bits, "--weight-bits"),
@@ -29,9 +30,16 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
         "skip": tuple(arguments.skip) if arguments.skip else None,
         "strict": arguments.strict or None,
     }
+    budget = arguments.budget
+    learned = {
+        "budget": int(budget) if budget is not None and budget.isdigit() else budget,
+        "checkpoint": arguments.checkpoint,
+    }
     settings = {name: value for name, value in given.items() if value is not None}
+    learning = {name: value for name, value in learned.items() if value is not None}
     Settings(**settings)
-    return settings
+    Learning(**learning)
+    return {**settings, **learning}
 
 
 def parse_bits(texts: list[str] | None, option: str) -> Any:

@@ -28,8 +28,8 @@ from narrows.passes.plan import fingerprint
 from narrows.passes.quant_plan import QuantPlan
 from narrows.passes.survey import Survey, matches, survey
 
-METHODS = ("mse", "minmax", "percentile")
 BIAS_BITS = 23  # at most for a bias: the accumulator is then a float32 if the products' sum is
+METHODS = ("mse", "minmax", "percentile", "rapq")
 
 Bits = int | Mapping[str, int]
 Codings = int | str | Mapping[str, int | str]
@@ -43,7 +43,7 @@ class Settings:
         weights: Bits of the weights, or ``pot4``, ``pot4x2`` for sums of one or two signed powers
             of two: one for all, or one per glob, the first match counts and ``*`` is for the rest.
         activations: Bits of the activations, likewise.
-        method: ``mse``, ``minmax`` or ``percentile``.
+        method: ``mse``, ``minmax``, ``percentile`` or ``rapq``, which begins with ``mse``.
         percentile: The share of the magnitudes that ``percentile`` covers, in percent.
         first_last: At least this many bits for the weights of the first and the last layers and
             for the inputs and the outputs; ``None`` makes no exception of them.
@@ -85,6 +85,14 @@ class Settings:
                     check_bits(what, bits)
         if self.first_last is not None:
             check_bits("first_last", self.first_last)
+        codings = self.weights.values() if isinstance(self.weights, Mapping) else (self.weights,)
+        named = [coding for coding in codings if isinstance(coding, str)]
+        if named and self.method == "rapq":
+            raise UsageError(
+                f"rapq does not learn weights of the coding {named[0]!r}",
+                why="it rounds to one of the two whole numbers next to a weight",
+                hint="method='mse', or a number of bits",
+            )
 
 
 def check_bits(what: str, bits: Any) -> None:

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, fx
 
 from narrows.errors import PassError, UsageError
+from narrows.ir.graph import Run
 from narrows.ir.integer.grid import Grid
 from narrows.ir.integer.library import weight_codes
 from narrows.ir.ops.args import arguments
 from narrows.ir.program import Meta, Program, where
-from narrows.ir.run import Run
 from narrows.passes.batches import batches
 from narrows.passes.quant_plan import QuantPlan
 from narrows.passes.quant_report import Measured, QuantReport

@@ -48,6 +48,17 @@ def test_options_reach_the_plan(data: str, capsys) -> None:
     capsys.readouterr()
 
 
+def test_rounding_is_learned(data: str, capsys) -> None:
+    words = ["--data", data, "--method", "rapq", "--budget", "6", "--checkpoint", "state.pt"]
+    assert main(["quantize", *SPEC, *words, "-o", "out", "--save-plan", "q.json"]) == 0
+    assert Path("state.pt").exists()
+    assert json.loads(Path("q.json").read_text())["codes"].keys() >= {"conv.weight"}
+    assert main(["quantize", *SPEC, "--plan", "q.json", "-o", "again"]) == 0
+    golden = [json.loads(Path(d, "manifest.json").read_text())["golden"] for d in ("out", "again")]
+    assert golden[0] == golden[1]
+    capsys.readouterr()
+
+
 def test_compile_quantizes_what_it_pruned(data: str, capsys) -> None:
     words = ["--ratio", "0.5", "--quantize", data, "--weight-bits", "7"]
     assert main(["compile", *SPEC, *words, "-o", "out", "--dump"]) == 0
@@ -183,6 +194,8 @@ def test_constant_and_tiny_data_are_quantized(data: str, capsys) -> None:
         (["--data", "nothing.npy"], "cannot read the data"),
         (["--data", "images.npy", "--weight-bits", "1"], "weights takes 2 to 8 bits, got 1"),
         (["--data", "images.npy", "--weight-bits", "few"], "is no number"),
+        (["--data", "images.npy", "--method", "rapq", "--budget", "soon"], "'soon' is no time"),
+        (["--data", "images.npy", "--budget", "9"], "an option of method='rapq'"),
         (["--data", "two.npz"], "holds 2 arrays, the model takes 1 inputs"),
         (["--data", "words.npy"], "holds <U5[1]"),
         (["--data", "one.npy"], "holds float64[]"),

@@ -190,6 +190,11 @@ def test_codings_that_there_are_not(coding: str) -> None:
         narrows.quantize(captured(), [images(2, 3, 8, 8)], activations="pot4")  # type: ignore
 
 
+def test_a_reconstruction_does_not_learn_them() -> None:
+    with pytest.raises(UsageError, match="rapq does not learn weights of the coding 'pot4'"):
+        narrows.quantize(captured(), [images(2, 3, 8, 8)], weights="pot4", method="rapq")
+
+
 def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     Path("pot_nets.py").write_text(

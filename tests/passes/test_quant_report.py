@@ -14,8 +14,8 @@ from torch import Tensor
 
 import narrows
 from narrows.errors import ArtifactError, NarrowsError, PassError, ProgramError, UsageError
+from narrows.ir.graph import Run
 from narrows.ir.program import Program
-from narrows.ir.run import Run
 from narrows.passes.quant_report import Measured, QuantReport
 from narrows.passes.quantization import Quantized
 from tests.builder import Builder, aten, ramp

@@ -1,15 +1,24 @@
-"""`Run`: a graph run node by node, which can stop behind any node and go on from there twice."""
+"""What is done with a graph alone: run it, from any node on if need be; find what is read."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+import math
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 from narrows.errors import ProgramError
+
+# Arithmetic on sizes that a graph may hold beside ATen operators.
+SIZE_FUNCTIONS = frozenset(
+    {operator.mul, operator.add, operator.sub, operator.floordiv, operator.truediv, operator.mod,
+     operator.neg, operator.pow, operator.getitem, operator.eq, operator.ne, operator.lt,
+     operator.le, operator.gt, operator.ge, math.floor, math.ceil, math.trunc}
+)  # fmt: skip
 
 Observe = Callable[[fx.Node, Any], None]
 Call = Callable[[fx.Node, tuple[Any, ...], dict[str, Any]], Any]
@@ -98,4 +107,26 @@ class Run:
         return target(*args, **kwargs)
 
 
-__all__ = ["Run"]
+def interpret(
+    graph: fx.Graph,
+    inputs: Sequence[Any],
+    weights: Mapping[str, Tensor],
+    *,
+    observe: Observe | None = None,
+    call: Call | None = None,
+) -> list[Any]:
+    """Run ``graph`` node by node and return the flat outputs.
+
+    Values are dropped after their last use. ``call`` replaces how one node is run.
+    """
+    return Run(graph, inputs, weights, observe=observe, call=call).finish()
+
+
+def live_nodes(graph: fx.Graph) -> Iterator[fx.Node]:
+    """Yield the nodes that something reads, and the placeholders and output, in order."""
+    needed: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        if node.op in ("output", "placeholder") or node in needed:
+            needed.add(node)
+            needed.update(node.all_input_nodes)
+    return (n for n in graph.nodes if n in needed)
