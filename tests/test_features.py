@@ -15,7 +15,8 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
 import narrows
-from narrows.ir.program import Program, interpret, relative_error
+from narrows.ir.graph import interpret
+from narrows.ir.program import Program, relative_error
 from narrows.ir.verify import verify
 from narrows.passes.base import TOLERANCE, Fidelity
 from narrows.passes.prune_channels import PruneChannels

@@ -24,8 +24,8 @@ from torch.fx.node import map_arg
 from narrows.frontend.draft import Draft, is_item, val
 from narrows.frontend.einsum import einsum
 from narrows.frontend.simplify import substitute
+from narrows.ir.graph import live_nodes
 from narrows.ir.ops import table
-from narrows.ir.program import live_nodes
 
 aten = torch.ops.aten
 

@@ -145,6 +145,8 @@ class Demand:
         the result its shape and tell its channels apart.
         """
         reads = self.facts.flows[node].reads
+        if all(np.isnan(self.facts.value(r.operand).const).all() for r in reads):
+            return set()
         need, valued = self._need[node], self.valued(node)
         shape = Meta(node).shape
         found: set[int] = set()

@@ -9,7 +9,8 @@ import torch.utils._pytree as pytree
 from torch import fx, nn
 from torch.fx import traceback as fx_traceback
 
-from narrows.ir.program import Meta, Program, interpret
+from narrows.ir.graph import interpret
+from narrows.ir.program import Meta, Program
 
 aten = torch.ops.aten
 

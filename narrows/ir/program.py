@@ -16,17 +16,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx
-from torch.fx.node import map_arg
 
 from narrows.errors import ProgramError, suggest
+from narrows.ir.graph import interpret
 
 aten = torch.ops.aten
 
@@ -60,8 +59,9 @@ class Origin:
         name: The original weight's fully qualified name.
         shape: The original shape.
         index: Per axis the kept original indices in their new order, or ``None`` for the whole
-            axis. Where the groups of a convolution keep different channels, one axis has a tuple
-            per kept index of the other sliced axis instead: row ``i`` takes ``index[axis][i]``.
+            axis; -1 is a channel of zeros that was added. Where the groups of a convolution keep
+            different channels, one axis has a tuple per kept index of the other sliced axis
+            instead: row ``i`` takes ``index[axis][i]``.
     """
 
     name: str
@@ -405,43 +405,6 @@ class Program:
         return f"Program({self.name}: {count} ops, {self.parameter_count:,} parameters)"
 
 
-def interpret(
-    graph: fx.Graph,
-    inputs: Sequence[Any],
-    weights: Mapping[str, Tensor],
-    *,
-    observe: Callable[[fx.Node, Any], None] | None = None,
-    call: Callable[[fx.Node, tuple[Any, ...], dict[str, Any]], Any] | None = None,
-) -> list[Any]:
-    """Run ``graph`` node by node and return the flat outputs.
-
-    Values are dropped after their last use. ``call`` replaces how one node is run.
-    """
-    last: dict[fx.Node, fx.Node] = {}
-    for node in graph.nodes:
-        for arg in node.all_input_nodes:
-            last[arg] = node
-    feed = iter(inputs)
-    env: dict[fx.Node, Any] = {}
-    for node in graph.nodes:
-        if node.op == "placeholder":
-            value = next(feed)
-        elif node.op == "get_attr":
-            value = weights[str(node.target)]
-        else:
-            args, kwargs = map_arg((node.args, node.kwargs), env.__getitem__)
-            if node.op == "output":
-                return list(args[0])
-            value = call(node, args, kwargs) if call else node.target(*args, **kwargs)
-        env[node] = value
-        if observe is not None:
-            observe(node, value)
-        for arg in node.all_input_nodes:
-            if last[arg] is node:
-                env.pop(arg, None)
-    raise ProgramError("the graph has no output node")
-
-
 def format_shape(shape: Iterable[int], dynamic: Iterable[int] = ()) -> str:
     """Return ``[b,64,56,56]``: a free axis prints as ``b``."""
     free = set(dynamic)
@@ -510,21 +473,3 @@ def copy_meta(source: fx.Node, target: fx.Node) -> None:
     for key in ("source", "code", "module", "dynamic"):
         if key in source.meta:
             target.meta[key] = source.meta[key]
-
-
-def live_nodes(graph: fx.Graph) -> Iterator[fx.Node]:
-    """Yield the nodes that something reads, and the placeholders and output, in order."""
-    needed: set[fx.Node] = set()
-    for node in reversed(graph.nodes):
-        if node.op in ("output", "placeholder") or node in needed:
-            needed.add(node)
-            needed.update(node.all_input_nodes)
-    return (n for n in graph.nodes if n in needed)
-
-
-# Arithmetic on sizes that a graph may hold beside ATen operators.
-SIZE_FUNCTIONS = frozenset(
-    {operator.mul, operator.add, operator.sub, operator.floordiv, operator.truediv, operator.mod,
-     operator.neg, operator.pow, operator.getitem, operator.eq, operator.ne, operator.lt,
-     operator.le, operator.gt, operator.ge, math.floor, math.ceil, math.trunc}
-)  # fmt: skip

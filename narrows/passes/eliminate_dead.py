@@ -22,8 +22,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx
 
+from narrows.ir.graph import interpret, live_nodes
 from narrows.ir.ops.args import arguments
-from narrows.ir.program import Meta, Program, aten, interpret, live_nodes
+from narrows.ir.program import Meta, Program, aten
 from narrows.passes.base import Fidelity, Pass, PassResult
 
 # torch spells "to the end" with the largest int64.

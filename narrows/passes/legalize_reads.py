@@ -25,12 +25,13 @@ from narrows.ir.liveness import Demand
 from narrows.ir.program import Meta, Note, Program
 from narrows.ir.rewrite import Base, Choices, everything
 from narrows.passes.base import Fidelity, Pass, PassResult
+from narrows.passes.padding import padded
 from narrows.passes.prune_channels import emit, is_idle
 from narrows.passes.widths import Chooser, Decision
 
 NO_COSTS = "it was given no costs of a target"
 WHOLE = "no channel is removed: by the target's costs no pruned form is faster"
-NO_BASE = "prune-channels must run right before it"
+FULL = "prune-channels removed nothing right before it, and no width is in the way"
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,16 @@ class LegalizeReads(Pass):
 
     def run(self, program: Program) -> PassResult:
         """Return the program with its reads chosen; notes say which copies were not worth it."""
-        table, base = _table(self.costs, self.name), program.base
-        if table is None or base is None:
-            return _nothing(program, NO_COSTS if table is None else NO_BASE)
-        facts = base.facts
+        table, base = _table(self.costs, self.name), program.base or Base(program)
+        if table is None:
+            return _nothing(program, NO_COSTS)
+        wider = padded(base, table)
+        if wider is None and program.base is None:
+            return _nothing(program, FULL)
+        wider = wider or base
+        facts = wider.facts
         decisions = Chooser(facts, Demand(facts), table, self.batch, self.fill).run()
-        wide = emit(base.choose(_choices(decisions, aligned=True)))
+        wide = emit(wider.choose(_choices(decisions, aligned=True)))
         # What goes together sums up otherwise than space by space.
         forms = {"smallest": program, "chosen": wide, "whole": base.program}
         seconds = {n: sum(s for _, s in table.predict(p, self.batch)) for n, p in forms.items()}
@@ -68,10 +73,10 @@ class LegalizeReads(Pass):
         if best == "smallest":
             return _nothing(program, "the smallest form is the fastest by the target's costs")
         if best == "whole":
-            made = wide = emit(base.choose(everything(facts)))
+            made = wide = emit(base.choose(everything(base.facts)))
             notes = (Note(program.name, "idle", WHOLE),)
         else:
-            made = emit(base.choose(_choices(decisions, aligned=False)))
+            made = emit(wider.choose(_choices(decisions, aligned=False)))
             notes = tuple(_read_notes(facts, decisions))
         made = made.replace(base=replace(made.base, pending=wide), notes=program.notes)
         return _result(program, made, notes)

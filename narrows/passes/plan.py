@@ -332,16 +332,22 @@ def _line(node: fx.Node, place: Mapping[fx.Node, int]) -> str:
 
 def refuse_nan(program: Program) -> None:
     """Raise `PlanError` if a weight holds NaN."""
+    name, count = program.memo("nan", lambda: _first_nan(program))
+    if count:
+        raise PlanError(
+            f"{name!r} holds {count:,} NaN",
+            why="zero times NaN is NaN, so a masked channel would not be zero",
+            hint="the checkpoint is damaged, or its training diverged",
+        )
+
+
+def _first_nan(program: Program) -> tuple[str, int]:
     for name, tensor in program.weights.items():
-        if not tensor.is_floating_point() or bool(tensor.detach().sum().isfinite()):
-            continue
-        count = int(tensor.isnan().sum())
-        if count:
-            raise PlanError(
-                f"{name!r} holds {count:,} NaN",
-                why="zero times NaN is NaN, so a masked channel would not be zero",
-                hint="the checkpoint is damaged, or its training diverged",
-            )
+        if tensor.is_floating_point() and not bool(tensor.detach().sum().isfinite()):
+            count = int(tensor.isnan().sum())
+            if count:
+                return name, count
+    return "", 0
 
 
 def _version() -> str:

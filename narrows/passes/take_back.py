@@ -84,4 +84,7 @@ def _present(use: Use, side: str, origin: Origin | None) -> np.ndarray | None:
 
 def _index(origin: Origin, axis: int) -> np.ndarray | None:
     index = origin.index[axis]
-    return None if index is None else np.unique(np.array(index))
+    if index is None:
+        return None
+    found = np.unique(np.array(index))
+    return found[found >= 0]  # what is not there is a channel of zeros that was added

@@ -31,6 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from narrows.errors import OpError
 from narrows.ir.channels import Facts, analyse
+from narrows.ir.graph import interpret
 from narrows.ir.labels import Bools, Value
 from narrows.ir.ops import samples, table
 from narrows.ir.ops.contract import Contract
@@ -39,7 +40,7 @@ from narrows.ir.ops.pointwise import Pointwise
 from narrows.ir.ops.row import Row
 from narrows.ir.ops.samples import Given, Made, Sample, Size, Weight
 from narrows.ir.ops.works import elementwise
-from narrows.ir.program import Meta, Program, interpret, relative_error
+from narrows.ir.program import Meta, Program, relative_error
 from narrows.ir.rewrite import rewrite
 from narrows.ir.verify import verify
 from narrows.passes.base import TOLERANCE, Fidelity

@@ -9,15 +9,8 @@ import torch
 from torch import Tensor
 
 from narrows.errors import ProgramError
-from narrows.ir.program import (
-    Meta,
-    Program,
-    format_shape,
-    infer_shapes,
-    live_nodes,
-    relative_error,
-    where,
-)
+from narrows.ir.graph import live_nodes
+from narrows.ir.program import Meta, Program, format_shape, infer_shapes, relative_error, where
 from narrows.ir.verify import verify
 from tests.builder import Builder, ramp
 

@@ -22,7 +22,8 @@ from narrows.backends.compare import (
 )
 from narrows.backends.onnx.session import DATA, MODEL, OnnxSession
 from narrows.errors import ArtifactError, LowerError, ProgramError
-from narrows.ir.program import Program, interpret, where
+from narrows.ir.graph import interpret
+from narrows.ir.program import Program, where
 
 # One sample, the example's size, and one that is neither: what was fixed by accident shows.
 BATCHES = (1, 2, 5)

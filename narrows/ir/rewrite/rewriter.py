@@ -12,13 +12,14 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 from narrows.ir.channels import Facts
-from narrows.ir.labels import Bools, Ints, Value, broadcast, match, runs
+from narrows.ir.labels import Bools, Ints, Value, match, runs
 from narrows.ir.liveness import Demand
 from narrows.ir.ops import table
 from narrows.ir.ops.args import arguments, changed, invoke
 from narrows.ir.ops.layout import Layout
 from narrows.ir.ops.selection import Item, Selection
 from narrows.ir.program import Meta
+from narrows.ir.rewrite.aligned import aligned
 from narrows.ir.rewrite.chains import collapse, replay
 from narrows.ir.rewrite.choices import Choices
 from narrows.ir.rewrite.emitter import Emitter
@@ -367,8 +368,6 @@ class Rewriter(Emitter):
             result[axis] = line[:, 0]
         return result
 
-    # ------------------------------------------------------------------ element-wise alignment
-
     def aligned(
         self, node: fx.Node, skip_axis: int | None = None
     ) -> tuple[list[fx.Node], Tensor, tuple[int, ...]]:
@@ -378,119 +377,7 @@ class Rewriter(Emitter):
             The new operand per read, the result's labels and its shape (with ``skip_axis`` set to
             1).
         """
-        reads = self.facts.flows[node].reads
-        constants = self.demand.constant_operands(node) if skip_axis is None else set()
-        held = {s: self.operand(node, s) for s in range(len(reads)) if s not in constants}
-        labels = self._in_step(node, held)
-        if labels is None:
-            held = self._put_in_step(node, held)
-            labels = self._in_step(node, held)
-        if labels is None:
-            raise RaggedError(node, None)
-        held = {s: self._cut_along(node, s, h, labels) for s, h in held.items()}
-        shapes = [
-            tuple(
-                1 if a - len(h.shape) + labels.dim() == skip_axis else s
-                for a, s in enumerate(h.shape)
-            )
-            for h in held.values()
-        ]
-        shape = broadcast(shapes)
-        nodes = [
-            held[s].node if s in held else self._constant_operand(node, s, labels)
-            for s in range(len(reads))
-        ]
-        return nodes, labels, shape
-
-    def _in_step(self, node: fx.Node, held: dict[int, Held]) -> Tensor | None:
-        """Return the result's labels if every position meets operands that belong together."""
-        reads, value = self.facts.flows[node].reads, self.facts.value(node)
-        rank = value.tensor.dim()
-        if self._is_even(node, held):
-            first = next(iter(held.values())).labels
-            return first.reshape([1] * (rank - first.dim()) + list(first.shape))
-        code: Any = torch.zeros([1] * rank, dtype=torch.int64)
-        known = np.zeros(value.count, dtype=np.int64)
-        for slot, one in held.items():
-            read = reads[slot]
-            assert read.source is not None
-            count = self.facts.value(read.operand).count
-            labels = one.labels.reshape([1] * (rank - one.labels.dim()) + list(one.labels.shape))
-            try:
-                code = code * count + labels
-            except RuntimeError:
-                return None
-            known = known * count + read.source
-        flat = code.flatten().numpy()
-        for candidates in (np.flatnonzero(self.need(node)), np.arange(value.count)):
-            order = candidates[np.argsort(known[candidates], kind="stable")]
-            at = np.minimum(np.searchsorted(known[order], flat), len(order) - 1)
-            found = order[at]
-            if np.array_equal(known[found], flat):
-                return torch.from_numpy(found).view(code.shape)
-        return None
-
-    def _is_even(self, node: fx.Node, held: dict[int, Held]) -> bool:
-        """Whether all operands have the result's labels and hold the same of them."""
-        count = self.facts.value(node).count
-        (first, *others) = held.values()
-        for slot in held:
-            source = self.facts.flows[node].reads[slot].source
-            assert source is not None
-            operand = self.facts.value(self.facts.flows[node].reads[slot].operand)
-            if not len(source) == count == operand.count or (source != np.arange(count)).any():
-                return False
-        return all(torch.equal(first.labels, other.labels) for other in others)
-
-    def _cut_along(self, node: fx.Node, slot: int, held: Held, labels: Tensor) -> Held:
-        """Cut an operand that has no channels of its own along the axes where the result's are
-        cut."""
-        value, operand = self.facts.value(node), self.facts.flows[node].reads[slot].operand
-        source, lead = self.facts.value(operand), labels.dim() - len(held.shape)
-        loose = [
-            a for a in value.axes
-            if a >= lead and a - lead not in source.axes and held.shape[a - lead] > 1
-        ]  # fmt: skip
-        if not loose or not self.narrowed(node, labels):
-            return held
-        where = self.positions(node, labels)
-        if where is None:
-            raise RaggedError(node, None)
-        for axis in loose:
-            held = self.gather(held, axis - lead, where[axis])
-        return held
-
-    def _put_in_step(self, node: fx.Node, held: dict[int, Held]) -> dict[int, Held]:
-        """Gather each operand into the original order of the result's channels."""
-        value = self.facts.value(node)
-        if len(value.axes) != 1:
-            raise RaggedError(node, None)
-        (axis,) = value.axes
-        along = value.tensor.flatten().numpy()
-        order = along[self.need(node)[along]]
-        result = {}
-        for slot, one in held.items():
-            read = self.facts.flows[node].reads[slot]
-            own = axis - (len(value.shape) - len(one.shape))
-            if own < 0 or self.facts.value(read.operand).count == 1:
-                result[slot] = one
-                continue
-            assert read.source is not None
-            index = match(one.labels.flatten().numpy(), read.source[order])
-            if index is None:
-                raise RaggedError(node, None)
-            result[slot] = self.gather(one, own, index)
-        return result
-
-    def _constant_operand(self, node: fx.Node, slot: int, labels: Tensor) -> fx.Node:
-        read = self.facts.flows[node].reads[slot]
-        value = self.facts.value(read.operand)
-        assert read.source is not None
-        data = value.const[read.source[labels.numpy()]]
-        # What only fills a place may be anything; one makes no division by zero.
-        data = np.where(np.isnan(data), 1.0, data)
-        tensor = torch.from_numpy(np.asarray(data)).to(Meta(read.operand).dtype)
-        return self.constant(f"{read.operand.name}_constant", tensor)
+        return aligned(self, node, skip_axis)
 
     # ------------------------------------------------------------------ weights
 

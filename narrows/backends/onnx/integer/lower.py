@@ -14,10 +14,11 @@ from narrows.backends.onnx.integer import moves, portable, qdq, qlinear
 from narrows.backends.onnx.integer.graph import Graph
 from narrows.backends.onnx.integer.islands import write_island
 from narrows.errors import LowerError, UsageError
+from narrows.ir.graph import live_nodes
 from narrows.ir.integer.bounds import EXACT, accumulator_bound
 from narrows.ir.integer.grid import HALF_UP
 from narrows.ir.ops.args import arguments
-from narrows.ir.program import Meta, Program, live_nodes, op_name, where
+from narrows.ir.program import Meta, Program, op_name, where
 
 FORMS: dict[str, dict[str, Callable[[Graph, fx.Node], None]]] = {
     "qdq": qdq.FORM,

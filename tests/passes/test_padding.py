@@ -1,0 +1,161 @@
+"""Channels of zeros, added where a width keeps a target from its fast kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import narrows
+from narrows.ir.cost import CostTable, Layout
+from narrows.ir.program import Meta, Program, relative_error
+from narrows.ir.rewrite import Base
+from narrows.passes.padding import padded
+from narrows.passes.pipeline import Pipeline
+from narrows.passes.take_back import take_back
+from tests.passes.test_forms import EXACT, X, costs
+
+SLOW_PLAIN = 100.0
+
+
+def table() -> CostTable:
+    """Return costs by which convolutions of whole blocks of 4 channels are 100 times faster."""
+    made = costs(1e-3, 4)
+    plain = made.grids["plain conv 3x3/1"]
+    slow = replace(plain, us=plain.us * SLOW_PLAIN)
+    grids = {**made.grids, "plain conv 3x3/1": slow, "plain depthwise 3x3/1": slow}
+    grids["blocked depthwise 3x3/1"] = plain
+    return replace(made, layout=Layout(4, 4, 1, ("relu",), ("relu", "add")), grids=grids)
+
+
+class Odd(nn.Module):
+    """A residual stream of 10 channels with norms, a depthwise layer, a gate, and a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 10, 3, padding=1)
+        self.norm = nn.BatchNorm2d(10)
+        self.deep = nn.Conv2d(10, 10, 3, padding=1, groups=10)
+        self.squeeze = nn.Conv2d(10, 4, 1)
+        self.excite = nn.Conv2d(4, 10, 1)
+        self.back = nn.Conv2d(10, 10, 3, padding=1, bias=False)
+        self.head = nn.Linear(10, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.stem(x)).relu()
+        y = self.deep(x)
+        y = y * torch.sigmoid(self.excite(self.squeeze(y.mean((2, 3), keepdim=True)).relu()))
+        x = x + self.back(y)
+        return self.head(torch.flatten(nn.functional.adaptive_avg_pool2d(x, 1), 1))
+
+
+def captured(net: nn.Module) -> Program:
+    torch.manual_seed(0)
+    for m in net.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            nn.init.uniform_(m.weight, 0.5, 1.5)
+            nn.init.normal_(m.bias)
+            nn.init.normal_(m.running_mean)  # pyright: ignore[reportArgumentType]
+    return narrows.capture(net.double().eval(), (X,))
+
+
+def made(program: Program, plan: narrows.ChannelPlan | None = None) -> Program:
+    result = Pipeline.default(plan, table()).run(program).program
+    masked = program if plan is None else plan.masked(program)
+    assert relative_error(result(X), masked(X)) <= EXACT
+    return result
+
+
+def widths(program: Program) -> dict[str, int]:
+    return {
+        n.name: Meta(n).shape[1] for n in program.graph.nodes if "conv2d" in str(n.target)
+    }  # fmt: skip
+
+
+def test_odd_widths_grow_to_whole_blocks() -> None:
+    result = made(captured(Odd()))
+    found = widths(result)
+    assert {found["stem"], found["deep"], found["back"]} == {12}
+    assert result.weights["deep.weight"].shape == (12, 1, 3, 3)
+    (groups,) = {n.args[6] for n in result.graph.nodes if n.name == "deep"}
+    assert groups == 12
+    told = {n.where: n.channels for n in result.notes if n.reason == "width"}
+    assert told["stem"] == 2
+
+
+def test_what_was_added_has_no_place_in_the_original() -> None:
+    result = made(captured(Odd()))
+    index = result.origins["back.weight"].index
+    assert sorted(index[1] or ())[:2] == [-1, -1]
+    assert sorted(index[1] or ())[2:] == list(range(10))
+
+
+def test_again_changes_nothing() -> None:
+    once = made(captured(Odd()))
+    twice = Pipeline.default(None, table()).run(once).program
+    assert widths(twice) == widths(once)
+    assert relative_error(twice(X), once(X)) <= EXACT
+
+
+def test_without_costs_the_zeros_go_again() -> None:
+    program = captured(Odd())
+    small = Pipeline.default().run(made(program)).program
+    assert set(widths(small).values()) <= {10, 4}
+    assert relative_error(small(X), program(X)) <= EXACT
+
+
+@pytest.mark.parametrize("keep", [range(9), range(0, 10, 2), [3]])
+def test_masks_and_added_channels_together(keep: range | list[int]) -> None:
+    program = captured(Odd())
+    plan = narrows.plan(program, {"back.weight": list(keep)}, zeros=False)
+    made(program, plan)
+
+
+def test_a_criterion_takes_back_no_zeros() -> None:
+    program = captured(Odd())
+    plan = narrows.plan(program, ratio=0.3, zeros=False)
+    back = take_back(program, plan, table())
+    assert all(max(k, default=0) < 10 for k in back.inputs.values())
+    made(program, back)
+
+
+class Twice(nn.Module):
+    """Two branches of 10 channels, joined by a function of both."""
+
+    def __init__(self, join: Callable[[Tensor, Tensor], Tensor], wide: int) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 10, 3, padding=1)
+        self.b = nn.Conv2d(3, 10, 3, padding=1)
+        self.head = nn.Conv2d(wide, 4, 3, padding=1)
+        self.join = join
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.join(self.a(x), self.b(x)))
+
+
+JOINS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], int]] = {
+    "concat": (lambda a, b: torch.cat((a, b), 1), 20),
+    "softmax": (lambda a, b: (a + b).softmax(1), 10),
+    "group norm": (lambda a, b: nn.functional.group_norm(a + b, 2), 10),
+    "view": (lambda a, b: (a + b).view(2, 5, 2, 8, 8).transpose(1, 2).reshape(2, 10, 8, 8), 10),
+    "mean of channels": (lambda a, b: b * a.mean(1, keepdim=True), 10),
+    "slice": (lambda a, b: (a + b)[:, :9].contiguous(), 9),
+    "quotient": (lambda a, b: a / b.abs(), 10),
+    "logarithm": (lambda a, b: (a * b).square().log(), 10),
+}
+
+
+@pytest.mark.parametrize("name", JOINS)
+def test_nothing_grows_where_more_channels_would_mean_something(name: str) -> None:
+    program = captured(Twice(*JOINS[name]))
+    result = made(program)
+    assert result.weights["a.weight"].shape[0] <= 10, name
+
+
+def test_the_usual_widths_need_nothing() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 3, padding=1))
+    assert padded(Base(captured(net)), table()) is None
+    assert padded(Base(captured(Odd())), costs(1.0)) is None  # a target without blocks
