@@ -17,7 +17,8 @@ from narrows.backends.c.rules import FLOATS, RULES
 from narrows.backends.c.sketch import Pointers, Sketch, rounds_up
 from narrows.errors import LowerError
 from narrows.ir.integer.grid import Grid
-from narrows.ir.program import Meta, Program, interpret, live_nodes, op_name, where
+from narrows.ir.graph import interpret, live_nodes
+from narrows.ir.program import Meta, Program, op_name, where
 
 QUANTIZE, DEQUANTIZE = torch.ops.narrows.quantize.default, torch.ops.narrows.dequantize.default
 
@@ -74,6 +75,22 @@ class Drawn:
     sketch: Sketch
     inputs: list[Port]
     outputs: list[Port]
+
+
+def refuse(program: Program) -> None:
+    """Raise `LowerError` for a program that is not one of integers."""
+    for node in program.graph.nodes:
+        if str(node.target).startswith("narrows.fake_"):
+            raise LowerError(
+                f"{program.name} is fake-quantized: its integers are not folded yet",
+                where=where(node),
+                hint="run the pass fold-shifts, or lower what narrows.quantize calls `program`",
+            )
+    if not any(Meta(n).grid is not None for n in program.graph.nodes):
+        raise LowerError(
+            f"{program.name} is floating-point, and the c target writes integer programs",
+            hint="narrows.quantize(program, [images]).program, or narrows compile --quantize",
+        )
 
 
 def draw(program: Program, inputs: list[Any], outputs: list[fx.Node]) -> Drawn:

@@ -99,10 +99,11 @@ class OnnxTarget(Target):
         self, program: Program, *, plan_json: Any = None, reference: Program | None = None
     ) -> Artifact:
         """Return the program as an ONNX artifact; see `Target.lower`."""
+        from narrows.backends import golden
         from narrows.backends.compare import FLAT
         from narrows.backends.leaves import Leaves
         from narrows.backends.manifest import add_note, new_manifest
-        from narrows.backends.onnx.check import check
+        from narrows.backends.onnx.check import check, float_islands
         from narrows.backends.onnx.integer import lower as integer
 
         leaves = Leaves.of(program)
@@ -119,8 +120,9 @@ class OnnxTarget(Target):
         if self.check:
             checked = check(artifact, reference or program, self.samples, exact=whole)
             manifest["fidelity"] = checked.fidelity
-            if whole:
-                _add_golden(artifact, reference or program)
+            # Floating-point islands differ in the last place from machine to machine.
+            if whole and not float_islands(reference or program):
+                golden.keep(manifest, reference or program, artifact.inputs)
             if checked.flat:
                 add_note(manifest, "check", program.output.name, FLAT)
         return artifact
@@ -182,36 +184,3 @@ def write(model: Any, folder: Path, inline_limit: int) -> dict[str, Any]:
         why = str(error).strip().partition("\n")[0]
         raise LowerError("the exported model breaks the ONNX specification", why=why) from error
     return describe_files(folder, [name for name in (MODEL, DATA) if (folder / name).exists()])
-
-
-def _add_golden(artifact: Artifact, program: Program) -> None:
-    """Keep digests of what the interpreter gives on made-up inputs; see `narrows check`.
-
-    Not with floating-point islands: they differ in the last place from machine to machine.
-    """
-    import torch
-
-    from narrows.backends import golden
-    from narrows.backends.onnx.check import float_islands
-
-    if float_islands(program):
-        return
-    shown = artifact.manifest["structure"]["output_leaves"]
-    kept: dict[str, list[str]] = {}
-    for batch in golden.BATCHES:
-        arrays = golden.draw(artifact.inputs, batch)
-        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        feed = [
-            tensors.get(n.name, e)
-            for n, e in zip(program.placeholders, program.examples, strict=True)
-        ]
-        with torch.no_grad():
-            results = program.run_flat(feed)
-        by_tensor = {
-            leaf["tensor"]: r for leaf, r in zip(shown, results, strict=True) if "tensor" in leaf
-        }
-        kept[str(batch)] = golden.digests(by_tensor[i].numpy() for i in sorted(by_tensor))
-        if not program.dynamic_batch:
-            kept = dict.fromkeys(map(str, golden.BATCHES), kept[str(batch)])
-            break
-    artifact.manifest["golden"] = kept
