@@ -15,6 +15,8 @@ from narrows.backends.c.sketch import INT32, Pointers, Sketch, nest
 
 # Vectors of inputs are read up to this many codes at once (NARROWS_LANES in the C code).
 LANES = 32
+# Biases and shifts are padded to a multiple of this.
+BLOCK = 16
 
 FLOATS = {
     "layer_norm": "its root and its quotient are floating-point by definition",
@@ -48,10 +50,6 @@ def _sums(
     """
     outputs, inputs = rows.shape
     rows, bias, shifts = _settled(sketch, node, args, rows)
-    bias = bias - args["x_zero"] * rows.sum(1)
-    reach = 255 * torch.stack([rows.clamp(min=0).sum(1), -rows.clamp(max=0).sum(1)])
-    if int(reach.max()) >= INT32 or int(bias.abs().max()) >= INT32:
-        sketch.widen(node)
     shape = "x".join(map(str, args["weight"].shape))
     weights = sketch.constant(
         f"{node.name}_weights", rows.numpy(), "int8_t", pad=LANES - 1,
@@ -68,7 +66,10 @@ def _sums(
 def _settled(
     sketch: Sketch, node: fx.Node, args: dict[str, Any], rows: Tensor
 ) -> tuple[Tensor, Tensor, list[int]]:
-    """Return weights and bias in int64, and shifts that stay within 32 bits."""
+    """Return weights and bias in int64, and shifts that stay within 32 bits.
+
+    Codes are multiplied as they are; what their zero point adds to a sum is taken from the bias.
+    """
     rows = rows.to(torch.int64)
     count = rows.shape[0]
     bias = torch.zeros(count, dtype=torch.int64)
@@ -80,15 +81,20 @@ def _settled(
     given = given * count if len(given) == 1 else given
     shifts = [sketch.shift(node, by, bound) for by, bound in zip(given, bounds, strict=True)]
     sketch.signed_shifts |= min(shifts) < 0
+    bias = bias - args["x_zero"] * rows.sum(1)
+    reach = 255 * torch.stack([rows.clamp(min=0).sum(1), -rows.clamp(max=0).sum(1)])
+    if int((reach + bias.abs()).max()) >= INT32:
+        sketch.widen(node)
     return rows, bias, shifts
 
 
 def _bias(sketch: Sketch, node: fx.Node, bias: Tensor) -> str:
-    return sketch.constant(f"{node.name}_bias", bias.numpy(), "number")
+    return sketch.constant(f"{node.name}_bias", bias.numpy(), "number", pad=-len(bias) % BLOCK)
 
 
 def _shifts(sketch: Sketch, node: fx.Node, shifts: list[int]) -> str:
-    return sketch.constant(f"{node.name}_shifts", np.asarray(shifts), "int8_t")
+    pad = -len(shifts) % BLOCK
+    return sketch.constant(f"{node.name}_shifts", np.asarray(shifts), "int32_t", pad=pad)
 
 
 def _columns(sketch: Sketch, node: fx.Node, inputs: int) -> View:

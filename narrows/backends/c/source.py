@@ -13,13 +13,13 @@ from narrows.ir.program import Meta, op_name
 
 # Kernel -> what it needs besides, in the order in which it is written.
 NEEDS: dict[str, tuple[str, ...]] = {
-    "conv": ("rounding", "scaled", "settled", "sums", "window", "conv", "convolve", "conv_plain"),
+    "conv": ("rounding", "scaled", "settle", "sums", "window", "conv", "convolve", "conv_plain"),
     "conv_transpose": (
-        "rounding", "scaled", "settled", "sums", "window", "conv", "turned", "convolve",
+        "rounding", "scaled", "settle", "sums", "window", "conv", "turned", "convolve",
         "conv_turned",
     ),
-    "dense": ("rounding", "scaled", "settled", "sums", "dense"),
-    "depthwise": ("rounding", "scaled", "settled", "window", "depthwise"),
+    "dense": ("rounding", "scaled", "settle", "sums", "dense"),
+    "depthwise": ("rounding", "scaled", "settle", "window", "depthwise"),
     "max_pool": ("window", "max_pool"),
     "average_pool": ("settled", "divided", "average", "window", "average_pool"),
     "mean": ("settled", "divided", "average", "mean"),
@@ -35,7 +35,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 ORDER = (
-    "rounding", "scaled", "settled", "divided", "average", "window", "sums", "dense", "conv",
+    "rounding", "scaled", "settled", "settle", "divided", "average", "window", "sums", "dense", "conv",
     "turned", "convolve", "conv_plain", "conv_turned", "depthwise", "max_pool", "average_pool",
     "mean", "extremum", "softmax", "matmul", "add", "mul", "rescale", "lookup", "embedding", "copy",
 )  # fmt: skip

@@ -3,7 +3,7 @@
 struct sums {
     const int8_t *weights;
     const number *bias;
-    const int8_t *shifts;
+    const int32_t *shifts;
     int inputs, outputs;
     int zero, low, high;
 };
@@ -61,16 +61,6 @@ static void dot_4x4(const uint8_t *x, const int8_t *w, int step, int rows, int c
 }
 #endif
 
-static void settle(const struct sums *p, int first, int count, const number *sums, uint8_t *y)
-{
-    const number *bias = p->bias + first;
-    const int8_t *shifts = p->shifts + first;
-    int o;
-
-    for (o = 0; o < count; o++)
-        y[o] = settled(FINAL(sums[o] + bias[o], shifts[o]), p->zero, p->low, p->high);
-}
-
 /* Compute `rows` rows of outputs, up to four; rows of x are padded(inputs) long. */
 static void sum_rows(const struct sums *p, const uint8_t *x, int rows, uint8_t *y, int y_step)
 {
@@ -93,6 +83,7 @@ static void sum_rows(const struct sums *p, const uint8_t *x, int rows, uint8_t *
                 dot_1x4(x + r * count, w, p->inputs, outputs - i, count, sums + r * NARROWS_CHUNK + i);
         }
         for (r = 0; r < rows; r++)
-            settle(p, first, outputs, sums + r * NARROWS_CHUNK, y + r * y_step + first);
+            settle(sums + r * NARROWS_CHUNK, p->bias + first, p->shifts + first, outputs,
+                   p->zero, p->low, p->high, y + r * y_step + first);
     }
 }
