@@ -1,8 +1,8 @@
 """Standalone C against the interpreter, bit for bit, and against ONNX Runtime, in time.
 
     python -m benchmarks.standalone_c                         # digits, resnet20, mobilenet_v2
-    python -m benchmarks.standalone_c resnet20 --data FOLDER  # with the trained weights of a zoo.py
-    python -m benchmarks.standalone_c --machines              # also on aarch64 and Cortex-M, emulated
+    python -m benchmarks.standalone_c resnet20 --data FOLDER  # FOLDER/zoo.py has its weights
+    python -m benchmarks.standalone_c --machines              # also aarch64 and Cortex-M, emulated
 
 The networks are pruned (every consumer reads half of its channels) and quantized to 8 bits. Counted
 are the outputs of 100 inputs that differ from the interpreter's: 0, or it exits with 1. Times are
@@ -39,7 +39,6 @@ from narrows.backends.c.session import codes_of
 
 INPUTS = 100
 WARM = 3
-
 
 
 @dataclass(frozen=True)

@@ -19,33 +19,30 @@ VECTOR_CODES = 1 << 16
 MOST_VECTORS = 8
 
 MAKE = """\
-# make test: the self-test.  make sanitize: the same under the sanitizers.  make size: what it takes.
-# For another machine: make CC=arm-none-eabi-gcc CFLAGS='-O2 -mcpu=cortex-m4 -mthumb' model.o
+# make test: the self-test.  make sanitize: it under the sanitizers.  make size: what it takes.
+# For another machine: make model.o CC=arm-none-eabi-gcc CFLAGS='-O2 -mcpu=cortex-m4 -mthumb'
 
 CC ?= cc
 CFLAGS ?= -O3 -march=native
 STRICT = -std=c99 -pedantic -Wall -Wextra -Werror
+SANITIZE = -fsanitize=address,undefined -fno-sanitize-recover=all
 
-test: selftest
-\t./selftest
+test:
+\t$(CC) $(STRICT) $(CFLAGS) -o selftest model.c test.c
+\t./selftest; status=$$?; rm -f selftest; exit $$status
 
-selftest: model.c test.c model.h vectors.h
-\t$(CC) $(STRICT) $(CFLAGS) -o $@ model.c test.c
+sanitize:
+\t$(CC) $(STRICT) -O1 -g $(SANITIZE) -o selftest model.c test.c
+\t./selftest; status=$$?; rm -f selftest; exit $$status
+
+size:
+\t$(CC) $(STRICT) $(CFLAGS) -c -o model.o model.c
+\tsize model.o; rm -f model.o
 
 model.o: model.c model.h
 \t$(CC) $(STRICT) $(CFLAGS) -c -o $@ model.c
 
-sanitize: model.c test.c model.h vectors.h
-\t$(CC) $(STRICT) -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -o checked model.c test.c
-\t./checked
-
-size: model.o
-\tsize model.o
-
-clean:
-\trm -f selftest checked model.o
-
-.PHONY: test sanitize size clean
+.PHONY: test sanitize size
 """
 
 
@@ -123,7 +120,7 @@ def test(drawn: Drawn, prefix: str) -> str:
         f"memcmp(out{i}, vector_out{i}[i], sizeof out{i}) != 0" for i in range(len(outs))
     )
     return "\n".join([
-        "/* Compares the model with what the interpreter of narrows gave: every bit has to agree. */",
+        "/* Compares the model with the interpreter of narrows: every bit has to agree. */",
         f'#include "{HEADER}"', f'#include "{VECTORS}"', "",
         "#include <stdio.h>", "#include <string.h>", "", *declared(drawn.outputs, "out"), "",
         "int main(void)", "{", "    int i, wrong = 0;", "",

@@ -16,8 +16,8 @@ from narrows.backends.c.memory import Block, Placement, place
 from narrows.backends.c.rules import FLOATS, RULES
 from narrows.backends.c.sketch import Pointers, Sketch, rounds_up
 from narrows.errors import LowerError
-from narrows.ir.integer.grid import Grid
 from narrows.ir.graph import interpret, live_nodes
+from narrows.ir.integer.grid import Grid
 from narrows.ir.program import Meta, Program, op_name, where
 
 QUANTIZE, DEQUANTIZE = torch.ops.narrows.quantize.default, torch.ops.narrows.dequantize.default
@@ -238,7 +238,8 @@ def _leave(sketch: Sketch, outputs: list[fx.Node]) -> list[Port]:
     """Let the outputs be written straight to the caller's memory; returns their ports."""
     ports = []
     for node in outputs:
-        symbol = sketch.fresh(f"out_{node.name}")
+        source = node.all_input_nodes[0] if node.target is DEQUANTIZE else node
+        symbol = sketch.fresh(f"out_{source.name}")
         view = sketch.view(sketch.fixed[node]) if node in sketch.fixed else sketch.views[node]
         rank = len(view.shape)
         order = channels_last(rank) if view.lies(channels_last(rank)) else row_major(rank)
@@ -247,7 +248,6 @@ def _leave(sketch: Sketch, outputs: list[fx.Node]) -> list[Port]:
             target = sketch.result(node, view.shape, order)
             view = sketch.copied(node, view, target)
         view.buffer.kind, view.buffer.symbol = "output", symbol
-        source = node.all_input_nodes[0] if node.target is DEQUANTIZE else node
         dtype = "uint8" if node in sketch.fixed else str(Meta(node).dtype).removeprefix("torch.")
         ports.append(Port(node, symbol, view.shape, order, dtype, _grid(source)))
     return ports

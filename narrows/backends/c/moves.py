@@ -84,17 +84,15 @@ def _placed(sketch: Sketch, node: fx.Node, view: View, addresses: Tensor) -> Vie
 
 def _pad(sketch: Sketch, node: fx.Node, args: dict[str, Any]) -> View:
     view = sketch.view(args["self"])
-    rank = len(view.shape)
-    before, shape = [0] * rank, list(view.shape)
-    for i in range(len(args["pad"]) // 2):
-        low, high = args["pad"][2 * i : 2 * i + 2]
-        before[rank - 1 - i] = max(low, 0)
-        shape[rank - 1 - i] += low + high
+    rank, given = len(view.shape), args["pad"]
+    sides = [(0, 0)] * rank  # what goes around an axis; where it is negative, it is cut off
+    for i in range(len(given) // 2):
+        sides[rank - 1 - i] = (given[2 * i], given[2 * i + 1])
+    shape = [n + a + b for n, (a, b) in zip(view.shape, sides, strict=True)]
+    before = [max(a, 0) for a, _ in sides]
     cut = tuple(
-        slice(max(-args["pad"][2 * (rank - 1 - a)], 0), view.shape[a] - max(-args["pad"][2 * (rank - 1 - a) + 1], 0))
-        if rank - 1 - a < len(args["pad"]) // 2 else slice(None)
-        for a in range(rank)
-    )  # fmt: skip
+        slice(max(-a, 0), n - max(-b, 0)) for n, (a, b) in zip(view.shape, sides, strict=True)
+    )
     target = sketch.result(node, shape, view.order())
     inside = viewed(view.buffer, view.addresses()[cut])
     assert inside is not None
@@ -149,9 +147,7 @@ def _max_pool(sketch: Sketch, node: fx.Node, args: dict[str, Any]) -> View:
     }  # fmt: skip
     shape = sketch.shape(node)
     target = sketch.result(node, shape, channels_last(len(shape)))
-    name = sketch.record(
-        "window", node.name, window_text(view.shape, shape, how, view.shape[1])
-    )
+    name = sketch.record("window", node.name, window_text(view.shape, shape, how, view.shape[1]))
 
     def code(at: Pointers) -> list[str]:
         return [f"max_pool(&{name}, {at(view)}, {at(target)});"]

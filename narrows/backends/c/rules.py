@@ -15,7 +15,7 @@ from narrows.backends.c.sketch import INT32, Pointers, Sketch, nest
 
 # Vectors of inputs are read up to this many codes at once (NARROWS_LANES in the C code).
 LANES = 32
-# Biases and shifts are padded to a multiple of this.
+# So many biases and shifts are read at once.
 BLOCK = 16
 
 FLOATS = {
@@ -56,8 +56,8 @@ def _sums(
         remark=f"{shape}, stored [{outputs}][{inputs}]",
     )  # fmt: skip
     fields = (
-        f".weights = {weights}, .bias = {_bias(sketch, node, bias)}, "
-        f".shifts = {_shifts(sketch, node, shifts)}, .inputs = {inputs}, "
+        f".weights = {weights}, {_settling(sketch, node, bias, shifts, groups)}, "
+        f".inputs = {inputs}, "
         f".outputs = {outputs // groups}, {ends(args)}"
     )
     return fields, inputs
@@ -88,13 +88,15 @@ def _settled(
     return rows, bias, shifts
 
 
-def _bias(sketch: Sketch, node: fx.Node, bias: Tensor) -> str:
-    return sketch.constant(f"{node.name}_bias", bias.numpy(), "number", pad=-len(bias) % BLOCK)
-
-
-def _shifts(sketch: Sketch, node: fx.Node, shifts: list[int]) -> str:
-    pad = -len(shifts) % BLOCK
-    return sketch.constant(f"{node.name}_shifts", np.asarray(shifts), "int32_t", pad=pad)
+def _settling(
+    sketch: Sketch, node: fx.Node, bias: Tensor, shifts: list[int], groups: int = 1
+) -> str:
+    """Return the fields of bias and shifts; every group reads whole blocks of them."""
+    pad = BLOCK - 1 if groups > 1 else -len(shifts) % BLOCK
+    name = node.name
+    biases = sketch.constant(f"{name}_bias", bias.numpy(), "number", pad=pad)
+    moved = sketch.constant(f"{name}_shifts", np.asarray(shifts), "int32_t", pad=pad)
+    return f".bias = {biases}, .shifts = {moved}"
 
 
 def _columns(sketch: Sketch, node: fx.Node, inputs: int) -> View:
@@ -173,8 +175,8 @@ def _depthwise(
     )  # fmt: skip
     text = (
         f".at = {{{window_text(view.shape, target.shape, how, view.shape[1])}}}, "
-        f".weights = {weights}, .bias = {_bias(sketch, node, bias)}, "
-        f".shifts = {_shifts(sketch, node, shifts)}, .x_zero = {args['x_zero']}, {ends(args)}"
+        f".weights = {weights}, {_settling(sketch, node, bias, shifts)}, "
+        f".x_zero = {args['x_zero']}, {ends(args)}"
     )
     name = sketch.record("depthwise", node.name, text)
 

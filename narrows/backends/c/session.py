@@ -6,8 +6,10 @@ caller of the C function has to make them.
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import tempfile
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,8 +32,8 @@ class CSession:
     """
 
     def __init__(self, folder: Path, manifest: Mapping[str, Any], optimize: bool) -> None:
-        self._build = tempfile.TemporaryDirectory(prefix="narrows-c-")
-        place = Path(self._build.name)
+        place = Path(tempfile.mkdtemp(prefix="narrows-c-"))
+        weakref.finalize(self, shutil.rmtree, place, ignore_errors=True)
         self.program = place / "model"
         flags = FAST if optimize and compiles(FAST, place) else ("-O2",) if optimize else PLAIN
         build([folder / MODEL, folder / RUNNER], self.program, flags)

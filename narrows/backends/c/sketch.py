@@ -117,9 +117,7 @@ class Sketch:
 
     def given(self, node: fx.Node) -> dict[str, Any]:
         """Return a node's arguments by name; what no input decides stands there as its value."""
-        return {
-            k: map_arg(v, lambda n: self.fixed.get(n, n)) for k, v in arguments(node).items()
-        }
+        return {k: map_arg(v, lambda n: self.fixed.get(n, n)) for k, v in arguments(node).items()}
 
     def view(self, value: Any) -> View:
         """Return where an operand lies; a constant one becomes an array."""

@@ -66,14 +66,15 @@ class CTarget(Target):
         missing = "" if find_compiler() else f"written, not run: {MISSING}; {HINT}"
         checked = "compiled and run against the program, =="
         supports = "microcontrollers: integer programs, one batch size"
-        return [Variant(cls.name, "a C compiler to check and run", missing, supports, checked, True)]
+        needs = "a C compiler to check and run"
+        return [Variant(cls.name, needs, missing, supports, checked, True)]
 
     def lower(
         self, program: Program, *, plan_json: Any = None, reference: Program | None = None
     ) -> Artifact:
         """Return the program as C files; see `Target.lower`."""
         from narrows.backends import golden
-        from narrows.backends.c import files, lower, source
+        from narrows.backends.c import files, header, lower, source
         from narrows.backends.compare import draw_inputs
         from narrows.backends.leaves import Leaves
         from narrows.backends.manifest import add_note, new_manifest
@@ -99,7 +100,7 @@ class CTarget(Target):
         wanted = reference or program
         texts = {
             files.MODEL: source.model_c(drawn, arena, self.prefix),
-            files.HEADER: source.model_h(drawn, arena, self.prefix),
+            files.HEADER: header.model_h(drawn, arena, self.prefix),
             files.RUNNER: files.runner(drawn, self.prefix),
             files.TEST: files.test(drawn, self.prefix),
             files.VECTORS: files.vectors(drawn, _vectors(wanted, drawn, batch)),
@@ -166,7 +167,8 @@ def _vectors(program: Program, drawn: Drawn, batch: int | None) -> list[list[Any
         inputs = draw_inputs(program, batch, generator if i else None)
         with torch.no_grad():
             results = program.run_flat(inputs)
-        found = dict(zip(program.output.args[0], results, strict=True))  # type: ignore[arg-type]
+        flat: Any = program.output.args[0]
+        found = dict(zip(flat, results, strict=True))
         vector = []
         for port, value in _given(program, drawn.inputs, inputs):
             array = value.numpy()
