@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,13 +26,13 @@ def require(*tools: str) -> None:
 
 
 @pytest.fixture(scope="module", params=NETS)
-def folder(request) -> Iterator[Path]:
+def folder(request, tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = NETWORKS[request.param]
     inputs = tuple(x.float() for x in found.inputs(4, 1))
     program = narrows.capture(found.build().float(), inputs)
     integers = narrows.quantize(program, [inputs], check=False).program
-    artifact = narrows.lower(integers, "c", check=False)
-    yield artifact.folder  # it goes with the artifact
+    place = tmp_path_factory.mktemp("c") / "out"
+    return narrows.lower(integers, "c", check=False).save(place)
 
 
 def sources(folder: Path) -> list[Path]:
