@@ -18,6 +18,8 @@ import argparse
 import ctypes
 import importlib.util
 import os
+import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -34,7 +36,7 @@ from torch import Tensor, nn
 import narrows
 from benchmarks.machine import table, write
 from narrows.backends.c.compiler import FAST, find_compiler
-from narrows.backends.c.files import MODEL
+from narrows.backends.c.files import MODEL, TEST
 from narrows.backends.c.session import codes_of
 
 INPUTS = 100
@@ -139,7 +141,7 @@ class Library:
         pointers = [codes.ctypes.data_as(ctypes.c_void_p)]
         pointers += [o.ctypes.data_as(ctypes.c_void_p) for o in self.out]
         held = (codes, self.out)
-        return lambda: self.call(*pointers, *held[:0])
+        return lambda: self.call(*pointers, *held[:0])  # held: what the pointers point at
 
 
 def differing(program: narrows.Program, artifact: narrows.Artifact, images: Tensor) -> int:
@@ -179,6 +181,38 @@ def measured(
     }
 
 
+# Machine -> compiler with its flags, and what runs the program.
+START = Path(__file__).parents[1] / "tests" / "backends" / "cortex_m"
+MACHINES = {
+    "aarch64": (["aarch64-linux-gnu-gcc", "-O2", "-static"], ["qemu-aarch64"]),
+    "cortex-m4": (
+        ["arm-none-eabi-gcc", "-O2", "-mcpu=cortex-m4", "-mthumb", "--specs=rdimon.specs",
+         f"-T{START / 'mps2.ld'}", str(START / "start.c")],
+        ["qemu-system-arm", "-M", "mps2-an386", "-nographic", "-semihosting", "-kernel"],
+    ),
+}  # fmt: skip
+FLASH = 3 << 20  # what the emulated microcontroller has for constants and vectors
+
+
+def emulated(program: narrows.Program, machine: str, folder: Path) -> str:
+    """Return how many of 100 vectors agree on another machine, or why none was tried."""
+    compiler, runner = MACHINES[machine]
+    missing = [tool for tool in (compiler[0], runner[0]) if shutil.which(tool) is None]
+    if missing:
+        return f"no {missing[0]}"
+    artifact = narrows.lower(program, "c", check=False, vectors=INPUTS)
+    facts = artifact.manifest["c"]
+    codes = INPUTS * sum(int(np.prod(s.shape)) for s in (*artifact.inputs, *artifact.outputs))
+    if machine.startswith("cortex") and facts["constants"] + codes > FLASH:
+        return "too large"
+    sources = [artifact.folder / MODEL, artifact.folder / TEST]
+    path = folder / f"{artifact.name}.{machine}"
+    subprocess.run([*compiler, "-std=c99", *sources, "-o", path], check=True)
+    done = subprocess.run([*runner, path], capture_output=True, text=True, timeout=1200)
+    found = re.search(r"(\d+ of \d+) vectors agree", done.stdout)
+    return found[1] if found else f"failed: {done.stdout[-80:]}"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Print a table; return 1 where an output differs."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -186,6 +220,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, default=os.environ.get("NARROWS_DATA", "shared/data"))
     parser.add_argument("--ratio", type=float, default=0.5, help="share of channels pruned (0.5)")
     parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--machines", action="store_true", help="run on emulated machines, too")
     parser.add_argument("--json")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
@@ -204,15 +239,28 @@ def main(argv: Sequence[str] | None = None) -> int:
             "differ": differing(program, artifact, case.images),
             **measured(program, artifact, case.images[0], arguments.rounds, artifact.folder),
         }  # fmt: skip
+        if arguments.machines:
+            results[name] |= {m: emulated(program, m, artifact.folder) for m in MACHINES}
         print(name, results[name], file=sys.stderr, flush=True)
     if not results:
         return 0
     header = ["network", *next(iter(results.values()))]
-    cells = [[n, *(f"{v:,}" if isinstance(v, int) else f"{v:.3g}" for v in r.values())]
-             for n, r in results.items()]  # fmt: skip
+    cells = [[n, *map(shown, r.values())] for n, r in results.items()]
     print(table(header, cells))
     write(arguments.json, results)
-    return int(any(r["differ"] for r in results.values()))
+    wrong = any(
+        r["differ"] or any("agree" not in m and m[:1].isdigit() and m != f"{INPUTS} of {INPUTS}"
+                           for m in r.values() if isinstance(m, str))
+        for r in results.values()
+    )  # fmt: skip
+    return int(wrong)
+
+
+def shown(value: Any) -> str:
+    """Return a cell of the table."""
+    if isinstance(value, str):
+        return value
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
 
 
 if __name__ == "__main__":

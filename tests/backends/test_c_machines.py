@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -89,3 +90,29 @@ def test_the_object_needs_next_to_nothing(folder: Path, tmp_path: Path) -> None:
     listed = subprocess.run(line, capture_output=True, text=True)
     needed = {line.split()[-1] for line in listed.stdout.splitlines()}
     assert needed <= {"memcpy", "memset", "__aeabi_ldivmod"}
+
+
+@pytest.mark.parametrize("name", ["depthwise", "transposed_conv_grouped", "residual_projection"])
+@pytest.mark.parametrize("first_last", [None, 8])
+def test_shifts_and_additions_do_without_products(
+    name: str, first_last: int | None, tmp_path: Path
+) -> None:
+    require("gcc")
+    found = NETWORKS[name]
+    inputs = tuple(x.float() for x in found.inputs(4, 1))
+    program = narrows.capture(found.build().float(), inputs)
+    made = narrows.quantize(program, [inputs], check=False, weights=4, first_last=first_last)
+    artifact = narrows.lower(made.program, "c", check=False)
+    counts = re.search(r"(\d+) of (\d+) layers", (artifact.folder / files.REPORT).read_text())
+    assert counts is not None
+    assert (counts[1] == counts[2]) is (first_last is None)
+    flags = ("-O1", "-DNARROWS_SHIFT_ADD", "-fsanitize=address,undefined")
+    build("gcc", flags, tmp_path / "test", sources(artifact.folder))
+    agrees([tmp_path / "test"])
+
+
+def test_a_model_without_powers_of_two_says_so(folder: Path, tmp_path: Path) -> None:
+    require("gcc")
+    line = ["gcc", "-DNARROWS_SHIFT_ADD", "-c", "-o", tmp_path / "m.o", folder / files.MODEL]
+    done = subprocess.run(line, capture_output=True, text=True)
+    assert "no layer of this model has weights that are sums of two powers" in done.stderr

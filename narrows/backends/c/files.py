@@ -79,7 +79,7 @@ def _operands(drawn: Drawn) -> str:
 
 
 def vector_count(drawn: Drawn) -> int:
-    """Return how many vectors the self-test holds."""
+    """Return how many vectors the self-test holds where nobody says so."""
     size = sum(p.size for p in (*drawn.inputs, *drawn.outputs))
     return max(1, min(MOST_VECTORS, VECTOR_CODES // max(size, 1)))
 
@@ -176,6 +176,7 @@ def report(drawn: Drawn, arena: Arena) -> str:
         f"  constants {rom_total(drawn):,} bytes",
         f"  {memory_text(arena)}",
         f"  {macs_total(drawn):,} multiply-adds",
+        f"  {sketch.shift_layers} of {sketch.layers} layers can shift and add, not multiply",
         f"  sums in {'64' if sketch.wide else '32'} bits"
         + (f", because of {sketch.wide}" if sketch.wide else ""),
         "", "live at the peak:",

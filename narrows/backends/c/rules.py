@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 from narrows.backends.c.layout import Loop, View, channels_last, loops, packed, row_major
 from narrows.backends.c.moves import Rule, reduced, spread, window_text
+from narrows.backends.c.powers import power_digits
 from narrows.backends.c.sketch import INT32, Pointers, Sketch, nest
 
 # Vectors of inputs are read up to this many codes at once (NARROWS_LANES in the C code).
@@ -51,14 +52,16 @@ def _sums(
     outputs, inputs = rows.shape
     rows, bias, shifts = _settled(sketch, node, args, rows)
     shape = "x".join(map(str, args["weight"].shape))
+    digits = power_digits(rows.numpy())  # [terms, outputs, inputs]
     weights = sketch.constant(
         f"{node.name}_weights", rows.numpy(), "int8_t", pad=LANES - 1,
         remark=f"{shape}, stored [{outputs}][{inputs}]",
+        powers=None if digits is None else digits.transpose(1, 0, 2),
     )  # fmt: skip
     fields = (
         f".weights = {weights}, {_settling(sketch, node, bias, shifts, groups)}, "
         f".inputs = {inputs}, "
-        f".outputs = {outputs // groups}, {ends(args)}"
+        f".outputs = {outputs // groups}, {ends(args)}{_terms(sketch, digits)}"
     )
     return fields, inputs
 
@@ -97,6 +100,15 @@ def _settling(
     biases = sketch.constant(f"{name}_bias", bias.numpy(), "number", pad=pad)
     moved = sketch.constant(f"{name}_shifts", np.asarray(shifts), "int32_t", pad=pad)
     return f".bias = {biases}, .shifts = {moved}"
+
+
+def _terms(sketch: Sketch, digits: np.ndarray | None) -> str:
+    """Return the field that says how many powers of two a weight is the sum of."""
+    sketch.layers += 1
+    if digits is None:
+        return ""
+    sketch.shift_layers += 1
+    return f" TERMS({len(digits)})"
 
 
 def _columns(sketch: Sketch, node: fx.Node, inputs: int) -> View:
@@ -169,14 +181,16 @@ def _depthwise(
 ) -> View:
     view, target = views
     rows, bias, shifts = _settled(sketch, node, args, args["weight"].flatten(1))
+    kernels = rows.t().contiguous().numpy()
+    digits = power_digits(kernels)
     weights = sketch.constant(
-        f"{node.name}_weights", rows.t().contiguous().numpy(), "int8_t",
+        f"{node.name}_weights", kernels, "int8_t", powers=digits,
         remark=f"stored [{rows.shape[1]}][{rows.shape[0]}]",
     )  # fmt: skip
     text = (
         f".at = {{{window_text(view.shape, target.shape, how, view.shape[1])}}}, "
         f".weights = {weights}, {_settling(sketch, node, bias, shifts)}, "
-        f".x_zero = {args['x_zero']}, {ends(args)}"
+        f".x_zero = {args['x_zero']}, {ends(args)}{_terms(sketch, digits)}"
     )
     name = sketch.record("depthwise", node.name, text)
 

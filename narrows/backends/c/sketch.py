@@ -71,6 +71,7 @@ class Constant:
         values: Its elements.
         pad: How many zeros follow, which only vectors read.
         remark: What a person should know of it.
+        powers: What stands in its place in a build by shifts and additions.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Constant:
     values: np.ndarray
     pad: int
     remark: str
+    powers: np.ndarray | None = None
 
 
 @dataclass
@@ -96,6 +98,7 @@ class Sketch:
         kernels: The C functions that are called.
         wide: Why sums take 64 bits; empty where 32 do.
         signed_shifts: Whether a layer shifts to the left.
+        layers: How many layers there are; ``shift_layers``: how many can do without products.
     """
 
     program: Program
@@ -109,6 +112,8 @@ class Sketch:
     kernels: set[str] = field(default_factory=set)
     wide: str = ""
     signed_shifts: bool = False
+    layers: int = 0
+    shift_layers: int = 0
     _taken: set[str] = field(default_factory=set)
     _pooled: dict[tuple[Any, ...], str] = field(default_factory=dict)
     _copies: dict[tuple[Any, ...], View] = field(default_factory=dict)
@@ -149,15 +154,22 @@ class Sketch:
         return found
 
     def constant(
-        self, name: str, values: np.ndarray, ctype: str, *, pad: int = 0, remark: str = ""
+        self,
+        name: str,
+        values: np.ndarray,
+        ctype: str,
+        *,
+        pad: int = 0,
+        remark: str = "",
+        powers: np.ndarray | None = None,
     ) -> str:
         """Return the name of an array; equal ones stand once."""
         values = np.ascontiguousarray(values).astype(CTYPES[ctype]).reshape(-1)
-        key = (ctype, pad, values.tobytes())
+        key = (ctype, pad, values.tobytes(), None if powers is None else powers.tobytes())
         if key not in self._pooled:
             made = self.fresh(name)
             self._pooled[key] = made
-            self.constants[made] = Constant(made, ctype, values, pad, remark)
+            self.constants[made] = Constant(made, ctype, values, pad, remark, powers)
         return self._pooled[key]
 
     def record(self, kind: str, name: str, text: str) -> str:

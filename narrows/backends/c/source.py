@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from importlib import resources
+
+import numpy as np
 
 from narrows.backends.c.header import signature, title
 from narrows.backends.c.lower import Arena, Drawn
@@ -12,14 +15,16 @@ from narrows.ir.program import Meta, op_name
 
 # Kernel -> what it needs besides, in the order in which it is written.
 NEEDS: dict[str, tuple[str, ...]] = {
-    "conv": ("rounding", "scaled", "settle", "sums", "window", "conv", "gather", "convolve",
-             "conv_plain"),
+    "conv": (
+        "rounding", "scaled", "settle", "moved", "sums", "window", "conv", "gather", "convolve",
+        "conv_plain",
+    ),
     "conv_transpose": (
-        "rounding", "scaled", "settle", "sums", "window", "conv", "turned", "convolve",
+        "rounding", "scaled", "settle", "moved", "sums", "window", "conv", "turned", "convolve",
         "conv_turned",
     ),
-    "dense": ("rounding", "scaled", "settle", "sums", "dense"),
-    "depthwise": ("rounding", "scaled", "settle", "window", "depthwise"),
+    "dense": ("rounding", "scaled", "settle", "moved", "sums", "dense"),
+    "depthwise": ("rounding", "scaled", "settle", "moved", "window", "depthwise"),
     "max_pool": ("window", "max_pool"),
     "average_pool": ("settled", "divided", "average", "window", "average_pool"),
     "mean": ("settled", "divided", "average", "mean"),
@@ -35,11 +40,15 @@ NEEDS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 ORDER = (
-    "rounding", "scaled", "settled", "settle", "divided", "average", "window", "sums", "dense",
+    "rounding", "scaled", "settled", "settle", "moved", "divided", "average", "window", "sums",
+    "dense",
     "conv", "gather", "turned", "convolve", "conv_plain", "conv_turned", "depthwise", "max_pool",
     "average_pool", "mean", "extremum", "softmax", "matmul", "add", "mul", "rescale", "lookup",
     "embedding", "copy",
 )  # fmt: skip
+
+# What only a build by shifts and additions is made of.
+SHIFT_ADD = re.compile(r"#ifdef NARROWS_SHIFT_ADD\n.*?(?:#else\n(.*?))?#endif\n", re.S)
 
 MEMORY = """\
 static union {{
@@ -61,13 +70,16 @@ def model_c(drawn: Drawn, arena: Arena, prefix: str) -> str:
     lines = [title(drawn), kernel("preamble")]
     number, why = ("int64_t", f": {sketch.wide} needs them") if sketch.wide else ("int32_t", "")
     lines.append(f"/* The type of sums{why}. */\ntypedef {number} number;\n")
+    shifts = bool(sketch.shift_layers)
+    lines.append(kernel("terms" if shifts else "no_terms"))
     needed = {part for name in sketch.kernels for part in NEEDS[name]}
     final = "scaled" if sketch.signed_shifts else "shifted"
     rounding = "half_up" if sketch.half_up else "half_even"
     files = {"rounding": rounding, "divided": f"divided_{rounding}"}
     for part in ORDER:
         if part in needed and (part != "scaled" or _used("scaled", needed, final)):
-            lines.append(kernel(files.get(part, part)).replace("FINAL", final))
+            text = kernel(files.get(part, part)).replace("FINAL", final)
+            lines.append(text if shifts else SHIFT_ADD.sub(r"\1", text))
     lines += ["/* Constants. */\n", *map(_array, sketch.constants.values())]
     lines += ["/* Layers. */\n", *map(_wrapped, sketch.records), ""]
     if arena.offsets:
@@ -81,18 +93,26 @@ def _used(name: str, needed: set[str], final: str) -> bool:
 
 
 def _array(constant: Constant) -> str:
-    total = len(constant.values) + constant.pad
     lines = [f"/* {constant.remark} */"] if constant.remark else []
-    size = f"{len(constant.values)} + {constant.pad}" if constant.pad else str(total)
-    lines.append(f"static const {constant.ctype} {constant.name}[{size}] = {{")
+    codes = _values(constant, constant.values)
+    if constant.powers is None:
+        return "\n".join([*lines, *codes, ""])
+    powers = _values(constant, constant.powers.reshape(-1))
+    return "\n".join([*lines, "#ifdef NARROWS_SHIFT_ADD", *powers, "#else", *codes, "#endif\n"])
+
+
+def _values(constant: Constant, values: np.ndarray) -> Iterator[str]:
+    size = f"{len(values)} + {constant.pad}" if constant.pad else str(len(values))
+    yield f"static const {constant.ctype} {constant.name}[{size}] = {{"
     row = "   "
-    for value in constant.values.tolist():
+    for value in values.tolist():
         text = f" {_literal(value)},"
         if len(row) + len(text) > 100:
-            lines.append(row)
+            yield row
             row = "   "
         row += text
-    return "\n".join([*lines, row, "};\n"])
+    yield row
+    yield "};"
 
 
 def _literal(value: int) -> str:

@@ -34,6 +34,7 @@ class CTarget(Target):
         batch: The batch size where the program leaves it free.
         ram: The largest arena allowed, such as ``256K``; empty for any.
         prefix: What the names in the header begin with, so that models can stand side by side.
+        vectors: How many vectors the self-test holds; 0 for up to 8, fewer where they are large.
         check: Whether the code is compiled here and held to the program.
         samples: How many inputs the check tries.
     """
@@ -44,13 +45,14 @@ class CTarget(Target):
     batch: int = 1
     ram: str = ""
     prefix: str = "narrows"
+    vectors: int = 0
     check: bool = True
     samples: int = 2
 
     def __post_init__(self) -> None:
-        for key in ("batch", "samples"):
-            if getattr(self, key) < 1:
-                raise UsageError(f"c takes a {key} of 1 or more, got {getattr(self, key)}")
+        for key, least in (("batch", 1), ("samples", 1), ("vectors", 0)):
+            if getattr(self, key) < least:
+                raise UsageError(f"c takes a {key} of {least} or more, got {getattr(self, key)}")
         if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", self.prefix):
             raise UsageError(f"c takes a prefix that is a name in C, got {self.prefix!r}")
         parse_size(self.ram)
@@ -98,12 +100,13 @@ class CTarget(Target):
         folder = Path(tempfile.mkdtemp(prefix="narrows-"))
         artifact = Artifact.owning(folder, manifest)  # from here on the folder goes with it
         wanted = reference or program
+        count = self.vectors or files.vector_count(drawn)
         texts = {
             files.MODEL: source.model_c(drawn, arena, self.prefix),
             files.HEADER: header.model_h(drawn, arena, self.prefix),
             files.RUNNER: files.runner(drawn, self.prefix),
             files.TEST: files.test(drawn, self.prefix),
-            files.VECTORS: files.vectors(drawn, _vectors(wanted, drawn, batch)),
+            files.VECTORS: files.vectors(drawn, _vectors(wanted, drawn, batch, count)),
             files.MAKEFILE: files.MAKE,
             files.REPORT: files.report(drawn, arena),
         }
@@ -153,17 +156,16 @@ def _spec(port: Port) -> dict[str, Any]:
     return {"name": port.node.name, "shape": list(port.shape), "dtype": port.dtype}
 
 
-def _vectors(program: Program, drawn: Drawn, batch: int | None) -> list[list[Any]]:
-    """Return codes of inputs and of what the interpreter gives for them."""
+def _vectors(program: Program, drawn: Drawn, batch: int | None, count: int) -> list[list[Any]]:
+    """Return codes of ``count`` inputs and of what the interpreter gives for them."""
     import torch
 
-    from narrows.backends.c.files import vector_count
     from narrows.backends.c.session import codes_of
     from narrows.backends.compare import draw_inputs
 
     generator = torch.Generator().manual_seed(1)
     made = []
-    for i in range(vector_count(drawn)):
+    for i in range(count):
         inputs = draw_inputs(program, batch, generator if i else None)
         with torch.no_grad():
             results = program.run_flat(inputs)

@@ -17,6 +17,10 @@ static inline void convolve(const struct conv *p, gatherer *collect, const uint8
             uint8_t *to = y + group * part.outputs;
             int rows = 0;
             part.weights += (size_t)(group * part.outputs) * (size_t)part.inputs;
+#ifdef NARROWS_SHIFT_ADD
+            if (part.terms > 1)
+                part.weights += (size_t)(group * part.outputs * (part.terms - 1)) * (size_t)part.inputs;
+#endif
             part.bias += group * part.outputs;
             part.shifts += group * part.outputs;
             for (position[0] = 0; position[0] < at->out[0]; position[0]++)

@@ -5,6 +5,9 @@ struct depthwise {
     const number *bias;
     const int32_t *shifts;
     int x_zero, zero, low, high;
+#ifdef NARROWS_SHIFT_ADD
+    int terms; /* powers of two per weight, a whole kernel of them after the other; 0: codes */
+#endif
 };
 
 /* sums[c] += x[c] w[c] at three positions that lie *_step apart. */
@@ -37,6 +40,27 @@ static void add_zero(number *restrict sums, int x_zero, const int8_t *restrict w
         sums[c] += x_zero * w[c];
 }
 
+#ifdef NARROWS_SHIFT_ADD
+/* One row of a kernel by shifts; see add_row. */
+static void shift_row(const struct depthwise *p, number *sums, const uint8_t *row, int column,
+                      const int8_t *w, int count)
+{
+    const struct window *at = &p->at;
+    const int channels = at->channels;
+    const int kernel = at->kernel[0] * at->kernel[1] * at->kernel[2] * channels;
+    int k, term, c;
+
+    for (k = 0; k < at->kernel[2]; k++) {
+        const int from = column + k * at->dilation[2];
+        const int inside = row != 0 && from >= 0 && from < at->in[2];
+        for (term = 0; term < p->terms; term++)
+            for (c = 0; c < count; c++)
+                sums[c] += moved(inside ? row[from * channels + c] : p->x_zero,
+                                 w[term * kernel + k * channels + c]);
+    }
+}
+#endif
+
 /* One row of a kernel; `row` is the row of the input, or 0 outside. */
 static void add_row(const struct depthwise *p, number *sums, const uint8_t *row, int column,
                     const int8_t *w, int count)
@@ -45,6 +69,12 @@ static void add_row(const struct depthwise *p, number *sums, const uint8_t *row,
     const int channels = at->channels, step = at->dilation[2];
     int k = 0;
 
+#ifdef NARROWS_SHIFT_ADD
+    if (p->terms > 0) {
+        shift_row(p, sums, row, column, w, count);
+        return;
+    }
+#endif
     while (k < at->kernel[2]) {
         const int from = column + k * step;
         if (row != 0 && from >= 0 && k + 3 <= at->kernel[2] && from + 2 * step < at->in[2]) {

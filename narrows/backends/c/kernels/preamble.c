@@ -5,13 +5,18 @@
 
 /* How many codes a vector of the processor holds; 1 where it has none. */
 #ifndef NARROWS_LANES
-#if defined(__AVX2__)
+#if defined(NARROWS_SHIFT_ADD)
+#define NARROWS_LANES 1
+#elif defined(__AVX2__)
 #define NARROWS_LANES 32
 #elif defined(__SSE2__) || defined(__ARM_NEON)
 #define NARROWS_LANES 16
 #else
 #define NARROWS_LANES 1
 #endif
+#endif
+#if defined(NARROWS_SHIFT_ADD) && NARROWS_LANES != 1
+#error "shifts have no vectors: leave NARROWS_LANES to the default"
 #endif
 #if NARROWS_LANES < 1 || NARROWS_LANES > 32 || (NARROWS_LANES & (NARROWS_LANES - 1))
 #error "NARROWS_LANES is a power of two up to 32"

@@ -6,6 +6,9 @@ struct sums {
     const int32_t *shifts;
     int inputs, outputs;
     int zero, low, high;
+#ifdef NARROWS_SHIFT_ADD
+    int terms; /* powers of two per weight, one row of them after the other; 0: codes */
+#endif
 };
 
 /* Rows of inputs are read up to a whole number of vectors. What lies behind a row of weights is
@@ -61,21 +64,51 @@ static void dot_4x4(const uint8_t *x, const int8_t *w, int step, int rows, int c
 }
 #endif
 
+#ifdef NARROWS_SHIFT_ADD
+/* As dot_1x4, by shifts: every weight is the sum of as many powers of two as there are terms. */
+static void shift_1x4(const uint8_t *x, const int8_t *w, int terms, int rows, int count,
+                      number *sums)
+{
+    int row, term, k;
+
+    for (row = 0; row < rows && row < 4; row++) {
+        number sum = 0;
+        for (term = 0; term < terms; term++, w += count)
+            for (k = 0; k < count; k++)
+                sum += moved(x[k], w[k]);
+        sums[row] = sum;
+    }
+}
+#endif
+
 /* Compute `rows` rows of outputs, up to four; rows of x are padded(inputs) long. */
 static void sum_rows(const struct sums *p, const uint8_t *x, int rows, uint8_t *y, int y_step)
 {
     const int count = padded(p->inputs);
     number sums[4 * NARROWS_CHUNK];
+#ifdef NARROWS_SHIFT_ADD
+    const int row_size = p->inputs * (p->terms > 0 ? p->terms : 1);
+#else
+    const int row_size = p->inputs;
+#endif
     int first, i, r;
 
     for (first = 0; first < p->outputs; first += NARROWS_CHUNK) {
         const int left = p->outputs - first;
         const int outputs = left < NARROWS_CHUNK ? left : NARROWS_CHUNK;
-        const int8_t *w = p->weights + (size_t)first * (size_t)p->inputs;
-        for (i = 0; i < outputs; i += 4, w += 4 * p->inputs) {
+        const int8_t *w = p->weights + (size_t)first * (size_t)row_size;
+        for (i = 0; i < outputs; i += 4, w += 4 * row_size) {
 #if NARROWS_LANES > 1
             if (rows == 4) {
                 dot_4x4(x, w, p->inputs, outputs - i, count, sums + i);
+                continue;
+            }
+#endif
+#ifdef NARROWS_SHIFT_ADD
+            if (p->terms > 0) {
+                for (r = 0; r < rows; r++)
+                    shift_1x4(x + r * count, w, p->terms, outputs - i, count,
+                              sums + r * NARROWS_CHUNK + i);
                 continue;
             }
 #endif
