@@ -18,7 +18,7 @@ from narrows.backends.c.target import CTarget
 from narrows.cli import main
 from narrows.errors import ArtifactError, LowerError, UsageError
 from narrows.ir.program import Program
-from tests.builder import Builder, aten
+from tests.builder import Builder, aten, ramp
 from tests.networks import NETWORKS
 
 needs_compiler = pytest.mark.skipif(not compiler.find_compiler(), reason="there is no C compiler")
@@ -152,6 +152,31 @@ def test_floats_are_refused_with_the_lines() -> None:
     assert "strict=True" in caught.value.hint
     with pytest.raises(LowerError, match=r"layer_norm.default \(its root|layer_norm"):
         narrows.lower(quantized("layer_norm_tokens"), "c")
+
+
+def test_what_a_program_must_not_take_or_return() -> None:
+    b = Builder((2, 3, 6, 6))
+    x = b.conv(b.inputs[0], "conv", 4, 3)
+    program = b.program(x, b.weight("table", ramp(3)))
+    with pytest.raises(LowerError, match="the output table is a number that depends on no input"):
+        narrows.lower(narrows.quantize(program, [program.examples[0]], check=False).program, "c")
+    fixed = layers().replace(dynamic_batch=False)
+    with pytest.raises(LowerError, match=r"c\{batch=3\} would have no effect"):
+        narrows.lower(fixed, "c", batch=3)
+
+
+@needs_compiler
+def test_an_output_that_is_read_again_stays_as_it_is() -> None:
+    b = Builder((2, 3, 6, 6))
+    x = b.relu(b.conv(b.inputs[0], "conv", 4, 3))
+    y = b.call(aten.add.Tensor, x, x, name="twice")
+    program = b.program(x, y, b.call(aten.permute.default, y, [0, 2, 3, 1], name="turned"))
+    made = narrows.quantize(program, [program.examples[0]], check=False).program
+    artifact = narrows.lower(made, "c", check=False)
+    inputs = [e[:1] for e in made.examples]
+    actual = artifact.run_flat(inputs, optimize=False)
+    for got, wanted in zip(actual, made.run_flat(inputs), strict=True):
+        assert torch.equal(torch.from_numpy(got), wanted)
 
 
 def test_fake_quantized_programs_are_refused() -> None:

@@ -194,13 +194,17 @@ def _enter(sketch: Sketch, node: fx.Node) -> Port:
     order = row_major(rank)
     if any(_images(u) for r in (*readers, node) for u in r.users):
         order = channels_last(rank)
-    itemsize = Meta(node).dtype.itemsize if not readers else 1
-    buffer = Buffer(node.name, math.prod(shape) * itemsize, "input", symbol)
-    view = View(buffer, 0, shape, packed(shape, order))
     dtype = str(Meta(node).dtype).removeprefix("torch.")
-    if not readers:
+    if not dtype.startswith("float") and dtype not in ("uint8", "int64"):
+        raise sketch.refuse(
+            node, f"the input {node.name} is {dtype}", "the c target takes codes and int64 indices"
+        )
+    buffer = Buffer(node.name, math.prod(shape) * (8 if dtype == "int64" else 1), "input", symbol)
+    view = View(buffer, 0, shape, packed(shape, order))
+    if not readers:  # a float one is then read by nobody, and any grid will do
         sketch.views[node] = view
-        return Port(node, symbol, shape, order, dtype, Meta(node).grid)
+        grid = Grid(0) if dtype.startswith("float") else Meta(node).grid
+        return Port(node, symbol, shape, order, dtype, grid)
     kinds = {tuple(sketch.given(r).items())[1:] for r in readers}
     if len(kinds) > 1:
         raise sketch.refuse(
@@ -239,6 +243,11 @@ def _leave(sketch: Sketch, outputs: list[fx.Node]) -> list[Port]:
     ports = []
     for node in outputs:
         source = node.all_input_nodes[0] if node.target is DEQUANTIZE else node
+        if node in sketch.fixed and getattr(sketch.fixed[node], "dtype", None) != torch.uint8:
+            raise sketch.refuse(
+                node, f"the output {node.name} is a number that depends on no input",
+                "the c target returns codes", "return it from Python",
+            )  # fmt: skip
         symbol = sketch.fresh(f"out_{source.name}")
         view = sketch.view(sketch.fixed[node]) if node in sketch.fixed else sketch.views[node]
         rank = len(view.shape)
@@ -303,7 +312,7 @@ def plan(sketch: Sketch) -> Arena:
         made = step.writes
         if made.kind != "arena" or made in spans or made in owner:
             continue
-        under = next((b for b in step.over if last[b] == i), None)
+        under = next((b for b in step.over if last[b] == i and b.kind == "arena"), None)
         if under is None:
             spans[made] = [i, last[made]]
             continue

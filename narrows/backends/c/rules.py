@@ -233,7 +233,7 @@ def _linear(sketch: Sketch, node: fx.Node, args: dict[str, Any]) -> View:
 def _matmul(sketch: Sketch, node: fx.Node, args: dict[str, Any]) -> View:
     a, b, shape = sketch.view(args["a"]), sketch.view(args["b"]), sketch.shape(node)
     target = sketch.result(node, shape, row_major(len(shape)))
-    full, strides = list(shape), list(target.strides)
+    full = list(shape)
     if len(a.shape) == 1:
         a = View(a.buffer, a.offset, (1, *a.shape), (0, *a.strides))
         full.insert(len(full) - (len(b.shape) > 1), 1)

@@ -84,6 +84,12 @@ class CTarget(Target):
         lower.refuse(program)
         leaves = Leaves.of(program)
         batch = self.batch if program.dynamic_batch else None
+        if batch is None and self.batch != 1:
+            raise LowerError(
+                f"c{{batch={self.batch}}} would have no effect",
+                why=f"{program.name} was captured with the batch size of its example",
+                hint="leave it out, or capture with dynamic_batch=True",
+            )
         drawn = lower.draw(program, draw_inputs(program, batch, None), leaves.computed)
         arena = lower.plan(drawn.sketch)
         _refuse_size(arena, parse_size(self.ram), self.ram)
@@ -106,7 +112,7 @@ class CTarget(Target):
             files.HEADER: header.model_h(drawn, arena, self.prefix),
             files.RUNNER: files.runner(drawn, self.prefix),
             files.TEST: files.test(drawn, self.prefix),
-            files.VECTORS: files.vectors(drawn, _vectors(wanted, drawn, batch, count)),
+            files.VECTORS: files.vectors(drawn, _vectors(program, drawn, batch, count)),
             files.MAKEFILE: files.MAKE,
             files.REPORT: files.report(drawn, arena),
         }

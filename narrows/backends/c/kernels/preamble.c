@@ -34,3 +34,6 @@
 
 /* A shift of a negative number to the right has to keep its sign, as it does everywhere. */
 typedef char shifts_keep_the_sign[(-1 >> 1) == -1 ? 1 : -1];
+
+/* Products of codes and places in tensors are ints. */
+typedef char an_int_has_32_bits[sizeof(int) >= 4 ? 1 : -1];
