@@ -51,6 +51,12 @@ def build(name: str, size: int) -> tuple[nn.Module, Tensor]:
         module = timm.create_model(name.removeprefix("timm/"), pretrained=False)
     else:
         module = getattr(models, name)(weights=None, **OPTIONS.get(name, {}))
+    settle_norms(module, size)
+    return module.eval(), torch.randn(2, 3, size, size)
+
+
+def settle_norms(module: nn.Module, size: int) -> None:
+    """Give the norms of a network the statistics of random images."""
     for part in module.modules():
         if isinstance(part, nn.BatchNorm2d):
             part.reset_running_stats()
@@ -59,7 +65,7 @@ def build(name: str, size: int) -> tuple[nn.Module, Tensor]:
             part.p = 0.0
     with torch.no_grad():
         module.train()(torch.randn(8, 3, size, size))
-    return module.eval(), torch.randn(2, 3, size, size)
+    module.eval()
 
 
 # ------------------------------------------------------------------ exactness

@@ -2,9 +2,12 @@
 
     python -m benchmarks.tvm                      # all networks, candidates timed for 120 s each
     python -m benchmarks.tvm --tune 0 resnet18    # one of them, with the fixed choice
+    python -m benchmarks.tvm --int8               # quantized, against the same program in ONNX
 
 Per network: milliseconds of each at batch 1, and the median over the rounds of the ratio of both
 times (above 1: TVM is slower), with its quartiles. Weights are random: they do not matter for time.
+With --int8 the error is the share of outputs that differ, and the norms have statistics of random
+images.
 """
 
 from __future__ import annotations
@@ -17,6 +20,8 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+
+from benchmarks.quantized import settle_norms
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {}
 
@@ -59,6 +64,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--ratio", type=float, default=0.0, help="prune this share of channels")
+    parser.add_argument("--int8", action="store_true", help="quantize the network first")
     arguments = parser.parse_args()
     os.environ.setdefault("TVM_NUM_THREADS", str(arguments.threads))
     torch.set_num_threads(1)
@@ -72,10 +78,14 @@ def compared(name: str, arguments: argparse.Namespace) -> str:
     from narrows.cli.bench import measure
 
     torch.manual_seed(0)
-    model = NETWORKS[name]().eval()
-    program = narrows.capture(model, (torch.randn(2, 3, 224, 224),))
+    model, images = NETWORKS[name](), torch.randn(2, 3, 224, 224)
+    if arguments.int8:
+        settle_norms(model, 224)
+    program = narrows.capture(model.eval(), (images,))
     plan = narrows.plan(program, ratio=arguments.ratio) if arguments.ratio else None
     program = narrows.apply(program, plan)
+    if arguments.int8:
+        program = narrows.quantize(program, [images], check=False).program
     start = time.perf_counter()
     mine = narrows.lower(program, "tvm", tune=arguments.tune, samples=1)
     seconds = time.perf_counter() - start

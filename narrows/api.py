@@ -145,6 +145,7 @@ def apply(
     plan: PlanLike = None,
     *,
     target: str | None = None,
+    batch: int | None = None,
     pipeline: Pipeline | str | None = None,
     check: bool = False,
     instruments: Sequence[Instrument] = (),
@@ -158,6 +159,8 @@ def apply(
             anyway.
         target: The target to choose reads and widths for, by its measured costs; without one the
             program is the smallest there is, whatever that costs.
+        batch: The number of examples to choose them for; that of the plan's options, else 1. The
+            program takes any.
         pipeline: Passes to run in place of the usual ones, as a `Pipeline` or its spelling.
         check: Whether to verify each pass and run it against its reference on the examples.
         instruments: What else watches the passes; see `narrows.passes.instruments`.
@@ -167,8 +170,9 @@ def apply(
         FidelityError: With ``check``, a pass changed the outputs.
     """
     result = rewrite(
-        program, plan, target=target, pipeline=pipeline, check=check, instruments=instruments
-    )
+        program, plan, target=target, batch=batch, pipeline=pipeline, check=check,
+        instruments=instruments,
+    )  # fmt: skip
     return result.program
 
 
@@ -177,6 +181,7 @@ def rewrite(
     plan: PlanLike = None,
     *,
     target: str | Target | None = None,
+    batch: int | None = None,
     pipeline: Pipeline | str | None = None,
     check: bool = True,
     double: bool = False,
@@ -188,6 +193,7 @@ def rewrite(
         program: The program; it stays as it is.
         plan: As for `apply`.
         target: As for `apply`.
+        batch: As for `apply`.
         pipeline: As for `apply`.
         check: As for `apply`.
         double: Whether to check in float64, too.
@@ -195,10 +201,14 @@ def rewrite(
     """
     from narrows.passes.instruments import Numerics, Verify
 
+    if batch is not None and target is None:
+        why = "reads and widths are chosen by the costs of a target, and none is named"
+        raise UsageError("batch would have no effect", why=why, hint='target="onnx"')
     if isinstance(plan, Mapping):
+        batch = batch or plan.get("batch")
         plan = plan_for(program, plan, target)
     costs = None if target is None else costs_of(target)
-    passes = choose_pipeline(plan, pipeline, costs)
+    passes = choose_pipeline(plan, pipeline, costs, batch or 1)
     checks: list[Instrument] = [Verify(), Numerics(double=double)] if check else []
     return passes.run(program, [*checks, *instruments])
 
@@ -214,6 +224,7 @@ def choose_pipeline(
     plan: ChannelPlan | str | os.PathLike[str] | None,
     pipeline: Pipeline | str | None,
     costs: CostTable | None = None,
+    batch: int = 1,
 ) -> Pipeline:
     """Return the pipeline that a plan, a target's costs and a pipeline argument ask for together.
 
@@ -224,12 +235,14 @@ def choose_pipeline(
 
     from narrows.passes.pipeline import Pipeline
 
+    if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
+        raise UsageError(f"batch is a whole number of at least 1, got {batch!r}")
     if pipeline is None:
-        return Pipeline.default(plan, costs)
+        return Pipeline.default(plan, costs, batch)
     passes = Pipeline.parse(pipeline) if isinstance(pipeline, str) else pipeline
     if not isinstance(passes, Pipeline):
         raise PassError(f"pipeline takes a Pipeline or its spelling, got {type(pipeline).__name__}")
-    filled: dict[str, Any] = {} if costs is None else {"costs": costs}
+    filled: dict[str, Any] = {} if costs is None else {"costs": costs, "batch": batch}
     passes = Pipeline(
         dataclasses.replace(p, **filled) if getattr(p, "costs", ...) is None else p
         for p in passes.passes
@@ -263,6 +276,10 @@ def quantize(
     equalize: bool = False,
     correct_bias: bool = True,
     strict: bool = False,
+    budget: int | str | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    loss: str | None = None,
+    seed: int | None = None,
     plan: Any = None,
     check: bool = True,
     instruments: Sequence[Instrument] = (),
@@ -285,7 +302,9 @@ def quantize(
             paths and weight names, of which the first match counts: ``{"head": 8, "*": 4}``.
         activations: Bits of the activations, likewise.
         method: How exponents are chosen: ``mse`` (the smallest squared error), ``minmax`` (cover
-            all that was seen) or ``percentile``.
+            all that was seen), ``percentile``, or ``rapq``: block by block, by what the network
+            computes, with the rounding of the weights learned; the calibration data stays in
+            memory, and it runs on CUDA where there is one.
         percentile: The share of the magnitudes that ``percentile`` covers, in percent.
         first_last: At least this many bits for the first and last layers, the inputs and the
             outputs; ``None`` makes no exception of them.
@@ -298,6 +317,13 @@ def quantize(
             made with it is used with it.
         correct_bias: Whether the mean error of rounded weights is taken from the biases.
         strict: Whether an operator without an integer form is an error, not a float island.
+        budget: For ``rapq``, the iterations of all blocks together (500 a block), or a time:
+            ``"600s"``, ``"10m"``, ``"2h"``.
+        checkpoint: For ``rapq``, a file that is written after every block, and from which the same
+            call goes on.
+        loss: For ``rapq``, ``l2`` (the default), or ``norm``: ``L_p`` with a ``p`` by the gains of
+            each block's last batch norm.
+        seed: For ``rapq``, what chance comes from (0).
         plan: A `QuantPlan`, or the path of a saved one, to use in place of calibration; then only
             ``equalize`` and the bits of the activations still have a say.
         check: Whether every pass is verified and held to its fidelity on the examples.
@@ -310,20 +336,37 @@ def quantize(
         PlanError: The plan is of another program.
         FidelityError: With ``check``, the integers differ from the fake-quantized program.
     """
+    from narrows.ir.program import Program
     from narrows.passes.calibrate import Settings
     from narrows.passes.instruments import Numerics, Verify
+    from narrows.passes.learning import Learning
     from narrows.passes.quant_plan import QuantPlan
     from narrows.passes.quantization import quantize as run
 
+    if not isinstance(program, Program):
+        raise UsageError(
+            f"quantize takes a Program, got {type(program).__name__}",
+            hint="narrows.quantize(narrows.capture(model, inputs), [images])",
+        )
     if isinstance(plan, str | os.PathLike):
         plan = QuantPlan.load(plan)
+    globs = tuple(skip) if isinstance(skip, Iterable) and not isinstance(skip, str) else (skip,)
     settings = Settings(
         weights=weights, activations=activations, method=method, percentile=percentile,
-        first_last=first_last, skip=(skip,) if isinstance(skip, str) else tuple(skip),
-        rounding=rounding, align=align, equalize=equalize, correct_bias=correct_bias, strict=strict,
+        first_last=first_last, skip=globs, rounding=rounding, align=align, equalize=equalize,
+        correct_bias=correct_bias, strict=strict,
     )  # fmt: skip
+    asked = {"budget": budget, "checkpoint": checkpoint, "loss": loss, "seed": seed}
+    given = {name: value for name, value in asked.items() if value is not None}
+    if given and method != "rapq":
+        raise UsageError(
+            f"{next(iter(given))} is an option of method='rapq', not of {method!r}",
+            why="the other methods learn nothing",
+        )
+    learning = Learning(**given) if method == "rapq" else None
     checks: list[Instrument] = [Verify(), Numerics()] if check else []
-    return run(program, calibration, settings, plan=plan, instruments=[*checks, *instruments])
+    watches = [*checks, *instruments]
+    return run(program, calibration, settings, plan=plan, instruments=watches, learning=learning)
 
 
 make_integers = quantize  # below, `quantize` is an argument
@@ -378,6 +421,7 @@ def compile(
     plan: PlanLike = None,
     target: str = "onnx",
     *,
+    batch: int | None = None,
     pipeline: Pipeline | str | None = None,
     quantize: Iterable[Any] | Mapping[str, Any] | None = None,
     dump: str | os.PathLike[str] | None = None,
@@ -403,6 +447,7 @@ def compile(
         plan: As for `apply`; options for `plan` as a dict are the way to plan without capturing
             first. A ``latency`` among them is that of ``target``.
         target: As for `lower`.
+        batch: As for `apply`.
         pipeline: As for `apply`.
         quantize: Calibration data as for `quantize`, or all of its options as a dict:
             ``{"calibration": [images], "weights": 4}``. Without it the result is floating-point.
@@ -430,11 +475,12 @@ def compile(
     integers = None if quantize is None else quantize_options(quantize)
     program = capture(model, inputs, kwargs=kwargs, dynamic_batch=dynamic_batch, name=name)
     if isinstance(plan, Mapping):
+        batch = batch or plan.get("batch")
         plan = plan_for(program, plan, make_target(target, **options))
     watches = [*instruments, *([Dumper(dump)] if dump is not None else [])]
     result = rewrite(
-        program, plan, target=make_target(target, **options), pipeline=pipeline, check=check,
-        double=double, instruments=watches,
+        program, plan, target=make_target(target, **options), batch=batch, pipeline=pipeline,
+        check=check, double=double, instruments=watches,
     )  # fmt: skip
     if on_result is not None:
         on_result(result)

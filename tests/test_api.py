@@ -216,6 +216,19 @@ def test_a_ratio_for_a_target_keeps_what_has_a_place_anyway():
     assert compiled.parameter_count == narrows.apply(program, back, target="onnx").parameter_count
 
 
+def test_a_batch_to_choose_for_reaches_the_passes(program: narrows.Program):
+    plan = narrows.plan(program, ratio=0.5)
+    result = api.rewrite(program, plan, target="onnx", batch=8)
+    (chosen,) = (h for h in result.program.history if h.startswith("legalize-reads"))
+    assert "batch=8" in chosen
+    spelled = "prune-channels, legalize-reads, align-channels"
+    assert "batch=4" in str(api.choose_pipeline(plan, spelled, api.costs_of("onnx"), 4))
+    with pytest.raises(UsageError, match="no effect"):
+        narrows.apply(program, plan, batch=8)
+    with pytest.raises(UsageError, match="at least 1"):
+        narrows.apply(program, plan, target="onnx", batch=-1)
+
+
 def test_a_latency_needs_a_target_with_costs(program: narrows.Program, monkeypatch: Any):
     with pytest.raises(PlanError, match="a latency is one of a target, and none is named"):
         narrows.apply(program, {"latency": 0.8})

@@ -242,10 +242,10 @@ def test_plan_files_that_are_no_text_or_no_files(tmp_path: Path) -> None:
 
 def test_a_plan_cannot_be_written_everywhere(program: Program, tmp_path: Path) -> None:
     plan = narrows.plan(program, {"second.weight": [1, 2]})
-    with pytest.raises(PlanError, match="cannot write the plan"):
+    with pytest.raises(PlanError, match="cannot write"):
         plan.save(tmp_path / "no" / "folder" / "p.json")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(PlanError, match="cannot write the plan"):
+    with pytest.raises(PlanError, match="cannot write"):
         plan.save(tmp_path / "folder")
     assert os.listdir(tmp_path) == ["folder"]
     assert os.listdir(tmp_path / "folder") == []

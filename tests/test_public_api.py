@@ -10,9 +10,10 @@ import pytest
 import narrows
 
 FUNCTIONS = {
-    "apply": "(program, plan=None, *, target=None, pipeline=None, check=False, instruments=())",
+    "apply": "(program, plan=None, *, target=None, batch=None, pipeline=None, check=False, "
+    "instruments=())",
     "capture": "(model, example_inputs=None, *, kwargs=None, dynamic_batch=True, name=None)",
-    "compile": "(model, inputs, plan=None, target='onnx', *, pipeline=None, "
+    "compile": "(model, inputs, plan=None, target='onnx', *, batch=None, pipeline=None, "
     "quantize=None, dump=None, "
     "kwargs=None, dynamic_batch=True, name=None, check=True, double=False, instruments=(), "
     "on_result=None, **options)",
@@ -20,8 +21,8 @@ FUNCTIONS = {
     "lower": "(program, target='onnx', *, plan=None, **options)",
     "quantize": "(program, calibration=None, *, weights=8, activations=8, method='mse', "
     "percentile=99.99, first_last=8, skip=(), rounding='half_even', align=True, "
-    "equalize=False, correct_bias=True, strict=False, plan=None, check=True, "
-    "instruments=())",
+    "equalize=False, correct_bias=True, strict=False, budget=None, checkpoint=None, loss=None, "
+    "seed=None, plan=None, check=True, instruments=())",
     "plan": "(program, keep_inputs=None, keep_outputs=None, *, target=None, **options)",
 }
 CLASSES = {
@@ -31,12 +32,12 @@ CLASSES = {
     "outputs reasons removed restore save shrink split to_json widths "
     "with_notes",
     "Pipeline": "check_order default parse passes run",
-    "QuantPlan": "activations fingerprint floats follow from_json load narrows notes offsets "
+    "QuantPlan": "activations codes fingerprint floats follow from_json load narrows notes offsets "
     "rounding save to_json weights with_notes",
-    "Quantized": "fake passes plan prepared program",
+    "Quantized": "fake passes plan prepared program report",
     "Program": "aliases base buffers canonical copy couplings dynamic_batch examples flat_inputs "
     "graph history in_spec memo name node nodes notes origins out_spec output parameter_count "
-    "placeholders replace run_flat state_dict stored tensor to to_module users_of weights "
+    "placeholders replace run_flat start state_dict stored tensor to to_module users_of weights "
     "with_weights",
 }
 ERRORS = {

@@ -125,7 +125,7 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             for model in options.models:
                 for amount in options.amounts:
-                    case = Case(model, amount, options.masks, options.size)
+                    case = Case(model, amount, options.masks, options.size, options.choose_for)
                     results.append(measure(case, options, shelf))
                     print(summary(results[-1]), file=sys.stderr)
                 keep(options, results)
@@ -172,6 +172,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     add("--runtime", nargs="+", choices=RUNTIMES, default=["onnx"])
     add("--batch", nargs="+", type=int, default=[1])
+    add("--choose-for", type=int, default=1, metavar="N", help="the batch narrows chooses for")
     add("--rounds", type=int, default=21)
     add("--budget", type=float, default=60, help="seconds of timing per case, runtime and batch")
     add("--limit", type=float, default=300, help="seconds per tool and case")

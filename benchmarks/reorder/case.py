@@ -36,12 +36,14 @@ class Case:
         amount: The share of input channels that every masked layer loses.
         masks: ``l1`` for the channels of the smallest weights, ``random`` for any.
         size: Height and width of the images; 0 for the model's usual one.
+        batch: The number of examples that narrows chooses reads and widths for.
     """
 
     model: str
     amount: float
     masks: str = "l1"
     size: int = 0
+    batch: int = 1
 
     @property
     def key(self) -> str:

@@ -37,11 +37,13 @@ class Source:
         program: The model as it was captured.
         keep: The masks: kept input channels by weight.
         pipeline: The spelling of the pipeline of the form ``narrows``; empty for the usual one.
+        batch: The number of examples to choose reads and widths for.
     """
 
     program: Program
     keep: Keep
     pipeline: str = ""
+    batch: int = 1
 
     def plan(self) -> ChannelPlan:
         """Return the plan of the masks alone."""
@@ -67,7 +69,7 @@ def rewritten(source: Source, runtime: str) -> PipelineResult:
     """Return what the pipeline makes of the masks, with a report per pass."""
     options: dict[str, Any] = {"pipeline": source.pipeline} if source.pipeline else {}
     if TARGETS[runtime] in target_names():  # passes ask it what is cheap
-        options["target"] = TARGETS[runtime]
+        options |= {"target": TARGETS[runtime], "batch": source.batch}
     return rewrite(source.program, source.plan(), check=False, **options)
 
 

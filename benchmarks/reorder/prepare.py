@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -225,7 +225,7 @@ def make(
     module = case.build()
     keep = case.keep(module)
     program = narrows.capture(module, case.inputs(CAPTURED, seed=0), name=case.model)
-    source = Source(program, keep, pipeline)
+    source = Source(program, keep, pipeline, case.batch)
     original = unpruned(source, "onnx")
     reference = Reference(case, module, keep)
     found: dict[str, Facts] = {}
@@ -266,7 +266,7 @@ def timed(name: str, source: Source, runtime: str) -> Facts:
     """Return the CPU seconds of planning and rewriting: all passes, no capture, no check."""
     seconds = []
     for _ in range(ROUNDS + 1):
-        fresh = Source(source.program.copy(), source.keep, source.pipeline)
+        fresh = replace(source, program=source.program.copy())
         start = time.thread_time()
         FORMS[name](fresh, runtime)
         seconds.append(time.thread_time() - start)
@@ -278,7 +278,7 @@ def timed(name: str, source: Source, runtime: str) -> Facts:
 
 def in_double(name: str, source: Source, reference: Reference, runtime: str) -> float:
     """Return the relative error of a form that is made and run in float64."""
-    double = Source(source.program.to(torch.float64), source.keep, source.pipeline)
+    double = replace(source, program=source.program.to(torch.float64))
     program = FORMS[name](double, runtime)
     result = program.run_flat([x.double() for x in reference.inputs])
     return reference.error(result, torch.float64)

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
     from narrows.backends.artifact import TensorSpec
-    from narrows.ir.program import Program
 
 BATCHES = (1, 3)
 
@@ -43,31 +42,3 @@ def digests(arrays: Iterable[np.ndarray]) -> list[str]:
         hashed.update(np.ascontiguousarray(array).tobytes())
         found.append(hashed.hexdigest())
     return found
-
-
-def keep(manifest: dict[str, Any], program: Program, specs: Sequence[TensorSpec]) -> None:
-    """Enter digests of what the interpreter gives on made-up inputs into a manifest.
-
-    Where the artifact's inputs have a free axis there are some per size of `BATCHES`, else the same
-    for each.
-    """
-    import torch
-
-    shown = manifest["structure"]["output_leaves"]
-    free = any(isinstance(size, str) for spec in specs for size in spec.shape)
-    kept: dict[str, list[str]] = {}
-    for batch in BATCHES if free else BATCHES[:1]:
-        arrays = draw(specs, batch)
-        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        feed = [
-            tensors.get(n.name, e)
-            for n, e in zip(program.placeholders, program.examples, strict=True)
-        ]
-        with torch.no_grad():
-            results = program.run_flat(feed)
-        by_tensor = {
-            leaf["tensor"]: r for leaf, r in zip(shown, results, strict=True) if "tensor" in leaf
-        }
-        kept[str(batch)] = digests(by_tensor[i].numpy() for i in sorted(by_tensor))
-    first = kept[str(BATCHES[0])]
-    manifest["golden"] = {str(batch): kept.get(str(batch), first) for batch in BATCHES}

@@ -240,9 +240,9 @@ def why_not_faster(artifact: Artifact, other: Artifact) -> list[str]:
 
 
 def _layout() -> Layout:
-    from narrows.backends.onnx.costs import current
+    from narrows.backends.onnx.costs import TABLES
 
-    return current().layout
+    return TABLES.current().layout
 
 
 def _text(arguments: argparse.Namespace, result: dict[str, Any]) -> str:
@@ -270,11 +270,11 @@ def _times(timing: dict[str, Any]) -> str:
 def _profiles(artifact: Artifact, batches: Sequence[int]) -> list[dict[str, Any]]:
     if artifact.target != "onnx":
         raise UsageError(f"--profile knows the onnx target, not {artifact.target}")
-    from narrows.backends.onnx.costs import current
+    from narrows.backends.onnx.costs import TABLES
     from narrows.backends.onnx.profile import profiled
 
     try:
-        table = current()
+        table = TABLES.current()
     except NarrowsError as error:
         print(f"no prediction: {error.what}", file=sys.stderr)
         table = None

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from narrows.cli.commands import print_json
 from narrows.errors import UsageError
@@ -13,18 +15,25 @@ from narrows.errors import UsageError
 
 def calibrate(arguments: argparse.Namespace) -> int:
     """Measure the runtime, and a model's own operators if one is named; keep the table."""
-    from narrows.backends.onnx import costs
-
+    costs: Any = importlib.import_module(f"narrows.backends.{arguments.runtime}.costs")
+    tables = costs.TABLES
     if arguments.artifact is not None:
         raise UsageError("--calibrate times no artifact", hint="run it on its own")
-    if not costs.runtime_version():
-        raise UsageError("there is no ONNX Runtime to measure", hint="pip install onnxruntime")
+    if not tables.version():
+        raise UsageError(
+            f"there is no {tables.runtime} to measure", hint=f"pip install {tables.runtime}"
+        )
+    if arguments.calibrate and arguments.runtime != "onnx":
+        raise UsageError(
+            f"a model's own operators are measured in onnxruntime, not in {tables.runtime}",
+            hint=f"--calibrate --runtime {arguments.runtime} measures the usual sizes",
+        )
     works = _works(arguments) if arguments.calibrate else []
     start = time.perf_counter()
     table, complete = costs.calibrate(quick=arguments.quick, tell=_progress("operators"))
     if works and complete:
         table, complete = costs.measure_works(table, works, tell=_progress("the model's own"))
-    path = costs.keep(table, Path(arguments.output) if arguments.output else None)
+    path = tables.keep(table, Path(arguments.output) if arguments.output else None)
     took = time.perf_counter() - start
     if not complete:
         print("interrupted: what was measured is kept", file=sys.stderr)

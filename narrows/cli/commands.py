@@ -27,13 +27,17 @@ def compile_(arguments: argparse.Namespace) -> int:
     refuse_output(output)
     target, options = parse_target(arguments.target, arguments.tune)
     settings = grids.settings_of(arguments)
-    if settings and arguments.quantize is None:
+    asked = [*settings, *([] if arguments.report is None else ["report"])]
+    if asked and arguments.quantize is None:
         raise UsageError(
-            f"{', '.join(settings)} would have no effect",
-            why="they choose grids, and the model stays floating-point",
+            f"{', '.join(asked)} would have no effect",
+            why="they are about grids, and the model stays floating-point",
             hint="--quantize images.npy",
         )
+    told = report_folder(output, arguments.report)
     choosing = choice(arguments)
+    if not {"ratio", "latency"} & choosing.keys():  # then it is about reads and widths alone
+        choosing.pop("batch", None)
     if choosing and arguments.plan is not None:
         raise UsageError(
             f"--plan {arguments.plan} says what to keep, and other options ask to choose it",
@@ -41,34 +45,37 @@ def compile_(arguments: argparse.Namespace) -> int:
         )
     program = capture_model(arguments)
     emitted = make_target(target, **options)
-    data = None
-    if arguments.quantize is not None:
-        data = grids.batches(Path(arguments.quantize), program)
+    images = None if arguments.quantize is None else Path(arguments.quantize)
+    data = None if images is None else grids.batches(images, program)
     chosen = api.plan_for(program, choosing, emitted) if choosing else arguments.plan
     watches: list[Any] = [Progress()]
-    dump = dump_folder(output, arguments.dump)
+    dump = beside(output, arguments.dump, "dump")
     if dump is not None:
         watches.append(Dumper(dump))
     result = api.rewrite(
         program,
         chosen,
         target=emitted,
+        batch=arguments.batch,
         pipeline=arguments.pipeline,
         double=arguments.double,
         instruments=watches,
     )
     made, reports = result.program, (result.initial, *result.reports)
     found: dict[str, Any] = {}
+    quantized = None
     if data is not None:
         quantized = api.quantize(made, data, instruments=watches, **settings)
         found = grids.findings(made, quantized)
         made, reports = quantized.program, (*reports, *quantized.passes)
     artifact = api.lower(made, target, plan=chosen, **options)
     artifact.save(output)
+    if quantized is not None and images is not None and told is not None:
+        found |= grids.report(quantized, grids.batches(images, program), told)
     if arguments.json:
-        told = {"artifact": str(output), "bytes": artifact.size, "fidelity": artifact.fidelity}
+        facts = {"artifact": str(output), "bytes": artifact.size, "fidelity": artifact.fidelity}
         dumped = {} if dump is None else {"dump": str(dump)}
-        print_json({**told, **found, **dumped, "passes": [r.to_json() for r in reports]})
+        print_json({**facts, **found, **dumped, "passes": [r.to_json() for r in reports]})
     else:
         print(format_table(reports))
         print(artifact.report)
@@ -78,11 +85,29 @@ def compile_(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def dump_folder(output: Path, asked: str | None) -> Path | None:
-    """Return where the dump goes: beside the artifact, which holds only what its manifest lists."""
+def beside(output: Path, asked: str | None, kind: str) -> Path | None:
+    """Return where a dump or a report goes: beside the artifact, or where it is asked for.
+
+    The artifact's folder holds only what its manifest lists.
+    """
     if asked is None:
         return None
-    return Path(asked) if asked else output.with_name(output.name + ".dump")
+    return Path(asked) if asked else output.with_name(f"{output.name}.{kind}")
+
+
+def report_folder(output: Path, asked: str | None) -> Path | None:
+    """Return where a report goes; raise before any work is done if it could not be written."""
+    folder = beside(output, asked, "report")
+    if folder is None:
+        return None
+    if folder.absolute() == output.absolute():
+        raise UsageError(
+            "the report cannot go into the artifact's folder",
+            why="that holds only what its manifest lists",
+            hint="--report alone puts it beside",
+        )
+    refuse_unwritable(folder)
+    return folder
 
 
 def parse_target(text: str, tune: int | None = None) -> tuple[str, dict[str, Any]]:
@@ -107,9 +132,20 @@ def refuse_output(output: Path) -> None:
     from narrows.backends.store import refuse_foreign
 
     refuse_foreign(output)
-    parent = next(p for p in (output, *output.absolute().parents) if p.exists())
+    refuse_unwritable(output)
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Raise if nothing can be written into a folder, or to where it would be made."""
+    parent = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise ArtifactError(f"cannot write {output}", why=f"{parent} is not a writable folder")
+        raise ArtifactError(f"cannot write {folder}", why=f"{parent} is not a writable folder")
+
+
+def refuse_missing_folder(path: Path) -> None:
+    """Raise before any work is done if a plan could not be written."""
+    if not path.absolute().parent.is_dir():
+        raise UsageError("the plan's folder does not exist", where=str(path))
 
 
 def plan(arguments: argparse.Namespace) -> int:
@@ -118,8 +154,7 @@ def plan(arguments: argparse.Namespace) -> int:
     from narrows.backends import make_target
 
     output = Path(arguments.output)
-    if not output.absolute().parent.is_dir():
-        raise UsageError("the plan's folder does not exist", where=str(output))
+    refuse_missing_folder(output)
     choosing = choice(arguments)
     if arguments.target is not None:
         name, options = parse_target(arguments.target)

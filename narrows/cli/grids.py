@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
@@ -20,6 +20,7 @@ BATCH = 32  # samples of a data file that run at once
 def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the options of `narrows.quantize` that the command line gives."""
     from narrows.passes.calibrate import Settings
+    from narrows.passes.learning import Learning
 
     given = {
         "weights": parse_bits(arguments.weight_bits, "--weight-bits"),
@@ -29,9 +30,16 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
         "skip": tuple(arguments.skip) if arguments.skip else None,
         "strict": arguments.strict or None,
     }
+    budget = arguments.budget
+    learned = {
+        "budget": int(budget) if budget is not None and budget.isdigit() else budget,
+        "checkpoint": arguments.checkpoint,
+    }
     settings = {name: value for name, value in given.items() if value is not None}
+    learning = {name: value for name, value in learned.items() if value is not None}
     Settings(**settings)
-    return settings
+    Learning(**learning)
+    return {**settings, **learning}
 
 
 def parse_bits(texts: list[str] | None, option: str) -> int | dict[str, int] | None:
@@ -81,6 +89,11 @@ def batches(path: Path, program: Program) -> Iterator[tuple[Any, ...]]:
         raise UsageError(f"the arrays of {path} have different numbers of samples")
     fixed = program.examples[0].shape[0] if not program.dynamic_batch else None
     step, (count,) = fixed or BATCH, counts
+    if 0 < count < (fixed or 1):
+        raise UsageError(
+            f"{path} holds {count} samples, the model takes {fixed} at a time",
+            hint="leave out --fixed-batch, or add samples",
+        )
 
     def chunks() -> Iterator[tuple[Any, ...]]:
         for start in range(0, count - (fixed or 1) + 1, step):
@@ -101,18 +114,36 @@ def _named(arrays: dict[str, Any], program: Program) -> list[Any]:
 def findings(program: Program, quantized: Quantized) -> dict[str, Any]:
     """Return what a person wants to know of a quantized program, as JSON values.
 
-    ``floats`` has what stays floating-point, with reasons; ``error`` is the relative error of the
-    outputs against ``program``, on its examples.
+    ``floats`` has what stays floating-point, with reasons and source lines; ``error`` is the
+    relative error of the outputs against ``program``, on its examples.
     """
     from narrows.passes.instruments import compare
+    from narrows.passes.quant_measure import islands
 
-    floats = dict(quantized.plan.floats)
+    floats = islands(quantized.prepared, quantized.plan)
     return {"floats": floats, "error": compare(quantized.program, program)}
 
 
+def report(quantized: Quantized, data: Iterable[Any], folder: Path) -> dict[str, Any]:
+    """Save what quantization costs on data; return where, and the worst of it, as JSON values."""
+    made = quantized.report(data)
+    made.save(folder)
+    known = made.to_json()
+    gains = {t["name"]: t["gain"] for t in known["tensors"]}
+    costly = {t.name: gains[t.name] for t in made.culprits[:5] if t.gain is not None and t.gain > 0}
+    return {"report": str(folder), "sqnr": known["sqnr"], "culprits": costly}
+
+
 def describe(found: dict[str, Any]) -> str:
-    """Return `findings` as text."""
+    """Return `findings` and `report` as text."""
     lines = [f"float: {name}: {reason}" for name, reason in found["floats"].items()]
-    return "\n".join(
-        [*lines, f"error against the float model on the example: {found['error']:.2g}"]
-    )
+    lines.append(f"error against the float model on the example: {found['error']:.2g}")
+    if "report" in found:
+        ratio = "exact" if found["sqnr"] is None else f"{found['sqnr']:.1f} dB"
+        costly = ", ".join(
+            f"{name} ({'all of it' if gain is None else f'{gain:.2f} dB'})"
+            for name, gain in found["culprits"].items()
+        )
+        lines.append(f"outputs on the data: {ratio}; costliest quantizers: {costly or 'none'}")
+        lines.append(f"report in {found['report']}")
+    return "\n".join(lines)

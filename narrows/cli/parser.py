@@ -194,7 +194,19 @@ def _grids(command: argparse.ArgumentParser) -> None:
             help=f"bits of the {side}s, 2 to 8 (8); for those of a name where there is a GLOB",
         )
     group.add_argument(
-        "--method", choices=("mse", "minmax", "percentile"), help="how exponents are chosen (mse)"
+        "--method",
+        choices=("mse", "minmax", "percentile", "rapq"),
+        help="how exponents are chosen (mse); rapq learns the rounding of the weights, too",
+    )
+    group.add_argument(
+        "--budget",
+        metavar="N|TIME",
+        help="for rapq: iterations in all (500 a block), or a time: 600s, 10m, 2h",
+    )
+    group.add_argument(
+        "--checkpoint",
+        metavar="FILE",
+        help="for rapq: keep what is done in a file, and go on from it",
     )
     group.add_argument(
         "--rounding", choices=("half_even", "half_up"), help="how shifts settle ties (half_even)"
@@ -204,6 +216,14 @@ def _grids(command: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--strict", action="store_true", help="refuse operators without an integer form"
+    )
+    group.add_argument(
+        "--report",
+        nargs="?",
+        const="",
+        metavar="FOLDER",
+        help="measure on the data what every tensor loses and which costs most: text, JSON and a "
+        "page with plots, in DIR.report or FOLDER",
     )
 
 
@@ -246,7 +266,7 @@ def _choice(command: argparse.ArgumentParser) -> None:
         "allows, by the target's measured costs, above 0 and up to 1",
     )
     group.add_argument(
-        "--batch", type=int, metavar="N", help="the number of examples --latency is for (1)"
+        "--batch", type=int, metavar="N", help="the number of examples to choose for (1)"
     )
     group.add_argument("--criterion", metavar="NAME", help="how channels are scored (l1)")
     group.add_argument(
@@ -349,6 +369,9 @@ def _bench(commands: Any) -> None:
         const="",
         metavar="MODULE:FACTORY",
         help="measure operators on this machine, and exactly those of a model if one is named",
+    )
+    measuring.add_argument(
+        "--runtime", choices=("onnx", "torch"), default="onnx", help="what to measure (onnx)"
     )
     measuring.add_argument("--quick", action="store_true", help="measure few sizes, in seconds")
     measuring.add_argument(

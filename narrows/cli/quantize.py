@@ -5,8 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from narrows.cli.commands import parse_target, print_json, refuse_output
-from narrows.cli.grids import batches, describe, findings, settings_of
+from narrows.cli import grids
+from narrows.cli.commands import (
+    parse_target,
+    print_json,
+    refuse_missing_folder,
+    refuse_output,
+    report_folder,
+)
 from narrows.cli.model import capture_model
 from narrows.errors import UsageError
 
@@ -18,28 +24,42 @@ def quantize(arguments: argparse.Namespace) -> int:
     output = Path(arguments.output)
     refuse_output(output)
     target, options = parse_target(arguments.target)
-    if (arguments.data is None) == (arguments.plan is None):
-        raise UsageError(
-            "quantize takes either data or a plan",
-            why="grids are measured on data, or read from a plan",
-            hint="--data images.npy, or --plan quant.json",
-        )
-    settings = settings_of(arguments)  # what is wrong with them shows before any work is done
+    told = report_folder(output, arguments.report)
+    _refuse_sources(arguments)
+    if arguments.save_plan is not None:
+        refuse_missing_folder(Path(arguments.save_plan))
+    settings = grids.settings_of(arguments)  # what is wrong with them shows before any work is done
     program = capture_model(arguments)
     if arguments.channels is not None:
         program = api.apply(program, arguments.channels)
-    data = None if arguments.data is None else batches(Path(arguments.data), program)
+    images = None if arguments.data is None else Path(arguments.data)
+    data = None if images is None else grids.batches(images, program)
     quantized = api.quantize(program, data, plan=arguments.plan, **settings)
     artifact = api.lower(quantized.program, target, **options)
     artifact.save(output)
     if arguments.save_plan is not None:
         quantized.plan.save(arguments.save_plan)
-    found = findings(program, quantized)
+    found = grids.findings(program, quantized)
+    if told is not None and images is not None:
+        found |= grids.report(quantized, grids.batches(images, program), told)
     if arguments.json:
-        told = {"artifact": str(output), "bytes": artifact.size, "fidelity": artifact.fidelity}
-        print_json({**told, **found})
+        facts = {"artifact": str(output), "bytes": artifact.size, "fidelity": artifact.fidelity}
+        print_json({**facts, **found})
         return 0
     print(artifact.report)
-    print(describe(found))
+    print(grids.describe(found))
     print(f"\nsaved in {output}")
     return 0
+
+
+def _refuse_sources(arguments: argparse.Namespace) -> None:
+    """Raise unless grids have one source, and a report has data."""
+    if arguments.data is None and arguments.report is not None:
+        raise UsageError("a report is measured on data", hint="--data images.npy")
+    both = arguments.data is not None and arguments.plan is not None and arguments.report is None
+    if both or (arguments.data is None and arguments.plan is None):
+        raise UsageError(
+            "quantize takes either data or a plan",
+            why="grids are measured on data, or read from a plan",
+            hint="--data images.npy, or --plan quant.json; both only with --report",
+        )

@@ -465,6 +465,7 @@ def _sizes(work: Work) -> dict[str, float]:
     per = work.groups if work.kind == "grouped" else 1
     read = work.batch * math.prod(work.source) * work.inputs if work.source else 0
     return {
+        "batch": work.batch,
         "positions": work.positions,
         "rows": work.batch * work.positions,
         "inputs": work.inputs // per,

@@ -243,11 +243,7 @@ class _Joined:
         for axis in row.weight_axes(self.facts, node):
             self.axes.append(axis)
             made |= axis.role == "out"
-        if (
-            isinstance(row, Contract)
-            and not made
-            and isinstance(self.facts.flows[node].facts, tuple)
-        ):
+        if isinstance(row, Contract) and not made and row.contraction(self.facts, node) is not None:
             self._block(self.channels[node], f"{node.name}: its weight is computed from others")
 
     def _fresh(self, count: int) -> Ints:

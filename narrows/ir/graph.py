@@ -1,7 +1,8 @@
-"""What is done with a graph alone: run it, and find what is read."""
+"""What is done with a graph alone: run it, from any node on if need be; find what is read."""
 
 from __future__ import annotations
 
+import copy
 import math
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,42 +20,106 @@ SIZE_FUNCTIONS = frozenset(
      operator.le, operator.gt, operator.ge, math.floor, math.ceil, math.trunc}
 )  # fmt: skip
 
+Observe = Callable[[fx.Node, Any], None]
+Call = Callable[[fx.Node, tuple[Any, ...], dict[str, Any]], Any]
+
+
+class Run:
+    """One run of a graph. Values are dropped after their last use.
+
+    Args:
+        graph: What to run.
+        inputs: One value per placeholder.
+        weights: By name.
+        observe: Called with every node and its value.
+        call: Runs one node in place of its target.
+    """
+
+    def __init__(
+        self,
+        graph: fx.Graph,
+        inputs: Sequence[Any],
+        weights: Mapping[str, Tensor],
+        *,
+        observe: Observe | None = None,
+        call: Call | None = None,
+    ) -> None:
+        self._nodes = list(graph.nodes)
+        self._last = {arg: node for node in self._nodes for arg in node.all_input_nodes}
+        self._weights, self._observe, self._call = weights, observe, call
+        holders = (n for n in self._nodes if n.op == "placeholder")
+        self._given: dict[fx.Node, Any] = dict(zip(holders, inputs, strict=True))
+        self._values: dict[fx.Node, Any] = {}
+        self._position = 0
+
+    def to(self, node: fx.Node) -> Any:
+        """Go on until a node has run, and return its value."""
+        while node not in self._values:
+            self._step()
+        return self._values[node]
+
+    def before(self, node: fx.Node) -> None:
+        """Go on until a node is the next to run."""
+        while self._nodes[self._position] is not node:
+            self._step()
+
+    def finish(self) -> list[Any]:
+        """Go on to the end, and return the flat outputs."""
+        output = self._nodes[-1]
+        if output.op != "output":
+            raise ProgramError("the graph has no output node")
+        self.before(output)
+        return list(self._arguments(output)[0][0])
+
+    def branch(self, given: Mapping[fx.Node, Any]) -> Run:
+        """Return a second run that goes on from here; this one is not touched by it.
+
+        Args:
+            given: Values that nodes have in that run, whatever they would compute.
+        """
+        other = copy.copy(self)
+        other._values = {**self._values, **given}
+        other._given = {**self._given, **given}
+        return other
+
+    def _arguments(self, node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return map_arg((node.args, node.kwargs), self._values.__getitem__)
+
+    def _step(self) -> None:
+        node = self._nodes[self._position]
+        self._position += 1
+        self._values[node] = value = self._value(node)
+        if self._observe is not None:
+            self._observe(node, value)
+        for arg in node.all_input_nodes:
+            if self._last[arg] is node:
+                self._values.pop(arg, None)
+
+    def _value(self, node: fx.Node) -> Any:
+        if node in self._given:
+            return self._given[node]
+        if node.op == "get_attr":
+            return self._weights[str(node.target)]
+        args, kwargs = self._arguments(node)
+        if self._call is not None:
+            return self._call(node, args, kwargs)
+        target: Any = node.target
+        return target(*args, **kwargs)
+
 
 def interpret(
     graph: fx.Graph,
     inputs: Sequence[Any],
     weights: Mapping[str, Tensor],
     *,
-    observe: Callable[[fx.Node, Any], None] | None = None,
-    call: Callable[[fx.Node, tuple[Any, ...], dict[str, Any]], Any] | None = None,
+    observe: Observe | None = None,
+    call: Call | None = None,
 ) -> list[Any]:
     """Run ``graph`` node by node and return the flat outputs.
 
     Values are dropped after their last use. ``call`` replaces how one node is run.
     """
-    last: dict[fx.Node, fx.Node] = {}
-    for node in graph.nodes:
-        for arg in node.all_input_nodes:
-            last[arg] = node
-    feed = iter(inputs)
-    env: dict[fx.Node, Any] = {}
-    for node in graph.nodes:
-        if node.op == "placeholder":
-            value = next(feed)
-        elif node.op == "get_attr":
-            value = weights[str(node.target)]
-        else:
-            args, kwargs = map_arg((node.args, node.kwargs), env.__getitem__)
-            if node.op == "output":
-                return list(args[0])
-            value = call(node, args, kwargs) if call else node.target(*args, **kwargs)
-        env[node] = value
-        if observe is not None:
-            observe(node, value)
-        for arg in node.all_input_nodes:
-            if last[arg] is node:
-                env.pop(arg, None)
-    raise ProgramError("the graph has no output node")
+    return Run(graph, inputs, weights, observe=observe, call=call).finish()
 
 
 def live_nodes(graph: fx.Graph) -> Iterator[fx.Node]:

@@ -7,6 +7,7 @@ from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,28 @@ class Grid:
             known = [math.log(p) for p in points]
             axes.append(_Axis(name, known, stride, _slopes(known, logs, axis)))
         return axes, logs.flatten().tolist()
+
+    @classmethod
+    def of(cls, names: tuple[str, ...], points: Mapping[tuple[float, ...], float]) -> Grid:
+        """Return the grid of measured points: what is missing follows from a smaller one.
+
+        Args:
+            names: What the axes are called.
+            points: Microseconds by sizes, one per axis. A grid over elements alone keeps sizes that
+                lie a factor of 1.7 apart.
+        """
+        known = [sorted({sizes[i] for sizes in points}) for i in range(len(names))]
+        if names == ("elements",):
+            known = [_thin(known[0])]
+        us = np.zeros([len(k) for k in known])
+        for index in product(*(range(len(k)) for k in known)):
+            sizes = tuple(k[i] for k, i in zip(known, index, strict=True))
+            value = points.get(sizes)
+            us[index] = value if value is not None else _grown(us, known, index)
+        if not us.all():  # nothing smaller was measured: what is larger counts, in proportion
+            for index in sorted(product(*(range(len(k)) for k in known)), reverse=True):
+                us[index] = us[index] or _grown(us, known, index, step=1) or 1.0
+        return cls(tuple(zip(names, (tuple(k) for k in known), strict=True)), us)
 
     def at(self, sizes: Mapping[str, float]) -> float:
         """Return the time in microseconds at some sizes: multilinear in the logarithms.
@@ -133,3 +156,26 @@ def _slopes(known: list[float], logs: np.ndarray, axis: int) -> tuple[float, flo
         rise = np.mean(np.take(logs, high, axis) - np.take(logs, low, axis))
         ends.append(min(STEEPEST, max(0.0, float(rise / (known[high] - known[low])))))
     return ends[0], ends[1]
+
+
+def _thin(sizes: list[float]) -> list[float]:
+    """Return sizes that lie a factor of 1.7 apart at least."""
+    kept = sizes[:1]
+    for size in sizes[1:]:
+        if size > 1.7 * kept[-1]:
+            kept.append(size)
+    return kept
+
+
+def _grown(
+    us: np.ndarray, known: list[list[float]], index: tuple[int, ...], step: int = -1
+) -> float:
+    """Return a time in proportion to those of the neighbours one step away; 0 if there are none."""
+    found = []
+    for axis, at in enumerate(index):
+        if not 0 <= at + step < len(known[axis]):
+            continue
+        near = tuple(i + step if a == axis else i for a, i in enumerate(index))
+        if us[near]:
+            found.append(us[near] * known[axis][at] / known[axis][at + step])
+    return float(np.exp(np.mean(np.log(found)))) if found else 0.0

@@ -25,7 +25,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx
 
 from narrows.errors import ProgramError, suggest
-from narrows.ir.graph import interpret
+from narrows.ir.graph import Observe, Run, interpret
 
 aten = torch.ops.aten
 
@@ -235,23 +235,30 @@ class Program:
             return pytree.tree_unflatten(self.run_flat(flat), self.out_spec)
 
     def flat_inputs(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
-        """Return the values for the placeholders; keyword arguments may come in any order."""
+        """Return the values for the placeholders; keyword arguments may come in any order.
+
+        Values under the names of all placeholders will do, too.
+        """
         order = self.in_spec.unflatten(range(self.in_spec.num_leaves))[1]
         if set(kwargs) == set(order):
             kwargs = {name: kwargs[name] for name in order}
         flat, spec = pytree.tree_flatten((tuple(args), dict(kwargs)))
-        if spec != self.in_spec:
-            raise ProgramError(
-                f"{self.name} was called with another structure than it was captured with",
-                why=f"it takes {self.in_spec}, got {spec}",
-            )
-        return flat
+        if spec == self.in_spec:
+            return flat
+        names = [n.name for n in self.placeholders]
+        if not args and set(kwargs) == set(names):
+            return [kwargs[name] for name in names]
+        given = [f"{len(args)} positional inputs"] if args or not kwargs else []
+        raise ProgramError(
+            f"{self.name} was called with another structure than it was captured with",
+            why=f"its inputs are {', '.join(names)}; got {' and '.join([*given, *kwargs])}",
+        )
 
     def run_flat(
         self,
         inputs: Sequence[Any],
         weights: Mapping[str, Tensor] | None = None,
-        observe: Callable[[fx.Node, Any], None] | None = None,
+        observe: Observe | None = None,
     ) -> list[Any]:
         """Run on flat inputs and return the flat outputs.
 
@@ -260,9 +267,18 @@ class Program:
             weights: Weights to use in place of the program's own.
             observe: Called with every node and its value.
         """
-        weights = self.weights if weights is None else weights
+        return self.start(inputs, weights, observe).finish()
+
+    def start(
+        self,
+        inputs: Sequence[Any],
+        weights: Mapping[str, Tensor] | None = None,
+        observe: Observe | None = None,
+    ) -> Run:
+        """Return a run that has not begun, on flat inputs; the arguments are `run_flat`'s."""
         self._check_inputs(inputs)
-        return interpret(self.graph, inputs, weights, observe=observe)
+        given = self.weights if weights is None else weights
+        return Run(self.graph, inputs, given, observe=observe)
 
     def _check_inputs(self, inputs: Sequence[Any]) -> None:
         holders = self.placeholders

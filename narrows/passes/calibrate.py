@@ -8,7 +8,6 @@ chooses exponents.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,16 +16,20 @@ import torch
 from torch import Tensor, fx
 
 from narrows.errors import PassError, UsageError
+from narrows.ir.integer.bounds import SHIFTS
 from narrows.ir.integer.grid import BITS, EXPONENTS, Grid, WeightGrid, check_rounding
 from narrows.ir.integer.library import weight_codes
 from narrows.ir.ops.args import arguments
+from narrows.ir.ops.integer import Moves
 from narrows.ir.program import Meta, Note, Program, where
+from narrows.passes.batches import batches
 from narrows.passes.observe import Histogram
 from narrows.passes.plan import fingerprint
 from narrows.passes.quant_plan import QuantPlan
 from narrows.passes.survey import Survey, matches, survey
 
-METHODS = ("mse", "minmax", "percentile")
+BIAS_BITS = 23  # at most for a bias: the accumulator is then a float32 if the products' sum is
+METHODS = ("mse", "minmax", "percentile", "rapq")
 
 Bits = int | Mapping[str, int]
 
@@ -39,7 +42,7 @@ class Settings:
         weights: Bits of the weights: one number, or one per glob, the first match counts and
             ``*`` is for the rest.
         activations: Bits of the activations, likewise.
-        method: ``mse``, ``minmax`` or ``percentile``.
+        method: ``mse``, ``minmax``, ``percentile`` or ``rapq``, which begins with ``mse``.
         percentile: The share of the magnitudes that ``percentile`` covers, in percent.
         first_last: At least this many bits for the weights of the first and the last layers and
             for the inputs and the outputs; ``None`` makes no exception of them.
@@ -67,8 +70,11 @@ class Settings:
         check_rounding(self.rounding)
         if self.method not in METHODS:
             raise UsageError(f"method is {', '.join(METHODS)}, got {self.method!r}")
-        if not 0 < self.percentile <= 100:
-            raise UsageError(f"percentile lies above 0 and up to 100, got {self.percentile}")
+        if not isinstance(self.percentile, int | float) or not 0 < self.percentile <= 100:
+            raise UsageError(f"percentile lies above 0 and up to 100, got {self.percentile!r}")
+        for glob in self.skip:
+            if not isinstance(glob, str):
+                raise UsageError(f"skip takes globs, got {glob!r}", hint="skip=['head', 'norm*']")
         for what in ("weights", "activations"):
             given = getattr(self, what)
             for bits in given.values() if isinstance(given, Mapping) else (given,):
@@ -83,6 +89,7 @@ def check_bits(what: str, bits: Any) -> None:
         raise UsageError(
             f"{what} takes {BITS[0]} to {BITS[-1]} bits, got {bits!r}",
             why="codes are stored in 8 bits, and one bit holds no sign and magnitude",
+            hint=f"{what}=8",
         )
 
 
@@ -111,7 +118,7 @@ def calibrate(program: Program, data: Iterable[Any] | None, settings: Settings) 
     count = watch.run(program, data)
     notes = list(watch.notes())
     activations = _activation_grids(found, watch, settings)
-    weights = _weight_grids(program, found, settings)
+    weights = _weight_grids(program, found, activations, settings)
     offsets = {}
     if settings.correct_bias:
         offsets = _offsets(program, found, watch, activations, weights)
@@ -149,30 +156,10 @@ class Watch:
     def run(self, program: Program, data: Iterable[Any] | None) -> int:
         """Run the program on all data; return how many batches there were."""
         count = 0
-        show = sys.stderr.isatty()
-        for item in data if data is not None else ():
-            args, kwargs = as_inputs(item)
+        for flat in batches(program, data, "calibrating"):
             with torch.no_grad():
-                program.run_flat(program.flat_inputs(args, kwargs), observe=self._observe)
+                program.run_flat(flat, observe=self._observe)
             count += 1
-            if show:
-                print(f"\rcalibrating: {count} batches", end="", file=sys.stderr, flush=True)
-        if show and count:
-            print(file=sys.stderr)
-        if not count:
-            raise UsageError(
-                "there is no calibration data",
-                why="the ranges of activations are measured on it",
-                hint="calibration=[images] or any iterable of inputs; an iterator is used up once",
-            )
-        for node, histogram in self.histograms.items():
-            if not histogram.finite:
-                raise PassError(
-                    "calibration met NaN or infinity",
-                    where=where(node),
-                    hint="look for NaN in the calibration data and the weights; mask with a large "
-                    "negative number, not with -inf",
-                )
         return count
 
     def _observe(self, node: fx.Node, value: Any) -> None:
@@ -198,23 +185,8 @@ class Watch:
         """Yield what is odd about the data."""
         for node, histogram in self.histograms.items():
             if histogram.constant and node.op != "get_attr":
-                text = f"it was {histogram.high:g} throughout the calibration data"
+                text = f"it was {histogram.high + 0.0:g} throughout the calibration data"
                 yield Note(node.name, "constant", text, 0, Meta(node).source)
-
-
-def as_inputs(item: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return positional inputs and inputs by name from an item of calibration data."""
-    if isinstance(item, Mapping):
-        return (), dict(item)
-    if isinstance(item, tuple | list):
-        return tuple(item), {}
-    if isinstance(item, Tensor):
-        return (item,), {}
-    raise UsageError(
-        f"calibration data holds a {type(item).__name__}",
-        why="each item is one batch: a tuple of inputs, a dict by name, or a tensor",
-        hint="torch.from_numpy(array)" if hasattr(item, "__array__") else "",
-    )
 
 
 # ------------------------------------------------------------------ grids
@@ -223,7 +195,16 @@ def as_inputs(item: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 def _activation_grids(found: Survey, watch: Watch, settings: Settings) -> dict[str, Grid]:
     grids: dict[fx.Node, Grid] = {}
     outer = _outer_sites(found)
+    _refuse_unmatched(settings.activations, "activations", watch.histograms)
     for node, histogram in watch.histograms.items():
+        if not histogram.finite:
+            raise PassError(
+                "calibration met NaN or infinity",
+                where=where(node),
+                why="no grid holds them",
+                hint="look for NaN in the calibration data and the weights; mask with a large "
+                "negative number, not with -inf",
+            )
         bits = _bits(node, settings.activations, "activations")
         if node in outer and settings.first_last is not None:
             bits = max(bits, settings.first_last)
@@ -257,6 +238,17 @@ def _bits(node: fx.Node, asked: Bits, what: str) -> int:
     )
 
 
+def _refuse_unmatched(asked: Bits, what: str, nodes: Iterable[fx.Node]) -> None:
+    """Raise `UsageError` for a glob that would have no effect."""
+    for glob in asked if isinstance(asked, Mapping) else ():
+        if glob != "*" and not any(matches(n, glob) for n in nodes):
+            raise UsageError(
+                f"{what} has bits for {glob!r}, which matches nothing that has {what}",
+                hint="globs are held against node names, module paths and weight names, as in "
+                "print(program); a layer and the ReLU behind it have one grid, the ReLU's",
+            )
+
+
 def _outer_sites(found: Survey) -> set[fx.Node]:
     """Return the sites that are inputs of the program, or outputs."""
     outer = {n for n in found.sites if n.op == "placeholder"}
@@ -281,9 +273,12 @@ def _outer_layers(found: Survey) -> set[fx.Node]:
     }
 
 
-def _weight_grids(program: Program, found: Survey, settings: Settings) -> dict[str, WeightGrid]:
+def _weight_grids(
+    program: Program, found: Survey, activations: Mapping[str, Grid], settings: Settings
+) -> dict[str, WeightGrid]:
     grids: dict[str, WeightGrid] = {}
     outer = _outer_layers(found)
+    _refuse_unmatched(settings.weights, "weights", list(found.layers()))
     for node in found.layers():
         layer = found.forms[node].weights(node)
         assert layer is not None
@@ -297,10 +292,46 @@ def _weight_grids(program: Program, found: Survey, settings: Settings) -> dict[s
         if not bool(tensor.isfinite().all()):
             raise PassError(f"{name!r} holds NaN or infinity", where=where(node))
         exponents = weight_exponents(tensor, layer.axis, bits, settings.method)
+        finest = _finest(program, found, node, activations, len(exponents))
+        if name in grids:
+            finest = list(map(min, finest, grids[name].along(tuple(tensor.shape))))
+        exponents = tuple(map(min, exponents, finest))
         if layer.groups > 1:
             exponents = (min(exponents),)
         grids[name] = WeightGrid(exponents, bits, layer.axis)
     return grids
+
+
+def _finest(
+    program: Program, found: Survey, node: fx.Node, activations: Mapping[str, Grid], count: int
+) -> list[int]:
+    """Return per output channel the finest exponent that a layer's accumulator has room for.
+
+    A channel whose weights are nothing beside its bias, or beside the step of the result, would
+    else have steps so fine that the bias overflows, or that no shift brings it back. What it loses
+    lies far below a step of the result.
+    """
+    layer = found.forms[node].weights(node)
+    assert layer is not None
+    x, y = _exponent(found, activations, found.forms[node].operands(node)[0]), found.tail(node)
+    limits = [SHIFTS[-1] + activations[y.name].exponent - x] * count
+    if layer.bias is not None:
+        sizes = program.tensor(layer.bias).detach().double().abs()
+        each = sizes if len(sizes) == count else sizes.amax().expand(count)
+        room = [BIAS_BITS - math.frexp(size)[1] - x if size > 0 else limits[0] for size in each]
+        limits = list(map(min, limits, room))
+    return [max(limit, EXPONENTS[0]) for limit in limits]
+
+
+def _exponent(found: Survey, activations: Mapping[str, Grid], node: fx.Node) -> int:
+    """Return the exponent of the grid that a node's codes lie on."""
+    if node.name in activations:
+        return activations[node.name].exponent
+    form = found.forms[node]
+    if not isinstance(form, Moves):
+        return activations[found.tail(node).name].exponent
+    grid = Grid(_exponent(found, activations, form.operands(node)[0]))
+    return form.regrid(node, grid).exponent
 
 
 def weight_exponents(tensor: Tensor, axis: int, bits: int, method: str) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 from narrows.errors import PassError
-from narrows.ir.integer.bounds import EXACT, SAFE, accumulator_bound
+from narrows.ir.integer.bounds import EXACT, SAFE, SHIFTS, accumulator_bound
 from narrows.ir.integer.grid import HALF_EVEN, Grid
 from narrows.ir.integer.library import weight_codes
 from narrows.ir.ops import table
@@ -28,10 +28,6 @@ from narrows.ir.program import Meta, Note, Program, copy_meta, infer_shapes, whe
 from narrows.passes.base import Fidelity, Pass, PassResult
 
 ops: Any = torch.ops.narrows
-
-# A result that is more than 31 bits to the right of its accumulator is zero whatever comes in;
-# one that is further left than this overflows whatever comes in.
-SHIFTS = range(-23, 32)
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,8 @@ class Histogram:
         self.low, self.high = min(self.low, low), max(self.high, high)
         reach = max(-low, high)
         if reach > 0:
-            self._grow(math.frexp(reach)[1])
+            # No grid is finer than 2**-60, and the width of a bin has to be a float32's.
+            self._grow(max(math.frexp(reach)[1], -EXPONENTS[-1]))
         assert self.power is not None or reach == 0
         self.zeros += int((x == 0).sum())
         if self.power is None:

@@ -139,7 +139,7 @@ class Pipeline:
         return Pipeline(spelling.parse(text))
 
     @staticmethod
-    def default(plan: Any = None, costs: Any = None) -> Pipeline:
+    def default(plan: Any = None, costs: Any = None, batch: int = 1) -> Pipeline:
         """Return the usual pipeline: prune the channels of ``plan``, fold norms, drop what is dead.
 
         Args:
@@ -147,6 +147,7 @@ class Pipeline:
                 or constant anyway.
             costs: The cost table of a target, or its path: reads and widths are then chosen for
                 that target. Without it the program is the smallest one.
+            batch: The number of examples to choose them for.
         """
         from narrows.passes.eliminate_dead import EliminateDead
         from narrows.passes.fold_batch_norm import FoldBatchNorm
@@ -156,7 +157,7 @@ class Pipeline:
 
         chosen: tuple[Pass, ...] = ()
         if costs is not None:
-            chosen = (LegalizeReads(costs=costs), AlignChannels())
+            chosen = (LegalizeReads(costs=costs, batch=batch), AlignChannels())
         passes = (PruneChannels(plan=plan), *chosen, ReorderChannels())
         return Pipeline((*passes, FoldBatchNorm(), EliminateDead()))
 

@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from narrows.errors import PlanError
+from narrows.errors import NarrowsError, PlanError
 from narrows.ir.program import Note
 
 if TYPE_CHECKING:
@@ -159,14 +159,14 @@ def write(plan: ChannelPlan, path: Path) -> Path:
     return write_text(dump(plan), path)
 
 
-def write_text(text: str, path: Path) -> Path:
-    """Write a plan beside its place and rename it into it, so there is the whole file or none."""
+def write_text(text: str, path: Path, error: type[NarrowsError] = PlanError) -> Path:
+    """Write a file beside its place and rename it into it, so there is the whole file or none."""
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         beside.write_text(text, encoding="utf-8")
         os.replace(beside, path)
-    except OSError as error:
-        raise PlanError(f"cannot write the plan {path}", why=str(error.strerror)) from error
+    except OSError as cause:
+        raise error(f"cannot write {path}", why=str(cause.strerror)) from cause
     finally:
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)

@@ -1,8 +1,9 @@
 """`QuantPlan`: which grid every tensor of a network lies on; plain data that JSON holds.
 
 A plan is made for a *prepared* program (norms folded, attention taken apart) by
-`narrows.passes.calibrate` or by a reconstruction, and used by the pass ``quantize``. It holds no
-tensors: exponents, zero points, bits, and small whole numbers that correct biases.
+`narrows.passes.calibrate` or by a reconstruction (`narrows.passes.rapq`), and used by the pass
+``quantize``. It holds exponents, zero points, bits, whole numbers that correct biases, and, where
+a reconstruction chose them, the codes of the weights.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from narrows.errors import NarrowsError, PlanError
+from narrows.ir.integer.codes import WeightCodes
 from narrows.ir.integer.grid import HALF_EVEN, ROUNDINGS, Grid, WeightGrid
 from narrows.ir.program import Note, Program
 from narrows.passes import planfile
+from narrows.passes.state import place_of
 
 FORMAT = "narrows-quant-plan"
-VERSION = 1
+VERSION = 2  # the first that knows codes; a plan without any is written as version 1
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class QuantPlan:
         weights: Per weight name its grid, with an exponent per output channel.
         offsets: Per name of a layer's weight what is added to the layer's bias, one whole number
             per output channel in steps of the accumulator: the correction of the mean error.
+        codes: Per weight name its codes, where they are not those of plain rounding.
         floats: The nodes that stay floating-point, each with the reason.
         rounding: ``half_even`` or ``half_up``: how every shift settles ties.
         fingerprint: Of the program it was made for (`narrows.passes.plan.fingerprint`).
@@ -42,6 +46,7 @@ class QuantPlan:
     activations: Mapping[str, Grid]
     weights: Mapping[str, WeightGrid]
     offsets: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    codes: Mapping[str, WeightCodes] = field(default_factory=dict)
     floats: Mapping[str, str] = field(default_factory=dict)
     rounding: str = HALF_EVEN
     fingerprint: str = ""
@@ -58,8 +63,8 @@ class QuantPlan:
     def follow(self, program: Program) -> QuantPlan:
         """Return the plan for a program that lost channels since: exponents go with their channels.
 
-        Where a pass says from which channels a weight was made (`Program.origins`), its exponents
-        and offsets are those of these channels. Nodes that are gone are dropped.
+        Where a pass says from which channels a weight was made (`Program.origins`), its exponents,
+        offsets and codes are those of these channels. Nodes that are gone are dropped.
 
         Raises:
             PlanError: A weight has another number of channels, and no pass says which.
@@ -67,6 +72,7 @@ class QuantPlan:
         names = {n.name for n in program.graph.nodes}
         weights: dict[str, WeightGrid] = {}
         offsets: dict[str, tuple[int, ...]] = {}
+        codes: dict[str, WeightCodes] = {}
         for name, grid in self.weights.items():
             if name not in program.weights:
                 continue
@@ -76,11 +82,14 @@ class QuantPlan:
             weights[name] = replace(grid, exponents=exponents)
             if name in self.offsets:
                 offsets[name] = _picked(name, self.offsets[name], kept, width)
+            if name in self.codes:
+                codes[name] = _left(self.codes[name], program, name)
         return replace(
             self,
             activations={n: g for n, g in self.activations.items() if n in names},
             weights=weights,
             offsets=offsets,
+            codes=codes,
             floats={n: r for n, r in self.floats.items() if n in names},
             fingerprint="",
         )
@@ -95,7 +104,7 @@ class QuantPlan:
         """Return the plan as JSON values."""
         return {
             "format": FORMAT,
-            "version": VERSION,
+            "version": VERSION if self.codes else 1,
             "narrows": self.narrows,
             "fingerprint": self.fingerprint,
             "rounding": self.rounding,
@@ -105,6 +114,7 @@ class QuantPlan:
                 for n, g in self.weights.items()
             },
             "offsets": {n: list(o) for n, o in self.offsets.items()},
+            **({"codes": {n: c.to_json() for n, c in self.codes.items()}} if self.codes else {}),
             "floats": dict(self.floats),
             "notes": [vars(note) for note in self.notes],
         }
@@ -163,6 +173,7 @@ def _decode(data: dict[str, Any]) -> QuantPlan:
             for n, g in data["weights"].items()
         },
         offsets={str(n): tuple(map(_whole, o)) for n, o in data["offsets"].items()},
+        codes={str(n): WeightCodes.from_json(c) for n, c in data.get("codes", {}).items()},
         floats={str(n): str(r) for n, r in data["floats"].items()},
         rounding=data["rounding"],
         fingerprint=str(data["fingerprint"]),
@@ -195,6 +206,16 @@ def _picked(
             hint="calibrate this program with narrows.quantize",
         )
     return tuple(values[k] for k in kept)
+
+
+def _left(codes: WeightCodes, program: Program, name: str) -> WeightCodes:
+    """Return the codes of the elements that are left of a weight."""
+    origin = program.origins.get(name)
+    if origin is None:
+        return codes
+    kept = codes.tensor()[place_of(origin)]
+    # A pass fills a place that only the shape asks for with zeros.
+    return WeightCodes.of(kept * (program.weights[name] != 0).to(kept.dtype))
 
 
 __all__ = ["QuantPlan"]

@@ -1,7 +1,8 @@
 """`quantize`: a program and calibration data become an integer program, in four steps.
 
 1. *Prepare*, exactly: fold norms, take attention apart, put clips where codes end.
-2. *Calibrate*: stream the data and choose a grid for every tensor: the `QuantPlan`.
+2. *Calibrate*: stream the data and choose a grid for every tensor: the `QuantPlan`. Or
+   *reconstruct*, block by block, which chooses the codes of the weights, too.
 3. *Quantize*: round to the grids; the fake-quantized program.
 4. *Fold*: turn scales into shifts; the integer program, equal to the fake-quantized one.
 """
@@ -19,11 +20,16 @@ from narrows.passes.convert_batch_norm import ConvertBatchNorm
 from narrows.passes.decompose_attention import DecomposeAttention
 from narrows.passes.eliminate_dead import EliminateDead
 from narrows.passes.equalize_channels import EqualizeChannels
+from narrows.passes.exactness import assert_exact
 from narrows.passes.fold_batch_norm import FoldBatchNorm
 from narrows.passes.fold_shifts import FoldShifts
+from narrows.passes.learning import Learning
 from narrows.passes.pipeline import Instrument, PassReport, Pipeline
+from narrows.passes.quant_measure import SAMPLES, measure
 from narrows.passes.quant_plan import QuantPlan
+from narrows.passes.quant_report import QuantReport
 from narrows.passes.quantize import Quantize
+from narrows.passes.rapq import rapq
 from narrows.passes.widen_clips import WidenClips
 
 
@@ -45,6 +51,25 @@ class Quantized:
     prepared: Program
     passes: tuple[PassReport, ...] = ()
 
+    def report(self, data: Iterable[Any], *, samples: int = SAMPLES) -> QuantReport:
+        """Return what quantization costs: ranges, clipping, errors and ratios, tensor by tensor.
+
+        >>> report = quantized.report([images])
+        >>> print(report)
+        >>> report.save("out.report")        # text, JSON, and a page with plots
+
+        Args:
+            data: Batches as for `narrows.quantize`, streamed once.
+            samples: On how many samples each quantizer is switched off in turn, to see what it
+                costs the outputs; 0 leaves that out. It takes half a run per quantizer.
+
+        Raises:
+            UsageError: There is no data, or an argument is out of range.
+            ProgramError: The data does not fit the program.
+            PassError: It gives NaN or infinity.
+        """
+        return measure(self.prepared, self.fake, self.program, self.plan, data, samples)
+
 
 def preparation(bits: int = 8, *, equalize: bool = False) -> Pipeline:
     """Return the passes that run before calibration.
@@ -65,6 +90,7 @@ def quantize(
     *,
     plan: QuantPlan | None = None,
     instruments: Iterable[Instrument] = (),
+    learning: Learning | None = None,
 ) -> Quantized:
     """Return a program quantized; `narrows.quantize` tells of the arguments.
 
@@ -74,6 +100,7 @@ def quantize(
         settings: How grids are chosen.
         plan: A plan to use in place of calibration.
         instruments: What watches the passes.
+        learning: How the method ``rapq`` learns.
 
     Raises:
         PassError: The program is quantized already, or cannot be.
@@ -85,9 +112,19 @@ def quantize(
     bits = settings.activations if isinstance(settings.activations, int) else 8
     watches = list(instruments)
     prepared = preparation(bits, equalize=settings.equalize).run(program, watches)
-    chosen = calibrate(prepared.program, calibration, settings) if plan is None else plan
+    if plan is not None:
+        chosen = plan
+    elif settings.method == "rapq":
+        how = learning or Learning()
+        calibration = None if calibration is None else list(calibration)
+        chosen = rapq(program, prepared.program, calibration, settings, how)
+    else:
+        chosen = calibrate(prepared.program, calibration, settings)
     fake = Pipeline([Quantize(chosen)]).run(prepared.program, watches)
     folded = Pipeline([FoldShifts()]).run(fake.program, watches)
+    if plan is None and settings.method == "rapq":
+        assert calibration is not None
+        assert_exact(fake.program, folded.program, next(iter(calibration)))
     reports = (*prepared.reports, *fake.reports, *folded.reports)
     return Quantized(folded.program, chosen, fake.program, prepared.program, reports)
 

@@ -16,6 +16,7 @@ from torch import fx
 
 import narrows.ir.integer.library  # noqa: F401  (defines torch.ops.narrows)
 from narrows.errors import PassError, PlanError
+from narrows.ir.integer.codes import WeightCodes
 from narrows.ir.integer.grid import Grid, WeightGrid
 from narrows.ir.ops.args import arguments, changed
 from narrows.ir.ops.integer import IntegerForm, LayerWeights, Moves
@@ -86,6 +87,29 @@ def _check(plan: QuantPlan, program: Program, found: Survey) -> None:
         width = program.weights[name].shape[layer.axis]
         if grid is None or grid.axis != layer.axis or len(grid.exponents) not in (1, width):
             raise PlanError(f"the plan has no grid for {name!r}", where=where(node), hint=hint)
+        if name in plan.codes:
+            _check_codes(plan.codes[name], grid, program.weights[name].detach(), name, node)
+
+
+def _check_codes(
+    codes: WeightCodes, grid: WeightGrid, weight: torch.Tensor, name: str, node: fx.Node
+) -> None:
+    """Raise `PlanError` unless every code is one of the two next to its weight, or an end."""
+    fits = codes.shape == tuple(weight.shape)
+    if fits:
+        shape = [-1 if a == grid.axis else 1 for a in range(weight.dim())]
+        scale = torch.exp2(torch.tensor(grid.exponents, dtype=torch.float64)).reshape(shape)
+        steps = (weight.cpu().double() * scale).clamp(-grid.high, grid.high)
+        held = codes.tensor().double()
+        # A hundredth: a weight may have been folded anew, on another machine.
+        fits = bool(((held - steps).abs() <= 1.01).all() & (held.abs() <= grid.high).all())
+    if not fits:
+        raise PlanError(
+            f"the plan's codes of {name!r} are of other weights",
+            where=where(node),
+            why="a reconstruction rounds every weight to one of the two codes next to it",
+            hint="quantize this checkpoint with narrows.quantize(..., method='rapq')",
+        )
 
 
 class _Inserter:
@@ -163,9 +187,30 @@ class _Inserter:
     def _weight(self, weight: fx.Node, grid: WeightGrid) -> fx.Node:
         key = (weight, grid)
         if key not in self.weights:
-            args = (weight, list(grid.exponents), grid.axis, -grid.high, grid.high)
-            self.weights[key] = self._rounded(weight, args)
+            source = self._chosen(weight, grid)
+            args = (source, list(grid.exponents), grid.axis, -grid.high, grid.high)
+            self.weights[key] = self._rounded(source, args)
         return self.weights[key]
+
+    def _chosen(self, weight: fx.Node, grid: WeightGrid) -> fx.Node:
+        """Return a weight that plain rounding takes to the codes of the plan."""
+        name = str(weight.target)
+        codes = self.plan.codes.get(name)
+        if codes is None:
+            return weight
+        tensor = self.program.tensor(weight)
+        shape = [-1 if a == grid.axis else 1 for a in range(tensor.dim())]
+        scale = torch.exp2(torch.tensor(grid.exponents, dtype=torch.float64)).reshape(shape)
+        moved = (codes.tensor().double() / scale).to(tensor.device, tensor.dtype)
+        layers = {n for n in self.found.layers() if self._weight_of(n) == name}
+        if set(self.program.users_of(name)) <= layers:
+            self.program.weights[name] = moved
+            return weight
+        return self._attribute(weight, f"{name}_codes", moved)  # it is read unrounded, too
+
+    def _weight_of(self, node: fx.Node) -> str:
+        layer = self.found.forms[node].weights(node)
+        return "" if layer is None else str(layer.weight.target)
 
     def _bias(
         self, node: fx.Node, bias: fx.Node, exponents: list[int], offsets: tuple[int, ...] | None

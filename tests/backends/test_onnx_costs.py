@@ -13,7 +13,9 @@ from narrows.backends.onnx import calibrate, costs, sweep
 from narrows.backends.onnx.probes import NARROW, Bench, Point
 from narrows.backends.onnx.stairs import Layer, reasons
 from narrows.backends.onnx.steady import Quiet
+from narrows.backends.tables import cache_folder, cpu_name
 from narrows.ir.cost import CostTable, Layout, Work
+from narrows.ir.grid import Grid
 
 CONV = Work(
     "conv", "conv2d", inputs=64, outputs=64, kernel=(3, 3), stride=(1, 1), space=(28, 28),
@@ -31,8 +33,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_shipped_table_is_small_and_knows_the_stairs():
-    assert costs.SHIPPED.stat().st_size < 100_000
-    table = costs.shipped()
+    assert costs.TABLES.file.stat().st_size < 100_000
+    table = costs.TABLES.shipped()
     assert table.runtime
     assert table.cpu
     assert (table.layout.block, table.layout.align) == (16, 4)
@@ -48,56 +50,56 @@ def test_the_shipped_table_is_small_and_knows_the_stairs():
 @pytest.mark.parametrize("side", [7, 14, 28, 56])
 def test_the_shipped_stairs_rise(kernel: int, side: int):
     work = dataclasses.replace(CONV, kernel=(kernel, kernel), space=(side, side))
-    table = costs.shipped()
+    table = costs.TABLES.shipped()
     for other in (16, 64, 192):
         times = [table.seconds(work.resized(inputs=other, outputs=o)) for o in range(16, 513, 16)]
         assert times == sorted(times)
 
 
 def test_the_target_answers_with_it(cache):
-    assert make_target("onnx").costs() is costs.shipped()
+    assert make_target("onnx").costs() is costs.TABLES.shipped()
 
 
 # ---------------------------------------------------------------------- the cache
 
 
 def own(**changes) -> CostTable:
-    here = {"runtime": costs.runtime_version(), "cpu": costs.cpu_name()}
-    return dataclasses.replace(costs.shipped(), **(here | changes))
+    here = {"runtime": costs.TABLES.version(), "cpu": cpu_name()}
+    return dataclasses.replace(costs.TABLES.shipped(), **(here | changes))
 
 
 def test_a_table_of_this_machine_goes_first(cache):
-    assert costs.cached() is None
-    path = costs.keep(own(made="here"))
+    assert costs.TABLES.cached() is None
+    path = costs.TABLES.keep(own(made="here"))
     assert path.parent == cache
     assert [p.name for p in cache.iterdir()] == [path.name]
-    assert costs.cached().made == "here"
+    assert costs.TABLES.cached().made == "here"
     assert make_target("onnx").costs().made == "here"
-    costs.keep(own(made="later"))
-    assert costs.current().made == "later"
+    costs.TABLES.keep(own(made="later"))
+    assert costs.TABLES.current().made == "later"
 
 
 @pytest.mark.parametrize("changes", [{"cpu": "another"}, {"runtime": "0.1"}, {"threads": 4}])
 def test_a_table_of_elsewhere_is_not_taken(changes, cache):
-    costs.keep(own(**changes), costs.cache_path())
-    assert costs.cached() is None
-    assert costs.current() is costs.shipped()
+    costs.TABLES.keep(own(**changes), costs.TABLES.path())
+    assert costs.TABLES.cached() is None
+    assert costs.TABLES.current() is costs.TABLES.shipped()
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"format": 1}', "[1]"])
 def test_a_damaged_table_is_not_taken(text: str, cache):
     cache.mkdir()
-    costs.cache_path().write_text(text)
-    assert costs.current() is costs.shipped()
+    costs.TABLES.path().write_text(text)
+    assert costs.TABLES.current() is costs.TABLES.shipped()
 
 
 def test_the_cache_folder(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("NARROWS_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", "/x")
-    assert costs.cache_folder() == Path("/x/narrows")
+    assert cache_folder() == Path("/x/narrows")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert costs.cache_folder() == Path.home() / ".cache/narrows"
-    assert costs.cache_path(1) != costs.cache_path(2)
+    assert cache_folder() == Path.home() / ".cache/narrows"
+    assert costs.TABLES.path(1) != costs.TABLES.path(2)
 
 
 # ---------------------------------------------------------------------- measuring
@@ -120,13 +122,13 @@ def test_a_calibration_measures_and_fills_the_rest(tiny, cache):
     table, complete = costs.calibrate(quick=True, tell=lambda done, all: told.append((done, all)))
     assert complete
     assert told == [(0, 1), (1, 1)]
-    assert (table.runtime, table.cpu) == (costs.runtime_version(), costs.cpu_name())
+    assert (table.runtime, table.cpu) == (costs.TABLES.version(), cpu_name())
     assert (table.grids["blocked conv 1x1/1"].us > 0).all()
     assert table.overhead > 0
-    if table.layout.block == costs.shipped().layout.block:
-        assert set(table.grids) >= set(costs.shipped().grids)
+    if table.layout.block == costs.TABLES.shipped().layout.block:
+        assert set(table.grids) >= set(costs.TABLES.shipped().grids)
         name = "blocked conv 3x3/1"  # was not measured: the shipped one, at this machine's scale
-        scale = table.grids[name].us / costs.shipped().grids[name].us
+        scale = table.grids[name].us / costs.TABLES.shipped().grids[name].us
         assert scale.max() == pytest.approx(scale.min())
     again, complete = costs.measure_works(table, [CONV.resized(inputs=8, outputs=8)])
     assert complete
@@ -140,7 +142,7 @@ def test_ctrl_c_keeps_what_was_measured(tiny, cache, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(calibrate, "measure", interrupted)
     table, complete = costs.calibrate()
     assert not complete
-    assert set(table.grids) >= set(costs.shipped().grids) or table.layout.block != 16
+    assert set(table.grids) >= set(costs.TABLES.shipped().grids) or table.layout.block != 16
 
 
 def test_the_layout_that_the_runtime_shows():
@@ -170,7 +172,7 @@ def test_probes_are_packed_by_size():
 
 def test_a_grid_is_made_whole_from_what_was_measured():
     times = {"linear": {(1.0, 4.0, 8.0): 2.0, (1.0, 8.0, 8.0): 4.0, (2.0, 4.0, 8.0): 3.0}}
-    grid = calibrate.grids(times, sweep.axes_of(["linear"]))["linear"]
+    grid = Grid.of(sweep.axes_of(["linear"])["linear"], times["linear"])
     assert grid.us.shape == (2, 2, 1)
     assert grid.us[1, 1, 0] == pytest.approx((8 * 6) ** 0.5)  # twice either neighbour
 
@@ -219,6 +221,6 @@ def test_reasons_are_told_in_words(tmp_path: Path):
 
 
 def test_the_shipped_table_is_json_of_one_line_a_grid():
-    lines = costs.SHIPPED.read_text().splitlines()
+    lines = costs.TABLES.file.read_text().splitlines()
     assert max(map(len, lines)) < 6000
     assert json.loads("\n".join(lines))["format"] == 1

@@ -12,6 +12,7 @@ import torch
 from onnx import TensorProto, helper
 
 import narrows
+from narrows.backends.onnx.check import check
 from narrows.backends.onnx.integer.qdq import pooled_exactly
 from narrows.backends.onnx.session import MODEL, OnnxSession
 from narrows.errors import LowerError, UsageError
@@ -107,6 +108,20 @@ def test_accumulators_beyond_float32_are_refused_by_fast_forms() -> None:
 def test_islands_are_held_to_tolerance_and_what_follows_to_equality() -> None:
     artifact = narrows.lower(quantized("group_norm").program)
     assert artifact.fidelity["checked"][0]["error"] == 0.0
+
+
+def test_an_island_may_be_an_output() -> None:
+    b = Builder((2, 8))
+    x = b.call(aten.log.default, b.call(aten.add.Tensor, b.relu(b.inputs[0]), 1.5))
+    program = b.program(x, b.call(aten.mul.Tensor, x, 2.0))
+    made = narrows.quantize(program, [program.examples[0]]).program
+    artifact = narrows.lower(made)
+    assert "golden" not in artifact.manifest  # other machines have other last places
+    broken = made.copy()
+    node = next(n for n in broken.nodes if n.target is aten.log.default)
+    node.target = aten.exp.default
+    with pytest.raises(LowerError, match="the float island log"):
+        check(artifact, broken, 1, exact=True)
 
 
 def test_functions_are_operators_where_no_kernel_can_miss_a_code() -> None:

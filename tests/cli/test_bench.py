@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from narrows.backends.onnx import costs
+from narrows.backends.tables import cpu_name
 from narrows.cli import main
 from narrows.cli.bench import verdict
 from narrows.ir.work import Work
@@ -116,8 +117,8 @@ def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Work]:
 
     def calibrate(*, quick, tell):
         tell(1, 1)
-        here = {"runtime": costs.runtime_version(), "cpu": costs.cpu_name()}
-        return dataclasses.replace(costs.shipped(), **here), not quick
+        here = {"runtime": costs.TABLES.version(), "cpu": cpu_name()}
+        return dataclasses.replace(costs.TABLES.shipped(), **here), not quick
 
     def measure_works(table, works, *, tell):
         asked.extend(works)
@@ -134,8 +135,8 @@ def test_calibrate_keeps_a_table(measured, run):
     assert (code, err) == (0, "")
     data = json.loads(out)
     assert data["complete"]
-    assert data["table"] == str(costs.cache_path())
-    assert costs.cached() is not None
+    assert data["table"] == str(costs.TABLES.path())
+    assert costs.TABLES.cached() is not None
     assert measured == []
 
 
@@ -145,12 +146,12 @@ def test_calibrate_with_a_model_measures_its_shapes(measured, nets, run):
     assert "exact works, saved in t.json" in out
     assert {w.kind for w in measured} >= {"conv", "pointwise"}
     assert len(set(measured)) == len(measured)
-    assert costs.cached() is None
+    assert costs.TABLES.cached() is None
 
 
 def test_an_interrupted_calibration_keeps_what_it_has(measured, run):
     code, out, err = run("bench", "--calibrate", "--quick")
     assert code == 130
     assert "what was measured is kept" in err
-    assert costs.cache_path().is_file()
-    assert str(costs.cache_path()) in out
+    assert costs.TABLES.path().is_file()
+    assert str(costs.TABLES.path()) in out

@@ -48,6 +48,17 @@ def test_options_reach_the_plan(data: str, capsys) -> None:
     capsys.readouterr()
 
 
+def test_rounding_is_learned(data: str, capsys) -> None:
+    words = ["--data", data, "--method", "rapq", "--budget", "6", "--checkpoint", "state.pt"]
+    assert main(["quantize", *SPEC, *words, "-o", "out", "--save-plan", "q.json"]) == 0
+    assert Path("state.pt").exists()
+    assert json.loads(Path("q.json").read_text())["codes"].keys() >= {"conv.weight"}
+    assert main(["quantize", *SPEC, "--plan", "q.json", "-o", "again"]) == 0
+    golden = [json.loads(Path(d, "manifest.json").read_text())["golden"] for d in ("out", "again")]
+    assert golden[0] == golden[1]
+    capsys.readouterr()
+
+
 def test_compile_quantizes_what_it_pruned(data: str, capsys) -> None:
     words = ["--ratio", "0.5", "--quantize", data, "--weight-bits", "7"]
     assert main(["compile", *SPEC, *words, "-o", "out", "--dump"]) == 0
@@ -67,9 +78,47 @@ def test_compile_quantizes_what_it_pruned(data: str, capsys) -> None:
     assert main(["check", "again"]) == 0
 
 
+def test_reports(data: str, capsys) -> None:
+    words = ["--weight-bits", "3", "--data", data, "--save-plan", "q.json", "--report", "told"]
+    assert main(["quantize", *SPEC, *words, "-o", "out"]) == 0
+    shown = capsys.readouterr().out
+    assert "costliest quantizers: " in shown
+    assert "report in told" in shown
+    told = json.loads(Path("told/report.json").read_text())
+    assert told["samples"] == 40
+    assert Path("told/report.html").is_file()
+    words = ["--data", data, "--plan", "q.json", "--report", "--json"]
+    assert main(["quantize", *SPEC, *words, "-o", "again"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["report"] == "again.report"
+    assert found["sqnr"] == told["sqnr"]
+    assert next(iter(found["culprits"])) == told["culprits"][0]
+    words = ["--quantize", data, "--ratio", "0.5", "--report"]
+    assert main(["compile", *SPEC, *words, "-o", "third"]) == 0
+    assert Path("third.report/report.txt").is_file()
+    assert main(["check", "third"]) == 0
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--plan", "q.json", "--report"], "a report is measured on data"),
+        (["--data", "images.npy", "--report", "out"], "cannot go into the artifact's folder"),
+        (["--data", "images.npy", "--report", "images.npy"], "is not a writable folder"),
+    ],
+)
+def test_reports_that_cannot_be(data: str, words: list[str], text: str, capsys) -> None:
+    assert main(["quantize", *SPEC, *words, "-o", "out"]) in (1, 2)
+    assert text in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
 def test_grids_without_quantize_are_wrong_usage(nets: str, capsys) -> None:
     assert main(["compile", *SPEC, "--method", "minmax", "-o", "out"]) == 2
     assert "method would have no effect" in capsys.readouterr().err
+    assert main(["compile", *SPEC, "-o", "out", "--report"]) == 2
+    assert "report would have no effect" in capsys.readouterr().err
 
 
 def test_check_tells_other_bits(data: str, capsys) -> None:
@@ -84,6 +133,59 @@ def test_check_tells_other_bits(data: str, capsys) -> None:
     assert "has other bits than it should" in shown
 
 
+def test_islands_are_told_and_strict_refuses(data: str, capsys) -> None:
+    spec = ("cli_nets.py:normed", "-i", "f32[2,3,8,8]")
+    assert main(["quantize", *spec, "--data", data, "-o", "out"]) == 0
+    told = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("float: "))
+    assert told.startswith("float: norm: group_norm.default has no integer form  (")
+    assert "cli_nets.py:" in told
+    for command, option in (("quantize", "--data"), ("compile", "--quantize")):
+        assert main([command, *spec, option, data, "--strict", "-o", "strict"]) == 1
+        lines = capsys.readouterr().err.splitlines()
+        assert lines[0] == "group_norm.default would stay floating-point"
+        assert "cli_nets.py:" in lines[1]
+        assert lines[2:] == [
+            "  because group_norm.default has no integer form",
+            "  try: leave out strict=True to compute it as a float island",
+        ]
+        assert not Path("strict").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "text"),
+    [
+        (["--data", "nan.npy"], 1, "calibration met NaN or infinity\n  at x\n"),
+        (["--data", "huge.npy"], 1, "the range of x cannot be quantized"),
+        (["--data", "shape.npy"], 1, "input x has shape"),
+        (["--data", "images.npy", "--weight-bits", "40"], 2, "weights takes 2 to 8 bits, got 40"),
+        (["--data", "images.npy", "--activation-bits", "1"], 2, "takes 2 to 8 bits, got 1"),
+        (["--data", "images.npy", "--weight-bits", "zz=4"], 2, "bits for 'zz', which matches noth"),
+        (["--data", "images.npy", "--skip", "*"], 1, "nothing of small can be quantized"),
+        (["--data", "images.npy", "--skip", "zz"], 1, "'zz' matches no node"),
+        (["--data", "one.npy", "--fixed-batch"], 2, "holds 1 samples, the model takes 2"),
+        (["--data", "images.npy", "--save-plan", "no/q.json"], 2, "folder does not exist"),
+        (["--plan", "missing.json"], 1, "cannot read the plan missing.json"),
+    ],
+)
+def test_refusals_leave_nothing(data: str, words: list[str], code: int, text: str, capsys) -> None:
+    images = np.load("images.npy")
+    np.save("nan.npy", images * np.nan)
+    np.save("huge.npy", images * 1e25)
+    np.save("shape.npy", images[:, :2])
+    np.save("one.npy", images[:1])
+    assert main(["quantize", *SPEC, "-o", "out", *words]) == code
+    assert text in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
+def test_constant_and_tiny_data_are_quantized(data: str, capsys) -> None:
+    for name, scale in (("zero", 0.0), ("tiny", 1e-12)):
+        np.save(f"{name}.npy", (np.load(data) * scale).astype(np.float32))
+        assert main(["quantize", *SPEC, "--data", f"{name}.npy", "-o", name]) == 0
+        assert main(["check", name]) == 0
+    assert "x: it was 0 throughout the calibration data" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "text"),
     [
@@ -92,6 +194,8 @@ def test_check_tells_other_bits(data: str, capsys) -> None:
         (["--data", "nothing.npy"], "cannot read the data"),
         (["--data", "images.npy", "--weight-bits", "1"], "weights takes 2 to 8 bits, got 1"),
         (["--data", "images.npy", "--weight-bits", "few"], "is no number"),
+        (["--data", "images.npy", "--method", "rapq", "--budget", "soon"], "'soon' is no time"),
+        (["--data", "images.npy", "--budget", "9"], "an option of method='rapq'"),
         (["--data", "two.npz"], "holds 2 arrays, the model takes 1 inputs"),
         (["--data", "words.npy"], "holds <U5[1]"),
         (["--data", "one.npy"], "holds float64[]"),

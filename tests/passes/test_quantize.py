@@ -339,7 +339,7 @@ def test_skipped_layers_stay_floating_point() -> None:
     [
         ({"calibration": None}, UsageError, "there is no calibration data"),
         ({"calibration": []}, UsageError, "there is no calibration data"),
-        ({"calibration": [3]}, UsageError, "calibration data holds a int"),
+        ({"calibration": [3]}, UsageError, "the data holds a int"),
         ({"weights": 1}, UsageError, "weights takes 2 to 8 bits, got 1"),
         ({"activations": 40}, UsageError, "activations takes 2 to 8 bits, got 40"),
         ({"first_last": True}, UsageError, "first_last takes 2 to 8 bits"),

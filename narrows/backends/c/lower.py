@@ -14,13 +14,14 @@ from narrows.backends.c import moves
 from narrows.backends.c.layout import Buffer, View, channels_last, packed, row_major
 from narrows.backends.c.memory import Block, Placement, place
 from narrows.backends.c.rules import FLOATS, RULES
-from narrows.backends.c.sketch import Pointers, Sketch, rounds_up
+from narrows.backends.c.sketch import QUANTIZE, Pointers, Sketch, rounds_up
+from narrows.backends.integers import of_narrows
 from narrows.errors import LowerError
 from narrows.ir.graph import interpret, live_nodes
 from narrows.ir.integer.grid import Grid
 from narrows.ir.program import Meta, Program, op_name, where
 
-QUANTIZE, DEQUANTIZE = torch.ops.narrows.quantize.default, torch.ops.narrows.dequantize.default
+DEQUANTIZE = torch.ops.narrows.dequantize.default
 
 
 @dataclass(frozen=True)
@@ -75,22 +76,6 @@ class Drawn:
     sketch: Sketch
     inputs: list[Port]
     outputs: list[Port]
-
-
-def refuse(program: Program) -> None:
-    """Raise `LowerError` for a program that is not one of integers."""
-    for node in program.graph.nodes:
-        if str(node.target).startswith("narrows.fake_"):
-            raise LowerError(
-                f"{program.name} is fake-quantized: its integers are not folded yet",
-                where=where(node),
-                hint="run the pass fold-shifts, or lower what narrows.quantize calls `program`",
-            )
-    if not any(Meta(n).grid is not None for n in program.graph.nodes):
-        raise LowerError(
-            f"{program.name} is floating-point, and the c target writes integer programs",
-            hint="narrows.quantize(program, [images]).program, or narrows compile --quantize",
-        )
 
 
 def draw(program: Program, inputs: list[Any], outputs: list[fx.Node]) -> Drawn:
@@ -169,7 +154,7 @@ def _obstacle(sketch: Sketch, node: fx.Node, coded: set[fx.Node]) -> str | None:
     held = all(n in coded for n in operands)
     if node.target is QUANTIZE:
         return None if operands[0].op == "placeholder" else ""
-    if getattr(node.target, "namespace", "") == "narrows":
+    if of_narrows(node):
         name = str(node.target._opname)  # type: ignore[union-attr]
         if name in FLOATS:
             return FLOATS[name]
@@ -231,7 +216,7 @@ def _write(sketch: Sketch, node: fx.Node, parts: set[fx.Node]) -> None:
         raise sketch.refuse(node, f"{node.name} has no elements", f"its shape is {list(shape)}")
     if node.target is DEQUANTIZE:
         sketch.views[node] = sketch.views[node.all_input_nodes[0]]
-    elif getattr(node.target, "namespace", "") == "narrows":
+    elif of_narrows(node):
         rule = RULES[str(node.target._opname)]  # type: ignore[union-attr]
         sketch.views[node] = rule(sketch, node, sketch.given(node))
     else:

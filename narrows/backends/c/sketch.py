@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
@@ -25,6 +26,7 @@ from narrows.backends.c.layout import (
     packed,
     row_major,
 )
+from narrows.backends.integers import of_narrows
 from narrows.errors import LowerError
 from narrows.ir.integer.grid import HALF_UP
 from narrows.ir.ops.args import arguments
@@ -36,6 +38,8 @@ CTYPES = {"int8_t": np.int8, "uint8_t": np.uint8, "uint16_t": np.uint16, "int32_
           "number": np.int64}  # fmt: skip
 
 INT32 = 2**31
+
+QUANTIZE = torch.ops.narrows.quantize.default
 
 
 @dataclass(eq=False)
@@ -313,10 +317,9 @@ def nest(
 
 
 def rounds_up(program: Program) -> bool:
-    """Whether the shifts of an integer program round ties up."""
-    calls = (n for n in program.graph.nodes if getattr(n.target, "namespace", "") == "narrows")
-    return any(arguments(n).get("rounding") == HALF_UP for n in calls
-               if not str(n.target).startswith("narrows.quantize"))  # fmt: skip
+    """Whether the shifts of an integer program round ties up; its inputs' codes never do."""
+    calls = [n for n in program.graph.nodes if of_narrows(n) and n.target is not QUANTIZE]
+    return any(arguments(n).get("rounding") == HALF_UP for n in calls)
 
 
 def grid_text(node: fx.Node) -> str:

@@ -75,13 +75,18 @@ class CTarget(Target):
         self, program: Program, *, plan_json: Any = None, reference: Program | None = None
     ) -> Artifact:
         """Return the program as C files; see `Target.lower`."""
-        from narrows.backends import golden
+        from narrows.backends import integers
         from narrows.backends.c import files, header, lower, source
         from narrows.backends.compare import draw_inputs
         from narrows.backends.leaves import Leaves
         from narrows.backends.manifest import add_note, new_manifest
 
-        lower.refuse(program)
+        integers.refuse_fake(program)
+        if not integers.is_integer(program):
+            raise LowerError(
+                f"{program.name} is floating-point, and the c target writes integer programs",
+                hint="narrows.quantize(program, [images]).program, or narrows compile --quantize",
+            )
         leaves = Leaves.of(program)
         batch = self.batch if program.dynamic_batch else None
         if batch is None and self.batch != 1:
@@ -119,7 +124,7 @@ class CTarget(Target):
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
         manifest["files"] = describe_files(folder, list(texts))
-        golden.keep(manifest, wanted, artifact.inputs)
+        integers.add_golden(artifact, wanted)
         where = program.output.name
         if program.dynamic_batch:
             add_note(manifest, "batch", where, f"the C code is for a batch of {self.batch}")

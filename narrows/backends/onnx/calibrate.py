@@ -15,7 +15,6 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ import numpy as np
 from narrows.backends.onnx.probes import POINTWISE, Bench, Point
 from narrows.backends.onnx.steady import Quiet, quietest
 from narrows.backends.onnx.sweep import Job, exact, jobs
-from narrows.ir.grid import Grid, Layout
+from narrows.ir.grid import Layout
 from narrows.ir.work import Work
 
 WARM = 2  # runs that no one counts
@@ -349,46 +348,3 @@ def measure_works(
                 spent[work] = spent.get(work, 0.0) + max(LEAST, node.typical - bias) * 1e-6
         yield spent
     tell(len(packed), len(packed))
-
-
-def grids(times: Times, axes: dict[str, tuple[str, ...]]) -> dict[str, Grid]:
-    """Return whole grids: a size that was too large to measure follows from a smaller one."""
-    return {name: _grid(axes.get(name, ("elements",)), points) for name, points in times.items()}
-
-
-def _grid(names: tuple[str, ...], points: dict[tuple[float, ...], float]) -> Grid:
-    known = [sorted({sizes[i] for sizes in points}) for i in range(len(names))]
-    if names == ("elements",):
-        known = [_thin(known[0])]
-    us = np.zeros([len(k) for k in known])
-    for index in product(*(range(len(k)) for k in known)):
-        sizes = tuple(k[i] for k, i in zip(known, index, strict=True))
-        value = points.get(sizes)
-        us[index] = value if value is not None else _grown(us, known, index)
-    if not us.all():  # nothing smaller was measured: what is larger counts, in proportion
-        for index in sorted(product(*(range(len(k)) for k in known)), reverse=True):
-            us[index] = us[index] or _grown(us, known, index, step=1) or 1.0
-    return Grid(tuple(zip(names, (tuple(k) for k in known), strict=True)), us)
-
-
-def _thin(sizes: list[float]) -> list[float]:
-    """Return sizes that lie a factor of 1.7 apart at least."""
-    kept = sizes[:1]
-    for size in sizes[1:]:
-        if size > 1.7 * kept[-1]:
-            kept.append(size)
-    return kept
-
-
-def _grown(
-    us: np.ndarray, known: list[list[float]], index: tuple[int, ...], step: int = -1
-) -> float:
-    """Return a time in proportion to those of the neighbours one step away; 0 if there are none."""
-    found = []
-    for axis, at in enumerate(index):
-        if not 0 <= at + step < len(known[axis]):
-            continue
-        near = tuple(i + step if a == axis else i for a, i in enumerate(index))
-        if us[near]:
-            found.append(us[near] * known[axis][at] / known[axis][at + step])
-    return float(np.exp(np.mean(np.log(found)))) if found else 0.0

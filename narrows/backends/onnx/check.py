@@ -12,7 +12,6 @@ from torch import Tensor, fx
 
 from narrows.backends.artifact import Artifact
 from narrows.backends.compare import (
-    TOLERANCE,
     draw_inputs,
     limit_of,
     output_error,
@@ -20,9 +19,9 @@ from narrows.backends.compare import (
     tolerance_of,
     varies,
 )
+from narrows.backends.integers import float_islands, float_outputs, from_islands
 from narrows.backends.onnx.session import DATA, MODEL, OnnxSession
 from narrows.errors import ArtifactError, LowerError, ProgramError
-from narrows.ir.graph import interpret
 from narrows.ir.program import Program, where
 
 # One sample, the example's size, and one that is neither: what was fixed by accident shows.
@@ -82,7 +81,7 @@ def _compare(
     except (ProgramError, RuntimeError) as error:
         raise LowerError(f"the program cannot run on {size}", why=str(error)) from error
     worst = 0.0
-    islands = float_islands(program) if exact else []
+    islands = [*float_islands(program), *float_outputs(program)] if exact else []
     for optimize in (True, False) if exact else (True,):
         try:
             actual = artifact.run_flat(inputs, optimize=optimize)
@@ -99,15 +98,6 @@ def _compare(
     return worst, any(varies(wanted) for wanted in expected)
 
 
-def float_islands(program: Program) -> list[fx.Node]:
-    """Return the nodes of an integer program whose floating-point results become codes again."""
-    entries = [
-        n.all_input_nodes[0] for n in program.graph.nodes
-        if n.target is torch.ops.narrows.quantize.default
-    ]  # fmt: skip
-    return [n for n in dict.fromkeys(entries) if n.op == "call_function"]
-
-
 def _behind_islands(
     artifact: Artifact,
     program: Program,
@@ -115,36 +105,21 @@ def _behind_islands(
     islands: Sequence[fx.Node],
     optimize: bool,
 ) -> list[Any]:
-    """Return what the program gives where its islands give what the runtime's do.
-
-    Floating-point kernels differ in the last place, and a code behind one by a step. So an island
-    is held to the tolerance of floats, and all that follows from its result to equality.
-    """
+    """Return what the program gives where its islands give what the runtime's do."""
     import onnx
 
     model = onnx.load(artifact.folder / MODEL)
-    model.graph.output.extend(onnx.ValueInfoProto(name=n.name) for n in islands)
+    shown = {value.name for value in model.graph.output}
+    model.graph.output.extend(
+        onnx.ValueInfoProto(name=n.name) for n in islands if n.name not in shown
+    )
     session = OnnxSession(model.SerializeToString(), None, optimize)
     pairs = zip(program.placeholders, inputs, strict=True)
     feed = {node.name: value.numpy() for node, value in pairs if isinstance(value, Tensor)}
-    results = session.run(feed)[-len(islands) :]
-    given = {n: torch.from_numpy(r) for n, r in zip(islands, results, strict=True)}
-
-    def call(node: fx.Node, args: Any, kwargs: Any) -> Any:
-        value = node.target(*args, **kwargs)  # type: ignore[operator]
-        if node not in given:
-            return value
-        error = output_error(given[node], value)
-        if not error <= TOLERANCE[torch.float32]:
-            raise LowerError(
-                f"the float island {node.name} differs from the program by {error:.1e}",
-                where=where(node),
-                hint="report this with the model; check=False lowers without the check",
-            )
-        return given[node]
-
-    with torch.no_grad():
-        return interpret(program.graph, inputs, program.weights, call=call)
+    names = [value.name for value in model.graph.output]
+    results = dict(zip(names, session.run(feed), strict=True))
+    given = {n: torch.from_numpy(results[n.name]) for n in islands}
+    return from_islands(program, inputs, given)
 
 
 def _failure(error: ArtifactError, size: str) -> LowerError:

@@ -1,132 +1,30 @@
-"""The cost table of ONNX Runtime: measured on this machine, else the one that narrows ships.
-
-`current` is what a target answers with. `calibrate` measures; it keeps what it has on Ctrl-C. A
-table measured here lies under the user's cache folder, one file per version of the runtime,
-processor and number of threads, and is written whole or not at all.
-"""
+"""Measuring the cost table of ONNX Runtime on this machine; Ctrl-C keeps what there is."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import importlib.metadata
-import os
 import platform
-import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from narrows.errors import NarrowsError
+from narrows.backends.tables import Tables, cpu_name
 from narrows.ir.cost import CostTable
+from narrows.ir.grid import Grid
 
 if TYPE_CHECKING:
     from narrows.backends.onnx.calibrate import Times
-    from narrows.ir.grid import Grid
     from narrows.ir.work import Work
 
-RUNTIME = "onnxruntime"
-SHIPPED = Path(__file__).with_name("costs.json")
+TABLES = Tables("onnxruntime", Path(__file__).with_name("costs.json"))
 ROUNDS, QUICK_ROUNDS = 8, 6
 PATIENT, QUICK_PATIENT = 120.0, 10.0  # seconds to wait for quiet moments on a busy machine
 DISAGREE = 1.25  # a time that exceeds another measurement of it by this factor was disturbed
 SWEEPS = 2  # a full calibration goes through all sizes twice, so that a bad moment spoils no point
-
-
-def cache_folder() -> Path:
-    """Return where tables are kept: $NARROWS_CACHE, else narrows under the user's caches."""
-    own = os.environ.get("NARROWS_CACHE")
-    if own:
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "narrows"
-
-
-def cpu_name() -> str:
-    """Return the processor's name and what of it decides the kernels that run."""
-    facts: dict[str, str] = {}
-    with suppress(OSError):
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-        for line in text.splitlines():
-            key, _, value = line.partition(":")
-            facts.setdefault(key.strip(), value.strip())
-    name = facts.get("model name") or platform.processor() or platform.machine()
-    kind = "/".join(facts[key] for key in ("cpu family", "model") if facts.get(key))
-    flags = facts.get("flags", "").split()
-    wide = next((f for f in ("avx512f", "avx2", "avx") if f in flags), "")
-    return " ".join(part for part in (name, kind, wide) if part)
-
-
-def runtime_version() -> str:
-    """Return the installed version of ONNX Runtime, or nothing."""
-    try:
-        return importlib.metadata.version(RUNTIME)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
-
-
-def cache_path(threads: int = 1) -> Path:
-    """Return the file that this machine's table has."""
-    key = f"{runtime_version()}|{cpu_name()}|{threads}"
-    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
-    return cache_folder() / f"{RUNTIME}-{digest}.json"
-
-
-def current(threads: int = 1) -> CostTable:
-    """Return the table measured on this machine, else the shipped one."""
-    return _read(cache_path(threads), threads) or shipped()
-
-
-def cached(threads: int = 1) -> CostTable | None:
-    """Return the table measured on this machine, or ``None``; one that cannot be read is none."""
-    return _read(cache_path(threads), threads)
-
-
-def _read(path: Path, threads: int) -> CostTable | None:
-    try:
-        stamp = path.stat().st_mtime_ns
-    except OSError:
-        return None
-    table = _load(path, stamp)
-    if table is None or (table.runtime, table.cpu) != (runtime_version(), cpu_name()):
-        return None
-    return table if table.threads == threads else None
-
-
-@cache
-def _load(path: Path, stamp: int) -> CostTable | None:
-    try:
-        return CostTable.load(path)
-    except NarrowsError:
-        return None
-
-
-@cache
-def shipped() -> CostTable:
-    """Return the table that comes with narrows; its ``made`` says where it was measured."""
-    return CostTable.load(SHIPPED)
-
-
-def keep(table: CostTable, path: Path | None = None) -> Path:
-    """Write a table to the cache, or to ``path``, and return the file."""
-    path = path or cache_path(table.threads)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=path.name, dir=path.parent)
-    os.close(handle)
-    try:
-        table.save(Path(name))
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
-    return path
-
-
-# ---------------------------------------------------------------------- measuring
 
 
 def calibrate(
@@ -168,10 +66,11 @@ def calibrate(
                         times[name][sizes] = _agreed(us, times[name].get(sizes, us))
     except KeyboardInterrupt:
         complete = False
-    grids = measuring.grids(times, axes_of(list(times)))
+    axes = axes_of(list(times))
+    grids = {name: Grid.of(axes[name], points) for name, points in times.items()}
     table = CostTable(
-        name=RUNTIME,
-        runtime=runtime_version(),
+        name=TABLES.runtime,
+        runtime=TABLES.version(),
         cpu=cpu_name(),
         layout=layout,
         overhead=own * 1e-6,
@@ -216,7 +115,7 @@ def _filled(table: CostTable) -> CostTable:
     A grid with fewer points than the known one gives way to it, at the scale of its own points; one
     that was not measured has the mean scale of all.
     """
-    known = current()
+    known = TABLES.current()
     if known.layout.block != table.layout.block:
         return table
     scales = {

@@ -91,24 +91,23 @@ class OnnxTarget(Target):
 
     def costs(self) -> CostTable:
         """Return the costs measured on this machine, else those that narrows ships."""
-        from narrows.backends.onnx.costs import current
+        from narrows.backends.onnx.costs import TABLES
 
-        return current()
+        return TABLES.current()
 
     def lower(
         self, program: Program, *, plan_json: Any = None, reference: Program | None = None
     ) -> Artifact:
         """Return the program as an ONNX artifact; see `Target.lower`."""
-        from narrows.backends import golden
+        from narrows.backends import integers
         from narrows.backends.compare import FLAT
         from narrows.backends.leaves import Leaves
         from narrows.backends.manifest import add_note, new_manifest
-        from narrows.backends.onnx.check import check, float_islands
-        from narrows.backends.onnx.integer import lower as integer
+        from narrows.backends.onnx.check import check
 
         leaves = Leaves.of(program)
-        integer.refuse_fake(program)
-        whole = integer.is_integer(program)
+        integers.refuse_fake(program)
+        whole = integers.is_integer(program)
         exported = self._integers(program, leaves) if whole else self._floats(program, leaves)
         model = exported.model
         manifest = new_manifest(
@@ -120,9 +119,8 @@ class OnnxTarget(Target):
         if self.check:
             checked = check(artifact, reference or program, self.samples, exact=whole)
             manifest["fidelity"] = checked.fidelity
-            # Floating-point islands differ in the last place from machine to machine.
-            if whole and not float_islands(reference or program):
-                golden.keep(manifest, reference or program, artifact.inputs)
+            if whole:
+                integers.add_golden(artifact, reference or program)
             if checked.flat:
                 add_note(manifest, "check", program.output.name, FLAT)
         return artifact

@@ -24,6 +24,7 @@ from narrows.errors import ArtifactError, LowerError, UsageError
 
 if TYPE_CHECKING:
     from narrows.backends.leaves import Leaves
+    from narrows.ir.cost import CostTable
     from narrows.ir.program import Program
 
 FORMS = ("export", "aot")
@@ -78,6 +79,12 @@ class TorchTarget(Target):
                 "any batch size, this machine", checked, not (missing or compiler),
             ),
         ]  # fmt: skip
+
+    def costs(self) -> CostTable | None:
+        """Return the costs of eager code; what AOTInductor makes of a program, no table tells."""
+        from narrows.backends.torch.costs import TABLES
+
+        return TABLES.current() if self.form == "export" else None
 
     def lower(
         self, program: Program, *, plan_json: Any = None, reference: Program | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,15 +12,19 @@ import numpy as np
 import tvm
 from tvm import relax, tirx
 
+from narrows.backends.tvm import vector_math
 from narrows.backends.tvm.devices import DEVICES, Device, Machine
+from narrows.backends.tvm.kernels import ALIKE
 from narrows.backends.tvm.link import LIBRARY, Linker, LinkError, find_linker
 from narrows.backends.tvm.lowering import lower
-from narrows.backends.tvm.schedules import choices, scheduled
+from narrows.backends.tvm.schedules import DOTS, choices, dots, scheduled
 from narrows.backends.tvm.stock import EXPORTED, imported
 from narrows.backends.tvm.tune import Tuner
-from narrows.backends.tvm.vector_math import install
 
 Tell = Callable[[str], None]
+
+
+ELEMENTWISE = 0  # TVM's number for kernels that work element by element
 
 
 class BuildError(Exception):
@@ -52,7 +57,8 @@ def build(
         ``target`` as TVM spells it; ``linked``.
     """
     options, folder = job["options"], Path(job["folder"])
-    install()
+    vector_math.install()
+    dots.install()
     device = DEVICES[options["device"]]
     target, machine = target_of(device, str(options.get("mcpu", "")))
     seconds: dict[str, float] = {}
@@ -122,14 +128,19 @@ def target_of(device: Device, mcpu: str) -> tuple[tvm.target.Target, Machine]:
         options["mcpu"] = mcpu
     target = _target(options)
     if not device.runs_here:
-        return target, device.machine
+        return target, dataclasses.replace(device.machine, dot=_dot(target))
     if _has(target, "avx512f"):
         # Some processors are tuned for vectors of half the size unless told otherwise.
         target = _target({**options, "mattr": ["-prefer-256-bit"]})
-        return target, Machine(512, 32)
+        return target, Machine(512, 32, dot=_dot(target))
     if _has(target, "avx2"):
-        return target, Machine(256, 16)
-    return target, Machine(128, 32 if _has(target, "neon") else 16)
+        return target, Machine(256, 16, dot=_dot(target))
+    return target, Machine(128, 32 if _has(target, "neon") else 16, dot=_dot(target))
+
+
+def _dot(target: tvm.target.Target) -> str:
+    """Return the dot product of bytes that a processor has, or an empty string."""
+    return next((name for name, dot in DOTS.items() if _has(target, dot.feature)), "")
 
 
 def _target(options: dict[str, Any]) -> tvm.target.Target:
@@ -156,6 +167,7 @@ def fuse(module: tvm.IRModule, target: tvm.target.Target) -> tvm.IRModule:
         relax.backend.DispatchSortScan(),
         relax.transform.LegalizeOps(),
         relax.transform.AnnotateTIROpPattern(),
+        _mark_elementwise,
         relax.transform.DeadCodeElimination(),
         relax.transform.FuseOps(),
         relax.transform.FuseTIR(),
@@ -164,6 +176,15 @@ def fuse(module: tvm.IRModule, target: tvm.target.Target) -> tvm.IRModule:
     ]
     with target:
         return tvm.transform.Sequential(passes)(module)
+
+
+@tvm.transform.module_pass(opt_level=0, name="mark_elementwise")
+def _mark_elementwise(module: tvm.IRModule, _: Any) -> tvm.IRModule:
+    """Return the module in which TVM knows what our own kernels say of themselves."""
+    for var, function in module.functions_items():
+        if isinstance(function, tirx.PrimFunc) and function.attrs.get(ALIKE):
+            module.update_func(var, function.with_attr("op_pattern", ELEMENTWISE))
+    return module
 
 
 def _schedule(

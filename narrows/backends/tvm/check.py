@@ -21,6 +21,7 @@ from narrows.backends.compare import (
     tolerance_of,
     varies,
 )
+from narrows.backends.integers import ends_in_floats, from_islands
 from narrows.backends.store import encode_manifest
 from narrows.backends.tvm.compiler import child_environment, describe_end
 from narrows.errors import LowerError
@@ -41,7 +42,9 @@ class Checked:
         self.fidelity, self.flat = fidelity, flat
 
 
-def check(artifact: Artifact, program: Program, batch: int | None, samples: int) -> Checked:
+def check(
+    artifact: Artifact, program: Program, batch: int | None, samples: int, exact: bool
+) -> Checked:
     """Compare an artifact with the program on ``samples`` inputs, the first of which is the
     example.
 
@@ -50,6 +53,7 @@ def check(artifact: Artifact, program: Program, batch: int | None, samples: int)
         program: What it has to equal.
         batch: The batch size, where it is free.
         samples: How many inputs are tried.
+        exact: Whether it is an integer program, whose codes have to be equal.
 
     Raises:
         LowerError: It crashes, or an output differs.
@@ -58,12 +62,17 @@ def check(artifact: Artifact, program: Program, batch: int | None, samples: int)
     trials = [draw_inputs(program, batch, generator if i else None) for i in range(samples)]
     results = _run_apart(artifact, trials)
     worst, flat = 0.0, True
-    for inputs, actual in zip(trials, results, strict=True):
+    islands = [program.node(spec["name"]) for spec in artifact.manifest["islands"]]
+    nodes: Any = program.output.args[0]
+    for inputs, (actual, between) in zip(trials, results, strict=True):
+        given = {n: torch.from_numpy(r) for n, r in zip(islands, between, strict=True)}
         with torch.no_grad():
-            expected = program.run_flat(inputs)
-        for name, got, wanted in zip(output_names(program), actual, expected, strict=True):
+            expected = from_islands(program, inputs, given) if islands else program.run_flat(inputs)
+        named = zip(output_names(program), nodes, actual, expected, strict=True)
+        for name, node, got, wanted in named:
             error = output_error(got, wanted)
-            if not error <= limit_of(wanted):
+            limit = 0.0 if exact and not ends_in_floats(node) else limit_of(wanted)
+            if not error <= limit:
                 raise LowerError(
                     f"output {name} of the library differs from the program by {error:.1e}",
                     where=name,
@@ -74,11 +83,14 @@ def check(artifact: Artifact, program: Program, batch: int | None, samples: int)
     shapes = [e.shape for e in trials[0] if isinstance(e, Tensor) and e.dim()]
     size = shapes[0][0] if shapes else 1
     checked = [{"batch": size, "inputs": samples, "error": worst}]
-    return Checked({"tolerance": tolerance_of(program), "checked": checked}, flat)
+    tolerance = 0.0 if exact else tolerance_of(program)
+    return Checked({"tolerance": tolerance, "checked": checked}, flat)
 
 
-def _run_apart(artifact: Artifact, trials: list[list[Any]]) -> list[list[Any]]:
-    """Return the flat outputs per flat input, computed in another process."""
+def _run_apart(
+    artifact: Artifact, trials: list[list[Any]]
+) -> list[tuple[list[Any], list[np.ndarray]]]:
+    """Return the flat outputs and the islands' per flat input, computed in another process."""
     with tempfile.TemporaryDirectory(prefix="narrows-tvm-") as name:
         folder = Path(name)
         (folder / "manifest.json").write_text(encode_manifest(artifact.manifest), encoding="utf-8")
@@ -101,6 +113,7 @@ def _run_apart(artifact: Artifact, trials: list[list[Any]]) -> list[list[Any]]:
                 hint="report this with the model; check=False lowers without the check",
             )
         with np.load(folder / "outputs.npz") as stored:
-            count = len(artifact.outputs)
+            count = len(artifact.outputs) + len(artifact.manifest["islands"])
             results = [[stored[f"{i} {k}"] for k in range(count)] for i in range(len(trials))]
-    return [artifact.gather(a, r) for a, r in zip(fed, results, strict=True)]
+    count = len(artifact.outputs)
+    return [(artifact.gather(a, r[:count]), r[count:]) for a, r in zip(fed, results, strict=True)]

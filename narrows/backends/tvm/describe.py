@@ -37,10 +37,12 @@ class Description:
             per result), ``outputs`` as names; a node also has ``op``, the overload as ATen spells
             it, and ``args`` by schema name, in which ``{"ref": name}`` stands for a tensor.
         weights: The arrays that ``args`` refer to by name.
+        outputs: The nodes behind ``outputs``.
     """
 
     graph: dict[str, Any]
     weights: dict[str, np.ndarray]
+    outputs: list[fx.Node]
 
 
 def describe(program: Program, inputs: list[Any], outputs: list[fx.Node]) -> Description:
@@ -114,7 +116,7 @@ class _Scribe:
             given: dict[str, Any] = {"self": node.args[0], "index": node.args[1]}
         else:
             given = arguments(node)
-        return {"op": op_name(node), "args": {k: self._plain(node, v) for k, v in given.items()}}
+        return {"op": _spelled(node), "args": {k: self._plain(node, v) for k, v in given.items()}}
 
     def _plain(self, node: fx.Node, value: Any) -> Any:
         """Return an argument as JSON data."""
@@ -155,7 +157,7 @@ class _Scribe:
             else:
                 results.append(node.name)
         graph = {"inputs": self.inputs, "nodes": self.nodes, "outputs": results}
-        return Description(graph, self.weights)
+        return Description(graph, self.weights, self.outputs)
 
 
 def _needed(outputs: list[fx.Node]) -> set[fx.Node]:
@@ -167,3 +169,11 @@ def _needed(outputs: list[fx.Node]) -> set[fx.Node]:
             found.add(node)
             stack.extend(node.all_input_nodes)
     return found
+
+
+def _spelled(node: fx.Node) -> str:
+    """Return the operator as rules know it: those of integer programs with their namespace."""
+    name = op_name(node)
+    if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "narrows":
+        return f"narrows.{name.removesuffix('.default')}"
+    return name

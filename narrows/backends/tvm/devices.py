@@ -16,11 +16,14 @@ class Machine:
         vector: Bits of a vector register.
         registers: How many vector registers there are.
         gpu: Whether kernels run as grids of threads.
+        dot: Which instruction multiplies codes and weights by fours and adds them up, as
+            `narrows.backends.tvm.schedules.dots` calls it; empty where there is none.
     """
 
     vector: int = 128
     registers: int = 16
     gpu: bool = False
+    dot: str = ""
 
     def lanes_of(self, dtype: str) -> int:
         """Return how many numbers one register holds."""

@@ -16,6 +16,7 @@ import tvm
 from tvm import relax
 
 from narrows.backends.tvm.devices import Machine
+from narrows.backends.tvm.kernels import ALIKE
 from narrows.backends.tvm.rules import RULES
 from narrows.backends.tvm.rules.table import Call
 from narrows.backends.tvm.values import Value, regrouped
@@ -111,6 +112,10 @@ class Lowering:
         for value, expected in zip(result if several else [result], wanted, strict=True):
             if value.shape != expected:
                 raise RuleError(call.name, f"{call.op} gave {value.shape}, not {expected}")
+            if value.array is None and str(value.expr.ty.dtype) != value.dtype:
+                raise RuleError(
+                    call.name, f"{call.op} gave {value.expr.ty.dtype} for {value.dtype}"
+                )
         self.values[call.name] = result
 
     def _arguments(self, value: Any) -> Any:
@@ -137,9 +142,22 @@ class Lowering:
         """Append an expression, named after the node."""
         return self.builder.emit(expr)
 
-    def kernel(self, function: Callable[..., Any], *operands: Any, name: str) -> Any:
-        """Append a kernel that ``function`` computes from tensor expressions of ``operands``."""
-        return self.builder.emit_te(function, *operands, primfunc_name_hint=name)
+    def kernel(
+        self, function: Callable[..., Any], *operands: Any, name: str, alike: bool = False
+    ) -> Any:
+        """Append a kernel that ``function`` computes from tensor expressions of ``operands``.
+
+        Args:
+            function: Takes and returns tensor expressions.
+            operands: Relax expressions.
+            name: The kernel's name.
+            alike: Whether it works element by element on a tensor of the result's shape, of another
+                dtype maybe (`narrows.backends.tvm.kernels.ALIKE`).
+        """
+        attrs = {ALIKE: 1} if alike else None
+        return self.builder.emit_te(
+            function, *operands, primfunc_name_hint=name, primfunc_attrs=attrs
+        )
 
     def made(
         self,

@@ -28,7 +28,7 @@ def main(job: Path, folder: Path) -> None:
                 trials[int(number)][name] = stored[key]
     results = {}
     for number, arrays in enumerate(trials):
-        for i, result in enumerate(session.run(arrays)):
+        for i, result in enumerate(session.run_all(arrays)):
             results[f"{number} {i}"] = result
     np.savez(job / "outputs.npz", **results)  # type: ignore[arg-type]
 

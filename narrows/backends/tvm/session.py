@@ -49,11 +49,17 @@ class TvmSession:
             raise ArtifactError(f"TVM cannot load {path.name}", why=_line(error)) from error
         self._device = device
         self._names = [spec["name"] for spec in manifest["inputs"]]
-        self._shapes = [tuple(spec["shape"]) for spec in manifest["outputs"]]
+        self._count = len(manifest["outputs"])
+        results = (*manifest["outputs"], *manifest.get("islands", ()))
+        self._shapes = [tuple(spec["shape"]) for spec in results]
         self._held: dict[str, Any] = {}
 
     def run(self, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """Return the output arrays for input arrays by name."""
+        return self.run_all(arrays)[: self._count]
+
+    def run_all(self, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Return the output arrays, and what the floating-point islands of integers gave."""
         self._use_threads()
         try:
             results = self.machine["main"](*(self._tensor(n, arrays[n]) for n in self._names))

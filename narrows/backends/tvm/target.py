@@ -20,7 +20,6 @@ from narrows.backends.tvm.versions import WANTED, problem
 from narrows.errors import LowerError, UsageError, suggest
 
 if TYPE_CHECKING:
-    from narrows.backends.leaves import Leaves
     from narrows.backends.tvm.describe import Description
     from narrows.ir.program import Program
 
@@ -80,6 +79,7 @@ class TvmTarget(Target):
         self, program: Program, *, plan_json: Any = None, reference: Program | None = None
     ) -> Artifact:
         """Return the program as a TVM artifact; see `Target.lower`."""
+        from narrows.backends import integers
         from narrows.backends.compare import FLAT, draw_inputs
         from narrows.backends.leaves import Leaves
         from narrows.backends.manifest import add_note, new_manifest
@@ -90,17 +90,24 @@ class TvmTarget(Target):
 
         device = DEVICES[self.device]
         leaves = Leaves.of(program)
+        integers.refuse_fake(program)
+        whole = integers.is_integer(program)
+        # What islands give comes out, too: only then can be told what follows from it.
+        islands = integers.float_islands(program) if whole else []
         batch = self.batch if program.dynamic_batch else None
         examples = draw_inputs(program, batch, None)
-        description = describe(program, examples, leaves.computed)
-        inputs, outputs = _specs(description, leaves)
+        wanted = [*leaves.computed, *islands]
+        description = describe(program, examples, wanted)
+        inputs, outputs = _specs(description)
+        count = len(leaves.computed)
+        outputs, shown = outputs[:count], outputs[count:]
         manifest = new_manifest(self, program, leaves, inputs, outputs, plan_json, WANTED)
         folder = Path(tempfile.mkdtemp(prefix="narrows-"))
         artifact = Artifact.owning(folder, manifest)  # from here on the folder goes with it
 
         def prepare(job: Path) -> None:
             if self.importer == "tvm":
-                export(program, examples, leaves.computed, job / EXPORTED)
+                export(program, examples, wanted, job / EXPORTED)
 
         made = compile_in_child(description, self._options(), folder, _tell, prepare)
         _raise_refusal(made, program, self)
@@ -111,13 +118,16 @@ class TvmTarget(Target):
             "runs_here": device.runs_here,
         }
         manifest["build"] = made
+        manifest["islands"] = shown
         if made.get("unscheduled"):
-            count = len(made["unscheduled"])
-            message = f"{count} of {made['kernels']} kernels have no schedule and may be slow"
+            slow = f"{len(made['unscheduled'])} of {made['kernels']} kernels"
+            message = f"{slow} have no schedule and may be slow"
             add_note(manifest, "schedule", made["unscheduled"][0], message)
         if self.check and device.runs_here and made["linked"]:
-            checked = check(artifact, reference or program, batch, self.samples)
+            checked = check(artifact, reference or program, batch, self.samples, exact=whole)
             manifest["fidelity"] = checked.fidelity
+            if whole:
+                integers.add_golden(artifact, reference or program)
             if checked.flat:
                 add_note(manifest, "check", program.output.name, FLAT)
         elif not (device.runs_here and made["linked"]):
@@ -152,20 +162,18 @@ def _tell(line: str) -> None:
         print(line, file=sys.stderr)
 
 
-def _specs(
-    description: Description, leaves: Leaves
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _specs(description: Description) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return name, shape and dtype of what goes in and comes out."""
     graph = description.graph
     known = {n["name"]: n for n in (*graph["inputs"], *graph["nodes"])}
     for name, array in description.weights.items():
         known[name] = {"shape": list(array.shape), "dtype": array.dtype.name}
+    keys = ("shape", "dtype")
     outputs = [
-        {"name": node.name, "shape": known[name]["shape"], "dtype": known[name]["dtype"]}
-        for node, name in zip(leaves.computed, graph["outputs"], strict=True)
+        {"name": node.name, **{k: known[name][k] for k in keys}}
+        for node, name in zip(description.outputs, graph["outputs"], strict=True)
     ]
-    keys = ("name", "shape", "dtype")
-    return [{k: spec[k] for k in keys} for spec in graph["inputs"]], outputs
+    return [{k: spec[k] for k in ("name", *keys)} for spec in graph["inputs"]], outputs
 
 
 def _raise_refusal(made: dict[str, Any], program: Program, target: TvmTarget) -> None:

@@ -190,8 +190,17 @@ def _buffers(function: tirx.PrimFunc) -> list[tuple[tuple[int, ...], str]]:
 
 def _operands(function: tirx.PrimFunc) -> list[Any]:
     generator = np.random.default_rng(0)
-    arrays = [generator.random(shape).astype(dtype) for shape, dtype in _buffers(function)]
+    arrays = [_filled(generator, shape, dtype) for shape, dtype in _buffers(function)]
     return [tvm.runtime.tensor(a, tvm.cpu()) for a in arrays]
+
+
+def _filled(generator: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """Return numbers that a kernel may be given: whole ones may be places, or divisors."""
+    if np.dtype(dtype).itemsize == 1:
+        return generator.integers(0, 100, shape).astype(dtype)
+    if np.dtype(dtype).kind in "iu":
+        return np.ones(shape, dtype)
+    return generator.random(shape).astype(dtype)
 
 
 def _timed(function: tirx.PrimFunc, arguments: list[Any], target: tvm.target.Target) -> float:

@@ -20,6 +20,10 @@ from narrows.ir.integer.grid import Grid
 SAFE = 2**31
 EXACT = 2**24
 
+# A result that is more than 31 bits to the right of its accumulator is zero whatever comes in;
+# one that is further left than this overflows whatever comes in.
+SHIFTS = range(-23, 32)
+
 
 def accumulator_bound(
     weight: Tensor, bias: Tensor | None, grid: Grid, axis: int = 0, groups: int = 1

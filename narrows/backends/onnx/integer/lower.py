@@ -10,6 +10,7 @@ import onnx
 import torch
 from torch import fx
 
+from narrows.backends.integers import of_narrows
 from narrows.backends.onnx.integer import moves, portable, qdq, qlinear
 from narrows.backends.onnx.integer.graph import Graph
 from narrows.backends.onnx.integer.islands import write_island
@@ -18,7 +19,7 @@ from narrows.ir.graph import live_nodes
 from narrows.ir.integer.bounds import EXACT, accumulator_bound
 from narrows.ir.integer.grid import HALF_UP
 from narrows.ir.ops.args import arguments
-from narrows.ir.program import Meta, Program, op_name, where
+from narrows.ir.program import Meta, Program, op_name
 
 FORMS: dict[str, dict[str, Callable[[Graph, fx.Node], None]]] = {
     "qdq": qdq.FORM,
@@ -28,22 +29,6 @@ FORMS: dict[str, dict[str, Callable[[Graph, fx.Node], None]]] = {
 
 # Beyond this shift a result can lie among the codes while its accumulator is no float32.
 EXACT_SHIFT = 16
-
-
-def is_integer(program: Program) -> bool:
-    """Whether a program is one that ``fold-shifts`` made."""
-    return any(Meta(n).grid is not None for n in program.graph.nodes)
-
-
-def refuse_fake(program: Program) -> None:
-    """Raise `LowerError` for a fake-quantized program."""
-    for node in program.graph.nodes:
-        if _narrows(node) and op_name(node).startswith("fake_"):
-            raise LowerError(
-                f"{program.name} is fake-quantized: its integers are not folded yet",
-                where=where(node),
-                hint="run the pass fold-shifts, or lower what narrows.quantize calls `program`",
-            )
 
 
 def lower(program: Program, outputs: list[fx.Node], form: str, opset: int) -> onnx.ModelProto:
@@ -73,7 +58,7 @@ def lower(program: Program, outputs: list[fx.Node], form: str, opset: int) -> on
     for node in live_nodes(program.graph):
         if node.op != "call_function" or Meta(node).size is not None:
             continue
-        if _narrows(node):
+        if of_narrows(node):
             if form != "integer":
                 _check_exact(graph, node)
             table[str(node.target._opname)](graph, node)  # type: ignore[union-attr]
@@ -90,12 +75,8 @@ def lower(program: Program, outputs: list[fx.Node], form: str, opset: int) -> on
 
 def rounds_up(program: Program) -> bool:
     """Whether the shifts of an integer program round ties up."""
-    calls = (n for n in program.graph.nodes if _narrows(n))
+    calls = (n for n in program.graph.nodes if of_narrows(n))
     return any(arguments(n).get("rounding") == HALF_UP for n in calls)
-
-
-def _narrows(node: fx.Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "narrows"
 
 
 def _on_codes(node: fx.Node) -> bool:
@@ -143,4 +124,4 @@ def _name_outputs(graph: Graph, outputs: list[fx.Node]) -> None:
             graph.add("Identity", [graph.renamed.pop(node)], node.name)
 
 
-__all__ = ["FORMS", "is_integer", "lower", "refuse_fake"]
+__all__ = ["FORMS", "lower"]

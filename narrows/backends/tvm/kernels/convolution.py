@@ -51,8 +51,14 @@ class Window:
         return any(self.before) or any(self.after) or any(u > 1 for u in self.stuffing)
 
 
-def padded(x: Any, window: Window) -> Any:
-    """Return ``[N, *spatial, C]`` with the window's zeros around and between."""
+def padded(x: Any, window: Window, zero: int = 0) -> Any:
+    """Return ``[N, *spatial, C]`` with the window's zeros around and between.
+
+    Args:
+        x: The operand.
+        window: Where the zeros are.
+        zero: What stands for zero: the zero point of codes.
+    """
     if not window.pads:
         return x
     sizes = [int(s) for s in x.shape[1:-1]]
@@ -60,7 +66,7 @@ def padded(x: Any, window: Window) -> Any:
         (s - 1) * u + 1 + b + a
         for s, u, b, a in zip(sizes, window.stuffing, window.before, window.after, strict=True)
     ]
-    zero = tirx.const(0, x.dtype)
+    fill = tirx.const(zero, x.dtype)
 
     def at(n: Any, *index: Any) -> Any:
         *place, c = index
@@ -76,7 +82,7 @@ def padded(x: Any, window: Window) -> Any:
                 tests.append(tirx.floormod(i - b, u) == 0)
             source.append(tirx.floordiv(i - b, u) if u > 1 else i - b)
         value = x[(n, *source, c)]
-        return tirx.if_then_else(tirx.all(*tests), value, zero) if tests else value
+        return tirx.if_then_else(tirx.all(*tests), value, fill) if tests else value
 
     shape = (x.shape[0], *full, x.shape[-1])
     return te.compute(shape, at, name="padding", attrs={ROLE: PADDING})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,38 +46,27 @@ def pooling(pool: Pool) -> Callable[[Any], Any]:
         shape = (x.shape[0], *pool.outputs, x.shape[-1])
         beyond = _beyond(pool, sizes)
 
-        def spots(place: Any) -> list[Any]:
-            return [
-                i * s + k * d - p
-                for i, s, k, d, p in zip(
-                    place, pool.stride, axes, pool.dilation, pool.padding, strict=True
-                )
-            ]
-
-        def inside(place: Any) -> list[Any]:
-            zipped = zip(spots(place), sizes, beyond, strict=True)
-            return [t for spot, size, out in zipped if out for t in (spot >= 0, spot < size)]
-
         def largest(n: Any, *index: Any) -> Any:
             *place, c = index
             if max(pool.dilation) == 1:
                 # An element met twice does not change a maximum: the border stands for what is
                 # beyond it.
-                zipped = zip(spots(place), sizes, beyond, strict=True)
+                zipped = zip(_spots(pool, place, axes), sizes, beyond, strict=True)
                 near = [
                     tirx.max(tirx.min(spot, size - 1), 0) if out else spot
                     for spot, size, out in zipped
                 ]
                 return te.max(x[(n, *near, c)], axis=axes)
-            tests, value = inside(place), x[(n, *spots(place), c)]
+            spots, tests = spots_of(pool, sizes, place, axes)
+            value = x[(n, *spots, c)]
             if tests:
                 value = tirx.if_then_else(tirx.all(*tests), value, tirx.min_value(x.dtype))
             return te.max(value, axis=axes)
 
         def total(n: Any, *index: Any) -> Any:
             *place, c = index
-            tests = inside(place)
-            value = x[(n, *spots(place), c)]
+            spots, tests = spots_of(pool, sizes, place, axes)
+            value = x[(n, *spots, c)]
             if tests:
                 value = tirx.if_then_else(tirx.all(*tests), value, tirx.const(0, x.dtype))
             return te.sum(value, axis=axes)
@@ -95,7 +84,28 @@ def pooling(pool: Pool) -> Callable[[Any], Any]:
     return compute
 
 
-def _beyond(pool: Pool, sizes: list[int]) -> list[bool]:
+def spots_of(
+    pool: Pool, sizes: Sequence[int], place: Sequence[Any], axes: Sequence[Any]
+) -> tuple[list[Any], list[Any]]:
+    """Return where an element of a window lies in the operand, and the tests that it does.
+
+    Args:
+        pool: The pooling.
+        sizes: The operand's spatial sizes.
+        place: The window's index.
+        axes: The element's.
+    """
+    spots = _spots(pool, place, axes)
+    zipped = zip(spots, sizes, _beyond(pool, sizes), strict=True)
+    return spots, [t for spot, size, out in zipped if out for t in (spot >= 0, spot < size)]
+
+
+def _spots(pool: Pool, place: Sequence[Any], axes: Sequence[Any]) -> list[Any]:
+    zipped = zip(place, pool.stride, axes, pool.dilation, pool.padding, strict=True)
+    return [i * s + k * d - p for i, s, k, d, p in zipped]
+
+
+def _beyond(pool: Pool, sizes: Sequence[int]) -> list[bool]:
     """Return per axis whether a window reaches out of the operand."""
     zipped = zip(
         pool.outputs, pool.stride, pool.kernel, pool.dilation, pool.padding, sizes, strict=True

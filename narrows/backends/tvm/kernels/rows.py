@@ -16,10 +16,29 @@ from narrows.backends.tvm.kernels import ROLE, ROWS
 _ATTRS = {ROLE: ROWS}
 
 
-def _reduced(x: Any, size: int, lanes: int, function: Any, name: str, combine: Any = te.sum) -> Any:
-    """Reduce rows; their length is rounded up to whole vectors, and what is beyond left out."""
+def reduced(
+    x: Any,
+    size: int,
+    lanes: int,
+    function: Any,
+    name: str,
+    combine: Any = te.sum,
+    dtype: str = "",
+) -> Any:
+    """Reduce rows; their length is rounded up to whole vectors, and what is beyond left out.
+
+    Args:
+        x: The rows.
+        size: Their length.
+        lanes: How many numbers a vector holds.
+        function: Takes the index of a row and of an element, and returns what is reduced.
+        name: The name of the block.
+        combine: The reduction.
+        dtype: Of what is reduced, where it is not that of ``x``.
+    """
     k = te.reduce_axis((0, -(-size // lanes) * lanes), name="k")
-    neutral = tirx.const(0, x.dtype) if combine is te.sum else tirx.min_value(x.dtype)
+    dtype = dtype or x.dtype
+    neutral = tirx.const(0, dtype) if combine is te.sum else tirx.min_value(dtype)
 
     def at(*i: Any) -> Any:
         value = function(i, k)
@@ -35,9 +54,9 @@ def softmax(size: int, lanes: int, log: bool) -> Callable[[Any], Any]:
 
     def compute(x: Any) -> Any:
         shape = (*x.shape[:-1], size)
-        top = _reduced(x, size, lanes, lambda i, k: x[(*i, k)], "top", te.max)
+        top = reduced(x, size, lanes, lambda i, k: x[(*i, k)], "top", te.max)
         if log:
-            total = _reduced(x, size, lanes, lambda i, k: tirx.exp(x[(*i, k)] - top[i]), "total")
+            total = reduced(x, size, lanes, lambda i, k: tirx.exp(x[(*i, k)] - top[i]), "total")
             return te.compute(
                 shape,
                 lambda *i: x[i] - top[i[:-1]] - tirx.log(total[i[:-1]]),
@@ -47,7 +66,7 @@ def softmax(size: int, lanes: int, log: bool) -> Callable[[Any], Any]:
         lifted = te.compute(
             shape, lambda *i: tirx.exp(x[i] - top[i[:-1]]), name="lifted", attrs=_ATTRS
         )
-        total = _reduced(lifted, size, lanes, lambda i, k: lifted[(*i, k)], "total")
+        total = reduced(lifted, size, lanes, lambda i, k: lifted[(*i, k)], "total")
         return te.compute(shape, lambda *i: lifted[i] / total[i[:-1]], name="softmax", attrs=_ATTRS)
 
     return compute
@@ -65,11 +84,11 @@ def layer_norm(size: int, lanes: int, eps: float, centred: bool) -> Callable[...
         small = tirx.const(eps, x.dtype)
         moved = x
         if centred:
-            total = _reduced(x, size, lanes, lambda i, k: x[(*i, k)], "total")
+            total = reduced(x, size, lanes, lambda i, k: x[(*i, k)], "total")
             moved = te.compute(
                 shape, lambda *i: x[i] - total[i[:-1]] * share, name="moved", attrs=_ATTRS
             )
-        power = _reduced(moved, size, lanes, lambda i, k: moved[(*i, k)] * moved[(*i, k)], "power")
+        power = reduced(moved, size, lanes, lambda i, k: moved[(*i, k)] * moved[(*i, k)], "power")
 
         def at(*i: Any) -> Any:
             y = moved[i] * tirx.rsqrt(power[i[:-1]] * share + small)

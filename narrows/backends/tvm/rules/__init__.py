@@ -7,7 +7,13 @@ from narrows.backends.tvm.rules import (
     attention as attention,
 )
 from narrows.backends.tvm.rules import (
+    codes as codes,
+)
+from narrows.backends.tvm.rules import (
     contractions as contractions,
+)
+from narrows.backends.tvm.rules import (
+    integers as integers,
 )
 from narrows.backends.tvm.rules import (
     layout as layout,

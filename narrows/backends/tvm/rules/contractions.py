@@ -47,6 +47,30 @@ def _transposed(low: Lowering, call: Call) -> Value:
     stride, dilation, padding, more = (
         _spread(call.args[k], rank) for k in ("stride", "dilation", "padding", "output_padding")
     )
+    flipped, window = transposed_window(low, weight, stride, padding, more, dilation, groups)
+    return _slide(low, call, flipped, window, groups, wants=call.shape[2:])
+
+
+def transposed_window(
+    low: Lowering,
+    weight: np.ndarray,
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    more: tuple[int, ...],
+    dilation: tuple[int, ...],
+    groups: int,
+) -> tuple[np.ndarray, Window]:
+    """Return the weight ``[O, I, *kernel]`` and the window of a transposed convolution.
+
+    Args:
+        low: The lowering.
+        weight: ``[I, O / groups, *kernel]``.
+        stride: Steps between the operand's elements in the result.
+        padding: What is cut off the result.
+        more: What is added to it.
+        dilation: Steps between the kernel's elements.
+        groups: How many groups there are.
+    """
     inputs, outputs = weight.shape[:2]
     split = weight.reshape(groups, inputs // groups, outputs, *weight.shape[2:])
     turned = split.swapaxes(1, 2).reshape(groups * outputs, inputs // groups, *weight.shape[2:])
@@ -56,8 +80,8 @@ def _transposed(low: Lowering, call: Call) -> Value:
     after = tuple(b + m for b, m in zip(before, more, strict=True))
     if min(*before, *after) < 0:
         raise low.refuse("a transposed convolution that is padded by more than its kernel")
-    window = Window(weight.shape[2:], (1,) * rank, before, after, dilation, stride)
-    return _slide(low, call, flipped, window, groups, wants=call.shape[2:])
+    window = Window(weight.shape[2:], (1,) * len(reach), before, after, dilation, stride)
+    return np.ascontiguousarray(flipped), window
 
 
 def _spread(value: Any, rank: int) -> tuple[int, ...]:
@@ -198,15 +222,23 @@ def multiplied(low: Lowering, a: Value, b: Value, dtype: str) -> Value:
 
 def _batched(low: Lowering, a: Value, b: Value, dtype: str) -> Value:
     """Return ``[..., M, K]`` times ``[..., K, N]``; the leading axes broadcast."""
-    lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-    (rows, inner), columns = a.shape[-2:], b.shape[-1]
-    count = math.prod(lead)
-    a = _matrices(low, a, lead)
-    b = _matrices(low, b, lead if math.prod(b.shape[:-2]) != 1 else ())
+    inner = a.shape[-1]
+    a, b, lead = as_matrices(low, a, b)
+    rows, columns = a.shape[-2], b.shape[-1]
     b = low.widened(b, low.rounded(columns, dtype))
     expr = low.kernel(kernels.product(inner), low.expr(a), b.expr, name="matmul")
-    flat = Value((count, rows, columns), dtype, (0, 1, 2), b.width, expr)
+    flat = Value((math.prod(lead), rows, columns), dtype, (0, 1, 2), b.width, expr)
     return low.reshaped(flat, (*lead, rows, columns))
+
+
+def as_matrices(low: Lowering, a: Value, b: Value) -> tuple[Value, Value, tuple[int, ...]]:
+    """Return two operands of a product as ``[B, M, K]`` and ``[B or 1, K, N]``, and their lead."""
+    lead = tuple(np.broadcast_shapes(a.shape[:-2], b.shape[:-2]))
+    return (
+        _matrices(low, a, lead),
+        _matrices(low, b, lead if math.prod(b.shape[:-2]) != 1 else ()),
+        lead,
+    )
 
 
 def _matrices(low: Lowering, value: Value, lead: tuple[int, ...]) -> Value:

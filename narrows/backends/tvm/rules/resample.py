@@ -46,10 +46,11 @@ def resampled(
     def gather(source: Any, where: Any, scale: Any) -> Any:
         def at(*index: Any) -> Any:
             terms = [
-                source[(*index[:place], where[index[place], tap], *index[place + 1 :])]
-                * (1 if plain else scale[index[place], tap])
+                source(*index[:place], where[index[place], tap], *index[place + 1 :])
                 for tap in range(taps)
             ]
+            if not plain:  # a product of small whole numbers would be wider than they are
+                terms = [t * scale[index[place], tap] for tap, t in enumerate(terms)]
             total = terms[0]
             for term in terms[1:]:
                 total = total + term

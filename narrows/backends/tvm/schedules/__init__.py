@@ -4,5 +4,6 @@
 """
 
 from narrows.backends.tvm.schedules.apply import Choice, choices, scheduled
+from narrows.backends.tvm.schedules.dots import DOTS
 
-__all__ = ["Choice", "choices", "scheduled"]
+__all__ = ["DOTS", "Choice", "choices", "scheduled"]

@@ -10,7 +10,7 @@ from typing import Any
 from tvm import s_tir, tirx
 
 from narrows.backends.tvm.devices import Machine
-from narrows.backends.tvm.kernels import CONTRACTION, DEPTHWISE, ROWS, WINDOW
+from narrows.backends.tvm.kernels import CONTRACTION, DEPTHWISE, DOT, ROWS, WINDOW
 from narrows.backends.tvm.schedules.elementwise import schedule_elementwise
 from narrows.backends.tvm.schedules.loops import Kernel
 from narrows.backends.tvm.schedules.rows import schedule_rows
@@ -56,30 +56,44 @@ class Choice:
 def choices(function: tirx.PrimFunc, machine: Machine) -> list[Choice]:
     """Return the choices for a kernel, the most promising first; at least one."""
     kernel = Kernel(function)
-    main = kernel.with_role(CONTRACTION, DEPTHWISE, WINDOW)
+    main = kernel.with_role(CONTRACTION, DOT, DEPTHWISE, WINDOW)
     if main is None:
         return [Choice()]
     rows, channels = kernel.extents(main)[-2:]
-    if kernel.role(main) == CONTRACTION:
+    if kernel.role(main) in (CONTRACTION, DOT):
         steps = math.prod(kernel.reductions(main))
-        return _contractions(rows, channels, steps, machine, kernel.dtype(main))
+        whole = kernel.role(main) == DOT and bool(machine.dot)
+        depth = steps * (1 if kernel.role(main) == DOT else 4)
+        return _contractions(rows, channels, depth, machine, kernel.dtype(main), whole)
     return _windows(rows, channels, machine, kernel.dtype(main))
 
 
 def _contractions(
-    rows: int, channels: int, steps: int, machine: Machine, dtype: str
+    rows: int, channels: int, depth: int, machine: Machine, dtype: str, whole: bool
 ) -> list[Choice]:
+    """Return the choices for sums over ``depth`` bytes of weights a channel.
+
+    Args:
+        rows: Rows of the result.
+        channels: Channels of the result.
+        depth: The bytes.
+        machine: What it is made for.
+        dtype: Of the sums.
+        whole: Whether tiles have to divide the rows; TVM puts no instruction into what remains.
+    """
     lanes = machine.lanes_of(dtype)
     blocks = channels // lanes
     if channels % lanes:
-        return [Choice(min(rows, 4), 1, SPACE)]
-    heavy = channels * steps * 4 > NEAR
+        return [Choice(1 if whole else min(rows, 4), 1, SPACE)]
+    heavy = channels * depth > NEAR
     orders = (CHANNELS, SPACE) if heavy else (SPACE, CHANNELS)
     found = []
     for vectors in (1, 2, 3, 4, 6, 8):
         if blocks % vectors:
             continue
         for tile in range(1, min(rows, 28) + 1):
+            if whole and rows % tile:
+                continue
             if tile * vectors + vectors + 1 <= machine.registers:
                 found.append((_cost(rows, blocks, tile, vectors, machine.registers), tile, vectors))
     found.sort()
@@ -129,9 +143,9 @@ def scheduled(function: tirx.PrimFunc, choice: Choice, machine: Machine) -> tirx
 
 
 def _schedule(kernel: Kernel, choice: Choice, machine: Machine) -> None:
-    main = kernel.with_role(CONTRACTION, DEPTHWISE, WINDOW)
+    main = kernel.with_role(CONTRACTION, DOT, DEPTHWISE, WINDOW)
     if main is not None:
-        unrolled = kernel.role(main) != CONTRACTION
+        unrolled = kernel.role(main) in (DEPTHWISE, WINDOW)
         schedule_tiled(kernel, main, choice.rows, choice.vectors, choice.outer, unrolled, machine)
         return
     if kernel.with_role(ROWS) is not None:

@@ -66,6 +66,18 @@ class Kernel:
         """Return the sizes of the axes that a block sums over."""
         return self._axes(rv, reduction=True)
 
+    def follows(self, rv: Any, main: Any) -> bool:
+        """Whether a block computes each element from the same element of what ``main`` writes."""
+        if self.extents(rv) != self.extents(main):
+            return False
+        block, written = self.block(rv), self.block(main).writes[0].source
+        axes = [axis for axis in block.iter_vars if axis.iter_type != REDUCTION]
+        for read in block.reads:
+            if read.source.same_as(written):
+                pairs = zip(read.region, axes, strict=True)
+                return all(r.min.same_as(a.var) or int(a.dom.extent) == 1 for r, a in pairs)
+        return False
+
     # ------------------------------------------------------------------ steps
 
     def inline(self, keep: Sequence[Any]) -> Any:

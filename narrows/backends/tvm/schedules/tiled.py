@@ -10,7 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 from narrows.backends.tvm.devices import Machine
-from narrows.backends.tvm.kernels import PADDING
+from narrows.backends.tvm.kernels import COLUMNS, DOT, PADDING
+from narrows.backends.tvm.kernels.dots import QUAD
+from narrows.backends.tvm.schedules import dots
 from narrows.backends.tvm.schedules.elementwise import spread
 from narrows.backends.tvm.schedules.loops import PARTITION, REDUCTION, Kernel
 
@@ -38,13 +40,15 @@ def schedule_tiled(
         machine: What it is made for.
     """
     schedule = kernel.schedule
-    last = kernel.inline([main])
+    columns = kernel.with_role(COLUMNS)
+    last = kernel.inline([main] if columns is None else [main, columns])
     padding = kernel.with_role(PADDING)
     if kernel.same(last, main):
         last = schedule.cache_write(main, 0, "local")
-    elif kernel.extents(last) != kernel.extents(main):
+    elif not kernel.follows(last, main):
         spread(kernel, last, machine)  # a result that is broadcast is used in a loop of its own
         last = schedule.cache_write(main, 0, "local")
+    instruction = _instruction(kernel, main, machine)
     lanes = min(machine.lanes_of(kernel.dtype(main)), kernel.extents(main)[-1])
     *lead, row, channel = schedule.get_loops(last)[-len(kernel.extents(main)) :]
     size, width = kernel.extent(row), kernel.extent(channel)
@@ -66,19 +70,49 @@ def schedule_tiled(
         at = block
     schedule.compute_at(main, at, preserve_unit_loops=True)
     schedule.set_scope(main, 0, "local")
+    if columns is not None:
+        _keep_columns(kernel, columns, at, lanes)
     sums = len(kernel.reductions(main))
     loops = schedule.get_loops(main)
     around = loops[len(loops) - sums :]
     position_, channel_ = loops[len(loops) - sums - 2 : len(loops) - sums]
     vector_, lane_ = schedule.split(channel_, [None, lanes])
-    schedule.reorder(*around, position_, vector_, lane_)
+    # A dot product by fours takes the innermost loop of the sum with the lanes.
+    inside = [around.pop()] if instruction and kernel.role(main) == DOT else []
+    schedule.reorder(*around, position_, vector_, lane_, *inside)
     for loop in (position, vector, position_, vector_, *(around if unrolled else ())):
         schedule.unroll(loop)
-    for loop in (lane, lane_):
-        schedule.vectorize(loop)
-    schedule.decompose_reduction(main, around[0])
+    schedule.vectorize(lane)
+    if not instruction:
+        schedule.vectorize(lane_)
+    start = schedule.decompose_reduction(main, around[0])
+    if instruction:
+        schedule.vectorize(schedule.get_loops(start)[-1])
+        schedule.tensorize(lane_, instruction)
     if padding is not None:
         spread(kernel, padding, machine)
+
+
+def _instruction(kernel: Kernel, main: Any, machine: Machine) -> str:
+    """Return TVM's name of the dot product that computes a block, if one does."""
+    if not machine.dot:
+        return ""
+    if kernel.with_role(COLUMNS) is not None:
+        return dots.lanes(machine.dot)
+    whole = kernel.role(main) == DOT and kernel.reductions(main)[-1] == QUAD
+    return dots.broadcast(machine.dot) if whole else ""
+
+
+def _keep_columns(kernel: Kernel, columns: Any, at: Any, lanes: int) -> None:
+    """Pack the columns that a tile reads, into registers."""
+    schedule = kernel.schedule
+    schedule.compute_at(columns, at, preserve_unit_loops=True)
+    schedule.set_scope(columns, 0, "local")
+    *loops, channel = schedule.get_loops(columns)[-len(kernel.extents(columns)) :]
+    vector, lane = schedule.split(channel, [None, lanes])
+    for loop in (*loops, vector):
+        schedule.unroll(loop)
+    schedule.vectorize(lane)
 
 
 def schedule_reduction(kernel: Kernel, machine: Machine) -> None:

@@ -1,0 +1,122 @@
+"""Where the cost tables of a runtime are: measured on this machine, else the one narrows ships.
+
+A table measured here lies under the user's cache folder, one file per runtime, version, processor
+and number of threads, and is written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from narrows.errors import NarrowsError
+
+if TYPE_CHECKING:
+    from narrows.ir.cost import CostTable
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The cost tables of one runtime.
+
+    Attributes:
+        runtime: The package that runs programs.
+        file: The table that comes with narrows.
+    """
+
+    runtime: str
+    file: Path
+
+    def version(self) -> str:
+        """Return the installed version of the runtime, or nothing."""
+        try:
+            return importlib.metadata.version(self.runtime)
+        except importlib.metadata.PackageNotFoundError:
+            return ""
+
+    def path(self, threads: int = 1) -> Path:
+        """Return the file that this machine's table has."""
+        key = f"{self.version()}|{cpu_name()}|{threads}"
+        digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+        return cache_folder() / f"{self.runtime}-{digest}.json"
+
+    def current(self, threads: int = 1) -> CostTable:
+        """Return the table measured on this machine, else the shipped one."""
+        return self.cached(threads) or self.shipped()
+
+    def cached(self, threads: int = 1) -> CostTable | None:
+        """Return the table measured on this machine, or ``None``; one that is damaged is none."""
+        path = self.path(threads)
+        try:
+            stamp = path.stat().st_mtime_ns
+        except OSError:
+            return None
+        table = _load(path, stamp)
+        if table is None or (table.runtime, table.cpu) != (self.version(), cpu_name()):
+            return None
+        return table if table.threads == threads else None
+
+    def shipped(self) -> CostTable:
+        """Return the table that comes with narrows; its ``made`` says where it was measured."""
+        return _shipped(self.file)
+
+    def keep(self, table: CostTable, path: Path | None = None) -> Path:
+        """Write a table to the cache, or to ``path``, and return the file."""
+        path = path or self.path(table.threads)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=path.name, dir=path.parent)
+        os.close(handle)
+        try:
+            table.save(Path(name))
+            os.replace(name, path)
+        finally:
+            Path(name).unlink(missing_ok=True)
+        return path
+
+
+def cache_folder() -> Path:
+    """Return where tables are kept: $NARROWS_CACHE, else narrows under the user's caches."""
+    own = os.environ.get("NARROWS_CACHE")
+    if own:
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "narrows"
+
+
+def cpu_name() -> str:
+    """Return the processor's name and what of it decides the kernels that run."""
+    facts: dict[str, str] = {}
+    with suppress(OSError):
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        for line in text.splitlines():
+            key, _, value = line.partition(":")
+            facts.setdefault(key.strip(), value.strip())
+    name = facts.get("model name") or platform.processor() or platform.machine()
+    kind = "/".join(facts[key] for key in ("cpu family", "model") if facts.get(key))
+    flags = facts.get("flags", "").split()
+    wide = next((f for f in ("avx512f", "avx2", "avx") if f in flags), "")
+    return " ".join(part for part in (name, kind, wide) if part)
+
+
+@cache
+def _load(path: Path, stamp: int) -> CostTable | None:
+    from narrows.ir.cost import CostTable
+
+    try:
+        return CostTable.load(path)
+    except NarrowsError:
+        return None
+
+
+@cache
+def _shipped(path: Path) -> CostTable:
+    from narrows.ir.cost import CostTable
+
+    return CostTable.load(path)

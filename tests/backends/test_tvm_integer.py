@@ -1,0 +1,197 @@
+"""Integer programs through TVM: the numbers of the interpreter; `lower` itself compares by ==."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from narrows.backends import lower
+from narrows.backends.tvm.versions import problem
+from narrows.ir.integer.grid import Grid
+from narrows.ir.integer.statistics import exponentials
+from narrows.ir.program import Meta, Program
+from tests.builder import Builder
+
+pytestmark = pytest.mark.skipif(bool(problem()), reason=problem() or "tvm is there")
+
+ops: Any = torch.ops.narrows
+aten = torch.ops.aten
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NARROWS_CACHE", str(tmp_path / "cache"))
+
+
+class Codes(Builder):
+    """A program of integer operators; every result is an output."""
+
+    def __init__(self, rounding: str, *shapes: tuple[int, ...]) -> None:
+        super().__init__(*shapes)
+        self.random = torch.Generator().manual_seed(0)
+        self.rounding = rounding
+        self.examples = tuple(self.bytes(s).to(torch.uint8) for s in shapes)
+        self.outputs: list[Any] = []
+
+    def bytes(self, shape: tuple[int, ...], low: int = 0, high: int = 256) -> Tensor:
+        return torch.randint(low, high, shape, generator=self.random)
+
+    def number(self, tensor: Tensor) -> Any:
+        return self.weight(f"w{len(self.weights)}", tensor)
+
+    def add(self, name: str, *args: Any) -> Any:
+        how = {} if name in ("lookup", "dequantize") else {"rounding": self.rounding}
+        made = self.call(getattr(ops, name).default, *args, **how)
+        self.outputs.append(made)
+        return made
+
+    def conv(  # type: ignore[override]
+        self,
+        x: Any,
+        shape: tuple[int, ...],
+        *,
+        shifts: list[int] | None = None,
+        zeros: tuple[int, int] = (128, 128),
+        clip: tuple[int, int] = (0, 255),
+        stride: int = 1,
+        padding: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        bias: int = 4000,
+        weight: int = 128,
+        turned: bool = False,
+    ) -> Any:
+        rank, channels = len(shape) - 2, shape[1] * groups if turned else shape[0]
+        by = shifts or [9 + i % 3 for i in range(channels)]
+        head = (
+            x, self.number(self.bytes(shape, 1 - weight, weight).to(torch.int8)),
+            self.number(self.bytes((channels,), -bias, bias).to(torch.int32)) if bias else None,
+            by, zeros[0], zeros[1], *clip, [stride] * rank, [padding] * rank,
+        )  # fmt: skip
+        more = [[0] * rank] if turned else []
+        name = "conv_transpose" if turned else "conv"
+        return self.add(name, *head, *more, [dilation] * rank, groups)
+
+    def finished(self) -> Program:
+        program = self.program(*self.outputs)
+        Meta(self.outputs[0]).grid = Grid(0, 128)  # by which a program is known as one of integers
+        return program
+
+
+def layers(rounding: str, few: bool = False) -> Program:
+    b = Codes(rounding, (1, 3, 9, 8), (1, 20, 7), (2, 5, 21), (1, 6, 4, 4, 4))
+    image, signal, rows, volume = b.inputs
+    x = b.conv(image, (20, 3, 3, 3), clip=(128, 255))
+    b.conv(x, (33, 20, 1, 1), padding=0, shifts=[8], bias=0, zeros=(0, 0))
+    b.conv(x, (20, 1, 3, 3), groups=20, clip=(3, 200))
+    b.conv(x, (20, 1, 5, 5), groups=20, stride=2, padding=2, zeros=(0, 128), shifts=[7])
+    if few:
+        return b.finished()
+    b.conv(x, (40, 1, 3, 3), groups=20, dilation=2)
+    b.conv(x, (24, 5, 3, 3), groups=4, stride=2)
+    b.conv(x, (20, 7, 3, 3), turned=True, stride=2, padding=1)
+    b.conv(x, (20, 1, 2, 2), turned=True, stride=2, padding=0, groups=20)
+    b.conv(signal, (17, 20, 5), padding=2)
+    b.conv(signal, (20, 1, 3), groups=20)
+    b.conv(volume, (9, 6, 2, 2, 2))
+    # Shifts to the left, by nothing, by everything; sums beyond what float32 or 32 bits hold.
+    b.conv(x, (16, 20, 1, 1), padding=0, weight=2, shifts=[-3, -9, -40, 0, 1, 31, 33, 60] * 2)
+    b.conv(x, (16, 20, 1, 1), padding=0, shifts=[17, 18, 22, 24] * 4, bias=2**27)
+    b.conv(x, (16, 20, 1, 1), padding=0, shifts=[23] * 16, bias=2**31 - 2**20)
+    b.conv(x, (16, 20, 1, 1), padding=0, shifts=[0], weight=3, zeros=(128, 0))
+    weight = b.number(b.bytes((13, 21), -127, 128).to(torch.int8))
+    y = b.add("linear", rows, weight, None, [8], 128, 128, 0, 255)
+    b.add("matmul", y, b.call(aten.transpose.int, y, 1, 2), 7, 128, 128, 128, 0, 255)
+    b.add("matmul", rows, b.call(aten.transpose.int, rows, 1, 2), 12, 0, 128, 0, 0, 255)
+    return b.finished()
+
+
+def others(rounding: str) -> Program:
+    b = Codes(rounding, (1, 3, 9, 8), (2, 5, 21), (1, 1, 9, 8), (3, 7))
+    image, rows, gate, flat = b.inputs
+    x = b.conv(image, (20, 3, 3, 3), clip=(128, 255))
+    y = b.conv(image, (20, 3, 1, 1), padding=0)
+    b.add("add", x, y, 0, 0, 0, 128, 128, 128, 0, 255)
+    b.add("add", x, y, 2, 0, 3, 128, 0, 128, 10, 250, -1)
+    b.add("add", x, gate, 0, 26, 27, 128, 0, 128, 0, 255)
+    b.add("add", x, y, 0, 3, -2, 128, 128, 0, 0, 255)
+    b.add("mul", x, gate, 7, 128, 0, 128, 0, 255)
+    b.add("mul", x, y, 20, 128, 128, 128, 0, 255)
+    b.add("rescale", x, 1, 128, 0, 0, 255)
+    b.add("rescale", y, -2, 128, 128, 64, 192)
+    b.add("concat", [x, y, gate], 1, [0, 1, -1], [128, 128, 0], 128, 0, 255)
+    b.add("concat", [rows, rows], 2, [0, 0], [128, 128], 128, 0, 255)
+    b.add("lookup", x, b.number(b.bytes((256,)).to(torch.uint8)))
+    b.add("mean", x, [2, 3], True, 0, 128, 128, 0, 255)
+    b.add("mean", x, [1], False, -2, 128, 128, 0, 255)
+    b.add("mean", rows, [0, 2], False, 1, 0, 0, 0, 255)
+    b.add("mean", flat, [1], True, 1, 0, 0, 0, 255)
+    b.add("mean", flat, [1], True, -26, 128, 128, 0, 255)
+    pools = (
+        ([2, 2], [2, 2], [0, 0], False, True, 0), ([3, 3], [2, 2], [1, 1], False, True, 1),
+        ([3, 3], [2, 2], [1, 1], True, False, -1), ([2, 3], [3, 2], [1, 0], True, True, 0),
+    )  # fmt: skip
+    for *how, by in pools:
+        b.add("average_pool", x, *how, by, 128, 128, 0, 255)
+    for exponent, zero in ((7, 0), (8, 0), (12, 0), (-1, 128)):
+        table = b.number(exponentials(4, 15))
+        b.add("softmax", rows, table, 2, exponent, zero, 0, 255)
+    b.add("softmax", x, b.number(exponentials(5, 12)), 1, 8, 0, 0, 255)
+    for shape, axes, value in (((21,), 1, rows), ((9, 8), 2, x)):
+        gain, offset = (b.number(torch.randn(shape, generator=b.random) * 40) for _ in range(2))
+        b.add("layer_norm", value, gain, offset, axes, 0.01, 128, 128, 0, 255)
+    z = b.add("dequantize", y, 4, 128)
+    b.add("quantize", z, 3, 128, 20, 255)
+    for target, *args in (
+        (aten.max_pool2d.default, [3, 3], [2, 2], [1, 1]), (aten.relu.default,),
+        (aten.constant_pad_nd.default, [1, 2, 0, 1], 128), (aten.flip.default, [1]),
+        (aten.upsample_nearest2d.vec, None, [2.0, 2.0]), (aten.amax.default, [1], True),
+        (aten.slice.Tensor, 1, 3, 17), (aten.permute.default, [0, 2, 3, 1]),
+    ):  # fmt: skip
+        b.outputs.append(b.call(target, x, *args))
+    return b.finished()
+
+
+PARTS = {"layers": layers, "others": others}
+
+
+@pytest.mark.parametrize(
+    ("part", "rounding"),
+    [
+        ("layers", "half_even"),
+        ("layers", "half_up"),
+        ("others", "half_even"),
+        ("others", "half_up"),
+    ],
+)
+def test_every_operator_is_the_interpreters(part: str, rounding: str) -> None:
+    artifact = lower(PARTS[part](rounding), "tvm", tune=0, samples=1)
+    assert artifact.fidelity["tolerance"] == artifact.fidelity["checked"][0]["error"] == 0.0
+    assert not artifact.manifest["build"]["unscheduled"]
+
+
+def features() -> set[str]:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return set(next((line for line in lines if line.startswith("flags")), "").split())
+
+
+# Processors of x86 without what is found here, by what has to be here to run their code.
+OLDER = {
+    "x86-64": "sse2",
+    "x86-64-v3": "avx2",
+    "skylake-avx512": "avx512bw",
+    "alderlake": "avx_vnni",
+}
+
+
+@pytest.mark.parametrize("mcpu", OLDER)
+def test_processors_without_the_instruction_add_the_same(mcpu: str) -> None:
+    if OLDER[mcpu] not in features():
+        pytest.skip(f"this processor has no {OLDER[mcpu]}")
+    artifact = lower(layers("half_even", few=True), "tvm", tune=0, mcpu=mcpu, samples=1)
+    assert artifact.fidelity["checked"][0]["error"] == 0.0

@@ -1,0 +1,218 @@
+"""Bad input to quantization: what is refused, in which words, and what extreme input is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import narrows
+from narrows.errors import NarrowsError, PassError, ProgramError, UsageError
+from narrows.ir.integer.bounds import EXACT
+from narrows.ir.program import Program, relative_error
+from tests.passes.test_quantize import images
+
+X = images(4, 3, 8, 8)
+
+
+class Two(nn.Module):
+    """Two convolutions and a linear layer, each with a bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
+        self.h = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.a(x))
+        x = F.relu(self.b(x))
+        return self.h(x.mean((2, 3)))
+
+
+def two(change: Callable[[Two], Any] | None = None) -> Program:
+    torch.manual_seed(0)
+    model = Two().eval()
+    if change is not None:
+        with torch.no_grad():
+            change(model)
+    return narrows.capture(model, (X[:2],), name="two")
+
+
+# ------------------------------------------------------------------ refused
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "lines"),
+    [
+        (None, UsageError, [
+            "there is no calibration data", "because the ranges of activations are measured on it",
+            "try: calibration=[images] or any iterable of inputs; an iterator is used up once",
+        ]),
+        (iter([]), UsageError, ["there is no calibration data"]),
+        (X, UsageError, ["the data is one Tensor, not batches", "try: put it into a list: [data]"]),
+        (np.zeros((1, 3, 8, 8)), UsageError, ["the data is one ndarray, not batches"]),
+        ({"x": X}, UsageError, ["the data is one dict, not batches"]),
+        (5, UsageError, ["the data is a int", "because it has to be an iterable"]),
+        ("images.npy", UsageError, ["the data is a str"]),
+        ([X.numpy()], UsageError, ["the data holds a ndarray"]),
+        ([X, X[:0]], UsageError, [
+            "batch 1 of the data has nothing in it", "at input x",
+            "because ranges are measured on it",
+        ]),
+        ([X.double()], UsageError, [
+            "batch 0 of the data is torch.float64, the program takes torch.float32", "at input x",
+            "try: convert it: x.to(torch.float32)",
+        ]),
+        ([X[:, :2]], ProgramError, ["input x has shape [4, 2, 8, 8], the program takes [b,3,8,8]"]),
+        ([(X, X)], ProgramError, [
+            "two was called with another structure than it was captured with",
+            "because its inputs are x; got 2 positional inputs",
+        ]),
+        ([{"y": X}], ProgramError, [
+            "two was called with another structure than it was captured with",
+            "because its inputs are x; got y",
+        ]),
+        ([X, X / 0], PassError, [
+            "calibration met NaN or infinity", "at x", "because no grid holds them",
+            "try: look for NaN in the calibration data",
+        ]),
+        ([X * 1e20], PassError, [
+            "the range of x cannot be quantized", "at x", "because it reaches from -3",
+            "try: scale the data, or skip the node",
+        ]),
+    ],
+)  # fmt: skip
+def test_data_that_is_none(data: Any, error: type[NarrowsError], lines: list[str]) -> None:
+    with pytest.raises(error) as caught:
+        narrows.quantize(two(), data)
+    got = [line.strip() for line in str(caught.value).splitlines()]
+    for line, wanted in zip(got, lines, strict=False):
+        assert line.startswith(wanted)
+
+
+def test_inputs_by_name_and_position_are_the_same() -> None:
+    plans = [narrows.quantize(two(), [item]).plan for item in (X, (X,), [X], {"x": X})]
+    assert all(plan == plans[0] for plan in plans)
+
+
+class Log(nn.Module):
+    """NaN in the middle, behind fine inputs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(torch.log(x)) + 1.0
+
+
+def test_nan_is_found_where_it_arises() -> None:
+    program = narrows.capture(Log().eval(), (X[:2].abs() + 1,))
+    with pytest.raises(PassError, match="calibration met NaN") as caught:
+        narrows.quantize(program, [X])
+    where = str(caught.value).splitlines()[1]
+    assert where.startswith("  at relu (")  # the first tensor with a grid behind it
+    assert "test_quant_refusals.py" in where
+    assert "torch.log(x)" in where
+
+
+@pytest.mark.parametrize("bits", [1, 40, 0, -3, 8.0, "8", None, True, [4], {"*": 1}])
+@pytest.mark.parametrize("what", ["weights", "activations"])
+def test_bits_that_codes_cannot_have(what: str, bits: Any) -> None:
+    with pytest.raises(UsageError) as caught:
+        narrows.quantize(two(), [X], **{what: bits})
+    first, why, hint = str(caught.value).splitlines()
+    assert first.startswith(f"{what} takes 2 to 8 bits, got ")
+    assert "one bit holds no sign" in why
+    assert hint == f"  try: {what}=8"
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"weights": {"zz": 4, "*": 8}}, UsageError, "weights has bits for 'zz', which matches"),
+        ({"activations": {"zz": 4, "*": 8}}, UsageError, "activations has bits for 'zz'"),
+        ({"percentile": "a"}, UsageError, "percentile lies above 0 and up to 100, got 'a'"),
+        ({"skip": 3}, UsageError, "skip takes globs, got 3"),
+        ({"skip": ["*"]}, PassError, "nothing of two can be quantized"),
+    ],
+)
+def test_options_that_are_none(
+    options: dict[str, Any], error: type[NarrowsError], text: str
+) -> None:
+    with pytest.raises(error) as caught:
+        narrows.quantize(two(), [X], **options)
+    assert str(caught.value).startswith(text)
+
+
+def test_a_module_is_no_program() -> None:
+    with pytest.raises(UsageError, match="quantize takes a Program, got Two"):
+        narrows.quantize(Two(), [X])  # type: ignore[arg-type]
+
+
+class Long(nn.Module):
+    """More products in a sum than 32 bits hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.h = nn.Linear(70_000, 2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.h(F.relu(x))
+
+
+def test_an_accumulator_that_may_overflow_is_named() -> None:
+    model = Long().eval()
+    nn.init.constant_(model.h.weight, 127 / 128)
+    x = torch.full((1, 70_000), 255.0)
+    program = narrows.capture(model, (x,))
+    with pytest.raises(PassError) as caught:
+        narrows.quantize(program, [x])
+    what, where, why, hint = str(caught.value).splitlines()
+    assert what == "the accumulator of h may overflow"
+    assert "test_quant_refusals.py" in where
+    assert why.endswith(
+        f"it can reach {70_000 * 127 * 255:,}, and 32 bits hold up to {2**31 - 1:,}"
+    )
+    assert "weights={'h': 6}" in hint
+    narrows.quantize(program, [x], weights={"h": 6, "*": 8}, first_last=None)
+
+
+# ------------------------------------------------------------------ extreme, and quantized
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.a.weight.mul_(1e-25),
+        lambda m: m.a.weight[1].fill_(1e-30),
+        lambda m: m.a.weight[1].fill_(0.0),
+        lambda m: m.a.weight[1].fill_(1e9),
+        lambda m: m.a.bias[1].fill_(1e9),
+        lambda m: m.h.bias[1].fill_(1e6),
+        lambda m: m.b.weight[0].mul_(1e-12),
+    ],
+    ids=["tiny", "tiny channel", "zero channel", "huge channel", "bias", "last bias", "dead"],
+)
+def test_channels_out_of_all_proportion_are_quantized(change: Callable[[Two], Any]) -> None:
+    program = two(change)
+    quantized = narrows.quantize(program, [X])  # its check is bit equality
+    assert relative_error(quantized.program(X), program(X)) < 0.02
+    bounds = [n for n in quantized.program.notes if n.reason == "bound"]
+    assert bounds == [], f"beyond {EXACT}"
+    narrows.lower(quantized.program)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-20, 1e-40, 1e9])
+def test_data_out_of_all_proportion_is_quantized(scale: float) -> None:
+    program = two()
+    quantized = narrows.quantize(program, [X * scale])
+    assert relative_error(quantized.program(X * scale), program(X * scale)) < 0.02
+
+
+@pytest.mark.parametrize("value", [0.0, 3.0, -3.0])
+def test_constant_data_is_quantized_and_noted(value: float) -> None:
+    quantized = narrows.quantize(two(), [torch.full((2, 3, 8, 8), value)])
+    (note,) = (n for n in quantized.plan.notes if n.where == "x")
+    assert note.message == f"it was {value:g} throughout the calibration data"
