@@ -129,12 +129,13 @@ def _refuse(sketch: Sketch, live: list[fx.Node]) -> None:
         if node.op != "call_function" or node in sketch.fixed:
             continue
         reason = _obstacle(sketch, node, coded)
-        if reason is None:
-            coded.add(node)
-        elif reason:
+        if reason is not None:
             wrong.append((node, reason))
+        elif node.target is not DEQUANTIZE:
+            coded.add(node)
     if not wrong:
         return
+    wrong = [(n, reason) for n, reason in wrong if reason] or [(n, "float") for n, _ in wrong]
     groups: dict[str, list[fx.Node]] = defaultdict(list)
     for node, reason in wrong:
         groups[f"{op_name(node)} ({reason})"].append(node)
@@ -167,7 +168,7 @@ def _obstacle(sketch: Sketch, node: fx.Node, coded: set[fx.Node]) -> str | None:
         return None if plain and quantized else "its indices are computed, or its table is float"
     if moves.is_move(node) and held:
         return None
-    entry = any(n.op == "placeholder" for n in operands)
+    entry = any(n.op == "placeholder" or n.target is DEQUANTIZE for n in operands)
     return "floating-point" if entry or not moves.is_move(node) else ""
 
 
