@@ -146,7 +146,7 @@ def test_indices_out_of_range_are_told() -> None:
 def test_floats_are_refused_with_the_lines() -> None:
     with pytest.raises(LowerError, match="the c target writes integer programs"):
         narrows.lower(narrows.capture(NETWORKS["mlp"].build(), NETWORKS["mlp"].inputs()), "c")
-    with pytest.raises(LowerError, match=r"(?s)sandwich does not .* everywhere: group_norm.default, "
+    with pytest.raises(LowerError, match=r"(?s)does not .* everywhere: group_norm.default, "
                        r"relu.default.*tests/networks/.*\.py:\d+") as caught:  # fmt: skip
         narrows.lower(quantized("group_norm"), "c")
     assert "strict=True" in caught.value.hint
