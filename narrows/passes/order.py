@@ -346,11 +346,12 @@ def _arranged(places: Sequence[int], rows: Sequence[np.ndarray]) -> tuple[list[i
 
 
 def _overlapping(matrix: np.ndarray) -> list[list[int]]:
-    """Return the connected components of the overlaps of some sets, ``[sets, channels]``."""
-    inside = matrix.astype(np.float32)  # counts of channels are exact
-    common = inside @ inside.T
-    sizes = common.diagonal()
-    overlap = (common > 0) & (common < np.minimum(sizes[:, None], sizes[None, :]))
+    """Return the connected components of the overlaps of some sets, ``[sets, channels]``.
+
+    Most sets share no channel with most others, so each is looked at beside those that do.
+    """
+    sizes = matrix.sum(1)
+    holders = [np.flatnonzero(column) for column in matrix.T]
     components: list[list[int]] = []
     left = np.ones(len(matrix), dtype=bool)
     for start in range(len(matrix)):
@@ -359,8 +360,12 @@ def _overlapping(matrix: np.ndarray) -> list[list[int]]:
         left[start] = False
         component = [start]
         for member in component:
-            near = np.flatnonzero(overlap[member] & left)
+            met = [holders[channel] for channel in np.flatnonzero(matrix[member])]
+            if not met:
+                continue
+            common = np.bincount(np.concatenate(met), minlength=len(matrix))
+            near = (common > 0) & (common < np.minimum(sizes[member], sizes)) & left
             left[near] = False
-            component.extend(near.tolist())
+            component.extend(np.flatnonzero(near).tolist())
         components.append(component)
     return components

@@ -13,10 +13,12 @@ At the end every activation's exponent is tried again by the loss at the outputs
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import math
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,7 @@ from narrows.passes.reconstruct import (
     Values,
     choose_activation,
     choose_steps,
+    correct_biases,
     learn,
     loss_of,
 )
@@ -47,6 +50,7 @@ from narrows.passes.survey import Survey, survey
 from narrows.passes.trial import Site, Span, Trial, exponent_of
 
 PER_BLOCK = 500  # iterations, where no budget is given
+LEARNING = 0.85  # the share of a time that blocks get; the rest is for the last look
 SEARCHED = 64  # samples by which exponents are tried
 
 
@@ -117,7 +121,8 @@ class Reconstruction:
 
     def run(self) -> QuantPlan:
         """Return the plan; what a checkpoint holds is not done again."""
-        self.reconstruct()
+        with _full_precision(self.trial.device):
+            self.reconstruct()
         return self.result()
 
     def reconstruct(self) -> None:
@@ -133,13 +138,12 @@ class Reconstruction:
         last = {n: i for i, span in enumerate(self.spans) for n in span.reads}
         costs = [_cost(span, self.trial) for span in self.spans]
         used: set[fx.Node] = set()
-        before: Block | None = None
         for index, span in enumerate(self.spans):
             block = self._block(span, plain, rounded, used)
             if index >= done:
                 share = costs[index] / max(sum(costs[index:]), 1)
                 left = self._left(begun, share)
-                self._one(index, block, before, left)
+                self._one(index, block, left)
                 self._save(index + 1)
             used |= {n for n in span.nodes if n in self.trial.sites}
             made = self._advance(span, rounded)
@@ -151,8 +155,7 @@ class Reconstruction:
                 if last[node] == index and node.op != "placeholder":
                     for values in (*plain, *rounded):
                         values.pop(node, None)
-            before = block
-        self._finish()
+        self._finish(begun)
         self._save(len(self.spans) + 1)
 
     # ------------------------------------------------------------------ a block
@@ -167,10 +170,9 @@ class Reconstruction:
                 given = {n: _to(values[n], trial.device) for n in span.reads}
                 targets.append(trial.run(span, given, "float").cpu())
         nodes = set(span.nodes)
-        alone = {s for g in self.groups if len(g) > 1 for s in g if not _within(g, nodes)}
-        sites = [
-            site for node, site in trial.sites.items()
-            if node in nodes and node not in used and site not in alone
+        groups = [
+            group for group in self.groups
+            if all(site.node in nodes and site.node not in used for site in group)
         ]  # fmt: skip
         kernels = [k for n, k in trial.kernels.items() if n in nodes and k.codes is None]
         powers = [self.powers[k.name] for k in kernels if k.name in self.powers]
@@ -179,20 +181,21 @@ class Reconstruction:
             [{n: v[n] for n in span.reads} for v in plain],
             [{n: v[n] for n in span.reads} for v in rounded],
             targets,
-            sites,
+            groups,
             list(dict.fromkeys(kernels)),
             powers[-1] if powers else 2.0,
         )
 
-    def _one(
-        self, index: int, block: Block, before: Block | None, left: tuple[int, float | None]
-    ) -> None:
+    def _one(self, index: int, block: Block, left: tuple[int, float | None]) -> None:
         trial, learning = self.trial, self.learning
         name = block.span.exit.name
         self._tell(index, name, "exponents")
         searched = range(self.searched)
         started = time.monotonic()
         choose_steps(trial, block, searched, self.steps)
+        many = range(min(len(block.targets), 4 * self.searched))
+        if self.settings.correct_bias:
+            correct_biases(trial, block, many)
         iterations, seconds = left
         if seconds is not None:
             seconds = max(0.0, seconds - (time.monotonic() - started))
@@ -202,10 +205,12 @@ class Reconstruction:
                 biases=self.settings.correct_bias, seconds=seconds,
                 tell=lambda i, n: self._tell(index, name, f"iteration {i:,} of {n:,}"),
             )  # fmt: skip
+        if self.settings.correct_bias:
+            correct_biases(trial, block, many)
         best = loss_of(trial, block, searched)
-        for site in block.sites:
+        for group in block.groups:
             best = choose_activation(
-                [site], self.steps, best, lambda: loss_of(trial, block, searched)
+                group, self.steps, best, lambda: loss_of(trial, block, searched)
             )
         self._tell(index, name, f"loss {best:.3g}", end=True)
 
@@ -217,8 +222,10 @@ class Reconstruction:
                 for v in rounded
             ]
 
-    def _finish(self) -> None:
+    def _finish(self, begun: float) -> None:
         """Try every activation's exponent by the loss at the outputs, from the inputs on."""
+        seconds = self.learning.seconds
+        end = math.inf if seconds is None else begun + seconds
         trial, output = self.trial, self.trial.output
         exits = [span.exit for span in self.spans]
         names = [trial.named[n.name] for n in self.prepared.placeholders]
@@ -244,7 +251,8 @@ class Reconstruction:
 
                 best = loss() if groups else 0.0
                 for group in groups:
-                    best = choose_activation(group, self.steps, best, loss)
+                    if time.monotonic() < end:
+                        best = choose_activation(group, self.steps, best, loss)
                 if index < len(self.spans):
                     for held in values:
                         held[exits[index]] = trial.run(self.spans[index], held, "hard")
@@ -253,7 +261,8 @@ class Reconstruction:
         """Return how many iterations a block may take, and how long."""
         seconds, budget = self.learning.seconds, self.learning.budget
         if seconds is not None:
-            return 10**9, share * max(0.0, seconds - (time.monotonic() - begun))
+            spent = time.monotonic() - begun
+            return 10**9, share * max(0.0, LEARNING * seconds - spent)
         learned = sum(1 for s in self.spans if any(n in self.trial.kernels for n in s.nodes))
         if budget is None:
             return PER_BLOCK, None
@@ -309,6 +318,23 @@ class Reconstruction:
         if path is None or not Path(path).exists():
             return 0
         return resume.load(path, self.trial, self.key)
+
+
+@contextlib.contextmanager
+def _full_precision(device: torch.device) -> Iterator[None]:
+    """Keep CUDA from rounding float32 to fewer bits: what a block is held to has to be exact."""
+    if device.type != "cuda":
+        yield
+        return
+    libraries: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    held = [library.allow_tf32 for library in libraries]
+    try:
+        for library in libraries:
+            library.allow_tf32 = False
+        yield
+    finally:
+        for library, allowed in zip(libraries, held, strict=True):
+            library.allow_tf32 = allowed
 
 
 def _apart(made: Sequence[Any], targets: Sequence[Any]) -> float:
@@ -377,10 +403,6 @@ def _groups(trial: Trial, found: Survey, settings: Settings) -> list[list[Site]]
     taken = {s for g in groups for s in g}
     groups += [[s] for s in trial.sites.values() if s not in taken]
     return sorted(groups, key=lambda g: min(trial.order[s.node] for s in g))
-
-
-def _within(group: Sequence[Site], nodes: set[fx.Node]) -> bool:
-    return all(s.node in nodes for s in group)
 
 
 def _cost(span: Span, trial: Trial) -> float:

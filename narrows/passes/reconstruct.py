@@ -14,6 +14,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -21,10 +22,11 @@ from torch import Tensor, fx
 from narrows.ir.ops import table
 from narrows.passes.trial import Drop, Kernel, Site, Span, Trial
 
-REGULARISER = 1.0  # against the relative loss of a block, per weight
+REGULARISER = 2.0  # against the relative loss of a block, per weight
 SOFT = 0.2  # the share of the iterations without the regulariser
 BETA = (20.0, 2.0)  # its sharpness, from the first iteration that has it to the last
-TRAVEL = 8.0  # how far the learning rate takes a weight's alpha in all iterations together
+TRAVEL = 16.0  # how far the learning rate takes a weight's alpha in all iterations together
+FASTEST = 0.1  # but no faster than this at a time
 BIAS = 2.0  # the same for a bias, in steps of the accumulator's rounding error
 GAIN = 0.998  # another exponent is taken if the loss falls below this share of what it was
 
@@ -40,7 +42,7 @@ class Block:
         plain: What it reads in the floating-point network.
         rounded: What it reads in the quantized one.
         targets: What it computes in floating-point.
-        sites: The grids that may still change.
+        groups: The grids of activations that may still change; those of a group do so together.
         kernels: The layers whose rounding is not learned yet.
         power: ``p`` of the loss.
     """
@@ -49,7 +51,7 @@ class Block:
     plain: list[Values]
     rounded: list[Values]
     targets: list[Tensor]
-    sites: list[Site]
+    groups: list[list[Site]]
     kernels: list[Kernel]
     power: float = 2.0
 
@@ -64,7 +66,7 @@ class Steps:
     """
 
     activation: tuple[float, ...] = (0.5, 2.0)
-    weight: tuple[float, ...] = (0.5, 1.0, 2.0)
+    weight: tuple[float, ...] = (1.0, 0.5, 2.0)  # of equals the first: a channel of zeros stays
 
 
 POWERS_OF_TWO = Steps()
@@ -104,8 +106,8 @@ def choose_steps(trial: Trial, block: Block, items: Sequence[int], steps: Steps)
     best = loss_of(trial, block, items)
     for _ in range(2):
         before = best
-        for site in block.sites:
-            best = choose_activation([site], steps, best, lambda: loss_of(trial, block, items))
+        for group in block.groups:
+            best = choose_activation(group, steps, best, lambda: loss_of(trial, block, items))
         for kernel in block.kernels:
             held = kernel.steps
             kernel.steps = _closest(trial, block, kernel, items, steps.weight)
@@ -155,7 +157,8 @@ def _closest(
             goal: dict[fx.Node, Tensor] = dict.fromkeys([layer])  # type: ignore[arg-type]
             trial.run(block.span, _on(block.plain[i], trial), "float", keep=goal)
             pairs.append((kept, goal[layer]))
-        held, tried = kernel.steps, [kernel.steps * f for f in factors]
+        held = kernel.steps
+        tried = [torch.maximum(held * f, kernel.finest) for f in factors]
         errors = []
         for steps in tried:
             kernel.steps = steps
@@ -172,11 +175,47 @@ def _per_channel(error: Tensor, kernel: Kernel) -> Tensor:
     """Return the squared error per step of a kernel."""
     if kernel.steps.numel() == 1:
         return (error * error).sum().reshape(1)
-    axis = 1 if kernel.weight.dim() > 2 else error.dim() - 1
-    return (error * error).sum([a for a in range(error.dim()) if a != axis])
+    return (error * error).sum(_other_axes(error, kernel))
 
 
 # ------------------------------------------------------------------ rounding
+
+
+def correct_biases(trial: Trial, block: Block, items: Sequence[int]) -> None:
+    """Take every layer's mean error from its bias, channel by channel, where the loss falls."""
+    best = loss_of(trial, block, items)
+    for kernel in block.kernels:
+        if kernel.bias is None:
+            continue
+        errors = _errors(trial, block, kernel, items)
+        mean = torch.stack([e.mean(_other_axes(e, kernel)) for e in errors]).mean(0)
+        held = kernel.shift
+        moved = -mean.reshape(kernel.bias.shape)
+        kernel.shift = moved if held is None else held + moved
+        loss = loss_of(trial, block, items)
+        if loss < best:
+            best = loss
+        else:
+            kernel.shift = held
+
+
+def _errors(trial: Trial, block: Block, kernel: Kernel, items: Sequence[int]) -> list[Tensor]:
+    """Return by how much a layer's outputs differ from what they should be, item by item."""
+    found = []
+    with torch.no_grad():
+        for i in items:
+            kept: dict[fx.Node, Tensor] = dict.fromkeys([kernel.layer])  # type: ignore[arg-type]
+            goal: dict[fx.Node, Tensor] = dict.fromkeys([kernel.layer])  # type: ignore[arg-type]
+            trial.run(block.span, _on(block.rounded[i], trial), "hard", keep=kept)
+            trial.run(block.span, _on(block.plain[i], trial), "float", keep=goal)
+            found.append(kept[kernel.layer] - goal[kernel.layer])
+    return found
+
+
+def _other_axes(error: Tensor, kernel: Kernel) -> list[int]:
+    """Return the axes of a layer's output that are not its channels'."""
+    axis = 1 if kernel.weight.dim() > 2 else error.dim() - 1
+    return [a for a in range(error.dim()) if a != axis]
 
 
 def learn(
@@ -207,8 +246,12 @@ def learn(
     scale = max(loss_of(trial, block, range(min(4, len(block.targets)))), 1e-30)
     for kernel in block.kernels:
         kernel.open()
-    free = [k for k in block.kernels if biases and k.bias is not None and k.shift is None]
+    free = [k for k in block.kernels if biases and k.bias is not None]
     units = _bias_units(trial, block, free)
+    first = [
+        torch.zeros_like(u) if k.shift is None else k.shift
+        for k, u in zip(free, units, strict=True)
+    ]
     shifts = [torch.zeros_like(unit) for unit in units]
     alphas = [k.alpha for k in block.kernels if k.alpha is not None]
     for tensor in (*alphas, *shifts):
@@ -226,18 +269,15 @@ def learn(
         if optimiser is None:
             optimiser = torch.optim.Adam(
                 [
-                    {"params": alphas, "lr": max(1e-3, TRAVEL / iterations)},
+                    {"params": alphas, "lr": min(FASTEST, max(1e-3, TRAVEL / iterations))},
                     {"params": shifts, "lr": BIAS / iterations},
                 ]
             )
         i = draw.randrange(len(block.targets))
-        for kernel, unit, shift in zip(free, units, shifts, strict=True):
-            kernel.shift = shift * unit
+        for kernel, begin, unit, shift in zip(free, first, units, shifts, strict=True):
+            kernel.shift = begin + shift * unit
         plain, rounded = _on(block.plain[i], trial), _on(block.rounded[i], trial)
-        given = {
-            n: torch.lerp(v, plain[n], drop.mask(v)) if v.is_floating_point() else v
-            for n, v in rounded.items()
-        }
+        given = {n: _mixed(v, plain[n], drop) for n, v in rounded.items()}
         made = trial.run(block.span, given, "soft", drop)
         loss = distance(made, block.targets[i].to(trial.device), block.power) / scale
         progress = done / iterations
@@ -250,11 +290,18 @@ def learn(
         done += 1
         tell(done, iterations)
     with torch.no_grad():
-        for kernel, unit, shift in zip(free, units, shifts, strict=True):
-            kernel.shift = (shift * unit).detach()
+        for kernel, begin, unit, shift in zip(free, first, units, shifts, strict=True):
+            kernel.shift = (begin + shift * unit).detach()
         for kernel in block.kernels:
             kernel.settle()
     return done
+
+
+def _mixed(rounded: Any, plain: Any, drop: Drop) -> Any:
+    """Return an input of a block, some of its elements as in the floating-point network."""
+    if not (isinstance(rounded, Tensor) and rounded.is_floating_point()):
+        return rounded
+    return torch.lerp(rounded, plain, drop.mask(rounded))
 
 
 def _indecision(kernels: Sequence[Kernel], beta: float) -> Tensor:
@@ -266,19 +313,14 @@ def _indecision(kernels: Sequence[Kernel], beta: float) -> Tensor:
 def _bias_units(trial: Trial, block: Block, kernels: Sequence[Kernel]) -> list[Tensor]:
     """Return per layer the error of every output channel at present, in root mean square."""
     units = []
-    with torch.no_grad():
-        for kernel in kernels:
-            kept: dict[fx.Node, Tensor] = dict.fromkeys([kernel.layer])  # type: ignore[arg-type]
-            goal: dict[fx.Node, Tensor] = dict.fromkeys([kernel.layer])  # type: ignore[arg-type]
-            trial.run(block.span, _on(block.rounded[0], trial), "hard", keep=kept)
-            trial.run(block.span, _on(block.plain[0], trial), "float", keep=goal)
-            error = kept[kernel.layer] - goal[kernel.layer]
-            axis = 1 if kernel.weight.dim() > 2 else error.dim() - 1
-            other = [a for a in range(error.dim()) if a != axis]
-            unit = error.square().mean(other).sqrt()
-            units.append(unit.clamp(min=1e-12).reshape(kernel.bias.shape))  # type: ignore[union-attr]
+    for kernel in kernels:
+        (error,) = _errors(trial, block, kernel, [0])
+        unit = error.square().mean(_other_axes(error, kernel)).sqrt()
+        units.append(unit.clamp(min=1e-12).reshape(kernel.bias.shape))  # type: ignore[union-attr]
     return units
 
 
-__all__ = ["POWERS_OF_TWO", "Block", "Steps", "choose_activation", "choose_steps", "learn",
-           "loss_of"]  # fmt: skip
+__all__ = [
+    "POWERS_OF_TWO", "Block", "Steps", "choose_activation", "choose_steps", "correct_biases",
+    "learn", "loss_of",
+]  # fmt: skip

@@ -29,6 +29,7 @@ from narrows.ir.ops import table
 from narrows.ir.ops.args import arguments
 from narrows.ir.ops.integer import Moves
 from narrows.ir.program import Program
+from narrows.passes.calibrate import finest
 from narrows.passes.quant_plan import QuantPlan
 from narrows.passes.quantize import Quantize
 from narrows.passes.survey import Survey
@@ -67,6 +68,7 @@ class Kernel:
         axis: Of the output channels.
         high: The largest code; the smallest is its negative.
         steps: Between two codes, one per output channel or one for all, ready to broadcast.
+        finest: The finest steps that the layer's accumulator has room for.
         x: The site of the layer's input.
         bias: The floating-point bias, or ``None``.
         unit: Per output channel, what a step of the bias is over the product of the two steps.
@@ -81,6 +83,7 @@ class Kernel:
     axis: int
     high: int
     steps: Tensor
+    finest: Tensor
     x: Site | None = None
     bias: Tensor | None = None
     unit: Tensor | None = None
@@ -239,7 +242,12 @@ class Trial:
             name = str(rounded["x"].target)
             tensor = self.weights[name]
             steps = _steps(rounded["exponents"], rounded["axis"], tensor)
-            kernel = Kernel(name, layer, tensor, rounded["axis"], rounded["high"], steps)
+            count = steps.numel()
+            limits = finest(self.prepared, self.found, old, self.plan.activations, count)
+            finest_steps = _steps(limits, rounded["axis"], tensor)
+            kernel = Kernel(
+                name, layer, tensor, rounded["axis"], rounded["high"], steps, finest_steps
+            )
             if name in shared:  # one weight, one rounding
                 kernel = shared[name]
             shared[name] = self.kernels[layer] = self._weight_of[given.weight] = kernel
@@ -275,7 +283,7 @@ class Trial:
                 open_.add(node)
             else:
                 args, kwargs = map_arg((node.args, node.kwargs), self._static.__getitem__)
-                self._static[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+                self._static[node] = self._plain(node, args, kwargs)
 
     # ------------------------------------------------------------------ spans
 
@@ -339,7 +347,15 @@ class Trial:
             return args[0] if how == "float" else self._weight(node, args, how == "soft")
         if node.target in self._statistics:
             return self._statistic(node, args, how)
-        return node.target(*args, **kwargs)  # type: ignore[operator]
+        return self._plain(node, args, kwargs)
+
+    def _plain(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
+        """Run an operator as it is; one that makes tensors makes them where the others are."""
+        target: Any = node.target
+        schema = getattr(target, "_schema", None)
+        if schema is not None and any(a.name == "device" for a in schema.arguments):
+            kwargs = {**kwargs, "device": self.device}
+        return target(*args, **kwargs)
 
     def _rounded(self, site: Site, x: Tensor, drop: Drop | None) -> Tensor:
         entry = site.node.kwargs.get("entry", False)
