@@ -146,12 +146,12 @@ def test_indices_out_of_range_are_told() -> None:
 def test_floats_are_refused_with_the_lines() -> None:
     with pytest.raises(LowerError, match="the c target writes integer programs"):
         narrows.lower(narrows.capture(NETWORKS["mlp"].build(), NETWORKS["mlp"].inputs()), "c")
-    with pytest.raises(LowerError, match=r"(?s)2 operators of sandwich do not: group_norm.default, "
+    with pytest.raises(LowerError, match=r"(?s)does not .* everywhere: group_norm.default, "
                        r"relu.default.*tests/networks/.*\.py:\d+") as caught:  # fmt: skip
         narrows.lower(quantized("group_norm"), "c")
     assert "strict=True" in caught.value.hint
     for name in ("reflection_pad", "constant_pad"):
-        with pytest.raises(LowerError, match=r"1 operators of sandwich do not: pad\.default"):
+        with pytest.raises(LowerError, match=r"in integers everywhere: pad\.default"):
             narrows.lower(quantized(name), "c")
     with pytest.raises(LowerError, match=r"layer_norm.default \(its root|layer_norm"):
         narrows.lower(quantized("layer_norm_tokens"), "c")
@@ -194,6 +194,28 @@ def test_an_arena_beyond_the_limit_names_what_is_live() -> None:
     with pytest.raises(LowerError, match=r"(?s)arena takes .* ram=100B allows 100.*first \(180\)"):
         narrows.lower(layers(), "c", ram="100B")
     assert narrows.lower(layers(), "c", ram="256K", check=False).manifest["c"]["arena"] < 2**18
+
+
+def test_the_command_line_compiles_to_c(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("CC", "no-such-compiler")  # the command, not the compiler, is meant
+    (tmp_path / "nets.py").write_text("import torch\nnet = torch.nn.Conv2d(3, 4, 3).eval()\n")
+    np.save(tmp_path / "data.npy", np.random.default_rng(0).random((4, 3, 8, 8), np.float32))
+    line = [
+        "compile",
+        f"{tmp_path / 'nets.py'}:net",
+        "-i",
+        "f32[2,3,8,8]",
+        "-o",
+        str(tmp_path / "o"),
+    ]
+    assert main([*line, "-t", "c"]) == 1
+    assert "narrows compile --quantize" in capsys.readouterr().err
+    line += ["--quantize", str(tmp_path / "data.npy"), "-t"]
+    assert main([*line, "c{ram=64B}"]) == 1
+    assert "the arena takes" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
+    assert main([*line, "c{ram=1K}"]) == 0
+    assert "the lower bound" in capsys.readouterr().out
 
 
 def test_bad_options_are_refused() -> None:

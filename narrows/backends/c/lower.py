@@ -140,10 +140,11 @@ def _refuse(sketch: Sketch, live: list[fx.Node]) -> None:
     for node, reason in wrong:
         groups[f"{op_name(node)} ({reason})"].append(node)
     lines = [f"{what}, {len(nodes)}x, first {where(nodes[0])}" for what, nodes in groups.items()]
+    names = ", ".join(sorted({op_name(n) for n, _ in wrong}))
     raise LowerError(
-        f"the c target computes in integers, and {len(wrong)} operators of "
-        f"{sketch.program.name} do not: {', '.join(sorted({op_name(n) for n, _ in wrong}))}",
+        f"{sketch.program.name} does not compute in integers everywhere: {names}",
         where="; ".join(lines),
+        why="the c target has no floating-point operators",
         hint="narrows.quantize(..., strict=True) names what has no integer form; replace it, or "
         "take the target onnx, which keeps float islands",
     )
