@@ -29,12 +29,12 @@ from torch import Tensor
 
 import narrows
 from benchmarks.machine import describe, table
-from narrows.passes.calibrate import Settings, calibrate
-from narrows.passes.exactness import assert_exact
-from narrows.passes.learning import Learning
-from narrows.passes.quantization import preparation, quantize
-from narrows.passes.rapq import Reconstruction
-from narrows.passes.reconstruct import Steps
+from narrows.passes.quant.calibrate import Settings, calibrate
+from narrows.passes.quant.exactness import assert_exact
+from narrows.passes.quant.learning import Learning
+from narrows.passes.quant.quantization import preparation, quantize
+from narrows.passes.quant.rapq import Reconstruction
+from narrows.passes.quant.reconstruct import Steps
 
 BITS = ("8,8", "6,6", "4,4", "3,3", "2,4")
 METHODS = ("minmax", "mse", "rapq", "free")

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from narrows.ir.cost import CostTable
     from narrows.ir.program import Program
     from narrows.passes.pipeline import Instrument, Pipeline, PipelineResult
-    from narrows.passes.plan import ChannelPlan
-    from narrows.passes.quantization import Quantized
+    from narrows.passes.plans.plan import ChannelPlan
+    from narrows.passes.quant.quantization import Quantized
 
 PlanLike = Any  # a ChannelPlan, the path of one, or the options of `plan`
 
@@ -90,14 +90,14 @@ def plan(
             ``constrained`` (whole couplings; else each layer for itself), ``side``
             (unconstrained: ``"input"``, ``"output"`` or ``"both"``), ``scope`` (``"local"`` or
             ``"global"``), ``include`` and ``exclude`` (globs on weight names) and ``min_width``
-            (1). See `narrows.passes.choose.make_plan`.
+            (1). See `narrows.passes.plans.choose.make_plan`.
 
     Raises:
         PlanError: A weight is unknown, a mask has another length, nothing would be left, or the
             latency cannot be reached.
         UsageError: The target is unknown, or has no cost table.
     """
-    from narrows.passes.choose import make_plan as run
+    from narrows.passes.plans.choose import make_plan as run
 
     if target is not None:
         options["costs"] = _costs_to_plan_by(target, options)
@@ -341,11 +341,11 @@ def quantize(
         FidelityError: With ``check``, the integers differ from the fake-quantized program.
     """
     from narrows.ir.program import Program
-    from narrows.passes.calibrate import Settings
     from narrows.passes.instruments import Numerics, Verify
-    from narrows.passes.learning import Learning
-    from narrows.passes.quant_plan import QuantPlan
-    from narrows.passes.quantization import quantize as run
+    from narrows.passes.quant.calibrate import Settings
+    from narrows.passes.quant.learning import Learning
+    from narrows.passes.quant.plan import QuantPlan
+    from narrows.passes.quant.quantization import quantize as run
 
     if not isinstance(program, Program):
         raise UsageError(
@@ -410,7 +410,7 @@ def quantize_weights(
         PassError: There is no linear layer, a glob matches none, or a number is not finite.
     """
     from narrows.ir.program import Program
-    from narrows.passes.weight_only import quantize_weights as run
+    from narrows.passes.quant.weight_only import quantize_weights as run
 
     if not isinstance(program, Program):
         raise UsageError(
@@ -461,7 +461,7 @@ def lower(
     from narrows.backends import lower as run
 
     if isinstance(plan, str | os.PathLike):
-        from narrows.passes.plan import ChannelPlan
+        from narrows.passes.plans.plan import ChannelPlan
 
         plan = ChannelPlan.load(plan)
     plan_json = None if plan is None else plan.to_json()

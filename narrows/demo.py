@@ -32,8 +32,8 @@ from narrows.errors import ArtifactError, UsageError
 from narrows.ir.program import Program, op_name, relative_error
 from narrows.passes.instruments import Dumper
 from narrows.passes.pipeline import Instrument, format_count, format_table, macs
-from narrows.passes.plan import ChannelPlan
-from narrows.passes.quantization import Quantized
+from narrows.passes.plans.plan import ChannelPlan
+from narrows.passes.quant.quantization import Quantized
 
 SEED = 0
 # The group lasso's strength, per learning rate and square root of a column's size.

@@ -14,8 +14,8 @@ import narrows
 from narrows.errors import PlanError, UsageError
 from narrows.ir.integer.grid import Grid, Levels
 from narrows.ir.program import Program
-from narrows.passes.quant_plan import QuantPlan
-from narrows.passes.quantization import Quantized
+from narrows.passes.quant.plan import QuantPlan
+from narrows.passes.quant.quantization import Quantized
 from tests.passes.test_quantize import captured, images
 
 ops: Any = torch.ops.narrows

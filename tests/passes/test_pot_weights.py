@@ -18,9 +18,9 @@ from narrows.errors import PlanError, UsageError
 from narrows.ir.integer.grid import WeightGrid
 from narrows.ir.integer.library import weight_codes
 from narrows.ir.program import Meta, relative_error
-from narrows.passes.calibrate import weight_exponents
 from narrows.passes.pipeline import Pipeline
-from narrows.passes.quant_plan import QuantPlan
+from narrows.passes.quant.calibrate import weight_exponents
+from narrows.passes.quant.plan import QuantPlan
 from tests.builder import Builder, aten, ramp
 from tests.passes.test_quantize import captured, images
 

@@ -18,16 +18,16 @@ from narrows.errors import FidelityError, PlanError, UsageError
 from narrows.ir.integer.codes import WeightCodes
 from narrows.ir.integer.library import weight_codes
 from narrows.ir.program import Program, relative_error
-from narrows.passes import rapq as module
-from narrows.passes.blocks import cut
-from narrows.passes.calibrate import Settings, calibrate
-from narrows.passes.exactness import assert_exact
-from narrows.passes.learning import Learning
-from narrows.passes.quant_plan import QuantPlan
-from narrows.passes.quantization import Quantized, preparation
-from narrows.passes.rapq import Reconstruction
-from narrows.passes.survey import survey
-from narrows.passes.trial import Trial
+from narrows.passes.quant import rapq as module
+from narrows.passes.quant.blocks import cut
+from narrows.passes.quant.calibrate import Settings, calibrate
+from narrows.passes.quant.exactness import assert_exact
+from narrows.passes.quant.learning import Learning
+from narrows.passes.quant.plan import QuantPlan
+from narrows.passes.quant.quantization import Quantized, preparation
+from narrows.passes.quant.rapq import Reconstruction
+from narrows.passes.quant.survey import survey
+from narrows.passes.quant.trial import Trial
 from tests.builder import Builder, aten
 
 
@@ -386,7 +386,7 @@ def test_straight_through_where_nothing_is_clipped() -> None:
     site = next(iter(trial.sites.values()))
     site.step, site.low, site.high = 0.5, -2, 1
     x = torch.tensor([-3.0, -1.1, -0.2, 0.3, 0.9], requires_grad=True)
-    from narrows.passes.trial import _Through
+    from narrows.passes.quant.trial import _Through
 
     y = _Through.apply(x, site, "half_even", torch.tensor([0.0, 0.0, 0.0, 0.0, 1.0]))
     y.sum().backward()

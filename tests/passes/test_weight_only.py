@@ -15,7 +15,7 @@ import narrows
 from narrows.errors import NarrowsError, PassError, ProgramError, UsageError
 from narrows.ir.integer.blocks import Blocks, dequantize_blocks
 from narrows.ir.program import Program, relative_error
-from narrows.passes.weight_only import gptq, nearest
+from narrows.passes.quant.weight_only import gptq, nearest
 
 WIDTH = 40
 
