@@ -3,6 +3,7 @@
     python -m benchmarks.tvm                      # all networks, candidates timed for 120 s each
     python -m benchmarks.tvm --tune 0 resnet18    # one of them, with the fixed choice
     python -m benchmarks.tvm --int8               # quantized, against the same program in ONNX
+    python -m benchmarks.tvm --scaling resnet18   # one thread against two, by the clock
 
 Per network: milliseconds of each at batch 1, and the median over the rounds of the ratio of both
 times (above 1: TVM is slower), with its quartiles. Weights are random: they do not matter for time.
@@ -21,7 +22,9 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+import narrows
 from benchmarks.quantized import settle_norms
+from narrows.backends import golden
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {}
 
@@ -65,18 +68,26 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--ratio", type=float, default=0.0, help="prune this share of channels")
     parser.add_argument("--int8", action="store_true", help="quantize the network first")
+    parser.add_argument("--scaling", action="store_true", help="one thread against two")
     arguments = parser.parse_args()
-    os.environ.setdefault("TVM_NUM_THREADS", str(arguments.threads))
+    most = 2 if arguments.scaling else arguments.threads
+    os.environ.setdefault("TVM_NUM_THREADS", str(most))
     torch.set_num_threads(1)
-    print(f"{'network':20} {'tvm ms':>8} {'ort ms':>8}  ratio (quartiles)   error    compile s")
+    if arguments.scaling:
+        print(f"{'network':20} {'1 thread':>8} {'2':>8}  speed-up (quartiles)")
+    else:
+        print(f"{'network':20} {'tvm ms':>8} {'ort ms':>8}  ratio (quartiles)   error    compile s")
     for name in arguments.networks:
-        print(compared(name, arguments), flush=True)
+        program = prepared(name, arguments)
+        if arguments.scaling:
+            artifact = narrows.lower(program, "tvm", tune=arguments.tune, samples=1)
+            print(f"{name:20} {scaling(artifact, arguments.rounds)}", flush=True)
+        else:
+            print(compared(name, program, arguments), flush=True)
 
 
-def compared(name: str, arguments: argparse.Namespace) -> str:
-    import narrows
-    from narrows.cli.bench import measure
-
+def prepared(name: str, arguments: argparse.Namespace) -> narrows.Program:
+    """Return the program of a network, pruned and quantized as asked for."""
     torch.manual_seed(0)
     model, images = NETWORKS[name](), torch.randn(2, 3, 224, 224)
     if arguments.int8:
@@ -86,6 +97,31 @@ def compared(name: str, arguments: argparse.Namespace) -> str:
     program = narrows.apply(program, plan)
     if arguments.int8:
         program = narrows.quantize(program, [images], check=False).program
+    return program
+
+
+def scaling(artifact: narrows.Artifact, rounds: int) -> str:
+    """Return times by the clock on one thread and on two, and the medians of their ratios."""
+    sessions = [artifact.open(threads) for threads in (1, 2)]
+    arrays = golden.draw(artifact.inputs, 1)
+    times: list[list[float]] = [[], []]
+    for number in range(rounds + 2):
+        for session, found in zip(sessions, times, strict=True):
+            session.run(arrays)  # wakes the threads of this one
+            start = time.perf_counter()
+            session.run(arrays)
+            if number >= 2:
+                found.append(time.perf_counter() - start)
+    ratios = [a / b for a, b in zip(*times, strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    one, two = (1e3 * statistics.median(t) for t in times)
+    return f"{one:8.3f} {two:8.3f}  {middle:.2f} ({low:.2f}-{high:.2f})"
+
+
+def compared(name: str, program: narrows.Program, arguments: argparse.Namespace) -> str:
+    """Return the line of a network, beside ONNX Runtime."""
+    from narrows.cli.bench import measure
+
     start = time.perf_counter()
     mine = narrows.lower(program, "tvm", tune=arguments.tune, samples=1)
     seconds = time.perf_counter() - start

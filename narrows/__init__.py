@@ -32,7 +32,16 @@ from narrows.errors import (
 )
 
 if TYPE_CHECKING:
-    from narrows.api import apply, capture, compile, load, lower, plan, quantize
+    from narrows.api import (
+        apply,
+        capture,
+        compile,
+        load,
+        lower,
+        plan,
+        quantize,
+        quantize_weights,
+    )
     from narrows.backends.artifact import Artifact
     from narrows.ir.program import Program
     from narrows.passes.pipeline import Pipeline
@@ -48,6 +57,7 @@ _LAZY = {
     "apply": "narrows.api",
     "lower": "narrows.api",
     "quantize": "narrows.api",
+    "quantize_weights": "narrows.api",
     "compile": "narrows.api",
     "load": "narrows.api",
     "Program": "narrows.ir.program",
@@ -82,6 +92,7 @@ __all__ = [
     "lower",
     "plan",
     "quantize",
+    "quantize_weights",
 ]
 
 

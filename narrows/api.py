@@ -1,4 +1,4 @@
-"""The public functions: `capture`, `plan`, `apply`, `quantize`, `lower`, `compile`, `load`.
+"""The public functions: `capture`, `plan`, `apply`, `quantize`, `quantize_weights`, `lower` ...
 
 `compile` is capture, plan, apply and lower in a row. They check their arguments and call; the work
 is done in `narrows.frontend`, `narrows.passes` and `narrows.backends`.
@@ -265,7 +265,7 @@ def quantize(
     program: Program,
     calibration: Iterable[Any] | None = None,
     *,
-    weights: int | Mapping[str, int] = 8,
+    weights: int | str | Mapping[str, int | str] = 8,
     activations: int | Mapping[str, int] = 8,
     method: str = "mse",
     percentile: float = 99.99,
@@ -299,7 +299,9 @@ def quantize(
         calibration: Inputs like the real ones, streamed once: an iterable of batches, each a tuple
             of positional inputs, a dict of inputs by name, or one tensor.
         weights: Bits of the weights, 2 to 8: one number, or one per glob on node names, module
-            paths and weight names, of which the first match counts: ``{"head": 8, "*": 4}``.
+            paths and weight names, of which the first match counts: ``{"head": 8, "*": 4}``. Or
+            ``"pot4"``: signed powers of two, in 4 bits a sign and an exponent; ``"pot4x2"``: sums
+            of two of them. They are shifts where a target has no multiplier, else int8 like others.
         activations: Bits of the activations, likewise.
         method: How exponents are chosen: ``mse`` (the smallest squared error), ``minmax`` (cover
             all that was seen), ``percentile``, or ``rapq``: block by block, by what the network
@@ -369,6 +371,55 @@ def quantize(
     checks: list[Instrument] = [Verify(), Numerics()] if check else []
     watches = [*checks, *instruments]
     return run(program, calibration, settings, plan=plan, instruments=watches, learning=learning)
+
+
+def quantize_weights(
+    program: Program,
+    calibration: Iterable[Any] | None = None,
+    *,
+    bits: int = 4,
+    group: int = 32,
+    groups: str = "auto",
+    method: str = "gptq",
+    skip: Iterable[str] = (),
+) -> Program:
+    """Return a program whose linear layers hold their weights in a few bits; all else stays
+    floating-point.
+
+    >>> smaller = narrows.quantize_weights(program, [tokens], bits=4)
+    >>> artifact = narrows.lower(smaller)
+
+    A scale and a zero point serve a group of weights. A weight that another operator reads, too,
+    such as an embedding, stays as it is; the program's notes say so.
+
+    Args:
+        program: A captured program.
+        calibration: Inputs like the real ones, as for `quantize`; not needed for
+            ``method="nearest"`` with groups along one axis.
+        bits: Of a code, 2 to 8.
+        group: How many weights share a scale.
+        groups: Along which axis they lie: ``input`` (of one output channel), ``output`` (of one
+            input channel), or ``auto``: for every layer the one of the smaller error of its
+            results.
+        method: ``nearest``, or ``gptq``: the error of every rounded weight is made up for by those
+            of the inputs that follow.
+        skip: Globs of layers that stay floating-point.
+
+    Raises:
+        UsageError: There is no calibration data, or an argument is out of range.
+        PassError: There is no linear layer, a glob matches none, or a number is not finite.
+    """
+    from narrows.ir.program import Program
+    from narrows.passes.weight_only import quantize_weights as run
+
+    if not isinstance(program, Program):
+        raise UsageError(
+            f"quantize_weights takes a Program, got {type(program).__name__}",
+            hint="narrows.quantize_weights(narrows.capture(model, inputs), [tokens])",
+        )
+    globs = (skip,) if isinstance(skip, str) else tuple(skip)
+    how: dict[str, Any] = {"bits": bits, "group": group, "groups": groups, "method": method}
+    return run(program, calibration, **how, skip=globs)
 
 
 make_integers = quantize  # below, `quantize` is an argument

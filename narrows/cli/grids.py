@@ -42,13 +42,19 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
     return {**settings, **learning}
 
 
-def parse_bits(texts: list[str] | None, option: str) -> int | dict[str, int] | None:
-    """Return bits for all, or per glob; those without a glob are for the rest."""
+def parse_bits(texts: list[str] | None, option: str) -> Any:
+    """Return bits for all, or per glob; those without a glob are for the rest.
+
+    What is no number is handed on as a name, such as ``pot4``.
+    """
     if not texts:
         return None
-    bits: dict[str, int] = {}
+    bits: dict[str, int | str] = {}
     for text in texts:
         glob, equals, number = text.rpartition("=")
+        if number.startswith("pot"):
+            bits[glob if equals else "*"] = number
+            continue
         if not number.isdigit():
             raise UsageError(f"{option} {text}: {number!r} is no number", hint=f"{option} 8")
         bits[glob if equals else "*"] = int(number)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ BIAS_BITS = 23  # at most for a bias: the accumulator is then a float32 if the p
 METHODS = ("mse", "minmax", "percentile", "rapq")
 
 Bits = int | Mapping[str, int]
+Codings = int | str | Mapping[str, int | str]
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ class Settings:
     """How grids are chosen; see `narrows.quantize`.
 
     Attributes:
-        weights: Bits of the weights: one number, or one per glob, the first match counts and
-            ``*`` is for the rest.
+        weights: Bits of the weights, or ``pot4``, ``pot4x2`` for sums of one or two signed powers
+            of two: one for all, or one per glob, the first match counts and ``*`` is for the rest.
         activations: Bits of the activations, likewise.
         method: ``mse``, ``minmax``, ``percentile`` or ``rapq``, which begins with ``mse``.
         percentile: The share of the magnitudes that ``percentile`` covers, in percent.
@@ -57,7 +58,7 @@ class Settings:
         strict: Whether an operator without an integer form is an error.
     """
 
-    weights: Bits = 8
+    weights: Codings = 8
     activations: Bits = 8
     method: str = "mse"
     percentile: float = 99.99
@@ -81,9 +82,20 @@ class Settings:
         for what in ("weights", "activations"):
             given = getattr(self, what)
             for bits in given.values() if isinstance(given, Mapping) else (given,):
-                check_bits(what, bits)
+                if isinstance(bits, str) and what == "weights":
+                    check_coding(bits)
+                else:
+                    check_bits(what, bits)
         if self.first_last is not None:
             check_bits("first_last", self.first_last)
+        codings = self.weights.values() if isinstance(self.weights, Mapping) else (self.weights,)
+        named = [coding for coding in codings if isinstance(coding, str)]
+        if named and self.method == "rapq":
+            raise UsageError(
+                f"rapq does not learn weights of the coding {named[0]!r}",
+                why="it rounds to one of the two whole numbers next to a weight",
+                hint="method='mse', or a number of bits",
+            )
 
 
 def check_bits(what: str, bits: Any) -> None:
@@ -94,6 +106,18 @@ def check_bits(what: str, bits: Any) -> None:
             why="codes are stored in 8 bits, and one bit holds no sign and magnitude",
             hint=f"{what}=8",
         )
+
+
+def check_coding(coding: str) -> None:
+    """Raise `UsageError` unless ``coding`` names powers of two."""
+    try:
+        WeightGrid.spelled(coding)
+    except UsageError as error:
+        raise UsageError(
+            f"weights takes 2 to 8 bits, or pot2, pot3, pot4, got {coding!r}",
+            why=error.why,
+            hint="weights='pot4' for signed powers of two, 'pot4x2' for sums of two of them",
+        ) from error
 
 
 def calibrate(program: Program, data: Iterable[Any] | None, settings: Settings) -> QuantPlan:
@@ -208,7 +232,7 @@ def _activation_grids(found: Survey, watch: Watch, settings: Settings) -> dict[s
                 hint="look for NaN in the calibration data and the weights; mask with a large "
                 "negative number, not with -inf",
             )
-        bits = _bits(node, settings.activations, "activations")
+        bits = _asked(node, settings.activations, "activations")
         if settings.first_last is not None and (node in outer or node not in multiplied):
             bits = max(bits, settings.first_last)
         try:
@@ -230,8 +254,9 @@ def _activation_grids(found: Survey, watch: Watch, settings: Settings) -> dict[s
     return {n.name: g for n, g in grids.items()}
 
 
-def _bits(node: fx.Node, asked: Bits, what: str) -> int:
-    if isinstance(asked, int):
+def _asked(node: fx.Node, asked: Codings, what: str) -> Any:
+    """Return the bits, or the coding, that settings ask for at a node."""
+    if not isinstance(asked, Mapping):
         return asked
     for glob, bits in asked.items():
         if matches(node, glob) or glob == "*":
@@ -241,7 +266,7 @@ def _bits(node: fx.Node, asked: Bits, what: str) -> int:
     )
 
 
-def _refuse_unmatched(asked: Bits, what: str, nodes: Iterable[fx.Node]) -> None:
+def _refuse_unmatched(asked: Codings, what: str, nodes: Iterable[fx.Node]) -> None:
     """Raise `UsageError` for a glob that would have no effect."""
     for glob in asked if isinstance(asked, Mapping) else ():
         if glob != "*" and not any(matches(n, glob) for n in nodes):
@@ -321,23 +346,24 @@ def _weight_grids(
     for node in found.layers():
         layer = found.forms[node].weights(node)
         assert layer is not None
-        bits = _bits(node, settings.weights, "weights")
-        if settings.first_last is not None and (node in outer or one_each(layer)):
-            bits = max(bits, settings.first_last)
         name = str(layer.weight.target)
+        coding = _asked(node, settings.weights, "weights")
+        if settings.first_last is not None and (node in outer or one_each(layer)):
+            coding = _finer(coding, settings.first_last)
         if name in grids:
-            bits = max(bits, grids[name].bits)
+            coding = _finer(coding, grids[name].coding)
+        grid = WeightGrid.spelled(coding, layer.axis)
         tensor = program.tensor(layer.weight).detach()
         if not bool(tensor.isfinite().all()):
             raise PassError(f"{name!r} holds NaN or infinity", where=where(node))
-        exponents = weight_exponents(tensor, layer.axis, bits, settings.method)
+        exponents = weight_exponents(tensor, grid, settings.method)
         limits = finest(program, found, node, activations, len(exponents))
         if name in grids:
             limits = list(map(min, limits, grids[name].along(tuple(tensor.shape))))
         exponents = tuple(map(min, exponents, limits))
         if layer.groups > 1:
             exponents = (min(exponents),)
-        grids[name] = WeightGrid(exponents, bits, layer.axis)
+        grids[name] = replace(grid, exponents=exponents)
     return grids
 
 
@@ -373,17 +399,28 @@ def _exponent(found: Survey, activations: Mapping[str, Grid], node: fx.Node) -> 
     return form.regrid(node, grid).exponent
 
 
-def weight_exponents(tensor: Tensor, axis: int, bits: int, method: str) -> tuple[int, ...]:
+def _finer(one: int | str, other: int | str) -> int | str:
+    """Return the coding of the larger number of bits; whole numbers before powers of two."""
+    if one == other:
+        return one
+    return max(WeightGrid.spelled(c).bits if isinstance(c, str) else c for c in (one, other))
+
+
+def weight_exponents(tensor: Tensor, grid: WeightGrid, method: str) -> tuple[int, ...]:
     """Return the exponent of every output channel of a weight.
 
     ``mse`` takes the one of the smallest squared error among the covering exponent and the two
     finer ones; the other methods cover every weight.
+
+    Args:
+        tensor: The weight.
+        grid: Its codes and its axis; the exponents do not count.
+        method: How they are chosen.
     """
-    rows = tensor.double().movedim(axis, 0).flatten(1)
-    high = 2 ** (bits - 1) - 1
+    rows = tensor.double().movedim(grid.axis, 0).flatten(1)
     reach = rows.abs().amax(1)
     # A channel of zeros fits every grid; it takes the finest that the others have.
-    covering = torch.floor(math.log2(high + 0.5) - torch.log2(reach))
+    covering = torch.floor(math.log2(grid.reach) - torch.log2(reach))
     alive = reach > 0
     spare = covering[alive].max() if bool(alive.any()) else torch.tensor(0.0)
     covering = torch.where(alive, covering, spare).clamp(EXPONENTS[0], EXPONENTS[-1] - 2).long()
@@ -392,9 +429,9 @@ def weight_exponents(tensor: Tensor, axis: int, bits: int, method: str) -> tuple
     best, least = covering, torch.full_like(reach, math.inf)
     for finer in range(3):
         exponents = covering + finer
-        scale = torch.exp2(exponents.double())[:, None]
-        rounded = (rows * scale).round().clamp(-high, high) / scale
-        error = ((rounded - rows) ** 2).sum(1)
+        tried = replace(grid, exponents=tuple(exponents.tolist()), axis=0)
+        codes = weight_codes(rows, *tried.arguments)
+        error = ((codes / torch.exp2(exponents.double())[:, None] - rows) ** 2).sum(1)
         best = torch.where(error < least, exponents, best)
         least = torch.minimum(error, least)
     return tuple(best.tolist())
@@ -431,7 +468,7 @@ def _offsets(
             continue
         grid, tensor = weights[name], program.tensor(layer.weight).detach().double()
         exponents = grid.along(tuple(tensor.shape))
-        codes = weight_codes(tensor, exponents, 0, -grid.high, grid.high)
+        codes = weight_codes(tensor, *grid.arguments)
         scale = torch.tensor([2.0**-e for e in exponents], dtype=torch.float64)
         error = codes * scale.reshape(-1, *[1] * (tensor.dim() - 1)) - tensor
         per_input = error.flatten(2).sum(2) if spatial else error

@@ -10,7 +10,7 @@ The result runs (``program(*inputs)``) and is the reference for every backend.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -19,7 +19,7 @@ from torch.fx.node import map_arg
 
 from narrows.errors import PassError
 from narrows.ir.integer.bounds import EXACT, SAFE, SHIFTS, accumulator_bound
-from narrows.ir.integer.grid import HALF_EVEN, Grid
+from narrows.ir.integer.grid import HALF_EVEN, Grid, WeightGrid
 from narrows.ir.integer.library import weight_codes
 from narrows.ir.ops import table
 from narrows.ir.ops.args import arguments
@@ -268,6 +268,7 @@ class _Folder:
     ) -> tuple[fx.Node, fx.Node | None, list[int]]:
         """Return the nodes of a layer's int8 weight and int32 bias, and the shifts it ends in."""
         name, codes, exponents = self._codes_of(weights.weight)
+        grid = WeightGrid.read(*weights.weight.args[1:])  # type: ignore[arg-type]
         shifts = [x.exponent + e - out.exponent for e in exponents]
         bias_name, bias = "", None
         if weights.bias is not None:
@@ -281,8 +282,9 @@ class _Folder:
         bound = int(accumulator_bound(codes, bias, x, weights.axis, weights.groups).max())
         self._check_bound(node, bound)
         if weights.transposed:
-            codes = codes.t().contiguous()
+            codes, grid = codes.t().contiguous(), replace(grid, axis=1 - grid.axis)
         weight = self.constant(name, codes.to(torch.int8))
+        Meta(weight).weight_grid = grid
         if bias is None:
             return weight, None, _short(shifts)
         return weight, self.constant(bias_name, bias.to(torch.int32)), _short(shifts)
@@ -290,7 +292,7 @@ class _Folder:
     def _codes_of(self, rounded: fx.Node) -> tuple[str, Tensor, list[int]]:
         args = arguments(rounded)
         tensor = self.old.tensor(args["x"]).detach()
-        call = (args["exponents"], args["axis"], args["low"], args["high"])
+        call = (args["exponents"], args["axis"], args["low"], args["high"], args["levels"])
         return str(args["x"].target), weight_codes(tensor, *call), list(args["exponents"])
 
     def product_fits(self, node: fx.Node, length: int, a: Grid, b: Grid) -> None:

@@ -21,8 +21,7 @@ from torch import Tensor, fx
 
 from narrows.errors import PassError, UsageError
 from narrows.ir.graph import Run
-from narrows.ir.integer.codes import WeightCodes
-from narrows.ir.integer.grid import Grid, WeightGrid
+from narrows.ir.integer.grid import Grid
 from narrows.ir.integer.library import weight_codes
 from narrows.ir.ops.args import arguments
 from narrows.ir.program import Meta, Program, where
@@ -167,18 +166,16 @@ class _SideBySide:
         self.prepared, self.fake, self.plan = prepared, fake, plan
         self.found: Survey = survey(prepared, plan.floats)
         self.tallies = {n: Tally() for n in self.found.sites}
-        self.rounded = {
-            n.all_input_nodes[0].name: n
-            for n in fake.graph.nodes
-            if n.target is ops.fake_quantize.default
-        }
+        self.rounded = activation_quantizers(fake, plan)
+        self.weights = weight_quantizers(fake, self.found)
         self.outputs = _Outputs()
 
     def add(self, flat: list[Any]) -> None:
         """Take in a batch."""
         exact, coarse = self.prepared.start(flat), self.fake.start(flat)
         for site, tally in self.tallies.items():
-            x, got = exact.to(site), coarse.to(self.rounded[site.name])
+            rounding = self.rounded[site.name]
+            x, got = exact.to(site), coarse.to(rounding[-1])
             if not x.numel():
                 continue
             if not bool(x.isfinite().all()):
@@ -187,7 +184,11 @@ class _SideBySide:
                     where=where(site),
                     hint="look for NaN in the data",
                 )
-            tally.add(x, *_on_grid(x, self.plan.activations[site.name]))
+            alone, beyond = _on_grid(x, self.plan.activations[site.name])
+            for node in rounding[1:]:
+                target: Any = node.target
+                alone = target(alone, *node.args[1:])
+            tally.add(x, alone, beyond)
             tally.along = (tally.along or 0.0) + float((got - x).double().square().sum())
         self.outputs.add(exact.finish(), coarse.finish())
 
@@ -200,18 +201,56 @@ class _SideBySide:
             if layer is not None and str(layer.weight.target) not in told:
                 name = str(layer.weight.target)
                 told.add(name)
-                grid, tally = self.plan.weights[name], Tally()
-                weight = self.prepared.tensor(layer.weight).detach().double()
-                tally.add(weight, *_weight_on_grid(weight, grid, self.plan.codes.get(name)))
-                yield tally.measured(
-                    name, node, kind="weight", exponents=grid.exponents, zero=0, bits=grid.bits
-                )
+                yield self._weight(name, node, self.prepared.tensor(layer.weight).detach())
             if node in self.tallies:
                 on = self.plan.activations[node.name]
                 yield self.tallies[node].measured(
                     node.name, node, kind="activation", exponents=(on.exponent,), zero=on.zero,
                     bits=on.bits,
                 )  # fmt: skip
+
+    def _weight(self, name: str, node: fx.Node, weight: Tensor) -> Measured:
+        """Return what the quantizer of a layer's weight does."""
+        grid, tally, rounded = self.plan.weights[name], Tally(), self.weights[name]
+        target: Any = rounded.target
+        source = self.fake.tensor(rounded.all_input_nodes[0]).detach()
+        scale = torch.tensor([2.0**e for e in grid.exponents], dtype=torch.float64)
+        codes = weight.double() * scale.reshape(
+            [-1 if a == grid.axis else 1 for a in range(weight.dim())]
+        )
+        beyond = codes.abs() > grid.reach
+        tally.add(weight.double(), target(source, *rounded.args[1:]).double(), beyond)
+        return tally.measured(
+            name, node, kind="weight", exponents=grid.exponents, zero=0, bits=grid.bits,
+            terms=grid.terms,
+        )  # fmt: skip
+
+
+def activation_quantizers(fake: Program, plan: QuantPlan) -> dict[str, list[fx.Node]]:
+    """Return what rounds every activation, by its name: a quantizer, and levels behind it."""
+    found: dict[str, list[fx.Node]] = {}
+    for node in fake.graph.nodes:
+        if node.target is not ops.fake_quantize.default:
+            continue
+        name = node.all_input_nodes[0].name
+        if name not in plan.activations:
+            continue
+        found[name] = [node]
+        while name in plan.levels and len(found[name]) < 3:
+            found[name] += found[name][-1].users
+    return found
+
+
+def weight_quantizers(fake: Program, found: Survey) -> dict[str, fx.Node]:
+    """Return what rounds every weight in a quantized program, by the weight's name."""
+    nodes = {n.name: n for n in fake.graph.nodes}
+    quantizers: dict[str, fx.Node] = {}
+    for node in found.layers():
+        layer = found.forms[node].weights(node)
+        assert layer is not None
+        (role,) = (r for r, value in arguments(node).items() if value is layer.weight)
+        quantizers.setdefault(str(layer.weight.target), arguments(nodes[node.name])[role])
+    return quantizers
 
 
 def _on_grid(x: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
@@ -220,18 +259,6 @@ def _on_grid(x: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     codes = x * 2.0**grid.exponent + grid.zero
     beyond = (codes < grid.low - 0.5) | (codes > grid.high + 0.5)
     return ops.fake_quantize.default(x, *call), beyond
-
-
-def _weight_on_grid(
-    weight: Tensor, grid: WeightGrid, chosen: WeightCodes | None
-) -> tuple[Tensor, Tensor]:
-    """Return a weight on its grid, by the codes chosen or the nearest, and what lies beyond."""
-    exponents = grid.along(tuple(weight.shape))
-    shape = [-1 if a == grid.axis else 1 for a in range(weight.dim())]
-    scale = torch.tensor([2.0**e for e in exponents], dtype=torch.float64).reshape(shape)
-    codes = weight_codes(weight, exponents, grid.axis, -grid.high, grid.high)
-    codes = codes if chosen is None else chosen.tensor()
-    return codes / scale, (weight * scale).abs() > grid.high + 0.5
 
 
 # ------------------------------------------------------------------ culprits
@@ -244,16 +271,16 @@ class _Switch:
     Attributes:
         key: Kind and name of the tensor.
         node: The quantizer.
-        reader: The first node that computes with what it rounds; ``None`` for an activation, whose
-            run branches off at the quantizer itself.
-        biases: The rounded biases of the layers that read the weight, as they are without the
-            correction of its mean error.
+        begin: The activation, behind which a run branches off; or the first node that computes with
+            a weight, before which it does.
+        given: For a weight: itself unrounded, and the rounded biases of the layers that read it, as
+            they are without the correction of its mean error.
     """
 
     key: tuple[str, str]
     node: fx.Node
-    reader: fx.Node | None = None
-    biases: dict[fx.Node, Tensor] = field(default_factory=dict)
+    begin: fx.Node
+    given: dict[fx.Node, Tensor] = field(default_factory=dict)
 
 
 def _gains(
@@ -264,14 +291,14 @@ def _gains(
     A weight without its rounding has no mean error, so its bias is then the uncorrected one. Where
     an operator computes on codes by itself, as softmax does, it still rounds what it reads.
     """
-    switches = _switches(fake, plan)
+    switches = _switches(fake, prepared, plan)
     whole, without = _Outputs(), {s.key: _Outputs() for s in switches}
     show, done, total = sys.stderr.isatty(), 0, len(switches) * len(kept)
     for flat in kept:
         expected = prepared.run_flat(flat)
         base = fake.start(flat)
         for switch in switches:
-            without[switch.key].add(expected, _branch(base, prepared, switch).finish())
+            without[switch.key].add(expected, _branch(base, switch).finish())
             done += 1
             if show:
                 text = f"\rswitching quantizers off: {done} of {total}"
@@ -284,31 +311,25 @@ def _gains(
     return {key: 0.0 if sqnr == full else sqnr - full for key, sqnr in found.items()}
 
 
-def _branch(base: Run, prepared: Program, switch: _Switch) -> Run:
+def _branch(base: Run, switch: _Switch) -> Run:
     """Return a run without one quantizer, from where it makes a difference."""
-    source = switch.node.all_input_nodes[0]
-    if switch.reader is None:
-        return base.branch({switch.node: base.to(source)})
-    base.before(switch.reader)
-    return base.branch({switch.node: prepared.tensor(source), **switch.biases})
+    if not switch.given:
+        return base.branch({switch.node: base.to(switch.begin)})
+    base.before(switch.begin)
+    return base.branch(switch.given)
 
 
-def _switches(fake: Program, plan: QuantPlan) -> list[_Switch]:
+def _switches(fake: Program, prepared: Program, plan: QuantPlan) -> list[_Switch]:
     """Return the quantizers in the order in which their runs branch off."""
     order = {n: i for i, n in enumerate(fake.graph.nodes)}
     found: list[tuple[int, _Switch]] = []
-    for node in fake.graph.nodes:
-        if node.target is ops.fake_quantize.default:
-            source = node.all_input_nodes[0]
-            found.append((order[source], _Switch(("activation", source.name), node)))
-        if node.target is not ops.fake_quantize_weight.default:
-            continue
-        name = str(node.all_input_nodes[0].target)
-        if name not in plan.weights:
-            continue
+    for name, rounding in activation_quantizers(fake, plan).items():
+        source = rounding[0].all_input_nodes[0]
+        found.append((order[source], _Switch(("activation", name), rounding[-1], source)))
+    for name, node in weight_quantizers(fake, survey(prepared, plan.floats)).items():
         reader = min(node.users, key=order.__getitem__)
-        biases = _uncorrected(fake, plan, name, node)
-        found.append((order[reader] - 1, _Switch(("weight", name), node, reader, biases)))
+        given = {node: prepared.weights[name], **_uncorrected(fake, plan, name, node)}
+        found.append((order[reader] - 1, _Switch(("weight", name), node, reader, given)))
     return [switch for _, switch in sorted(found, key=lambda pair: pair[0])]
 
 

@@ -218,8 +218,7 @@ def _header() -> str:
 
 def _band(t: Measured) -> tuple[float, float]:
     """Return the powers of two from half of the finest step to the largest end of a grid."""
-    codes = t.bits - 1 if t.zero or t.kind == "weight" else t.bits
-    return -max(t.exponents) - 1, codes - min(t.exponents)
+    return -max(t.exponents) - 1, math.log2(t.end) - min(t.exponents)
 
 
 def _power(value: float) -> float | None:

@@ -16,13 +16,13 @@ from typing import Any
 
 from narrows.errors import NarrowsError, PlanError
 from narrows.ir.integer.codes import WeightCodes
-from narrows.ir.integer.grid import HALF_EVEN, ROUNDINGS, Grid, WeightGrid
+from narrows.ir.integer.grid import HALF_EVEN, ROUNDINGS, Grid, Levels, WeightGrid
 from narrows.ir.program import Note, Program
 from narrows.passes import planfile
 from narrows.passes.state import place_of
 
 FORMAT = "narrows-quant-plan"
-VERSION = 2  # the first that knows codes; a plan without any is written as version 1
+VERSION = 2  # the first that knows codes, terms and levels; without, a plan is of version 1
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class QuantPlan:
         offsets: Per name of a layer's weight what is added to the layer's bias, one whole number
             per output channel in steps of the accumulator: the correction of the mean error.
         codes: Per weight name its codes, where they are not those of plain rounding.
+        levels: Per node of ``activations`` the levels that its codes become, where those are not
+            equally wide; made elsewhere, as in training with learned thresholds.
         floats: The nodes that stay floating-point, each with the reason.
         rounding: ``half_even`` or ``half_up``: how every shift settles ties.
         fingerprint: Of the program it was made for (`narrows.passes.plan.fingerprint`).
@@ -47,6 +49,7 @@ class QuantPlan:
     weights: Mapping[str, WeightGrid]
     offsets: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     codes: Mapping[str, WeightCodes] = field(default_factory=dict)
+    levels: Mapping[str, Levels] = field(default_factory=dict)
     floats: Mapping[str, str] = field(default_factory=dict)
     rounding: str = HALF_EVEN
     fingerprint: str = ""
@@ -90,6 +93,7 @@ class QuantPlan:
             weights=weights,
             offsets=offsets,
             codes=codes,
+            levels={n: v for n, v in self.levels.items() if n in names},
             floats={n: r for n, r in self.floats.items() if n in names},
             fingerprint="",
         )
@@ -98,23 +102,38 @@ class QuantPlan:
         """Return the plan with more notes."""
         return replace(self, notes=(*self.notes, *notes))
 
+    @property
+    def _newer(self) -> bool:
+        """Whether it holds what version 1 of the format does not know."""
+        return bool(self.codes or self.levels or any(g.terms for g in self.weights.values()))
+
     # ------------------------------------------------------------------ JSON
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as JSON values."""
+        levels = {
+            n: {"grid": vars(v.grid), "thresholds": list(v.thresholds)}
+            for n, v in self.levels.items()
+        }
         return {
             "format": FORMAT,
-            "version": VERSION if self.codes else 1,
+            "version": VERSION if self._newer else 1,
             "narrows": self.narrows,
             "fingerprint": self.fingerprint,
             "rounding": self.rounding,
             "activations": {n: vars(g) for n, g in self.activations.items()},
             "weights": {
-                n: {"exponents": list(g.exponents), "bits": g.bits, "axis": g.axis}
+                n: {
+                    "exponents": list(g.exponents),
+                    "bits": g.bits,
+                    "axis": g.axis,
+                    **({"terms": g.terms} if g.terms else {}),
+                }
                 for n, g in self.weights.items()
             },
             "offsets": {n: list(o) for n, o in self.offsets.items()},
             **({"codes": {n: c.to_json() for n, c in self.codes.items()}} if self.codes else {}),
+            **({"levels": levels} if levels else {}),
             "floats": dict(self.floats),
             "notes": [vars(note) for note in self.notes],
         }
@@ -162,24 +181,32 @@ def _decode(data: dict[str, Any]) -> QuantPlan:
     if data["rounding"] not in ROUNDINGS:
         raise ValueError(f"its rounding is {data['rounding']!r}")
     return QuantPlan(
-        activations={
-            str(n): Grid(_whole(g["exponent"]), _whole(g["zero"]), _whole(g["bits"]))
-            for n, g in data["activations"].items()
-        },
+        activations={str(n): _grid(g) for n, g in data["activations"].items()},
         weights={
             str(n): WeightGrid(
-                tuple(map(_whole, g["exponents"])), _whole(g["bits"]), _whole(g["axis"])
+                tuple(map(_whole, g["exponents"])),
+                _whole(g["bits"]),
+                _whole(g["axis"]),
+                _whole(g.get("terms", 0)),
             )
             for n, g in data["weights"].items()
         },
         offsets={str(n): tuple(map(_whole, o)) for n, o in data["offsets"].items()},
         codes={str(n): WeightCodes.from_json(c) for n, c in data.get("codes", {}).items()},
+        levels={
+            str(n): Levels(_grid(v["grid"]), tuple(map(_whole, v["thresholds"])))
+            for n, v in data.get("levels", {}).items()
+        },
         floats={str(n): str(r) for n, r in data["floats"].items()},
         rounding=data["rounding"],
         fingerprint=str(data["fingerprint"]),
         narrows=str(data["narrows"]),
         notes=tuple(Note(**note) for note in data["notes"]),
     )
+
+
+def _grid(data: dict[str, Any]) -> Grid:
+    return Grid(_whole(data["exponent"]), _whole(data["zero"]), _whole(data["bits"]))
 
 
 def _whole(value: Any) -> int:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from narrows.errors import ArtifactError
+from narrows.ir.integer.grid import WeightGrid
 from narrows.passes import planfile
 
 TOLD = 20  # how many culprits the text and the page list; the JSON has all
@@ -30,6 +31,7 @@ class Measured:
         exponents: Of the scales ``2**-e``: one, or one per output channel.
         zero: The zero point.
         bits: How many bits the codes take.
+        terms: Of how many powers of two the codes of a weight are sums; 0 if of any number.
         low: The smallest number.
         high: The largest one.
         rms: The root of the mean square.
@@ -58,14 +60,28 @@ class Measured:
     along: float | None = None
     gain: float | None = None
     source: str = ""
+    terms: int = 0
 
     @property
     def grid(self) -> str:
-        """The scales, zero point and bits as text: ``2^-5 z128``, ``2^-9..2^-4 6b``."""
+        """The scales, zero point and bits as text: ``2^-5 z128``, ``2^-9..2^-4 pot4``."""
         least, most = min(self.exponents), max(self.exponents)
         text = f"2^{-most}" if least == most else f"2^{-most}..2^{-least}"
         text += f" z{self.zero}" if self.zero else ""
+        if self.terms:
+            return f"{text} {self._weights.coding}"
         return text + (f" {self.bits}b" if self.bits != 8 else "")
+
+    @property
+    def end(self) -> float:
+        """The largest magnitude that is not clipped, in the coarsest steps."""
+        if self.kind == "weight":
+            return self._weights.reach
+        return 2.0 ** (self.bits - 1 if self.zero else self.bits) - 0.5
+
+    @property
+    def _weights(self) -> WeightGrid:
+        return WeightGrid(self.exponents, self.bits, 0, self.terms)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch import fx
 import narrows.ir.integer.library  # noqa: F401  (defines torch.ops.narrows)
 from narrows.errors import PassError, PlanError
 from narrows.ir.integer.codes import WeightCodes
-from narrows.ir.integer.grid import Grid, WeightGrid
+from narrows.ir.integer.grid import Grid, Levels, WeightGrid
 from narrows.ir.ops.args import arguments, changed
 from narrows.ir.ops.integer import IntegerForm, LayerWeights, Moves
 from narrows.ir.program import Meta, Note, Program, copy_meta, where
@@ -79,6 +79,9 @@ def _check(plan: QuantPlan, program: Program, found: Survey) -> None:
     for node in found.sites:
         if node.name not in plan.activations:
             raise PlanError("the plan has no grid for a tensor", where=where(node), hint=hint)
+    for name in plan.levels:
+        if name not in plan.activations:
+            raise PlanError(f"the plan has levels for {name!r}, which has no grid", hint=hint)
     for node in found.layers():
         layer = found.forms[node].weights(node)
         assert layer is not None
@@ -129,7 +132,7 @@ class _Inserter:
                 self._layer(node, form, layer)
             if layer is not None or form.kind != "computes":
                 continue
-            out = self.grids[self.found.tail(node)]
+            out = self.plan.activations[self.found.tail(node).name]
             operands = form.operands(node)
             fake = form.fake(node, [self.grids[n] for n in operands], out, self.plan.rounding)
             if fake is not None:
@@ -141,7 +144,9 @@ class _Inserter:
         """Note on which grid every node's codes lie."""
         for node in self.graph.nodes:
             form = self.found.forms.get(node)
-            if node.name in self.plan.activations:
+            if node.name in self.plan.levels:
+                self.grids[node] = self.plan.levels[node.name].grid
+            elif node.name in self.plan.activations:
                 self.grids[node] = self.plan.activations[node.name]
             elif isinstance(form, Moves):
                 self.grids[node] = form.regrid(node, self.grids[form.operands(node)[0]])
@@ -165,8 +170,24 @@ class _Inserter:
                 name=f"{site.name}_q",
             )
         _describe(rounded, site)
+        if site.name in self.plan.levels:
+            rounded = self._levels(site, rounded, grid, self.plan.levels[site.name])
         for reader in readers:
             reader.replace_input_with(site, rounded)
+
+    def _levels(self, site: fx.Node, rounded: fx.Node, own: Grid, levels: Levels) -> fx.Node:
+        """Return the levels that the codes of a tensor become: a table of them, once folded."""
+        grid, made = levels.grid, rounded
+        calls = (
+            (ops.staircase.default, levels.arguments(own), f"{site.name}_levels"),
+            (ops.fake_quantize.default, (grid.exponent, grid.zero, grid.low, grid.high),
+             f"{site.name}_levels_q"),
+        )  # fmt: skip
+        for target, args, name in calls:
+            with self.graph.inserting_after(made):
+                made = self.graph.create_node("call_function", target, (made, *args), name=name)
+            _describe(made, site)
+        return made
 
     def _layer(self, node: fx.Node, form: IntegerForm, layer: LayerWeights) -> None:
         """Round the weight and the bias of a layer."""
@@ -188,8 +209,7 @@ class _Inserter:
         key = (weight, grid)
         if key not in self.weights:
             source = self._chosen(weight, grid)
-            args = (source, list(grid.exponents), grid.axis, -grid.high, grid.high)
-            self.weights[key] = self._rounded(source, args)
+            self.weights[key] = self._rounded(source, (source, *grid.arguments))
         return self.weights[key]
 
     def _chosen(self, weight: fx.Node, grid: WeightGrid) -> fx.Node:

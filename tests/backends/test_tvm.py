@@ -258,6 +258,61 @@ def test_times_are_kept_and_used_again(tmp_path: Path, monkeypatch: pytest.Monke
     assert any(line.startswith("tuning 1/1") for line in lines)
 
 
+def test_tuning_goes_on_where_it_was_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+
+    def tell(line: str) -> None:
+        lines.append(line)
+        if line.startswith("tuning 2/"):
+            raise KeyboardInterrupt
+
+    program = small()
+    with monkeypatch.context() as patched:
+        patched.setattr("narrows.backends.tvm.target._tell", tell)
+        with pytest.raises(KeyboardInterrupt):
+            lower(program, "tvm", tune=30)
+    count = int(lines[-1].partition("/")[2].partition(":")[0])
+    assert len(list((tmp_path / "cache" / "tvm").glob("*.json"))) == 1
+    lines.clear()
+    monkeypatch.setattr("narrows.backends.tvm.target._tell", lines.append)
+    lower(program, "tvm", tune=30)
+    assert lines[0].startswith(f"tuning 1/{count - 1}")
+
+
+CANDIDATES = """
+import os, signal, sys, time
+sys.modules["torch"] = None
+import tvm
+from tvm import te
+from narrows.backends.tvm import tune
+from narrows.backends.tvm.devices import Machine
+from narrows.backends.tvm.schedules import Choice
+
+def scheduled(function, choice, machine):
+    if choice.rows == 1:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if choice.rows == 2:
+        time.sleep(60)
+    return None if choice.rows == 3 else function
+
+tune.scheduled, tune.PATIENCE = scheduled, 1.5
+x = te.placeholder((4,), name="x")
+function = te.create_prim_func([x, te.compute((4,), lambda i: x[i] + 1)])
+tuner = tune.Tuner(tvm.target.Target("llvm"), Machine(), {"tune": 60}, print)
+best = tuner.tune({"kernel": (function, [Choice(rows) for rows in (1, 2, 3, 4)])})
+print(best["kernel"].rows)
+"""
+
+
+def test_a_candidate_that_crashes_or_hangs_is_passed_over() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", CANDIDATES], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.stdout.split("\n")[-2] == "4", done.stderr
+
+
 # ------------------------------------------------------------------ errors
 
 

@@ -9,12 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
+import narrows
 from narrows.backends import lower
 from narrows.backends.tvm.versions import problem
+from narrows.cli import main
+from narrows.errors import LowerError
 from narrows.ir.integer.grid import Grid
 from narrows.ir.integer.statistics import exponentials
 from narrows.ir.program import Meta, Program
 from tests.builder import Builder
+from tests.networks import NETWORKS
 
 pytestmark = pytest.mark.skipif(bool(problem()), reason=problem() or "tvm is there")
 
@@ -195,3 +199,69 @@ def test_processors_without_the_instruction_add_the_same(mcpu: str) -> None:
         pytest.skip(f"this processor has no {OLDER[mcpu]}")
     artifact = lower(layers("half_even", few=True), "tvm", tune=0, mcpu=mcpu, samples=1)
     assert artifact.fidelity["checked"][0]["error"] == 0.0
+
+
+# ------------------------------------------------------------------ networks
+
+
+def quantized(name: str, ratio: float = 0.0, **options: Any) -> narrows.Quantized:
+    found = NETWORKS[name]
+    inputs = tuple(x.float() if x.is_floating_point() else x for x in found.inputs(4, 1))
+    program = narrows.capture(found.build().float(), inputs)
+    if ratio:
+        program = narrows.apply(program, narrows.plan(program, ratio=ratio))
+    return narrows.quantize(program, [inputs], check=False, **options)
+
+
+def test_a_pruned_network_keeps_its_bits_wherever_it_is_checked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    artifact = lower(quantized("shuffle_block", 0.4).program, "tvm", tune=0, samples=1)
+    artifact.save(tmp_path / "out")
+    assert main(["check", str(tmp_path / "out")]) == 0
+    assert "bit for bit" in capsys.readouterr().out
+    artifact.manifest["golden"] = {batch: ["0" * 64] for batch in artifact.manifest["golden"]}
+    artifact.save(tmp_path / "other")
+    assert main(["check", str(tmp_path / "other")]) == 1
+    assert "has other bits than it should" in capsys.readouterr().out
+
+
+def test_what_follows_an_island_is_equal_to_what_the_island_gave() -> None:
+    found = quantized("group_norm")
+    assert found.plan.floats
+    artifact = lower(found.program, "tvm", tune=0, samples=1)
+    assert artifact.fidelity["checked"][0]["error"] == 0.0
+    assert len(artifact.manifest["islands"]) == len(found.plan.floats)
+    assert artifact.run(found.program.examples[0][:1]).shape[0] == 1
+    assert "golden" not in artifact.manifest
+
+
+def test_one_wrong_code_is_found() -> None:
+    program = layers("half_even", few=True)
+    wrong = layers("half_even", few=True)
+    name = next(n for n, w in wrong.weights.items() if w.dtype == torch.int32)
+    wrong.weights[name] = wrong.weights[name] + 2**7
+    with pytest.raises(LowerError, match="of the library differs from the program"):
+        lower(program, "tvm", tune=0, samples=1, reference=wrong)
+
+
+def test_fake_quantized_programs_are_refused() -> None:
+    with pytest.raises(LowerError, match="its integers are not folded yet"):
+        lower(quantized("depthwise").fake, "tvm", tune=0)
+
+
+def test_what_has_no_exact_form_is_refused_by_name() -> None:
+    program = quantized("layer_norm_tokens").program
+    with pytest.raises(LowerError, match="cannot lower") as caught:
+        lower(program, "tvm:cuda")
+    assert "a layer norm of codes on a GPU" in caught.value.why
+    with pytest.raises(LowerError, match="the importer of TVM has no form for the integers"):
+        lower(program, "tvm", importer="tvm")
+
+
+@pytest.mark.parametrize("mcpu", ["cortex-a76", "neoverse-v1"])
+def test_processors_of_arm_get_the_dot_product_that_they_have(mcpu: str) -> None:
+    artifact = lower(layers("half_even", few=True), "tvm:aarch64", mcpu=mcpu)
+    assert not artifact.manifest["build"]["unscheduled"]
+    wanted = {"cortex-a76": "dotprod", "neoverse-v1": "i8mm"}[mcpu]
+    assert artifact.manifest["build"]["dot"] == wanted

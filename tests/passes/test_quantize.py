@@ -222,8 +222,8 @@ def test_histograms_grow_and_choose() -> None:
 
 def test_weights_get_an_exponent_a_channel() -> None:
     weight = torch.tensor([[1.0, -0.5], [100.0, 3.0], [0.0, 0.0]])
-    assert weight_exponents(weight, 0, 8, "minmax") == (6, 0, 6)
-    assert weight_exponents(weight.t(), 1, 8, "minmax") == (6, 0, 6)
+    assert weight_exponents(weight, WeightGrid((0,)), "minmax") == (6, 0, 6)
+    assert weight_exponents(weight.t(), WeightGrid((0,), axis=1), "minmax") == (6, 0, 6)
 
 
 def test_tensors_that_are_concatenated_share_a_grid() -> None:

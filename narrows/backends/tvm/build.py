@@ -54,7 +54,7 @@ def build(
 
     Returns:
         JSON data: ``files``; ``kernels``, ``tuned`` and ``unscheduled``; ``seconds`` per stage; the
-        ``target`` as TVM spells it; ``linked``.
+        ``target`` as TVM spells it; the ``dot`` product of bytes that integers use; ``linked``.
     """
     options, folder = job["options"], Path(job["folder"])
     vector_math.install()
@@ -89,6 +89,7 @@ def build(
         "files": files,
         "linked": bool(linker.command),
         "target": str(target),
+        "dot": machine.dot,
         "seconds": seconds,
         **counts,
     }

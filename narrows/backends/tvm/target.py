@@ -92,6 +92,11 @@ class TvmTarget(Target):
         leaves = Leaves.of(program)
         integers.refuse_fake(program)
         whole = integers.is_integer(program)
+        if whole and self.importer != "narrows":
+            raise LowerError(
+                f"the importer of TVM has no form for the integers of {program.name}",
+                hint="leave the option importer out",
+            )
         # What islands give comes out, too: only then can be told what follows from it.
         islands = integers.float_islands(program) if whole else []
         batch = self.batch if program.dynamic_batch else None

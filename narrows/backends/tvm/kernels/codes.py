@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from tvm import te, tirx
-from tvm.script import tirx as T
+from tvm.script import tirx as T  # pyright: ignore[reportMissingModuleSource]
 
 from narrows.backends.tvm.kernels import CONTRACTION, ROLE, ROWS, WINDOW
 from narrows.backends.tvm.kernels.pooling import Pool, spots_of

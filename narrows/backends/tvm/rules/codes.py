@@ -200,6 +200,8 @@ def _softmax(low: Lowering, call: Call) -> Value:
 
 @rule("narrows.layer_norm")
 def _layer_norm(low: Lowering, call: Call) -> Value:
+    if low.machine.gpu:
+        raise low.refuse("a layer norm of codes on a GPU, whose compilers round sums their own way")
     x, count = call.args["x"], call.args["axes"]
     size = math.prod(x.shape[-count:])
     flat = low.reshaped(x, (*x.shape[:-count], size)) if count > 1 else x

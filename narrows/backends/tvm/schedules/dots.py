@@ -16,7 +16,7 @@ from typing import Any
 
 from tvm import tirx
 from tvm.s_tir import TensorIntrin
-from tvm.script import tirx as T
+from tvm.script import tirx as T  # pyright: ignore[reportMissingModuleSource]
 
 from narrows.backends.tvm.kernels.dots import by_bytes, product
 
