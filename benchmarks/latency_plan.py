@@ -36,7 +36,7 @@ from benchmarks.reorder.ratios import EXACT, geomean, relative, shown
 from benchmarks.reorder.timing import ratio, spread, time_forms
 from narrows.api import costs_of
 from narrows.ir.program import relative_error
-from narrows.passes.mass import kept_mass
+from narrows.passes.plans.mass import kept_mass
 
 GOAL = 1.15  # times the score mass
 SLACK = 1.02  # how much slower counts as no slower

@@ -32,13 +32,22 @@ from narrows.errors import (
 )
 
 if TYPE_CHECKING:
-    from narrows.api import apply, capture, compile, load, lower, plan, quantize
+    from narrows.api import (
+        apply,
+        capture,
+        compile,
+        load,
+        lower,
+        plan,
+        quantize,
+        quantize_weights,
+    )
     from narrows.backends.artifact import Artifact
     from narrows.ir.program import Program
     from narrows.passes.pipeline import Pipeline
-    from narrows.passes.plan import ChannelPlan
-    from narrows.passes.quant_plan import QuantPlan
-    from narrows.passes.quantization import Quantized
+    from narrows.passes.plans.plan import ChannelPlan
+    from narrows.passes.quant.plan import QuantPlan
+    from narrows.passes.quant.quantization import Quantized
 
 __version__ = "0.1.0"
 
@@ -48,12 +57,13 @@ _LAZY = {
     "apply": "narrows.api",
     "lower": "narrows.api",
     "quantize": "narrows.api",
+    "quantize_weights": "narrows.api",
     "compile": "narrows.api",
     "load": "narrows.api",
     "Program": "narrows.ir.program",
-    "ChannelPlan": "narrows.passes.plan",
-    "QuantPlan": "narrows.passes.quant_plan",
-    "Quantized": "narrows.passes.quantization",
+    "ChannelPlan": "narrows.passes.plans.plan",
+    "QuantPlan": "narrows.passes.quant.plan",
+    "Quantized": "narrows.passes.quant.quantization",
     "Pipeline": "narrows.passes.pipeline",
     "Artifact": "narrows.backends.artifact",
 }
@@ -82,6 +92,7 @@ __all__ = [
     "lower",
     "plan",
     "quantize",
+    "quantize_weights",
 ]
 
 

@@ -1,4 +1,4 @@
-"""The public functions: `capture`, `plan`, `apply`, `quantize`, `lower`, `compile`, `load`.
+"""The public functions: `capture`, `plan`, `apply`, `quantize`, `quantize_weights`, `lower` ...
 
 `compile` is capture, plan, apply and lower in a row. They check their arguments and call; the work
 is done in `narrows.frontend`, `narrows.passes` and `narrows.backends`.
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from narrows.ir.cost import CostTable
     from narrows.ir.program import Program
     from narrows.passes.pipeline import Instrument, Pipeline, PipelineResult
-    from narrows.passes.plan import ChannelPlan
-    from narrows.passes.quantization import Quantized
+    from narrows.passes.plans.plan import ChannelPlan
+    from narrows.passes.quant.quantization import Quantized
 
 PlanLike = Any  # a ChannelPlan, the path of one, or the options of `plan`
 
@@ -90,14 +90,14 @@ def plan(
             ``constrained`` (whole couplings; else each layer for itself), ``side``
             (unconstrained: ``"input"``, ``"output"`` or ``"both"``), ``scope`` (``"local"`` or
             ``"global"``), ``include`` and ``exclude`` (globs on weight names) and ``min_width``
-            (1). See `narrows.passes.choose.make_plan`.
+            (1). See `narrows.passes.plans.choose.make_plan`.
 
     Raises:
         PlanError: A weight is unknown, a mask has another length, nothing would be left, or the
             latency cannot be reached.
         UsageError: The target is unknown, or has no cost table.
     """
-    from narrows.passes.choose import make_plan as run
+    from narrows.passes.plans.choose import make_plan as run
 
     if target is not None:
         options["costs"] = _costs_to_plan_by(target, options)
@@ -265,7 +265,7 @@ def quantize(
     program: Program,
     calibration: Iterable[Any] | None = None,
     *,
-    weights: int | Mapping[str, int] = 8,
+    weights: int | str | Mapping[str, int | str] = 8,
     activations: int | Mapping[str, int] = 8,
     method: str = "mse",
     percentile: float = 99.99,
@@ -299,15 +299,19 @@ def quantize(
         calibration: Inputs like the real ones, streamed once: an iterable of batches, each a tuple
             of positional inputs, a dict of inputs by name, or one tensor.
         weights: Bits of the weights, 2 to 8: one number, or one per glob on node names, module
-            paths and weight names, of which the first match counts: ``{"head": 8, "*": 4}``.
+            paths and weight names, of which the first match counts: ``{"head": 8, "*": 4}``. Or
+            ``"pot4"``: signed powers of two, in 4 bits a sign and an exponent; ``"pot4x2"``: sums
+            of two of them. They are shifts where a target has no multiplier, else int8 like others.
         activations: Bits of the activations, likewise.
         method: How exponents are chosen: ``mse`` (the smallest squared error), ``minmax`` (cover
             all that was seen), ``percentile``, or ``rapq``: block by block, by what the network
             computes, with the rounding of the weights learned; the calibration data stays in
             memory, and it runs on CUDA where there is one.
         percentile: The share of the magnitudes that ``percentile`` covers, in percent.
-        first_last: At least this many bits for the first and last layers, the inputs and the
-            outputs; ``None`` makes no exception of them.
+        first_last: At least this many bits for the first and the last layers and what they read,
+            for the outputs, and for what no multiplication is saved by: a layer with one weight a
+            channel, activations that are only added, averaged, gated or scaled channel by channel.
+            ``None`` makes no exception of them.
         skip: Globs of what stays floating-point.
         rounding: How shifts settle ties: ``half_even`` or ``half_up``.
         align: Whether tensors that are concatenated share a grid, so that nothing is computed to
@@ -337,11 +341,11 @@ def quantize(
         FidelityError: With ``check``, the integers differ from the fake-quantized program.
     """
     from narrows.ir.program import Program
-    from narrows.passes.calibrate import Settings
     from narrows.passes.instruments import Numerics, Verify
-    from narrows.passes.learning import Learning
-    from narrows.passes.quant_plan import QuantPlan
-    from narrows.passes.quantization import quantize as run
+    from narrows.passes.quant.calibrate import Settings
+    from narrows.passes.quant.learning import Learning
+    from narrows.passes.quant.plan import QuantPlan
+    from narrows.passes.quant.quantization import quantize as run
 
     if not isinstance(program, Program):
         raise UsageError(
@@ -367,6 +371,55 @@ def quantize(
     checks: list[Instrument] = [Verify(), Numerics()] if check else []
     watches = [*checks, *instruments]
     return run(program, calibration, settings, plan=plan, instruments=watches, learning=learning)
+
+
+def quantize_weights(
+    program: Program,
+    calibration: Iterable[Any] | None = None,
+    *,
+    bits: int = 4,
+    group: int = 32,
+    groups: str = "auto",
+    method: str = "gptq",
+    skip: Iterable[str] = (),
+) -> Program:
+    """Return a program whose linear layers hold their weights in a few bits; all else stays
+    floating-point.
+
+    >>> smaller = narrows.quantize_weights(program, [tokens], bits=4)
+    >>> artifact = narrows.lower(smaller)
+
+    A scale and a zero point serve a group of weights. A weight that another operator reads, too,
+    such as an embedding, stays as it is; the program's notes say so.
+
+    Args:
+        program: A captured program.
+        calibration: Inputs like the real ones, as for `quantize`; not needed for
+            ``method="nearest"`` with groups along one axis.
+        bits: Of a code, 2 to 8.
+        group: How many weights share a scale.
+        groups: Along which axis they lie: ``input`` (of one output channel), ``output`` (of one
+            input channel), or ``auto``: for every layer the one of the smaller error of its
+            results.
+        method: ``nearest``, or ``gptq``: the error of every rounded weight is made up for by those
+            of the inputs that follow.
+        skip: Globs of layers that stay floating-point.
+
+    Raises:
+        UsageError: There is no calibration data, or an argument is out of range.
+        PassError: There is no linear layer, a glob matches none, or a number is not finite.
+    """
+    from narrows.ir.program import Program
+    from narrows.passes.quant.weight_only import quantize_weights as run
+
+    if not isinstance(program, Program):
+        raise UsageError(
+            f"quantize_weights takes a Program, got {type(program).__name__}",
+            hint="narrows.quantize_weights(narrows.capture(model, inputs), [tokens])",
+        )
+    globs = (skip,) if isinstance(skip, str) else tuple(skip)
+    how: dict[str, Any] = {"bits": bits, "group": group, "groups": groups, "method": method}
+    return run(program, calibration, **how, skip=globs)
 
 
 make_integers = quantize  # below, `quantize` is an argument
@@ -408,7 +461,7 @@ def lower(
     from narrows.backends import lower as run
 
     if isinstance(plan, str | os.PathLike):
-        from narrows.passes.plan import ChannelPlan
+        from narrows.passes.plans.plan import ChannelPlan
 
         plan = ChannelPlan.load(plan)
     plan_json = None if plan is None else plan.to_json()

@@ -27,12 +27,13 @@ from torch import Tensor, nn
 
 from narrows import api
 from narrows.backends.artifact import Artifact
+from narrows.backends.c.compiler import HINT, MISSING, find_compiler
 from narrows.errors import ArtifactError, UsageError
 from narrows.ir.program import Program, op_name, relative_error
 from narrows.passes.instruments import Dumper
 from narrows.passes.pipeline import Instrument, format_count, format_table, macs
-from narrows.passes.plan import ChannelPlan
-from narrows.passes.quantization import Quantized
+from narrows.passes.plans.plan import ChannelPlan
+from narrows.passes.quant.quantization import Quantized
 
 SEED = 0
 # The group lasso's strength, per learning rate and square root of a column's size.
@@ -279,6 +280,27 @@ def count_differing(candidate: Candidate, images: Tensor) -> int:
     return sum(int((torch.as_tensor(got) != expected).sum()) for (got,) in runs)
 
 
+def lower_to_c(quantized: Candidate, images: Tensor, folder: Path) -> dict[str, Any]:
+    """Return what the program takes in C, and how many outputs differ from the interpreter's.
+
+    The C files are saved in ``folder / "c"``. Without a compiler they are only written; the result
+    has the reason as ``skipped``.
+    """
+    progress("writing C")
+    api.lower(quantized.program, "c", check=False).save(folder / "c")
+    artifact = api.load(folder / "c")
+    facts = {k: artifact.manifest["c"][k] for k in ("arena", "bound", "constants")}
+    if not find_compiler():
+        return facts | {"skipped": f"{MISSING}; {HINT}"}
+    progress("compiling C")
+    name = artifact.inputs[0].name
+    session: Any = artifact.session
+    results = session.run_many([{name: image[None].numpy()} for image in images])
+    progress("")
+    got = torch.cat([torch.from_numpy(result[0]) for result in results])
+    return facts | {"differing": int((got != quantized.program(images)).sum())}
+
+
 def measure_latency(
     candidates: Sequence[Candidate], images: Tensor, rounds: int
 ) -> dict[str, dict[str, float]]:
@@ -319,9 +341,10 @@ def run(folder: str | os.PathLike[str], *, quick: bool = False) -> dict[str, Any
     """Run the demo, write its artifacts and dump below ``folder``, and return what it measured.
 
     Args:
-        folder: Gets ``unpruned``, ``pruned``, ``tuned`` and ``quantized`` (artifacts), ``dump``
-            (from the trained network to the pruned one), ``dump-quantized`` (from the tuned one to
-            integers), ``plan.json`` and ``quant.json``. Those of an earlier demo are replaced.
+        folder: Gets ``unpruned``, ``pruned``, ``tuned``, ``quantized`` and ``c`` (artifacts),
+            ``dump`` (from the trained network to the pruned one), ``dump-quantized`` (from the
+            tuned one to integers), ``plan.json`` and ``quant.json``. Those of an earlier demo are
+            replaced.
         quick: Train a little and measure roughly, to see that everything works.
     """
     with one_thread():
@@ -376,6 +399,7 @@ def tell(folder: Path, settings: Settings) -> dict[str, Any]:
         "quantize_table": format_table(quantized.passes),
         "floats": dict(quantized.plan.floats),
         "differing": count_differing(candidates[-1], test.images),
+        "c": lower_to_c(candidates[-1], test.images, folder),
         "parameters": {c.name: c.program.parameter_count for c in candidates},
         "macs": {c.name: sum(macs(c.program).values()) for c in candidates},
         "bytes": {c.name: c.artifact.size for c in candidates},
@@ -433,6 +457,7 @@ def describe(report: dict[str, Any]) -> str:
         "",
         report["quantize_table"].rstrip(),
         f"quantized: {differing(report)}",
+        f"C: {describe_c(report['c'])}",
         "",
         *align(rows),
         f"tuned: the pruned program trained {seconds['fine-tuning']:.0f} s more, captured again",
@@ -450,6 +475,14 @@ def differing(report: dict[str, Any]) -> str:
         f"{report['differing']} outputs differ between ONNX Runtime and the interpreter; "
         f"operators that stay float: {floats or 'none'}"
     )
+
+
+def describe_c(facts: dict[str, Any]) -> str:
+    """Return what the C code takes and gives, as a sentence."""
+    size = f"{facts['constants'] / 1024:.0f} KiB of constants, an arena of {facts['arena']:,} bytes"
+    if "skipped" in facts:
+        return f"{size}; written, not run: {facts['skipped']}"
+    return f"{size}; {facts['differing']} outputs differ between it and the interpreter"
 
 
 def align(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 import narrows
 from narrows.errors import PlanError
 from narrows.ir.program import Program, relative_error
-from narrows.passes import planfile, prune_channels
+from narrows.passes import prune_channels
 from narrows.passes.instruments import fingerprint
-from narrows.passes.plan import ChannelPlan
+from narrows.passes.plans import planfile
+from narrows.passes.plans.plan import ChannelPlan
 
 
 class Net(nn.Module):

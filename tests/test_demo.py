@@ -57,6 +57,28 @@ def test_the_quantized_artifact_is_its_program_bit_for_bit(report: dict):
     assert [p["name"] for p in report["quantize_passes"]][-2:] == ["quantize", "fold-shifts"]
 
 
+def test_the_c_code_is_the_program_bit_for_bit(folder: Path, report: dict):
+    made = report["c"]
+    assert made["bound"] <= made["arena"] <= 1.1 * made["bound"]
+    assert (folder / "c" / "model.c").exists()
+    if "skipped" in made:
+        pytest.skip(made["skipped"])
+    assert made["differing"] == 0
+
+
+def test_the_c_code_is_not_run_without_a_compiler(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    images = demo.load_splits()[2].images[:2]
+    program = narrows.capture(demo.DigitsNet(4).eval(), (images,))
+    program = narrows.quantize(program, [images], check=False).program
+    candidate = demo.Candidate("quantized", program, narrows.load(folder / "quantized"), 0.0)
+    monkeypatch.setenv("CC", "no-such-compiler")
+    made = demo.lower_to_c(candidate, images, tmp_path)
+    assert "install gcc or clang" in made["skipped"]
+    assert "written, not run" in demo.describe_c(made)
+
+
 def test_other_bits_are_counted(folder: Path):
     _, _, test = demo.load_splits()
     artifact = narrows.load(folder / "quantized")
@@ -84,7 +106,15 @@ def test_the_report_reads_well(report: dict, capsys: pytest.CaptureFixture[str])
     print(demo.describe(report))
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 110
-    for word in ("prune-channels", "masked", "test accuracy", "batch 64", "speed", "fold-shifts"):
+    for word in (
+        "prune-channels",
+        "masked",
+        "test accuracy",
+        "batch 64",
+        "speed",
+        "fold-shifts",
+        "KiB of",
+    ):
         assert word in text
 
 

@@ -71,7 +71,7 @@ def imports(source: str, package: str) -> Iterator[tuple[int, str]]:
                     full = f"{base}.{alias.name}"
                     yield node.lineno, full if is_module(full) else base
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            # Lazy tables name modules as strings: "narrows.passes.plan:ChannelPlan".
+            # Lazy tables name modules as strings: "narrows.passes.plans.plan:ChannelPlan".
             name = node.value.split(":")[0]
             if DOTTED.fullmatch(node.value) and is_module(name):
                 yield node.lineno, name

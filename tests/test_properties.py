@@ -16,7 +16,7 @@ import narrows
 from narrows.ir.program import Program, relative_error
 from narrows.ir.verify import verify
 from narrows.passes.base import TOLERANCE, Fidelity
-from narrows.passes.plan import ChannelPlan
+from narrows.passes.plans.plan import ChannelPlan
 from narrows.passes.prune_channels import PruneChannels
 from tests.networks import random_masks, randomise
 from tests.networks.generated import Generated, Step, heads, steps

@@ -23,6 +23,8 @@ FUNCTIONS = {
     "percentile=99.99, first_last=8, skip=(), rounding='half_even', align=True, "
     "equalize=False, correct_bias=True, strict=False, budget=None, checkpoint=None, loss=None, "
     "seed=None, plan=None, check=True, instruments=())",
+    "quantize_weights": "(program, calibration=None, *, bits=4, group=32, groups='auto', "
+    "method='gptq', skip=())",
     "plan": "(program, keep_inputs=None, keep_outputs=None, *, target=None, **options)",
 }
 CLASSES = {
@@ -32,8 +34,8 @@ CLASSES = {
     "outputs reasons removed restore save shrink split to_json widths "
     "with_notes",
     "Pipeline": "check_order default parse passes run",
-    "QuantPlan": "activations codes fingerprint floats follow from_json load narrows notes offsets "
-    "rounding save to_json weights with_notes",
+    "QuantPlan": "activations codes fingerprint floats follow from_json levels load narrows notes "
+    "offsets rounding save to_json weights with_notes",
     "Quantized": "fake passes plan prepared program report",
     "Program": "aliases base buffers canonical copy couplings dynamic_batch examples flat_inputs "
     "graph history in_spec memo name node nodes notes origins out_spec output parameter_count "

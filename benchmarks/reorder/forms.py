@@ -19,7 +19,7 @@ from narrows.api import rewrite
 from narrows.backends.base import target_names
 from narrows.ir.program import Origin, Program
 from narrows.passes.pipeline import Pipeline, PipelineResult
-from narrows.passes.plan import ChannelPlan
+from narrows.passes.plans.plan import ChannelPlan
 
 TIDY = "fold-batch-norm, eliminate-dead"
 PLAIN = f"prune-channels, {TIDY}"

@@ -26,6 +26,7 @@ BATCH = "b"  # how a manifest writes the free axis
 
 # Target -> "module:function" that opens a folder; see `Session`.
 SESSIONS: dict[str, str] = {
+    "c": "narrows.backends.c.session:open_session",
     "onnx": "narrows.backends.onnx.session:open_session",
     "torch": "narrows.backends.torch.session:open_session",
     "tvm": "narrows.backends.tvm.session:open_session",

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 # Name -> "module:class".
 TARGETS: dict[str, str] = {
+    "c": "narrows.backends.c:CTarget",
     "onnx": "narrows.backends.onnx:OnnxTarget",
     "torch": "narrows.backends.torch:TorchTarget",
     "tvm": "narrows.backends.tvm:TvmTarget",

@@ -12,15 +12,15 @@ from narrows.errors import UsageError
 
 if TYPE_CHECKING:
     from narrows.ir.program import Program
-    from narrows.passes.quantization import Quantized
+    from narrows.passes.quant.quantization import Quantized
 
 BATCH = 32  # samples of a data file that run at once
 
 
 def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the options of `narrows.quantize` that the command line gives."""
-    from narrows.passes.calibrate import Settings
-    from narrows.passes.learning import Learning
+    from narrows.passes.quant.calibrate import Settings
+    from narrows.passes.quant.learning import Learning
 
     given = {
         "weights": parse_bits(arguments.weight_bits, "--weight-bits"),
@@ -42,13 +42,19 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
     return {**settings, **learning}
 
 
-def parse_bits(texts: list[str] | None, option: str) -> int | dict[str, int] | None:
-    """Return bits for all, or per glob; those without a glob are for the rest."""
+def parse_bits(texts: list[str] | None, option: str) -> Any:
+    """Return bits for all, or per glob; those without a glob are for the rest.
+
+    What is no number is handed on as a name, such as ``pot4``.
+    """
     if not texts:
         return None
-    bits: dict[str, int] = {}
+    bits: dict[str, int | str] = {}
     for text in texts:
         glob, equals, number = text.rpartition("=")
+        if number.startswith("pot"):
+            bits[glob if equals else "*"] = number
+            continue
         if not number.isdigit():
             raise UsageError(f"{option} {text}: {number!r} is no number", hint=f"{option} 8")
         bits[glob if equals else "*"] = int(number)
@@ -118,7 +124,7 @@ def findings(program: Program, quantized: Quantized) -> dict[str, Any]:
     relative error of the outputs against ``program``, on its examples.
     """
     from narrows.passes.instruments import compare
-    from narrows.passes.quant_measure import islands
+    from narrows.passes.quant.measure import islands
 
     floats = islands(quantized.prepared, quantized.plan)
     return {"floats": floats, "error": compare(quantized.program, program)}

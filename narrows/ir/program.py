@@ -98,6 +98,8 @@ class Meta:
         was: The shape before the pass that changed it, for dumps.
         remark: What the last pass says of the node, for dumps.
         grid: What the codes of a quantized tensor stand for (`narrows.ir.integer.grid.Grid`).
+        weight_grid: What the codes of an integer weight stand for, and which there are
+            (`narrows.ir.integer.grid.WeightGrid`); of its ``get_attr`` node.
     """
 
     __slots__ = ("_meta",)
@@ -112,6 +114,7 @@ class Meta:
     was: Any = _Key("was")
     remark: Any = _Key("remark", "")
     grid: Any = _Key("grid")
+    weight_grid: Any = _Key("weight_grid")
 
     def __init__(self, node: fx.Node) -> None:
         self._meta = node.meta

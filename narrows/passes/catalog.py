@@ -28,10 +28,10 @@ BUILTIN: dict[str, str] = {
     "eliminate-dead": "narrows.passes.eliminate_dead:EliminateDead",
     "convert-batch-norm": "narrows.passes.convert_batch_norm:ConvertBatchNorm",
     "decompose-attention": "narrows.passes.decompose_attention:DecomposeAttention",
-    "widen-clips": "narrows.passes.widen_clips:WidenClips",
-    "equalize-channels": "narrows.passes.equalize_channels:EqualizeChannels",
-    "quantize": "narrows.passes.quantize:Quantize",
-    "fold-shifts": "narrows.passes.fold_shifts:FoldShifts",
+    "widen-clips": "narrows.passes.quant.widen_clips:WidenClips",
+    "equalize-channels": "narrows.passes.quant.equalize_channels:EqualizeChannels",
+    "quantize": "narrows.passes.quant.quantize:Quantize",
+    "fold-shifts": "narrows.passes.quant.fold_shifts:FoldShifts",
 }
 
 

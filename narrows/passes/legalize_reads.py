@@ -2,9 +2,9 @@
 
 `PruneChannels` leaves the smallest program: each layer reads just the channels that count for it,
 copied together where its tensor holds others. A target may run another exact form faster, and its
-cost table says which (`narrows.passes.widths`). Reads and widths are weighed together and applied
-one after the other: `LegalizeReads` lets layers read channels with zero weights where that is
-cheaper than a copy, `AlignChannels` keeps channels so that widths meet the target's steps.
+cost table says which (`narrows.passes.forms.widths`). Reads and widths are weighed together and
+applied one after the other: `LegalizeReads` lets layers read channels with zero weights where that
+is cheaper than a copy, `AlignChannels` keeps channels so that widths meet the target's steps.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from narrows.ir.liveness import Demand
 from narrows.ir.program import Meta, Note, Program
 from narrows.ir.rewrite import Base, Choices, everything
 from narrows.passes.base import Fidelity, Pass, PassResult
-from narrows.passes.padding import padded
+from narrows.passes.forms.padding import padded
+from narrows.passes.forms.widths import Chooser, Decision
 from narrows.passes.prune_channels import emit, is_idle
-from narrows.passes.widths import Chooser, Decision
 
 NO_COSTS = "it was given no costs of a target"
 WHOLE = "no channel is removed: by the target's costs no pruned form is faster"
@@ -42,7 +42,7 @@ class LegalizeReads(Pass):
         costs: The target's cost table, or the path of a saved one; without it nothing is done.
         batch: The number of examples to choose for.
         fill: Whether masked channels stay wherever that costs nothing, those with the largest
-            weights (L1) first, for who takes them back (`narrows.passes.take_back`).
+            weights (L1) first, for who takes them back (`narrows.passes.plans.take_back`).
     """
 
     name: ClassVar[str] = "legalize-reads"

@@ -1,6 +1,6 @@
 """`PruneChannels`: channels that nothing reads, and channels that are constants, go.
 
-Three steps, each of its own module: the plan's masked program (`narrows.passes.masking`), the
+Three steps, each of its own module: the plan's masked program (`narrows.passes.plans.masking`), the
 analysis of its channels (`narrows.ir.channels`), and the rewrite (`narrows.ir.rewrite`). Zeros that
 are in the weights without a plan are found in the same way.
 """
@@ -19,7 +19,7 @@ from narrows.ir.labels import Bools
 from narrows.ir.program import Meta, Note, Program, aten
 from narrows.ir.rewrite import Base, rewrite
 from narrows.passes.base import Fidelity, Pass, PassResult
-from narrows.passes.plan import ChannelPlan, fingerprint, refuse_nan
+from narrows.passes.plans.plan import ChannelPlan, fingerprint, refuse_nan
 
 # Rounds that a program gets to settle in; the second finds nothing, as a rule.
 ROUNDS = 4

@@ -3,9 +3,9 @@
 A layer that reads a part of a tensor's channels needs them side by side; where they are an
 interval, a slice will do, which eager PyTorch takes as a view. Channels may stand in any order as
 long as everything that touches them agrees, so the order is chosen for all readers at once: the
-consecutive-ones problem (`narrows.passes.order`). Spaces that a concat joins are ordered together,
-each operand's channels in one run, and the concat's operands in whatever order serves its readers.
-Reordering for copies is UPSCALE's idea (Wan et al., arXiv 2307.08771).
+consecutive-ones problem (`narrows.passes.forms.order`). Spaces that a concat joins are ordered
+together, each operand's channels in one run, and the concat's operands in whatever order serves its
+readers. Reordering for copies is UPSCALE's idea (Wan et al., arXiv 2307.08771).
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from narrows.ir.ops.join import Join
 from narrows.ir.program import Meta, Note, Program
 from narrows.ir.rewrite import Base
 from narrows.passes.base import Fidelity, Pass, PassResult
-from narrows.passes.order import Order, Reader, choose_order
+from narrows.passes.forms.order import Order, Reader, choose_order
+from narrows.passes.forms.spaces import Space, handed, spaces_of
 from narrows.passes.prune_channels import emit, is_idle
-from narrows.passes.spaces import Space, handed, spaces_of
 
 # Looks at the order's tree per family of tensors; some 20 ms.
 EFFORT = 100_000

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import narrows
 from narrows.ir.program import Program
-from narrows.passes.plan import ChannelPlan
+from narrows.passes.plans.plan import ChannelPlan
 from tests.networks.registry import randomise
 
 

@@ -13,10 +13,10 @@ from torch.nn.utils import prune
 import narrows
 from narrows.errors import PlanError
 from narrows.ir.program import Program, relative_error
-from narrows.passes import criteria
 from narrows.passes.base import TOLERANCE, Fidelity
-from narrows.passes.criteria import Magnitude
-from narrows.passes.uses import Use, uses_of
+from narrows.passes.plans import criteria
+from narrows.passes.plans.criteria import Magnitude
+from narrows.passes.plans.uses import Use, uses_of
 from tests.networks import NETWORKS
 from tests.networks.registry import conv_bn, randomise
 

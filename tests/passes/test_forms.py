@@ -16,8 +16,8 @@ from narrows.errors import PassError, UsageError
 from narrows.ir.cost import CostTable, Grid, Layout
 from narrows.ir.program import Meta, Program, relative_error
 from narrows.passes.base import TOLERANCE, Fidelity
+from narrows.passes.forms.order import consecutive
 from narrows.passes.legalize_reads import AlignChannels, LegalizeReads
-from narrows.passes.order import consecutive
 from narrows.passes.pipeline import Pipeline
 from narrows.passes.prune_channels import PruneChannels
 from narrows.passes.reorder_channels import ReorderChannels

@@ -15,13 +15,13 @@ from narrows.errors import PlanError
 from narrows.ir.cost import CostTable, Grid, Layout
 from narrows.ir.program import Program, relative_error
 from narrows.passes.base import TOLERANCE, Fidelity
-from narrows.passes.latency import SLACK
-from narrows.passes.latency_model import LatencyModel
-from narrows.passes.latency_search import Choice, WidthSearch, worth_of
-from narrows.passes.mass import kept_mass, summing
 from narrows.passes.pipeline import Pipeline
-from narrows.passes.plan import ChannelPlan
-from narrows.passes.uses import uses_of
+from narrows.passes.plans.latency import SLACK
+from narrows.passes.plans.latency_model import LatencyModel
+from narrows.passes.plans.latency_search import Choice, WidthSearch, worth_of
+from narrows.passes.plans.mass import kept_mass, summing
+from narrows.passes.plans.plan import ChannelPlan
+from narrows.passes.plans.uses import uses_of
 from tests.networks import NETWORKS
 from tests.networks.registry import conv_bn, randomise
 

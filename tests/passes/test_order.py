@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from narrows.errors import PassError
-from narrows.passes.order import Order, Reader, choose_order, consecutive, runs_needed
-from narrows.passes.ordersearch import Search, conflicting_triples
+from narrows.passes.forms.order import Order, Reader, choose_order, consecutive, runs_needed
+from narrows.passes.forms.ordersearch import Search, conflicting_triples
 
 Sets = list[frozenset[int]]
 

@@ -13,9 +13,9 @@ import narrows
 from narrows.ir.cost import CostTable, Layout
 from narrows.ir.program import Meta, Program, relative_error
 from narrows.ir.rewrite import Base
-from narrows.passes.padding import padded
+from narrows.passes.forms.padding import padded
 from narrows.passes.pipeline import Pipeline
-from narrows.passes.take_back import take_back
+from narrows.passes.plans.take_back import take_back
 from tests.passes.test_forms import EXACT, X, costs
 
 SLOW_PLAIN = 100.0

@@ -18,7 +18,7 @@ from narrows.errors import PlanError
 from narrows.ir.program import Note, Program, relative_error
 from narrows.ir.verify import verify
 from narrows.passes.base import TOLERANCE, Fidelity
-from narrows.passes.plan import ChannelPlan, fingerprint
+from narrows.passes.plans.plan import ChannelPlan, fingerprint
 from tests.passes.plans import Net, TiedHead, captured, plan_of
 
 EXACT = TOLERANCE[Fidelity.EXACT][torch.float64]

@@ -12,7 +12,7 @@ import narrows
 from narrows.errors import PlanError
 from narrows.ir.program import Program, relative_error
 from narrows.passes.base import TOLERANCE, Fidelity
-from narrows.passes.state import place_of
+from narrows.passes.plans.state import place_of
 from tests.networks import NETWORKS, random_masks
 from tests.passes.plans import Net, TiedHead, captured, plan_of
 

@@ -16,7 +16,7 @@ from narrows.passes.base import TOLERANCE, Fidelity, PassResult
 from narrows.passes.fold_batch_norm import FoldBatchNorm
 from narrows.passes.instruments import Promises, Verify
 from narrows.passes.pipeline import Pipeline
-from narrows.passes.plan import ChannelPlan
+from narrows.passes.plans.plan import ChannelPlan
 from narrows.passes.prune_channels import PruneChannels
 from tests.networks import NETWORKS, random_masks
 

@@ -117,7 +117,7 @@ def test_nan_is_found_where_it_arises() -> None:
     assert "torch.log(x)" in where
 
 
-@pytest.mark.parametrize("bits", [1, 40, 0, -3, 8.0, "8", None, True, [4], {"*": 1}])
+@pytest.mark.parametrize("bits", [1, 40, 0, -3, 8.0, None, True, [4], {"*": 1}])
 @pytest.mark.parametrize("what", ["weights", "activations"])
 def test_bits_that_codes_cannot_have(what: str, bits: Any) -> None:
     with pytest.raises(UsageError) as caught:

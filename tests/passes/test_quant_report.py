@@ -16,8 +16,8 @@ import narrows
 from narrows.errors import ArtifactError, NarrowsError, PassError, ProgramError, UsageError
 from narrows.ir.graph import Run
 from narrows.ir.program import Program
-from narrows.passes.quant_report import Measured, QuantReport
-from narrows.passes.quantization import Quantized
+from narrows.passes.quant.quantization import Quantized
+from narrows.passes.quant.report import Measured, QuantReport
 from tests.builder import Builder, aten, ramp
 from tests.passes.test_quantize import captured, images, network
 
@@ -191,7 +191,7 @@ def test_a_report_is_three_files(report: QuantReport, tmp_path: Path) -> None:
 def test_names_are_escaped(report: QuantReport) -> None:
     from dataclasses import replace
 
-    from narrows.passes.quant_page import page
+    from narrows.passes.quant.page import page
 
     odd = replace(report, name="<b>&", floats={"<i>": 'it has "<'})
     xml.dom.minidom.parseString(page(odd))

@@ -15,16 +15,16 @@ import narrows
 from narrows.errors import NarrowsError, PassError, PlanError, UsageError
 from narrows.ir.integer.grid import Grid, WeightGrid
 from narrows.ir.program import Meta, Program, relative_error
-from narrows.passes.calibrate import weight_exponents
 from narrows.passes.convert_batch_norm import ConvertBatchNorm
 from narrows.passes.decompose_attention import DecomposeAttention
-from narrows.passes.equalize_channels import EqualizeChannels
-from narrows.passes.fold_shifts import FoldShifts
-from narrows.passes.observe import Histogram
 from narrows.passes.pipeline import Pipeline, macs
-from narrows.passes.quant_plan import QuantPlan
-from narrows.passes.quantize import Quantize
-from narrows.passes.widen_clips import WidenClips
+from narrows.passes.quant.calibrate import weight_exponents
+from narrows.passes.quant.equalize_channels import EqualizeChannels
+from narrows.passes.quant.fold_shifts import FoldShifts
+from narrows.passes.quant.observe import Histogram
+from narrows.passes.quant.plan import QuantPlan
+from narrows.passes.quant.quantize import Quantize
+from narrows.passes.quant.widen_clips import WidenClips
 from tests.builder import Builder, aten, ramp
 from tests.networks import NETWORKS
 
@@ -222,8 +222,8 @@ def test_histograms_grow_and_choose() -> None:
 
 def test_weights_get_an_exponent_a_channel() -> None:
     weight = torch.tensor([[1.0, -0.5], [100.0, 3.0], [0.0, 0.0]])
-    assert weight_exponents(weight, 0, 8, "minmax") == (6, 0, 6)
-    assert weight_exponents(weight.t(), 1, 8, "minmax") == (6, 0, 6)
+    assert weight_exponents(weight, WeightGrid((0,)), "minmax") == (6, 0, 6)
+    assert weight_exponents(weight.t(), WeightGrid((0,), axis=1), "minmax") == (6, 0, 6)
 
 
 def test_tensors_that_are_concatenated_share_a_grid() -> None:

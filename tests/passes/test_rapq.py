@@ -18,16 +18,16 @@ from narrows.errors import FidelityError, PlanError, UsageError
 from narrows.ir.integer.codes import WeightCodes
 from narrows.ir.integer.library import weight_codes
 from narrows.ir.program import Program, relative_error
-from narrows.passes import rapq as module
-from narrows.passes.blocks import cut
-from narrows.passes.calibrate import Settings, calibrate
-from narrows.passes.exactness import assert_exact
-from narrows.passes.learning import Learning
-from narrows.passes.quant_plan import QuantPlan
-from narrows.passes.quantization import Quantized, preparation
-from narrows.passes.rapq import Reconstruction
-from narrows.passes.survey import survey
-from narrows.passes.trial import Trial
+from narrows.passes.quant import rapq as module
+from narrows.passes.quant.blocks import cut
+from narrows.passes.quant.calibrate import Settings, calibrate
+from narrows.passes.quant.exactness import assert_exact
+from narrows.passes.quant.learning import Learning
+from narrows.passes.quant.plan import QuantPlan
+from narrows.passes.quant.quantization import Quantized, preparation
+from narrows.passes.quant.rapq import Reconstruction
+from narrows.passes.quant.survey import survey
+from narrows.passes.quant.trial import Trial
 from tests.builder import Builder, aten
 
 
@@ -223,6 +223,21 @@ def test_no_iterations_still_choose_exponents() -> None:
     assert (plan.weights, plan.activations) != (start.weights, start.activations)
 
 
+def test_few_bits_are_for_what_is_multiplied() -> None:
+    plan = narrows.quantize(captured(), data(), weights=4, activations=4, check=False).plan
+    narrow = {name for name, grid in plan.activations.items() if grid.bits == 4}
+    read = {"relu", "relu6", "relu6_1", "add", "relu_1", "adaptive_avg_pool2d", "relu_2"}
+    assert narrow == read
+    b = Builder((2, 3, 6, 6))
+    x = b.norm(b.relu(b.conv(b.inputs[0], "first", 4, 3)), "norm", 4)
+    x = b.conv(b.relu(b.conv(b.relu(x), "middle", 4, 4)), "last", 4, 4)
+    program = b.program(b.call(aten.adaptive_avg_pool2d.default, x, [2, 2]))
+    plan = narrows.quantize(program, [program.examples[0]], weights=4, activations=4).plan
+    bits = {name: grid.bits for name, grid in plan.weights.items()}
+    # The last layer is the last, although its result is averaged before it is put out.
+    assert bits == {"first.weight": 8, "norm.scale": 8, "middle.weight": 4, "last.weight": 8}
+
+
 # ------------------------------------------------------------------ going on
 
 
@@ -338,13 +353,25 @@ def test_a_weight_that_is_read_as_it_is_stays() -> None:
     assert not torch.equal(found.fake.weights["tied_codes"], program.weights["tied"])
 
 
+def test_the_report_is_of_the_learned_codes() -> None:
+    def told(plan: QuantPlan) -> dict[str, Any]:
+        quantized = narrows.quantize(captured(), plan=plan, activations=4)
+        return {m.name: m for m in quantized.report(data()).tensors if m.kind == "weight"}
+
+    plan = made().plan
+    learned = told(plan)
+    nearest = told(dataclasses.replace(plan, codes={}))
+    assert learned["two.weight"].sqnr < nearest["two.weight"].sqnr  # no rounding is closer
+    assert learned["two.weight"].gain != 0
+
+
 def test_what_is_not_exact_is_refused() -> None:
     fake, integers, x = made().fake, made().program, data()[0]
     assert_exact(fake, integers, x)
     wrong = integers.copy()
     wrong.weights["head.weight"] = wrong.weights["head.weight"].clone()
     wrong.weights["head.weight"][0] += 1
-    with pytest.raises(FidelityError, match=r"16 of 80 elements of output 0 differ"):
+    with pytest.raises(FidelityError, match=r"[1-9]\d* of 80 elements of output 0 differ"):
         assert_exact(fake, wrong, x)
     odd = fake.copy()
     node = next(n for n in odd.nodes if n.target is torch.ops.narrows.fake_quantize.default)
@@ -359,7 +386,7 @@ def test_straight_through_where_nothing_is_clipped() -> None:
     site = next(iter(trial.sites.values()))
     site.step, site.low, site.high = 0.5, -2, 1
     x = torch.tensor([-3.0, -1.1, -0.2, 0.3, 0.9], requires_grad=True)
-    from narrows.passes.trial import _Through
+    from narrows.passes.quant.trial import _Through
 
     y = _Through.apply(x, site, "half_even", torch.tensor([0.0, 0.0, 0.0, 0.0, 1.0]))
     y.sum().backward()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import narrows
 from narrows.ir.program import Program, relative_error
 from narrows.passes.base import TOLERANCE, Fidelity
-from narrows.passes.take_back import take_back
+from narrows.passes.plans.take_back import take_back
 from tests.passes.test_forms import costs
 
 EXACT = TOLERANCE[Fidelity.EXACT][torch.float64]

@@ -127,17 +127,20 @@ class OnnxTarget(Target):
 
     def _floats(self, program: Program, leaves: Leaves) -> Exported:
         """Return the model of a float program, through ``torch.onnx``."""
+        from narrows.backends.onnx.blocks import dense, pack
         from narrows.backends.onnx.export import export
         from narrows.backends.onnx.simplify import simplify
         from narrows.backends.onnx.tidy import tidy
 
-        exported = export(program, leaves.computed, self.opset)
-        tidy(exported.model, program.name, program.weights)
-        if not self.simplify:
-            return exported
-        model = simplify(exported.model)
-        tidy(model, program.name, program.weights)
-        return dataclasses.replace(exported, model=model)
+        whole, packed = dense(program)
+        outputs = [whole.node(node.name) for node in leaves.computed]
+        exported = export(whole, outputs, self.opset)
+        model = exported.model
+        tidy(model, program.name, whole.weights)
+        if self.simplify:
+            model = simplify(model)
+            tidy(model, program.name, whole.weights)
+        return dataclasses.replace(exported, model=pack(model, packed) if packed else model)
 
     def _integers(self, program: Program, leaves: Leaves) -> Exported:
         """Return the model of an integer program, built node by node."""

@@ -27,6 +27,7 @@ LIBRARY = torch.library.Library("narrows", "DEF")
 TYPES = {
     "Tensor": "Tensor", "Tensor | None": "Tensor?", "Sequence[Tensor]": "Tensor[]",
     "int": "int", "float": "float", "bool": "bool", "str": "str", "Sequence[int]": "int[]",
+    "Sequence[float]": "float[]",
 }  # fmt: skip
 
 
@@ -40,7 +41,8 @@ def define(function: Callable[..., Any]) -> Any:
         default = parameter.default
         text = f"{TYPES[str(parameter.annotation)]} {name}"
         if default is not inspect.Parameter.empty:
-            text += f'="{default}"' if isinstance(default, str) else f"={default}"
+            spelled = f'"{default}"' if isinstance(default, str) else str(default)
+            text += "=" + ("[]" if default == () else spelled)
         parameters.append(text)
     name = function.__name__
     LIBRARY.define(f"{name}({', '.join(parameters)}) -> Tensor")
@@ -86,25 +88,53 @@ def fake_quantize(
 
 
 @define
+def staircase(x: Tensor, thresholds: Sequence[float], low: float, step: float) -> Tensor:
+    """Return ``low + step * k``, where ``k`` of the thresholds are up to ``x``; they rise."""
+    held = torch.tensor(list(thresholds), dtype=x.dtype, device=x.device)
+    return low + step * torch.bucketize(x.contiguous(), held, right=True).to(x.dtype)
+
+
+@define
 def fake_quantize_weight(
-    x: Tensor, exponents: Sequence[int], axis: int, low: int, high: int
+    x: Tensor,
+    exponents: Sequence[int],
+    axis: int,
+    low: int,
+    high: int,
+    levels: Sequence[int] = (),
 ) -> Tensor:
-    """Return the nearest number that a code stands for; an exponent per index of ``axis``."""
-    codes, scale = _weight_codes(x, exponents, axis, low, high)
+    """Return the nearest number that a code stands for; an exponent per index of ``axis``.
+
+    Where there are ``levels``, in order, codes have these magnitudes only.
+    """
+    codes, scale = _weight_codes(x, exponents, axis, low, high, levels)
     return codes / scale
 
 
-def weight_codes(x: Tensor, exponents: Sequence[int], axis: int, low: int, high: int) -> Tensor:
-    """Return the int64 codes of a weight or a bias; ties go to the even one."""
-    return _weight_codes(x.double(), exponents, axis, low, high)[0].to(torch.int64)
+def weight_codes(
+    x: Tensor,
+    exponents: Sequence[int],
+    axis: int,
+    low: int,
+    high: int,
+    levels: Sequence[int] = (),
+) -> Tensor:
+    """Return the int64 codes of a weight or a bias; ties go to the even one, or towards zero where
+    there are ``levels``."""
+    return _weight_codes(x.double(), exponents, axis, low, high, levels)[0].to(torch.int64)
 
 
 def _weight_codes(
-    x: Tensor, exponents: Sequence[int], axis: int, low: int, high: int
+    x: Tensor, exponents: Sequence[int], axis: int, low: int, high: int, levels: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
     scale = torch.tensor([2.0**e for e in exponents], dtype=x.dtype, device=x.device)
     scale = scale.reshape([-1 if a == axis else 1 for a in range(x.dim())])
-    return (x * scale).round().clamp(low, high), scale
+    if not levels:
+        return (x * scale).round().clamp(low, high), scale
+    held = torch.tensor(list(levels), dtype=x.dtype, device=x.device)
+    scaled = x * scale
+    nearest = torch.bucketize(scaled.abs().contiguous(), (held[1:] + held[:-1]) / 2)
+    return torch.copysign(held[nearest], scaled), scale
 
 
 # ------------------------------------------------------------------ sums against a weight

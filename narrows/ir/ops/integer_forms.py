@@ -413,8 +413,10 @@ def _standard() -> dict[str, IntegerForm]:
 STANDARD = _standard()
 
 
-# What stands for two operators in a fake-quantized program (`IntegerForm.fake`).
+# What only fake-quantized programs hold: what stands for two operators (`IntegerForm.fake`), and
+# levels of unequal width.
 FAKES: dict[Any, IntegerForm] = {
+    ops.staircase.default: Lookup(),
     ops.fake_softmax.default: Softmax(),
     ops.fake_layer_norm.default: LayerNorm(),
 }

@@ -37,6 +37,7 @@ class Emitter:
         self._names: dict[tuple[Any, ...], str] = {}
         self._attrs: dict[str, fx.Node] = {}
         self._room = torch.empty(0)
+        self._counts: dict[str, int] = {}
         # Constants of an earlier pass may be named anew; parameters and their aliases keep their
         # names.
         self._reserved = (set(self.program.weights) - self.program.buffers) | set(
@@ -268,10 +269,11 @@ class Emitter:
         return self._attrs[name]
 
     def _free_name(self, name: str) -> str:
-        candidate, count = name, 0
+        candidate, count = name, self._counts.get(name, 0)
         while candidate in self._weights or candidate in self._reserved:
             count += 1
             candidate = f"{name}_{count}"
+        self._counts[name] = count  # those below it are taken for good
         return candidate
 
     def _indexed(self, data: Tensor, index: dict[int, Ints]) -> Tensor:

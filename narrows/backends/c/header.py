@@ -1,0 +1,133 @@
+"""Writes ``model.h``: what goes in and out, and the one function."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import narrows
+from narrows.backends.c.lower import Arena, Drawn, Port
+from narrows.ir.integer.grid import Grid
+
+TEXT = """\
+{title}
+#ifndef {upper}_MODEL_H
+#define {upper}_MODEL_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {{
+#endif
+
+#define {upper}_ARENA_BYTES {arena}
+
+{ports}
+/* Runs the model once: a pointer per input, then one per output, as above. Returns 0, or 1 where an
+   index is out of range. Intermediate results lie in a static arena: one call at a time. Outputs
+   must not overlap inputs. */
+{signature};
+
+/* Between numbers and codes, for callers that have numbers. The model has no use for these: with
+   {upper}_NO_FLOAT defined nothing here is floating-point. */
+#ifndef {upper}_NO_FLOAT
+{conversions}
+#endif
+
+#ifdef __cplusplus
+}}
+#endif
+
+#endif
+"""
+
+
+def model_h(drawn: Drawn, arena: Arena, prefix: str) -> str:
+    """Return the text of ``model.h``."""
+    upper = prefix.upper()
+    ports = (*drawn.inputs, *drawn.outputs)
+    return TEXT.format(
+        title=title(drawn), upper=upper, arena=arena.placement.size,
+        ports="\n".join("\n".join(_port(p, upper)) + "\n" for p in ports),
+        signature=signature(drawn, prefix),
+        conversions="\n".join(_conversions(drawn, prefix)),
+    )  # fmt: skip
+
+
+def title(drawn: Drawn) -> str:
+    """Return the first line of both files."""
+    return f"/* {drawn.sketch.program.name}, made by narrows {narrows.__version__}. */"
+
+
+def signature(drawn: Drawn, prefix: str) -> str:
+    """Return the declaration of the function."""
+    takes = [f"const {_ctype(p)} *{p.name}" for p in drawn.inputs]
+    gives = [f"{_ctype(p)} *{p.name}" for p in drawn.outputs]
+    return f"int {prefix}_run({', '.join([*takes, *gives])})"
+
+
+def _ctype(port: Port) -> str:
+    return "int64_t" if port.dtype == "int64" else "uint8_t"
+
+
+def _port(port: Port, upper: str) -> Iterator[str]:
+    shape = "x".join(map(str, port.stored))
+    last = "" if port.order == tuple(range(len(port.shape))) else " (channels last)"
+    name = f"{upper}_{port.name.upper()}"
+    head = f"/* {port.name}: {_ctype(port)}, {shape}{last}"
+    if port.grid is None:
+        yield f"{head}, whole numbers. */"
+        yield f"#define {name}_SIZE {port.size}"
+        return
+    yield f"{head}; a code stands for (code - {port.grid.zero}) * 2^{-port.grid.exponent}. */"
+    yield f"#define {name}_SIZE {port.size}"
+    yield f"#define {name}_ZERO {port.grid.zero}"
+    yield f"#define {name}_EXPONENT {_signed(-port.grid.exponent)}"
+
+
+def _signed(value: int) -> str:
+    return f"({value})" if value < 0 else str(value)
+
+
+def _conversions(drawn: Drawn, prefix: str) -> Iterator[str]:
+    for port in drawn.inputs:
+        if port.grid is not None:
+            yield _quantize(port, port.grid, prefix)
+    for port in drawn.outputs:
+        if port.grid is None:
+            continue
+        yield f"static inline float {prefix}_dequantize_{port.name}(uint8_t code)"
+        yield "{"
+        yield f"    return (float)(code - {port.grid.zero}) * {_power(-port.grid.exponent)};"
+        yield "}"
+
+
+def _quantize(port: Port, grid: Grid, prefix: str) -> str:
+    up, down = "rest >= 0.5f", "rest < -0.5f"
+    if port.rounding == "half_even":
+        up = "rest > 0.5f || (rest == 0.5f && (whole & 1))"
+        down = "rest < -0.5f || (rest == -0.5f && (whole & 1))"
+    return f"""\
+static inline uint8_t {prefix}_quantize_{port.name}(float value)
+{{
+    const float scaled = value * {_power(grid.exponent)};
+    float rest;
+    int whole;
+
+    if (!(scaled > {grid.low - grid.zero}.0f))
+        return {grid.low};
+    if (!(scaled < {grid.high - grid.zero}.0f))
+        return {grid.high};
+    whole = (int)scaled;
+    rest = scaled - (float)whole;
+    if ({up})
+        whole++;
+    if ({down})
+        whole--;
+    return (uint8_t)(whole + {grid.zero});
+}}
+"""
+
+
+def _power(exponent: int) -> str:
+    """Return a power of two as a C literal, which holds it exactly."""
+    return f"{2.0**exponent!r}f"

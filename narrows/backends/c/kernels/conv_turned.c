@@ -1,0 +1,4 @@
+static void conv_transpose(const struct conv *p, const uint8_t *x, uint8_t *y, uint8_t *columns)
+{
+    convolve(p, gather_turned, x, y, columns);
+}

@@ -1,0 +1,111 @@
+"""Runs a C artifact: compiles it in a temporary folder and calls it in a process of its own.
+
+Needs numpy and a C compiler, neither torch nor the model. Numbers become codes here, as the
+caller of the C function has to make them.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from narrows.backends.c.compiler import FAST, PLAIN, build, compiles
+from narrows.backends.c.files import MODEL, RUNNER
+from narrows.errors import ArtifactError
+
+LIMIT = 600  # seconds that a run may take
+
+
+class CSession:
+    """A compiled model.
+
+    Attributes:
+        program: The executable: it reads inputs from stdin and writes outputs to stdout, over and
+            over, until there are no more.
+    """
+
+    def __init__(self, folder: Path, manifest: Mapping[str, Any], optimize: bool) -> None:
+        place = Path(tempfile.mkdtemp(prefix="narrows-c-"))
+        weakref.finalize(self, shutil.rmtree, place, ignore_errors=True)
+        self.program = place / "model"
+        flags = FAST if optimize and compiles(FAST, place) else ("-O2",) if optimize else PLAIN
+        build([folder / MODEL, folder / RUNNER], self.program, flags)
+        self._ports = manifest["c"]
+        self._inputs, self._outputs = manifest["inputs"], manifest["outputs"]
+
+    def run(self, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Return the output arrays for input arrays by name."""
+        return self.run_many([arrays])[0]
+
+    def run_many(self, calls: Sequence[Mapping[str, np.ndarray]]) -> list[list[np.ndarray]]:
+        """Return the outputs of several calls, made one after the other in one process."""
+        data = b"".join(self._encode(arrays) for arrays in calls)
+        try:
+            done = subprocess.run([self.program], input=data, capture_output=True, timeout=LIMIT)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise ArtifactError("the C model does not run", why=str(error)) from error
+        if done.returncode == 1:
+            raise ArtifactError("the C model refuses its input", why="an index is out of range")
+        if done.returncode:
+            told = done.stderr.decode(errors="replace").strip().splitlines()
+            why = told[-1] if told else f"it ended with {done.returncode}"
+            raise ArtifactError("the C model failed", why=why)
+        return self._decode(done.stdout, len(calls))
+
+    def _encode(self, arrays: Mapping[str, np.ndarray]) -> bytes:
+        made = []
+        for spec, port in zip(self._inputs, self._ports["inputs"], strict=True):
+            array = arrays[spec["name"]]
+            if spec["dtype"].startswith("float"):
+                array = codes_of(array, port["codes"], port["rounding"])
+            made.append(np.ascontiguousarray(array.transpose(port["order"])).tobytes())
+        return b"".join(made)
+
+    def _decode(self, data: bytes, calls: int) -> list[list[np.ndarray]]:
+        results: list[list[np.ndarray]] = []
+        at = 0
+        for _ in range(calls):
+            outputs = []
+            for spec, port in zip(self._outputs, self._ports["outputs"], strict=True):
+                shape = [spec["shape"][a] for a in port["order"]]
+                count = int(np.prod(shape, dtype=np.int64))
+                array = np.frombuffer(data, np.uint8, count, at).reshape(shape)
+                at += count
+                array = array.transpose(np.argsort(port["order"]))
+                if spec["dtype"].startswith("float"):
+                    array = numbers_of(array, port["codes"])
+                outputs.append(np.ascontiguousarray(array))
+            results.append(outputs)
+        return results
+
+
+def codes_of(array: np.ndarray, grid: Sequence[int], rounding: str) -> np.ndarray:
+    """Return the codes of numbers, as the interpreter makes them."""
+    exponent, zero, low, high = grid
+    scaled = array * array.dtype.type(2.0**exponent)
+    half = array.dtype.type(0.5)
+    rounded = np.rint(scaled) if rounding == "half_even" else np.floor(scaled + half)
+    return (rounded.clip(low - zero, high - zero) + zero).astype(np.uint8)
+
+
+def numbers_of(codes: np.ndarray, grid: Sequence[int]) -> np.ndarray:
+    """Return the numbers that codes stand for."""
+    exponent, zero, *_ = grid
+    return (codes.astype(np.float32) - np.float32(zero)) * np.float32(2.0**-exponent)
+
+
+def open_session(
+    folder: Path, manifest: Mapping[str, Any], threads: int | None, optimize: bool = True
+) -> CSession:
+    """Return the session of an artifact's folder; a model in C has one thread, whatever is asked.
+
+    Without ``optimize`` it is compiled for a machine without vectors.
+    """
+    return CSession(folder, manifest, optimize)

@@ -1,0 +1,160 @@
+"""Writes ``model.c``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from importlib import resources
+
+import numpy as np
+
+from narrows.backends.c.header import signature, title
+from narrows.backends.c.lower import Arena, Drawn
+from narrows.backends.c.sketch import Constant, Step, grid_text
+from narrows.ir.program import Meta, op_name
+
+# Kernel -> what it needs besides, in the order in which it is written.
+NEEDS: dict[str, tuple[str, ...]] = {
+    "conv": (
+        "rounding", "scaled", "settle", "moved", "sums", "window", "conv", "gather", "convolve",
+        "conv_plain",
+    ),
+    "conv_transpose": (
+        "rounding", "scaled", "settle", "moved", "sums", "window", "conv", "turned", "convolve",
+        "conv_turned",
+    ),
+    "dense": ("rounding", "scaled", "settle", "moved", "sums", "dense"),
+    "depthwise": ("rounding", "scaled", "settle", "moved", "window", "depthwise"),
+    "max_pool": ("window", "max_pool"),
+    "average_pool": ("settled", "divided", "average", "window", "average_pool"),
+    "mean": ("settled", "divided", "average", "mean"),
+    "extremum": ("extremum",),
+    "softmax": ("settled", "divided", "softmax"),
+    "matmul": ("rounding", "scaled", "settled", "matmul"),
+    "add": ("rounding", "scaled", "settled", "add"),
+    "mul": ("rounding", "scaled", "settled", "mul"),
+    "rescale": ("rounding", "scaled", "settled", "rescale"),
+    "lookup": ("lookup",),
+    "embedding": ("embedding",),
+    "copy": ("copy",),
+}  # fmt: skip
+
+ORDER = (
+    "rounding", "scaled", "settled", "settle", "moved", "divided", "average", "window", "sums",
+    "dense",
+    "conv", "gather", "turned", "convolve", "conv_plain", "conv_turned", "depthwise", "max_pool",
+    "average_pool", "mean", "extremum", "softmax", "matmul", "add", "mul", "rescale", "lookup",
+    "embedding", "copy",
+)  # fmt: skip
+
+# What only a build by shifts and additions is made of.
+SHIFT_ADD = re.compile(r"#ifdef NARROWS_SHIFT_ADD\n.*?(?:#else\n(.*?))?#endif\n", re.S)
+
+MEMORY = """\
+static union {{
+    uint8_t bytes[{size}];
+    int32_t aligned;
+}} memory;
+"""
+
+
+def kernel(name: str) -> str:
+    """Return the C source of a kernel."""
+    path = resources.files("narrows.backends.c") / "kernels" / f"{name}.c"
+    return path.read_text(encoding="utf-8")
+
+
+def model_c(drawn: Drawn, arena: Arena, prefix: str) -> str:
+    """Return the text of ``model.c``."""
+    sketch = drawn.sketch
+    lines = [title(drawn), kernel("preamble")]
+    number, why = ("int64_t", f": {sketch.wide} needs them") if sketch.wide else ("int32_t", "")
+    lines.append(f"/* The type of sums{why}. */\ntypedef {number} number;\n")
+    shifts = bool(sketch.shift_layers)
+    lines.append(kernel("terms" if shifts else "no_terms"))
+    needed = {part for name in sketch.kernels for part in NEEDS[name]}
+    final = "scaled" if sketch.signed_shifts else "shifted"
+    rounding = "half_up" if sketch.half_up else "half_even"
+    files = {"rounding": rounding, "divided": f"divided_{rounding}"}
+    for part in ORDER:
+        if part in needed and (part != "scaled" or _used("scaled", needed, final)):
+            text = kernel(files.get(part, part)).replace("FINAL", final)
+            lines.append(text if shifts else SHIFT_ADD.sub(r"\1", text))
+    lines += ["/* Constants. */\n", *map(_array, sketch.constants.values())]
+    lines += ["/* Layers. */\n", *map(_wrapped, sketch.records), ""]
+    if arena.offsets:
+        lines.append(MEMORY.format(size=arena.placement.size))
+    lines += _function(drawn, arena, prefix)
+    return "\n".join(lines) + "\n"
+
+
+def _used(name: str, needed: set[str], final: str) -> bool:
+    return final == name or bool(needed & {"matmul", "add", "mul", "rescale"})
+
+
+def _array(constant: Constant) -> str:
+    lines = [f"/* {constant.remark} */"] if constant.remark else []
+    codes = _values(constant, constant.values)
+    if constant.powers is None:
+        return "\n".join([*lines, *codes, ""])
+    powers = _values(constant, constant.powers.reshape(-1))
+    return "\n".join([*lines, "#ifdef NARROWS_SHIFT_ADD", *powers, "#else", *codes, "#endif\n"])
+
+
+def _values(constant: Constant, values: np.ndarray) -> Iterator[str]:
+    size = f"{len(values)} + {constant.pad}" if constant.pad else str(len(values))
+    yield f"static const {constant.ctype} {constant.name}[{size}] = {{"
+    row = "   "
+    for value in values.tolist():
+        text = f" {_literal(value)},"
+        if len(row) + len(text) > 100:
+            yield row
+            row = "   "
+        row += text
+    yield row
+    yield "};"
+
+
+def _literal(value: int) -> str:
+    return "(-2147483647 - 1)" if value == -(2**31) else str(value)
+
+
+def _wrapped(text: str) -> str:
+    """Return a record with at most 100 columns a line."""
+    lines, row = [], ""
+    for word in text.split(" "):
+        if len(row) + len(word) > 98:
+            lines.append(row)
+            row = "   "
+        row += f" {word}" if row else word
+    return "\n".join([*lines, row])
+
+
+def _function(drawn: Drawn, arena: Arena, prefix: str) -> Iterator[str]:
+    at = arena.pointer("arena")
+    yield signature(drawn, prefix) + "\n{"
+    if arena.offsets:
+        yield "    uint8_t *const arena = memory.bytes;\n"
+    last = None
+    for step in drawn.sketch.steps:
+        if step.node is not last:
+            yield from _comment(step, drawn)
+        last = step.node
+        yield from (f"    {line}" for line in step.code(at))
+    yield "    return 0;\n}"
+
+
+def _comment(step: Step, drawn: Drawn) -> Iterator[str]:
+    node, meta, shapes = step.node, Meta(step.node), drawn.sketch.shapes
+
+    def shown(n: object) -> str:
+        return "x".join(map(str, shapes.get(n, ())))  # type: ignore[call-overload]
+
+    operands = ", ".join(
+        f"{n.name} {shown(n)}" for n in node.all_input_nodes
+        if n not in drawn.sketch.fixed
+    )  # fmt: skip
+    where = f"  {meta.source}" if meta.source else ""
+    what = op_name(node).removesuffix(".default")
+    text = f"{node.name}: {what} of {operands} -> {shown(node)}{grid_text(node)}{where}"
+    yield f"\n    /* {text.replace('*/', '* /')} */"

@@ -1,0 +1,234 @@
+"""`CTarget`: integer program -> steps -> an arena -> C files -> compiled and compared.
+
+torch is imported when the target is used, not when it is looked up.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from narrows.backends.artifact import Artifact
+from narrows.backends.base import Target, Variant
+from narrows.backends.c.compiler import HINT, MISSING, find_compiler
+from narrows.backends.store import describe_files
+from narrows.errors import ArtifactError, LowerError, UsageError
+
+if TYPE_CHECKING:
+    from narrows.backends.c.lower import Arena, Drawn, Port
+    from narrows.ir.program import Program
+
+UNITS = {"": 1, "B": 1, "K": 1 << 10, "KB": 1 << 10, "KIB": 1 << 10, "M": 1 << 20, "MB": 1 << 20,
+         "MIB": 1 << 20}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class CTarget(Target):
+    """Writes an integer program as C, for one batch size.
+
+    Attributes:
+        batch: The batch size where the program leaves it free.
+        ram: The largest arena allowed, such as ``256K``; empty for any.
+        prefix: What the names in the header begin with, so that models can stand side by side.
+        vectors: How many vectors the self-test holds; 0 for up to 8, fewer where they are large.
+        check: Whether the code is compiled here and held to the program.
+        samples: How many inputs the check tries.
+    """
+
+    name: ClassVar[str] = "c"
+    summary: ClassVar[str] = "one C file for machines without anything else, for integer programs"
+
+    batch: int = 1
+    ram: str = ""
+    prefix: str = "narrows"
+    vectors: int = 0
+    check: bool = True
+    samples: int = 2
+
+    def __post_init__(self) -> None:
+        for key, least in (("batch", 1), ("samples", 1), ("vectors", 0)):
+            if getattr(self, key) < least:
+                raise UsageError(f"c takes a {key} of {least} or more, got {getattr(self, key)}")
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", self.prefix):
+            raise UsageError(f"c takes a prefix that is a name in C, got {self.prefix!r}")
+        parse_size(self.ram)
+
+    @classmethod
+    def available(cls) -> str | None:
+        """Return ``None``: writing C needs nothing; a compiler is needed to check and to run."""
+        return None
+
+    @classmethod
+    def variants(cls) -> list[Variant]:
+        """Return the one row of this target."""
+        missing = "" if find_compiler() else f"written, not run: {MISSING}; {HINT}"
+        checked = "compiled and run against the program, =="
+        supports = "microcontrollers: integer programs, one batch size"
+        needs = "a C compiler to check and run"
+        return [Variant(cls.name, needs, missing, supports, checked, True)]
+
+    def lower(
+        self, program: Program, *, plan_json: Any = None, reference: Program | None = None
+    ) -> Artifact:
+        """Return the program as C files; see `Target.lower`."""
+        from narrows.backends import integers
+        from narrows.backends.c import files, header, lower, source
+        from narrows.backends.compare import draw_inputs
+        from narrows.backends.leaves import Leaves
+        from narrows.backends.manifest import add_note, new_manifest
+
+        integers.refuse_fake(program)
+        if not integers.is_integer(program):
+            raise LowerError(
+                f"{program.name} is floating-point, and the c target writes integer programs",
+                hint="narrows.quantize(program, [images]).program, or narrows compile --quantize",
+            )
+        leaves = Leaves.of(program)
+        batch = self.batch if program.dynamic_batch else None
+        if batch is None and self.batch != 1:
+            raise LowerError(
+                f"c{{batch={self.batch}}} would have no effect",
+                why=f"{program.name} was captured with the batch size of its example",
+                hint="leave it out, or capture with dynamic_batch=True",
+            )
+        drawn = lower.draw(program, draw_inputs(program, batch, None), leaves.computed)
+        arena = lower.plan(drawn.sketch)
+        _refuse_size(arena, parse_size(self.ram), self.ram)
+        inputs, outputs = ([_spec(p) for p in side] for side in (drawn.inputs, drawn.outputs))
+        manifest = new_manifest(self, program, leaves, inputs, outputs, plan_json, ["torch"])
+        manifest["c"] = {
+            "inputs": [p.to_json() for p in drawn.inputs],
+            "outputs": [p.to_json() for p in drawn.outputs],
+            "arena": arena.placement.size,
+            "bound": arena.placement.bound,
+            "constants": files.rom_total(drawn),
+            "macs": files.macs_total(drawn),
+        }
+        folder = Path(tempfile.mkdtemp(prefix="narrows-"))
+        artifact = Artifact.owning(folder, manifest)  # from here on the folder goes with it
+        wanted = reference or program
+        count = self.vectors or files.vector_count(drawn)
+        texts = {
+            files.MODEL: source.model_c(drawn, arena, self.prefix),
+            files.HEADER: header.model_h(drawn, arena, self.prefix),
+            files.RUNNER: files.runner(drawn, self.prefix),
+            files.TEST: files.test(drawn, self.prefix),
+            files.VECTORS: files.vectors(drawn, _vectors(program, drawn, batch, count)),
+            files.MAKEFILE: files.MAKE,
+            files.REPORT: files.report(drawn, arena),
+        }
+        for name, text in texts.items():
+            (folder / name).write_text(text, encoding="utf-8")
+        manifest["files"] = describe_files(folder, list(texts))
+        integers.add_golden(artifact, wanted)
+        where = program.output.name
+        if program.dynamic_batch:
+            add_note(manifest, "batch", where, f"the C code is for a batch of {self.batch}")
+        add_note(manifest, "memory", where, files.memory_text(arena))
+        add_note(manifest, "memory", where,
+                 f"constants {manifest['c']['constants']:,} bytes, "
+                 f"{manifest['c']['macs']:,} multiply-adds")  # fmt: skip
+        if not self.check:
+            return artifact
+        if not find_compiler():
+            add_note(manifest, "check", where, f"the C code was not run: {MISSING}; {HINT}")
+            return artifact
+        manifest["fidelity"] = _check(artifact, wanted, batch, self.samples)
+        return artifact
+
+
+def parse_size(text: str) -> int | None:
+    """Return the bytes that ``256K`` says, ``None`` for no text; `UsageError` if it says none."""
+    if not text:
+        return None
+    found = re.fullmatch(r"(\d+) ?([A-Za-z]*)", text)
+    if not found or found[2].upper() not in UNITS:
+        raise UsageError(f"c takes a ram such as 64K, 1M or 65536B, got {text!r}")
+    return int(found[1]) * UNITS[found[2].upper()]
+
+
+def _refuse_size(arena: Arena, limit: int | None, text: str) -> None:
+    placed = arena.placement
+    if limit is None or placed.size <= limit:
+        return
+    live = ", ".join(f"{b.name} ({b.size:,})" for b in placed.peak)
+    raise LowerError(
+        f"the arena takes {placed.size:,} bytes, and ram={text} allows {limit:,}",
+        where=f"the bytes that are live at the peak, {placed.bound:,}: {live}",
+        hint="prune the layers that make these tensors, or take smaller inputs",
+    )
+
+
+def _spec(port: Port) -> dict[str, Any]:
+    return {"name": port.node.name, "shape": list(port.shape), "dtype": port.dtype}
+
+
+def _vectors(program: Program, drawn: Drawn, batch: int | None, count: int) -> list[list[Any]]:
+    """Return codes of ``count`` inputs and of what the interpreter gives for them."""
+    import torch
+
+    from narrows.backends.c.session import codes_of
+    from narrows.backends.compare import draw_inputs
+
+    generator = torch.Generator().manual_seed(1)
+    made = []
+    for i in range(count):
+        inputs = draw_inputs(program, batch, generator if i else None)
+        with torch.no_grad():
+            results = program.run_flat(inputs)
+        flat: Any = program.output.args[0]
+        found = dict(zip(flat, results, strict=True))
+        vector = []
+        for port, value in _given(program, drawn.inputs, inputs):
+            array = value.numpy()
+            if port.dtype.startswith("float"):
+                grid = port.to_json()["codes"]
+                array = codes_of(array, grid, port.rounding)
+            vector.append(array.transpose(port.order))
+        for port in drawn.outputs:
+            array = found[port.node].numpy()
+            if port.dtype.startswith("float") and port.grid is not None:
+                array = codes_of(array, port.to_json()["codes"], "half_even")
+            vector.append(array.transpose(port.order))
+        made.append(vector)
+    return made
+
+
+def _given(program: Program, ports: Sequence[Port], inputs: Sequence[Any]) -> list[tuple[Any, Any]]:
+    values = dict(zip(program.placeholders, inputs, strict=True))
+    return [(port, values[port.node]) for port in ports]
+
+
+def _check(artifact: Artifact, program: Program, batch: int | None, samples: int) -> dict[str, Any]:
+    """Compare the compiled code with the program: every output has to be equal."""
+    import torch
+
+    from narrows.backends.compare import draw_inputs, output_error, output_names
+
+    generator = torch.Generator().manual_seed(0)
+    for i in range(samples):
+        inputs = draw_inputs(program, batch, generator if i else None)
+        with torch.no_grad():
+            expected = program.run_flat(inputs)
+        for optimize in (True, False):
+            try:
+                actual = artifact.run_flat(inputs, optimize=optimize)
+            except ArtifactError as error:
+                raise LowerError(
+                    "the C code cannot be checked", why=f"{error.what}: {error.why}",
+                    hint="report this with the model; check=False lowers without the check",
+                ) from error  # fmt: skip
+            for name, got, wanted in zip(output_names(program), actual, expected, strict=True):
+                if output_error(got, wanted) != 0.0:
+                    raise LowerError(
+                        f"output {name} of the C code differs from the program",
+                        where=name,
+                        hint="report this with the model; check=False lowers without the check",
+                    )
+    size = batch or next((s.shape[0] for s in artifact.inputs if s.shape), 1)
+    checked = [{"batch": size, "inputs": samples, "error": 0.0}]
+    return {"tolerance": 0.0, "checked": checked}

@@ -1,0 +1,77 @@
+"""`Blocks`: a weight in codes with a scale and a zero point per group, for layers that compute in
+floating-point.
+
+A group is a run of weights along one axis: along the inputs of one output channel (axis 1), or
+along the output channels of one input (axis 0), which keeps an input that is much larger than the
+others apart from them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from narrows.errors import UsageError
+from narrows.ir.integer.grid import BITS
+from narrows.ir.integer.library import define
+
+GROUPS = range(2, 2**20)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """How the weight of a linear layer, ``[out, in]``, is cut into groups, and how it is coded.
+
+    Attributes:
+        bits: Of a code, 2 to 8; codes are stored in uint8.
+        group: How many weights share a scale and a zero point.
+        axis: Along which axis they lie: 1 for inputs, 0 for output channels.
+    """
+
+    bits: int
+    group: int
+    axis: int = 1
+
+    def __post_init__(self) -> None:
+        for what, value, known in (("bits", self.bits, BITS), ("group", self.group, GROUPS)):
+            if not isinstance(value, int) or isinstance(value, bool) or value not in known:
+                raise UsageError(
+                    f"{what} goes from {known[0]} to {known[-1]:,}, got {value!r}",
+                    hint="bits=4, group=32",
+                )
+
+    @property
+    def most(self) -> int:
+        """The largest code."""
+        return (1 << self.bits) - 1
+
+    def scales(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return scales (float32) and zero points (uint8) that cover numbers and zero.
+
+        Args:
+            rows: The numbers of one group per row.
+        """
+        low, high = rows.amin(-1).clamp(max=0), rows.amax(-1).clamp(min=0)
+        scale = ((high - low) / self.most).to(torch.float32)
+        scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+        return scale, (-low / scale).round().clamp(0, self.most).to(torch.uint8)
+
+    def codes(self, numbers: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+        """Return the nearest codes, as uint8; the scales and zero points broadcast."""
+        return ((numbers / scale).round() + zero).clamp(0, self.most).to(torch.uint8)
+
+
+@define
+def dequantize_blocks(codes: Tensor, scale: Tensor, zero: Tensor, axis: int, group: int) -> Tensor:
+    """Return ``(codes - zero) * scale``; a scale and a zero point for ``group`` along ``axis``."""
+    length = codes.shape[axis]
+
+    def spread(x: Tensor) -> Tensor:
+        return x.repeat_interleave(group, axis).narrow(axis, 0, length)
+
+    return (codes.to(scale.dtype) - spread(zero).to(scale.dtype)) * spread(scale)
+
+
+__all__ = ["Blocks", "dequantize_blocks"]

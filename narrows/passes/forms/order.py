@@ -1,0 +1,371 @@
+"""One order of the channels of a tensor, in which its readers find their channels side by side.
+
+A reader that wants some of the channels reads a slice where they are an interval, and needs a copy
+where they are not. Whether one order serves all readers is the consecutive-ones problem, which
+`consecutive` decides exactly with the PQ-tree of Booth & Lueker (1976). Where none does,
+`choose_order` looks for the order that serves the readers of the greatest weight. UPSCALE (arXiv
+2307.08771) reorders channels for the same end; here the choice is exact wherever the search ends
+within its effort, and comes with a proven bound where it does not.
+
+What decides is the number of readers. Channels that the same sets contain are one *atom*, so the
+search costs the same for 64 channels as for 4096. And a family of sets falls apart: sets *overlap*
+when they meet and neither contains the other, and a family has an order if and only if each
+connected component of its overlaps has one, because the sets of another component see all of it as
+one channel, or lie within one atom of it. So components are searched one by one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from narrows.errors import PassError
+from narrows.passes.forms.ordersearch import Search
+from narrows.passes.forms.pqtree import PQTree
+
+__all__ = ["EFFORT", "Order", "Reader", "choose_order", "consecutive", "runs_needed"]
+
+# Looks at children of the tree (`PQTree.looks`): 0.1 to 0.2 s on one core.
+EFFORT = 1_000_000
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A consumer of some of the channels.
+
+    Attributes:
+        channels: What it reads, in any order.
+        weight: What is saved when an order serves it: finite, not negative, in any unit.
+        prefix: It wants its channels to come first, and not only side by side. A residual stream
+            whose later readers want fewer channels shrinks by prefix.
+    """
+
+    channels: Collection[int]
+    weight: float = 1.0
+    prefix: bool = False
+
+
+@dataclass(frozen=True)
+class Order:
+    """An order of channels, and how good it is.
+
+    Attributes:
+        channels: The order, a permutation of the universe.
+        satisfied: Whether it serves each reader, in the order they were given.
+        cost: The weight of the readers that it does not serve.
+        bound: No order costs less; equal to `cost` when `exact`.
+        exact: Whether the order is proven to cost the least.
+        effort: What the search took, in the unit of `EFFORT`.
+    """
+
+    channels: tuple[int, ...]
+    satisfied: tuple[bool, ...]
+    cost: float
+    bound: float
+    exact: bool
+    effort: int
+
+    @property
+    def gap(self) -> float:
+        """The weight that a better order could still save, at most."""
+        return self.cost - self.bound
+
+
+def runs_needed(order: Sequence[int], channels: Iterable[int]) -> int:
+    """Return the number of maximal runs that ``channels`` fall into: a read is so many slices.
+
+    Raises:
+        PassError: A channel is not in the order.
+    """
+    place = _places(order)
+    found = sorted(_found(place, channels))
+    return bool(found) + sum(after - before > 1 for before, after in pairwise(found))
+
+
+def consecutive(universe: Sequence[int], sets: Iterable[Collection[int]]) -> tuple[int, ...] | None:
+    """Return an order of ``universe`` in which every set is an interval, ``None`` if none is.
+
+    Of all such orders it is the one nearest to ``universe`` by the sum of squared displacements, so
+    ``universe`` itself where it will do. Where there is one, n channels and m sets take O(n m) in
+    whole-array operations to group into at most 2 m + 1 atoms, and O(m min(n, m)) after that.
+
+    Raises:
+        PassError: A channel stands twice in ``universe``, or a set has one that is not in it.
+    """
+    place = _places(universe)
+    family = [_row(len(universe), _found(place, channels)) for channels in sets]
+    order, _ = _arranged(range(len(universe)), family)
+    return None if order is None else tuple(universe[i] for i in order)
+
+
+def choose_order(
+    universe: Sequence[int],
+    readers: Iterable[Reader],
+    *,
+    together: Iterable[Collection[int]] = (),
+    effort: int = EFFORT,
+) -> Order:
+    """Choose an order of ``universe`` that leaves the least weight of ``readers`` unserved.
+
+    Exact when all readers can be served, and otherwise when branch and bound ends within the
+    effort or a lower bound meets what was found: `Order.exact` says so. Otherwise the order is a
+    heuristic's, and `Order.bound` a proof of how far from the best it is at most. Of the orders
+    that serve the readers it settles on, it is the nearest to ``universe``; readers that
+    ``universe`` serves are given up only for more weight. The same arguments give the same order
+    on every machine.
+
+    Args:
+        universe: The channels, in the order they have now.
+        readers: Those to serve.
+        together: Sets that must be intervals, whatever it costs: the operands of a concat, the
+            groups of a convolution. They may be nested.
+        effort: Looks at the tree after which the search stops. What is done once in any case, with
+            a few reductions per reader, is not cut short.
+
+    Raises:
+        PassError: No order keeps ``together``; a channel is twice in ``universe``, or one of a
+            reader is not in it; or a weight is negative or not finite.
+    """
+    universe, readers = tuple(universe), tuple(readers)
+    problem = _Problem(universe, readers, together)
+    bound, order = 0, problem.order(range(len(problem.rows)))
+    if order is None:
+        kept, bound = problem.solve(effort)
+        order = problem.order(kept)
+    if order is None:
+        raise PassError("readers served component by component are not served together")
+    satisfied = problem.served(order)
+    lost = [reader.weight for reader, served in zip(readers, satisfied, strict=True) if not served]
+    cost = math.fsum(lost)
+    exact = problem.scaled(lost) <= bound
+    return Order(
+        channels=tuple(universe[column - problem.anchored] for column in order[problem.anchored :]),
+        satisfied=satisfied,
+        cost=cost,
+        bound=cost if exact else bound / problem.scale,
+        exact=exact,
+        effort=problem.looks,
+    )
+
+
+class _Problem:
+    """The sets that a choice is about, as rows over channels, and their weights as integers.
+
+    Every float is a whole multiple of some power of two, so weights are scaled to integers without
+    loss and a bound is a proof, not a rounding. A set that must be kept weighs more than all
+    readers together: no best choice loses one, and the search need not tell them apart.
+
+    When a reader wants a prefix, an artificial channel comes first, in column 0. That it stands at
+    an end is a set too, of all the other channels; a prefix is then an interval that contains it.
+    """
+
+    def __init__(
+        self,
+        universe: tuple[int, ...],
+        readers: tuple[Reader, ...],
+        together: Iterable[Collection[int]],
+    ) -> None:
+        self.place = _places(universe)
+        self.scale = max((_ratio(reader)[1] for reader in readers), default=1)
+        self.anchored = int(any(reader.prefix for reader in readers))
+        self.width = len(universe) + self.anchored
+
+        must = [self._row(channels) for channels in together]
+        must += [self._row(universe)] if self.anchored else []
+        self.rows: dict[bytes, np.ndarray] = {row.tobytes(): row for row in must if _binds(row)}
+        self.musts = len(self.rows)
+        self.wants = [self._row(reader.channels, reader.prefix) for reader in readers]
+        wanted: dict[bytes, int] = {}
+        for reader, row in zip(readers, self.wants, strict=True):
+            key = row.tobytes()
+            if reader.weight and _binds(row) and (key not in self.rows or key in wanted):
+                wanted[key] = wanted.get(key, 0) + self.scaled([reader.weight])
+                self.rows[key] = row
+        every = 1 + sum(wanted.values())
+        self.weights = [every] * self.musts + list(wanted.values())
+        self.looks = 0
+
+    def scaled(self, weights: Iterable[float]) -> int:
+        """Return the sum of weights, in units of the scale."""
+        ratios = (float(weight).as_integer_ratio() for weight in weights)
+        return sum(above * (self.scale // below) for above, below in ratios)
+
+    def order(self, kept: Iterable[int]) -> list[int] | None:
+        """Return the columns in the order nearest to theirs that makes the kept rows intervals.
+
+        ``None`` when there is no such order.
+        """
+        rows = list(self.rows.values())
+        # Far enough in front, the artificial channel turns the whole order its way round.
+        first = [-(self.width**2)] * self.anchored
+        places = [*first, *range(self.anchored, self.width)]
+        order, looks = _arranged(places, [rows[i] for i in kept])
+        self.looks += looks
+        return order
+
+    def served(self, order: Sequence[int]) -> tuple[bool, ...]:
+        """Return whether an order of the columns serves each reader."""
+        place = np.empty(self.width, dtype=np.int64)
+        place[list(order)] = np.arange(self.width)
+        return tuple(_is_run(np.sort(place[row])) for row in self.wants)
+
+    def solve(self, effort: int) -> tuple[list[int], int]:
+        """Return the rows to keep, and a lower bound of the weight that any choice loses."""
+        rows = list(self.rows.values())
+        matrix = np.stack(rows)
+        masks, atoms = _atoms(matrix)
+        possible = self._possible(masks, len(atoms))
+        bound = sum(self.weights) - sum(self.weights[i] for i in possible)
+        matrix = matrix[:, [own[0] for own in atoms]]
+        # What a small component leaves of its share goes to the larger ones.
+        parts = sorted(_overlapping(matrix[possible]), key=len)
+        kept: list[int] = []
+        for number, part in enumerate(parts):
+            members = sorted((possible[i] for i in part), key=lambda i: (-self.weights[i], i))
+            if len(members) < 3:  # two sets are never in conflict
+                kept += members
+                continue
+            masks, atoms = _atoms(matrix[members])
+            search = Search(len(atoms), masks, [self.weights[i] for i in members])
+            at_hand = (i < self.musts or _is_run(np.flatnonzero(rows[i])) for i in members)
+            served = [n for n, serves in enumerate(at_hand) if serves]
+            share = max(0, effort - self.looks) // (len(parts) - number)
+            chosen, least = search.best(served, share)
+            kept += [members[n] for n in chosen]
+            bound += least
+            self.looks += search.looks
+        return sorted(kept), bound
+
+    def _possible(self, masks: Sequence[int], atoms: int) -> list[int]:
+        """Return the rows that must be kept, and those that can be kept beside them."""
+        tree = PQTree(atoms)
+        if not tree.reduce_all(masks[: self.musts]):
+            raise PassError(
+                "the sets that must stay together cannot all be intervals of one order",
+                why=f"{self.musts} sets over {len(self.place)} channels overlap in conflict",
+                hint="give blocks that are disjoint or nested, as those of a concat are",
+            )
+        root, possible = tree.root, list(range(self.musts))
+        for i in range(self.musts, len(masks)):
+            possible += [i] if tree.reduce(masks[i]) else []
+            tree.root = root
+        self.looks += tree.looks
+        return possible
+
+    def _row(self, channels: Iterable[int], prefix: bool = False) -> np.ndarray:
+        found = [i + self.anchored for i in _found(self.place, channels)]
+        return _row(self.width, [0, *found] if prefix else found)
+
+
+def _ratio(reader: Reader) -> tuple[int, int]:
+    """Return a reader's weight as a fraction, once it is known to be one."""
+    if not (math.isfinite(reader.weight) and reader.weight >= 0):
+        raise PassError(
+            f"the weight {reader.weight} of a reader is not a finite number from zero up",
+            where=f"the reader of {len(reader.channels)} channels",
+        )
+    return float(reader.weight).as_integer_ratio()
+
+
+def _places(universe: Sequence[int]) -> dict[int, int]:
+    """Return the place of each channel."""
+    place = {channel: i for i, channel in enumerate(universe)}
+    if len(place) < len(universe):
+        twice = next(channel for i, channel in enumerate(universe) if place[channel] != i)
+        raise PassError(f"channel {twice} stands twice in the order", why="an order has each once")
+    return place
+
+
+def _found(place: dict[int, int], channels: Iterable[int]) -> set[int]:
+    """Return the places of ``channels``."""
+    channels = set(channels)
+    if strange := channels - place.keys():
+        raise PassError(
+            f"channel {min(strange)} is not one of the {len(place)} channels to order",
+            hint="give readers and sets the channel numbers of the universe",
+        )
+    return {place[channel] for channel in channels}
+
+
+def _row(width: int, places: Iterable[int]) -> np.ndarray:
+    """Return a set as booleans."""
+    row = np.zeros(width, dtype=bool)
+    row[list(places)] = True
+    return row
+
+
+def _binds(row: np.ndarray) -> bool:
+    """Return whether a set is an interval in some orders only."""
+    return 1 < int(row.sum()) < len(row)
+
+
+def _is_run(places: np.ndarray) -> bool:
+    """Return whether ascending places have no gap."""
+    return len(places) == 0 or bool(places[-1] - places[0] == len(places) - 1)
+
+
+def _atoms(matrix: np.ndarray) -> tuple[list[int], list[list[int]]]:
+    """Group channels that the same sets contain.
+
+    Args:
+        matrix: ``[sets, channels]``, booleans.
+
+    Returns:
+        Each set as the bits of an integer, bit i for atom i; and the channels of each atom.
+    """
+    atoms: dict[bytes, list[int]] = {}
+    for channel, key in enumerate(np.packbits(matrix, axis=0).T.copy()):
+        atoms.setdefault(key.tobytes(), []).append(channel)
+    packed = np.packbits(matrix[:, [own[0] for own in atoms.values()]], axis=1, bitorder="little")
+    return [int.from_bytes(row.tobytes(), "little") for row in packed], list(atoms.values())
+
+
+def _arranged(places: Sequence[int], rows: Sequence[np.ndarray]) -> tuple[list[int] | None, int]:
+    """Put columns in an order in which every row is an interval, as near to theirs as can be.
+
+    Args:
+        places: Where each column stands now, ascending.
+        rows: The sets.
+
+    Returns:
+        The columns in order, or ``None`` if there is none; and the looks it took.
+    """
+    if not rows or not places:
+        return list(range(len(places))), 0
+    masks, atoms = _atoms(np.stack(rows))
+    tree = PQTree(len(atoms))
+    if not tree.reduce_all(masks):
+        return None, tree.looks
+    nearest = tree.nearest_order([[places[c] for c in own] for own in atoms], set(masks))
+    column = {place: c for c, place in enumerate(places)}
+    return [column[place] for place in nearest], tree.looks
+
+
+def _overlapping(matrix: np.ndarray) -> list[list[int]]:
+    """Return the connected components of the overlaps of some sets, ``[sets, channels]``.
+
+    Most sets share no channel with most others, so each is looked at beside those that do.
+    """
+    sizes = matrix.sum(1)
+    holders = [np.flatnonzero(column) for column in matrix.T]
+    components: list[list[int]] = []
+    left = np.ones(len(matrix), dtype=bool)
+    for start in range(len(matrix)):
+        if not left[start]:
+            continue
+        left[start] = False
+        component = [start]
+        for member in component:
+            met = [holders[channel] for channel in np.flatnonzero(matrix[member])]
+            if not met:
+                continue
+            common = np.bincount(np.concatenate(met), minlength=len(matrix))
+            near = (common > 0) & (common < np.minimum(sizes[member], sizes)) & left
+            left[near] = False
+            component.extend(np.flatnonzero(near).tolist())
+        components.append(component)
+    return components

@@ -1,0 +1,430 @@
+"""Choosing reads and widths by a target's costs.
+
+For every space (`narrows.passes.forms.spaces`) there is a choice of exact forms. Its tensors can
+hold just the live channels, or more of them, up to a width that the target likes. A reader that
+needs a part of what they hold can have that part copied together (a gather), perhaps with a few
+more channels to meet a better width, or read everything, with zero weights for what counts as zero.
+A concat can take just what its readers need of each operand, or all of it. `Chooser` weighs these
+by the seconds of a `CostTable`, space by space, from the inputs on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import fx
+
+from narrows.ir.account import unblocked
+from narrows.ir.channels import Facts
+from narrows.ir.cost import CostTable
+from narrows.ir.labels import Bools, Ints
+from narrows.ir.liveness import Demand
+from narrows.ir.ops import table as ops
+from narrows.ir.ops.contract import Contract
+from narrows.ir.ops.join import Join
+from narrows.ir.program import Meta
+from narrows.ir.work import CONVOLUTIONS, Work, work_of
+from narrows.passes.forms.spaces import Reader, Space, spaces_of
+
+# Widths that targets like: vector registers, blocks of a layout, sets of blocks.
+STEPS = (4, 8, 16, 32, 64)
+# Seconds that weigh more than anything, for what is to be done only where nothing else can be.
+AVOIDED = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Take:
+    """What a reader takes of a space.
+
+    Attributes:
+        labels: The labels that it reads: those held, or a part that is copied together.
+        tail: The labels that the operators hold that serve it alone, before or behind the copy.
+    """
+
+    labels: Bools
+    tail: Bools
+
+
+@dataclass
+class Decision:
+    """What was chosen for one space, and the seconds that were weighed.
+
+    Attributes:
+        space: The space.
+        start: The labels that it must hold at the least, in the form that was chosen.
+        hold: The labels that its tensors hold.
+        takes: What each reader takes.
+    """
+
+    space: Space
+    start: Bools
+    hold: Bools
+    takes: list[Take]
+    seconds: float = 0.0
+
+    def reads_all(self, index: int) -> bool:
+        """Whether a reader takes all that is held although a part would do."""
+        return np.array_equal(self.takes[index].labels, self.hold)
+
+
+@dataclass(frozen=True)
+class Entered:
+    """How a space takes channels from elsewhere.
+
+    Attributes:
+        seconds: What that costs beyond its operators.
+        cut: Whether it takes less than comes.
+        plain: Whether its tensors lie in the plain layout, although the target has a blocked one.
+    """
+
+    seconds: float
+    cut: bool
+    plain: bool
+
+
+@dataclass
+class Chooser:
+    """Chooses space by space; what was chosen before tells the widths of what comes after.
+
+    Attributes:
+        facts: The analysis.
+        demand: The liveness of the smallest form.
+        table: The target's costs.
+        batch: The number of examples to choose for.
+        fill: Whether channels stay wherever that costs nothing, those first that their readers
+            weigh most; else only where it saves time, the first ones first.
+    """
+
+    facts: Facts
+    demand: Demand
+    table: CostTable
+    batch: int = 1
+    fill: bool = False
+    _held: dict[fx.Node, Bools] = field(default_factory=dict)
+    _taken: dict[fx.Node, int] = field(default_factory=dict)
+    _blocked: set[fx.Node] = field(default_factory=set)
+    _works: dict[fx.Node, Work | None] = field(default_factory=dict)
+    _ranks: dict[Space, Ints] = field(default_factory=dict)
+
+    def run(self) -> list[Decision]:
+        """Return a decision per space, in execution order.
+
+        What a concat joins goes on in blocks only if every operand comes in whole blocks. So the
+        spaces that concats join are weighed together, with those that their makers read: all of
+        them in blocks, or each as it is best by itself.
+        """
+        spaces = spaces_of(self.facts, self.demand, even=True)
+        families = self._families(spaces)
+        if not families:
+            return self._decide(spaces, frozenset())
+        single, whole = (self._decide(spaces, s) for s in (frozenset(), frozenset(families)))
+        chosen: set[Space] = set()
+        for family in set(families.values()):
+            makers = {m for s in spaces if families.get(s) is family for m in s.makers}
+            at = [
+                i
+                for i, s in enumerate(spaces)
+                if families.get(s) is family or any(r.node in makers for r in s.readers)
+            ]
+            if sum(whole[i].seconds for i in at) < sum(single[i].seconds for i in at):
+                chosen.update(s for s in spaces if families.get(s) is family)
+        if not chosen:
+            return single
+        return whole if len(chosen) == len(families) else self._decide(spaces, frozenset(chosen))
+
+    def _decide(self, spaces: list[Space], whole: frozenset[Space]) -> list[Decision]:
+        self._held.clear()
+        self._taken.clear()
+        self._blocked = {node for space in whole for node in space.makers}
+        return [self.decide(space, space in whole) for space in spaces]
+
+    def _families(self, spaces: list[Space]) -> dict[Space, Space]:
+        """Return the spaces that concats join, each with the first one of its family."""
+        if self.table.layout.block == 1:
+            return {}
+        of = {node: space for space in spaces for node in space.nodes}
+        first: dict[Space, Space] = {}
+        for space in spaces:
+            for entry in space.entries:
+                if not isinstance(ops.find(entry), Join) or len(Meta(entry).shape) != 4:
+                    continue
+                joined = [of[r.operand] for r in self.facts.flows[entry].reads if r.operand in of]
+                leaders = {id(s): s for s in (first.get(j, j) for j in (*joined, space))}
+                leader = min(leaders.values(), key=spaces.index)
+                for member in (*joined, space):
+                    first.setdefault(member, leader)
+                for member, old in first.items():
+                    first[member] = leader if id(old) in leaders else old
+        return first
+
+    # ------------------------------------------------------------------ one space
+
+    def decide(self, space: Space, whole: bool = False) -> Decision:
+        """Return the cheapest form of one space, given what was chosen before it.
+
+        With ``whole``, its width is one of whole blocks where it has the channels for that.
+        """
+        free = self._free(space)
+        widths = self._candidates(int(space.live.sum()), int(free.sum()), space)
+        if whole:
+            widths = [w for w in widths if w % self.table.layout.block == 0] or widths
+        best: tuple[float, Bools, list[Take], bool] | None = None
+        for width in widths:
+            hold = widened(space.live, width, free, self._rank(space))
+            entered = self._enter(space, hold)
+            seconds, takes = self._readers(space, hold, entered.plain)
+            seconds += entered.seconds + self._made(space, width, entered.plain)
+            if best is None or seconds < best[0] * (1 + 1e-9 if self.fill else 1 - 1e-9):
+                best = seconds, hold, takes, entered.cut
+        assert best is not None
+        seconds, hold, takes, cut = best
+        start = hold if space.entries and not cut else space.live
+        for node in space.nodes:
+            self._held[node] = hold
+        for reader, take in zip(space.readers, takes, strict=True):
+            for node in reader.tail:
+                self._held[node] = take.tail
+            self._taken[reader.node] = int(take.labels[reader.columns].any(0).sum())
+        return Decision(space, start, hold, takes, seconds)
+
+    def _rank(self, space: Space) -> Ints:
+        """Return a space's labels in the order in which they are to stay for a width's sake."""
+        if space not in self._ranks:
+            weighed = np.zeros(space.count)
+            for reader in space.readers if self.fill else ():
+                c = ops.contraction(self.facts, reader.node)
+                if c is not None and len(reader.columns) == 1 and c.groups == 1:
+                    weighed[reader.columns[0]] += c.blocks.abs().sum((0, 1, 3)).numpy()
+            self._ranks[space] = np.argsort(-weighed, kind="stable")
+        return self._ranks[space]
+
+    def _free(self, space: Space) -> Bools:
+        """Return the labels that a space may hold: what comes from elsewhere is as wide as that."""
+        if space.fixed:
+            return space.live
+        if space.entries:
+            return space.live | self._arriving(space)
+        flat = all(len(self.facts.value(n).axes) <= 1 for n in space.nodes)
+        return np.ones_like(space.live) if flat else space.live
+
+    def _candidates(self, least: int, most: int, space: Space) -> list[int]:
+        if any(r.rigid for r in space.readers) or any(_is_grouped(n) for n in space.makers):
+            return sorted({least, most})
+        return candidates(least, most)
+
+    def _made(self, space: Space, width: int, plain: bool) -> float:
+        """Return the seconds of making a space at a width."""
+        makers = sum(self.seconds(n, inputs=self._inputs(n), outputs=width) for n in space.makers)
+        return makers + sum(self.passing_seconds(n, width, plain) for n in space.core)
+
+    def _readers(self, space: Space, hold: Bools, plain: bool) -> tuple[float, list[Take]]:
+        """Return the seconds of all reads of what ``hold`` says, and what each reader takes.
+
+        Readers that want the same of one tensor share a copy of it.
+        """
+        groups: dict[tuple[fx.Node, bytes], list[int]] = {}
+        for i, reader in enumerate(space.readers):
+            head = reader.tail[0] if reader.tail else reader.node
+            x = self.facts.flows[head].reads[0].operand
+            groups.setdefault((x, reader.wants.tobytes()), []).append(i)
+        total, takes = 0.0, [Take(hold, hold)] * len(space.readers)
+        for (x, _), members in groups.items():
+            readers = [space.readers[i] for i in members]
+            seconds, taken = self._read(readers, x, hold, plain, self._rank(space))
+            total += seconds
+            for i, take in zip(members, taken, strict=True):
+                takes[i] = take
+        return total, takes
+
+    def _read(
+        self, readers: list[Reader], x: fx.Node, hold: Bools, plain: bool, rank: Ints
+    ) -> tuple[float, list[Take]]:
+        """Return the seconds of those that want the same of ``x``, and what each takes.
+
+        Each takes all, or a part that is copied behind what serves it alone; or they share a copy
+        of a part of ``x`` itself.
+        """
+        wants = readers[0].wants & hold
+        least, most = int(wants.sum()), int(hold.sum())
+        rigid = any(r.rigid for r in readers)
+        widths = [] if least == most else [least] if rigid else candidates(least, most - 1)
+        parts = [(w, widened(wants, w, hold, rank)) for w in widths]
+        best, takes = 0.0, []
+        for reader in readers:
+            seconds, take = self._reading(reader, hold, hold, plain), Take(hold, hold)
+            for width, part in parts if reader.tail else ():
+                cost = self._reading(reader, part, hold, plain)
+                cost += self.copy_seconds(reader.tail[-1], most, width, blocked=not plain)
+                if cost < seconds:
+                    seconds, take = cost, Take(part, hold)
+            best += seconds
+            takes.append(take)
+        for width, part in parts:
+            cost = self.copy_seconds(x, most, width, blocked=not plain)
+            cost += sum(self._reading(r, part, part, True) for r in readers)
+            if cost < best:
+                best, takes = cost, [Take(part, part)] * len(readers)
+        return best, takes
+
+    def _reading(self, reader: Reader, taken: Bools, tail: Bools, plain: bool) -> float:
+        """Return the seconds of a reader and of what serves it alone."""
+        inputs = int(taken[reader.columns].any(0).sum())
+        chain = sum(self.passing_seconds(n, int(tail.sum()), plain) for n in reader.tail)
+        seconds = self.seconds(reader.node, inputs=inputs, outputs=self._outputs(reader.node))
+        work = self.work(reader.node)
+        if reader.node in self._blocked and work is not None:
+            made = work.resized(inputs=inputs)
+            seconds += AVOIDED if self.table.form(made) == "plain" else 0.0
+        return chain + seconds
+
+    # ------------------------------------------------------------------ what comes from elsewhere
+
+    def _arriving(self, space: Space) -> Bools:
+        """Return the labels of a derived space that come with what its sources hold."""
+        found = np.ones(space.count, dtype=bool)
+        for entry in space.entries:
+            joined = isinstance(ops.find(entry), Join)  # has every label from one operand
+            come = np.full(space.count, not joined)
+            for read in self.facts.flows[entry].reads:
+                held = self._held.get(read.operand)
+                if held is None and not joined and read.operand in space.nodes:
+                    continue
+                if read.source is None or held is None:
+                    return np.zeros(space.count, dtype=bool)
+                here = (read.source >= 0) & held[read.source]
+                come = come | here if joined else come & here
+            found &= come
+        return found
+
+    def _enter(self, space: Space, hold: Bools) -> Entered:
+        """Return what taking ``hold`` of what the sources hold costs, and what comes of it.
+
+        A concat takes and gives blocks if every operand comes in whole blocks. Else it is in the
+        plain layout, and so is what follows up to the next convolution.
+        """
+        total, cut, plain = 0.0, False, False
+        for entry in space.entries:
+            joined = isinstance(ops.find(entry), Join)
+            parts: list[tuple[fx.Node, int, int]] = []
+            for read in self.facts.flows[entry].reads:
+                held = self._held.get(read.operand)
+                if held is not None and read.source is not None:
+                    wanted = read.reached(hold, len(held)) & held
+                    parts.append((read.operand, int(held.sum()), int(wanted.sum())))
+            cuts = [(x, have, take) for x, have, take in parts if 0 < take < have]
+            cut |= bool(cuts)
+            total += sum(self.copy_seconds(*c, blocked=not joined) for c in cuts)
+            work = self.work(entry)
+            block = self.table.layout.block
+            if not joined or work is None or block == 1 or len(work.space) != 2:
+                continue
+            if cuts or any(take % block for _, _, take in parts):
+                plain = True
+                for _, have, take in parts:
+                    if take == have:
+                        total += self.table.reorder_seconds(work.resized(inputs=take), out=True)
+                total += self.table.reorder_seconds(work.resized(inputs=int(hold.sum())), out=False)
+        return Entered(total, cut, plain)
+
+    # ------------------------------------------------------------------ seconds
+
+    def _inputs(self, node: fx.Node) -> int | None:
+        known = self._taken.get(node)
+        if known is not None:
+            return known
+        flow = self.facts.flows[node]
+        if not isinstance(ops.find(node), Contract) or not isinstance(flow.facts, tuple):
+            return None
+        _, columns = flow.facts
+        return rounded(int(self.demand.required(node, 0)[columns].any(0).sum()))
+
+    def _outputs(self, node: fx.Node) -> int:
+        held = self._held.get(node)
+        if held is not None:
+            return int(held.sum())
+        need = self.demand.needed(node)
+        return min(len(need), rounded(int(need.sum())))
+
+    def work(self, node: fx.Node) -> Work | None:
+        """Return a node's work, for the batch to choose for."""
+        if node not in self._works:
+            work = work_of(node)
+            if work is not None and work.kind not in ("matmul", "attention"):
+                work = work.resized(batch=self.batch)
+            self._works[node] = work
+        return self._works[node]
+
+    def seconds(self, node: fx.Node, *, inputs: int | None, outputs: int) -> float:
+        """Return the seconds of a contraction at other widths."""
+        work = self.work(node)
+        if work is None or not outputs or inputs == 0:
+            return 0.0
+        if work.groups > 1:
+            inputs = None if inputs is None else max(work.groups, inputs)
+            outputs = max(work.groups, outputs)
+        return self.table.seconds(work.resized(inputs=inputs, outputs=outputs))
+
+    def passing_seconds(self, node: fx.Node, width: int, plain: bool = False) -> float:
+        """Return the seconds of an operator that hands channels on; 0 where it is fused."""
+        if not width or node.op != "call_function" or ops.contraction(self.facts, node) is not None:
+            row = ops.find(node)
+            if not isinstance(row, Contract) or self.facts.flows[node].reads[0].source is None:
+                return 0.0
+        work = self.work(node)
+        if work is None or not width:
+            return 0.0
+        if work.kind in ("pointwise", "scale") and self._is_fused(node, work):
+            return 0.0
+        work = work.resized(inputs=width)
+        if work.kind == "concat" or (plain and work.kind not in CONVOLUTIONS):
+            # What a concat in the plain layout pays for that is counted where it is entered.
+            return self.table.seconds(unblocked(self.table, work) if plain else work, alone=True)
+        return self.table.seconds(work)
+
+    def _is_fused(self, node: fx.Node, work: Work) -> bool:
+        """Whether an operator goes into the convolution before it."""
+        operands = [r.operand for r in self.facts.flows[node].reads]
+        if len(operands) != 1 or len(operands[0].users) != 1:
+            return False
+        (before,) = operands
+        if isinstance(ops.find(before), Contract):
+            return work.kind == "scale" or work.op in self.table.layout.fused
+        inner = self.work(before)
+        return work.op in self.table.layout.fused and inner is not None and inner.kind == "scale"
+
+    def copy_seconds(self, x: fx.Node, have: int, take: int, blocked: bool = True) -> float:
+        """Return the seconds of gathering ``take`` of the ``have`` channels of ``x``."""
+        shape = Meta(x).shape
+        space = shape[2:] if len(shape) > 3 else shape[1:-1]
+        return self.table.copy_seconds(
+            "gather", have, take, space, self.batch, blocked=blocked and len(shape) == 4
+        )
+
+
+def _is_grouped(node: fx.Node) -> bool:
+    work = work_of(node)
+    return work is not None and work.kind == "grouped"
+
+
+def rounded(width: int, step: int = 16) -> int:
+    """Return the next multiple of ``step``."""
+    return -(-width // step) * step
+
+
+def candidates(least: int, most: int) -> list[int]:
+    """Return the widths worth looking at between two."""
+    if most <= least:
+        return [least]
+    found = {least, most, *(rounded(least, s) for s in STEPS)}
+    return sorted(w for w in found if least <= w <= most)
+
+
+def widened(mask: Bools, width: int, among: Bools, rank: Ints) -> Bools:
+    """Return ``mask`` with more of the labels ``among``, up to ``width``, in the order ``rank``."""
+    missing = width - int(mask.sum())
+    if missing <= 0:
+        return mask
+    wider = mask.copy()
+    wider[rank[(among & ~mask)[rank]][:missing]] = True
+    return wider

@@ -1,0 +1,1 @@
+"""Which channels are kept: plans, how they are chosen, and the program they mean."""

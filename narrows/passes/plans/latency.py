@@ -1,0 +1,233 @@
+"""Plans that aim at a latency: as much score mass as a number of seconds can hold.
+
+Every layer that sums over channels has a score mass of 1 (`narrows.passes.plans.mass`), and a
+channel is worth the sum of its shares in the layers that read it. Whole couplings lose channels,
+those that are worth the least first. How many each one loses is found with a quick model of the
+seconds (`narrows.passes.plans.latency_model`, `narrows.passes.plans.latency_search`), so that much
+mass stays and no coupling is left with next to none. The passes are then really run, and the
+latency predicted for their result corrects the model, until it is within `SLACK` below the one that
+was asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from narrows.errors import PlanError
+from narrows.ir.cost import CostTable
+from narrows.ir.program import Note, Program
+from narrows.passes.legalize_reads import AlignChannels, LegalizeReads
+from narrows.passes.pipeline import Pipeline
+from narrows.passes.plans import criteria
+from narrows.passes.plans.latency_model import LatencyModel
+from narrows.passes.plans.latency_search import Choice, WidthSearch
+from narrows.passes.plans.mass import kept_mass, shares, sums
+from narrows.passes.plans.plan import ChannelPlan
+from narrows.passes.plans.rank import Candidate, Options, Part, Ranking
+from narrows.passes.plans.uses import Use
+from narrows.passes.prune_channels import PruneChannels
+from narrows.passes.reorder_channels import ReorderChannels
+
+SLACK = 0.01  # how much less than asked for is near enough
+TURNS = 6  # trials, at most; every one runs the passes
+MARGIN = 0.001  # what the model aims below the request, so that it seldom has to be corrected
+ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What a plan is to reach.
+
+    Attributes:
+        share: The latency over that of the unpruned program.
+        costs: The target's cost table.
+        batch: The number of examples.
+    """
+
+    share: float
+    costs: CostTable
+    batch: int = 1
+
+    def seconds(self, program: Program) -> float:
+        """Return the predicted latency of a program."""
+        return sum(s for _, s in self.costs.predict(program, self.batch))
+
+
+def aimed(
+    program: Program,
+    uses: Mapping[str, tuple[Use, ...]],
+    given: ChannelPlan,
+    plan: ChannelPlan,
+    options: Options,
+    aim: Aim,
+) -> ChannelPlan:
+    """Return a plan whose program takes at most a share of the unpruned program's latency.
+
+    Args:
+        program: The program.
+        uses: Its layers.
+        given: Explicit masks; the couplings that they touch are left alone.
+        plan: These and what is zero anyway.
+        options: The criterion and which couplings may lose channels.
+        aim: The latency.
+
+    Raises:
+        PlanError: No coupling may lose channels, or the latency cannot be reached; the message says
+            which one can.
+    """
+    options = replace(options, criterion=criteria.Remembered(options.criterion))
+    couplings = program.couplings()
+    ranking = ByShare(program, uses, given, plan, options)
+    candidates = ranking.coupled(couplings)
+    number = {id(c): i for i, c in enumerate(couplings)}
+    choices = [Choice(number[id(c.coupling)], c.scores, options.min_width) for c in candidates]
+    if aim.share < 1:
+        ranking.refuse_none(candidates)
+    model = LatencyModel(program, uses, couplings, aim.costs, aim.batch)
+    trials = Trials(aim, ranking, candidates, WidthSearch(model, choices))
+    best = trials.run()
+    return best.plan.with_notes(*_notes(program, best, trials, options))
+
+
+class ByShare(Ranking):
+    """Ranks channels by their shares of the score mass."""
+
+    def weigh(self, parts: Sequence[Part]) -> np.ndarray:
+        """Return what each channel is worth: its shares in all layers that sum over it.
+
+        Where no layer does, as in the factors of attention, it is worth its shares in what makes
+        it. A weight that several layers share counts once.
+        """
+        reading = [p for p in parts if p.side == "inputs" and sums(p.use)]
+        once = {(p.use.weight, p.side, p.own.tobytes()): p for p in reading or parts}
+        worth = np.zeros(len(parts[0].own))
+        for part in once.values():
+            worth += shares(self.scores(part))[part.own].sum(1)
+        return worth
+
+
+# ---------------------------------------------------------------------- trials
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Widths that were tried.
+
+    Attributes:
+        widths: Per coupling of the model.
+        plan: The plan that gives them.
+        seconds: The latency predicted for what the passes make of it.
+    """
+
+    widths: tuple[int, ...]
+    plan: ChannelPlan
+    seconds: float
+
+
+@dataclass
+class Trials:
+    """Finds the seconds of the model that come out as the latency that is asked for.
+
+    Attributes:
+        aim: The latency.
+        ranking: What makes plans.
+        candidates: The couplings that may lose channels, in the order of the search's choices.
+        search: What finds widths by the model.
+        whole: The seconds of the unpruned program.
+    """
+
+    aim: Aim
+    ranking: ByShare
+    candidates: Sequence[Candidate]
+    search: WidthSearch
+    whole: float = field(init=False)
+    _tried: dict[tuple[int, ...], Trial] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.whole = self.aim.seconds(self.ranking.program)
+
+    def run(self) -> Trial:
+        """Return the trial of the most worth within the latency; `PlanError` if there is none."""
+        wanted = self.whole * self.aim.share * (1 + ROUNDING)
+        budget, low, high = wanted * (1 - MARGIN), 0.0, 2 * self.whole
+        best: Trial | None = None
+        if self.aim.share == 1 or self.ranking.plan.removed:  # it may be reached already
+            whole = self.tried(high)
+            if whole.seconds <= wanted:
+                return whole
+        for _ in range(TURNS):
+            known = len(self._tried)
+            trial = self.tried(budget)
+            if trial.seconds <= wanted:
+                low = budget
+                best = trial if best is None else max(best, trial, key=self._worth)
+                if trial.seconds >= wanted * (1 - SLACK):
+                    break
+            else:
+                high = budget
+            next_budget = budget * wanted * (1 - MARGIN) / trial.seconds
+            stuck = len(self._tried) == known or not low < next_budget < high
+            budget = (low + high) / 2 if stuck else next_budget
+        return best or self._least(wanted)
+
+    def _worth(self, trial: Trial) -> float:
+        return self.search.value(trial.widths)
+
+    def _least(self, wanted: float) -> Trial:
+        """Return the cheapest trial; `PlanError` if it costs more than is asked for."""
+        for budget in (0.0, 2 * self.whole):
+            self.tried(budget)
+        least = min(self._tried.values(), key=lambda t: t.seconds)
+        if least.seconds <= wanted:
+            return least
+        why = f"by the costs of {self.aim.costs.name} the least is {least.seconds / self.whole:.3f}"
+        skipped = "; ".join(self.ranking.skipped[:3])
+        raise PlanError(
+            f"a latency of {self.aim.share:g} cannot be reached",
+            where=self.ranking.program.name,
+            why=why + (f"; what stays whole: {skipped}" if skipped else ""),
+            hint="ask for more, or leave out include, exclude or min_width",
+        )
+
+    def tried(self, budget: float) -> Trial:
+        """Return the trial of what the search finds for some seconds of the model."""
+        widths = tuple(self.search.within(budget))
+        if widths not in self._tried:
+            plan = self.ranking.plan | self._plan(widths)
+            self._tried[widths] = Trial(widths, plan, self._really(plan))
+        return self._tried[widths]
+
+    def _plan(self, widths: Sequence[int]) -> ChannelPlan:
+        gone = []
+        for choice in self.search.choices:
+            every = np.arange(len(choice.values))
+            gone.append(np.setdiff1d(every, choice.kept(widths[choice.coupling])))
+        label = f"{self.ranking.options.criterion.name} latency {self.aim.share:g}"
+        names = {p.use.weight for c in self.candidates for p in c.parts}
+        return self.ranking.plan_of(self.candidates, gone, dict.fromkeys(names, label))
+
+    def _really(self, plan: ChannelPlan) -> float:
+        """Return the latency predicted for what the passes make of a plan."""
+        reads = LegalizeReads(costs=self.aim.costs, batch=self.aim.batch)
+        passes = PruneChannels(plan=plan), reads, AlignChannels(), ReorderChannels()
+        return self.aim.seconds(Pipeline(passes).run(self.ranking.program).program)
+
+
+def _notes(program: Program, best: Trial, trials: Trials, options: Options) -> list[Note]:
+    whole, now = trials.whole, best.seconds
+    mass = kept_mass(program, best.plan, options.criterion)
+    said = (
+        f"{1e3 * now:.4g} ms predicted, {now / whole:.3f} of the unpruned {1e3 * whole:.4g} ms, "
+        f"on {trials.aim.costs.name}, batch {trials.aim.batch}; {mass:.3f} of the score mass kept"
+    )
+    notes = [Note(program.name, "latency", said)]
+    if not best.plan.removed:
+        why = "the plan removes nothing: the program is as fast already"
+        notes.append(Note(program.name, "idle", why))
+    return notes
+
+
+__all__ = ["Aim", "aimed"]

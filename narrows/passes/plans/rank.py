@@ -1,0 +1,308 @@
+"""The channels that matter least, by a criterion: whole couplings, or each layer for itself.
+
+Start at `Ranking.chosen`. A *candidate* is a set of channels of which some may go: those of one
+coupling, or those of one side of one layer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import numpy as np
+from torch import fx
+
+from narrows.errors import PlanError
+from narrows.ir.couplings import Coupling, Member
+from narrows.ir.ops.args import is_tensor
+from narrows.ir.program import Note, Program
+from narrows.passes.plans import criteria
+from narrows.passes.plans.criteria import Criterion
+from narrows.passes.plans.plan import ChannelPlan
+from narrows.passes.plans.uses import SIDES, Use
+
+Sides = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of a criterion's choice, checked."""
+
+    criterion: Criterion
+    ratios: tuple[tuple[str, float], ...]
+    include: tuple[str, ...]
+    exclude: tuple[str, ...]
+    min_width: int
+    scope: str
+
+    def ratio(self, weight: str) -> float:
+        """Return the ratio of a weight: that of the first glob that matches it."""
+        return next((r for glob, r in self.ratios if fnmatchcase(weight, glob)), 0.0)
+
+
+@dataclass
+class Part:
+    """What a layer has to do with the channels of a candidate.
+
+    Attributes:
+        use: The layer.
+        side: ``inputs`` or ``outputs``.
+        own: The layer's own channels, ``[width, channels each]``.
+    """
+
+    use: Use
+    side: str
+    own: np.ndarray
+
+
+@dataclass
+class Candidate:
+    """Channels of which some may go.
+
+    Attributes:
+        parts: The layers that lose them.
+        scores: One per channel.
+        ratio: The share of them to remove.
+        coupling: The coupling whose channels they are; ``None`` for one side of one layer.
+    """
+
+    parts: list[Part]
+    scores: np.ndarray
+    ratio: float
+    coupling: Coupling | None = None
+
+
+class Ranking:
+    """Finds candidates, ranks their channels, and makes a plan without the lowest."""
+
+    def __init__(
+        self,
+        program: Program,
+        uses: Mapping[str, tuple[Use, ...]],
+        given: ChannelPlan,
+        plan: ChannelPlan,
+        options: Options,
+    ) -> None:
+        self.program, self.uses, self.options = program, uses, options
+        self.given, self.plan = given, plan
+        self.notes: list[Note] = []
+        self.skipped: list[str] = []
+
+    # -------------------------------------------------------------- candidates
+
+    def single(self, sides: Sides) -> list[Candidate]:
+        """Return every layer's sides, each for itself."""
+        nodes = {u.node for uses in self.uses.values() for u in uses}
+        own_input, own_output = _from_inputs(self.program, nodes), _to_outputs(self.program, nodes)
+        found = []
+        for name, uses in self.uses.items():
+            first = next((u for u in uses if u.contraction is not None), uses[0])
+            for side in sides:
+                if not first.width(side):
+                    continue
+                if side == "inputs" and any(u.x in own_input for u in uses):
+                    self.skipped.append(f"{name}: it reads the model's input")
+                elif side == "outputs" and any(u.node in own_output for u in uses):
+                    self.skipped.append(f"{name}: it makes the model's output")
+                else:
+                    channels = np.arange(first.width(side))[:, None]
+                    found += self.candidate([Part(first, side, channels)], name)
+        return found
+
+    def coupled(self, couplings: Iterable[Coupling]) -> list[Candidate]:
+        """Return those of the program's couplings that no barrier holds."""
+        found = []
+        for coupling in couplings:
+            if not coupling.barrier:
+                parts = [p for p in map(self.part, coupling.members) if p is not None]
+                found += self.candidate(parts, coupling.name, coupling) if parts else []
+                continue
+            self.skipped.append(f"{coupling.name}: {coupling.barrier}")
+            note = Note(coupling.name, "barrier", f"its channels stay: {coupling.barrier}")
+            self.notes.append(note)
+        return found
+
+    def part(self, member: Member) -> Part | None:
+        """Return what a coupling's member is to a layer; ``None`` if a plan has no word for it."""
+        uses = sorted(self.uses.get(member.weight, ()), key=lambda u: u.contraction is None)
+        if not uses or member.role == "with":
+            return None
+        use, side = uses[0], "inputs" if member.role == "in" else "outputs"
+        if member.axis != (use.in_axis if member.role == "in" else use.out_axis):
+            return None
+        own = member.positions
+        split = side == ("inputs" if use.transposed else "outputs")  # the axis runs over all groups
+        if use.groups > 1 and not split:
+            each = use.width(side) // use.groups
+            own = (own[:, None] + each * np.arange(use.groups)[:, None]).reshape(len(own), -1)
+        return Part(use, side, own)
+
+    def candidate(
+        self, parts: list[Part], label: str, coupling: Coupling | None = None
+    ) -> list[Candidate]:
+        """Return the candidate, if globs, explicit masks and the smallest width leave a choice."""
+        options, names = self.options, [p.use.weight for p in parts]
+        makers = [p.use.weight for p in parts if p.side == "outputs"] or names
+        ratios = [options.ratio(name) for name in makers]
+        width = len(parts[0].own)
+        if options.include and not _matched(makers, options.include):
+            why = "include does not name it"
+        elif _matched(names, options.exclude):
+            why = "exclude names it"
+        elif any(p.use.weight in getattr(self.given, p.side) for p in parts):
+            why = "it has an explicit mask"
+        elif width <= options.min_width:
+            why = f"it has {width} channels"
+        else:
+            return [Candidate(parts, self.weigh(parts), min(ratios), coupling)]
+        self.skipped.append(f"{label}: {why}")
+        return []
+
+    def weigh(self, parts: Sequence[Part]) -> np.ndarray:
+        """Return a score per channel of a candidate: the mean over the layers that lose it."""
+        return np.mean([self.scores(p)[p.own].sum(1) for p in parts], axis=0)
+
+    def scores(self, part: Part) -> np.ndarray:
+        """Return the scores of a layer's channels; those that are zero anyway come first."""
+        result = criteria.scores(self.options.criterion, self.program, part.use, part.side)
+        keep = getattr(self.plan, part.side).get(part.use.weight)
+        if keep is not None and len(result):
+            gone = np.setdiff1d(np.arange(len(result)), keep)
+            result = result.copy()
+            result[gone] = np.minimum(result.min(), 0) - 1
+        return result
+
+    # -------------------------------------------------------------- the lowest
+
+    def chosen(self, candidates: list[Candidate], kind: str) -> ChannelPlan:
+        """Return the plan without the channels that score lowest."""
+        self.refuse_none(candidates)
+        pick = self.lowest_overall if self.options.scope == "global" else self.lowest_each
+        gone = pick(candidates)
+        if not any(map(len, gone)):
+            self.refuse_small(candidates)
+        ratios: dict[str, float] = {}
+        for candidate, channels in zip(candidates, gone, strict=True):
+            for part in candidate.parts if len(channels) else ():
+                name = part.use.weight
+                ratios[name] = max(ratios.get(name, 0.0), candidate.ratio)
+        label = self.options.criterion.name
+        reasons = {name: f"{label} {ratio:g} {kind}" for name, ratio in ratios.items()}
+        return self.plan_of(candidates, gone, reasons)
+
+    def refuse_none(self, candidates: list[Candidate]) -> None:
+        """Raise `PlanError` if there is nothing to choose from."""
+        if candidates:
+            return
+        raise PlanError(
+            "no channel can be removed",
+            why="; ".join(self.skipped[:5]) + (" ..." if len(self.skipped) > 5 else ""),
+            hint="narrows couplings shows what holds which channels, and why",
+        )
+
+    def refuse_small(self, candidates: list[Candidate]) -> None:
+        """Raise `PlanError` if a ratio was asked for that no candidate is wide enough for."""
+        asked = max(c.ratio for c in candidates)
+        if asked == 0:
+            self.notes.append(Note(self.program.name, "idle", "the plan removes nothing: ratio 0"))
+            return
+        width = max(len(c.scores) for c in candidates)
+        raise PlanError(
+            f"a ratio of {asked:g} removes no channel",
+            why=f"the widest layer or coupling has {width} channels, "
+            f"and {self.options.min_width} must stay",
+            hint="give a larger ratio, or a smaller min_width",
+        )
+
+    def lowest_each(self, candidates: list[Candidate]) -> list[np.ndarray]:
+        """Return the channels that go, by the ratio of each candidate."""
+        result = []
+        for c in candidates:
+            count = min(_share(len(c.scores), c.ratio), len(c.scores) - self.options.min_width)
+            result.append(np.argsort(c.scores, kind="stable")[:count])
+        return result
+
+    def lowest_overall(self, candidates: list[Candidate]) -> list[np.ndarray]:
+        """Return the channels that go when all of one ratio are ranked together."""
+        result = [np.zeros(0, dtype=np.int64)] * len(candidates)
+        for ratio in {c.ratio for c in candidates}:
+            which = [i for i, c in enumerate(candidates) if c.ratio == ratio]
+            order = [np.argsort(candidates[i].scores, kind="stable") for i in which]
+            free = [o[: len(o) - self.options.min_width] for o in order]
+            ranks = [_normalised(candidates[i].scores)[o] for i, o in zip(which, free, strict=True)]
+            total = _share(sum(len(candidates[i].scores) for i in which), ratio)
+            owner = np.repeat(np.arange(len(which)), [len(o) for o in free])
+            taken = owner[np.argsort(np.concatenate(ranks), kind="stable")[:total]]
+            counts = np.bincount(taken, minlength=len(which))
+            for i, count, own in zip(which, counts, free, strict=True):
+                result[i] = own[:count]
+        return result
+
+    def plan_of(
+        self,
+        candidates: Sequence[Candidate],
+        gone: Sequence[np.ndarray],
+        reasons: Mapping[str, str],
+    ) -> ChannelPlan:
+        """Return the plan that drops some channels of every candidate.
+
+        Args:
+            candidates: The candidates.
+            gone: Per candidate the channels to drop.
+            reasons: Per weight that loses any what the plan's `reasons` say.
+        """
+        dropped: dict[tuple[str, str], set[int]] = {}
+        for candidate, channels in zip(candidates, gone, strict=True):
+            for part in candidate.parts if len(channels) else ():
+                own = part.own[channels].flatten().tolist()
+                dropped.setdefault((part.use.weight, part.side), set()).update(own)
+        keeps: dict[str, dict[str, tuple[int, ...]]] = {side: {} for side in SIDES}
+        widths: dict[str, tuple[int, int]] = {}
+        for (name, side), lost in dropped.items():
+            use = min(self.uses[name], key=lambda u: u.contraction is None)
+            keeps[side][name] = tuple(i for i in range(use.width(side)) if i not in lost)
+            widths[name] = (use.inputs, use.outputs)
+        return ChannelPlan(
+            inputs=keeps["inputs"],
+            outputs=keeps["outputs"],
+            widths=widths,
+            reasons={name: reasons[name] for name in widths},
+            fingerprint=self.plan.fingerprint,
+            notes=tuple(self.notes),
+        )
+
+
+def _matched(names: Iterable[str], globs: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, glob) for name in names for glob in globs)
+
+
+def _share(width: int, ratio: float) -> int:
+    """Return how many of ``width`` a ratio removes: rounded down, but 0.7 of 10 is 7."""
+    return math.floor(width * ratio + 1e-9)
+
+
+def _normalised(scores: np.ndarray) -> np.ndarray:
+    mean = np.abs(scores).mean()
+    return scores / mean if mean > 0 else scores
+
+
+def _from_inputs(program: Program, layers: set[fx.Node]) -> set[fx.Node]:
+    """Return the nodes that hold a model input's channels, each computed for itself."""
+    found: set[fx.Node] = set()
+    for node in program.graph.nodes:
+        read = [n for n in node.all_input_nodes if n.op != "get_attr" and is_tensor(n)]
+        passes = node.op == "call_function" and node not in layers and len(read) == 1
+        if node.op == "placeholder" or (passes and read[0] in found):
+            found.add(node)
+    return found
+
+
+def _to_outputs(program: Program, layers: set[fx.Node]) -> set[fx.Node]:
+    """Return the nodes that reach a model output without another layer in between."""
+    found: set[fx.Node] = set()
+    for node in reversed(program.graph.nodes):
+        if node.op == "output" or any(u in found and u not in layers for u in node.users):
+            found.add(node)
+    return found

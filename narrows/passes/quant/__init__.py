@@ -1,0 +1,1 @@
+"""From floats to integers: grids chosen on data, the passes that fold them, and what that costs."""

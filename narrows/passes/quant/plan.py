@@ -1,0 +1,248 @@
+"""`QuantPlan`: which grid every tensor of a network lies on; plain data that JSON holds.
+
+A plan is made for a *prepared* program (norms folded, attention taken apart) by
+`narrows.passes.quant.calibrate` or by a reconstruction (`narrows.passes.quant.rapq`), and used by
+the pass ``quantize``. It holds exponents, zero points, bits, whole numbers that correct biases,
+and, where a reconstruction chose them, the codes of the weights.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from narrows.errors import NarrowsError, PlanError
+from narrows.ir.integer.codes import WeightCodes
+from narrows.ir.integer.grid import HALF_EVEN, ROUNDINGS, Grid, Levels, WeightGrid
+from narrows.ir.program import Note, Program
+from narrows.passes.plans import planfile
+from narrows.passes.plans.state import place_of
+
+FORMAT = "narrows-quant-plan"
+VERSION = 2  # the first that knows codes, terms and levels; without, a plan is of version 1
+
+
+@dataclass(frozen=True)
+class QuantPlan:
+    """Which grid every activation and every weight of a program lies on.
+
+    Attributes:
+        activations: Per node the grid of its result. A node that is not named has none of its own:
+            it hands on the codes it reads, or stays floating-point.
+        weights: Per weight name its grid, with an exponent per output channel.
+        offsets: Per name of a layer's weight what is added to the layer's bias, one whole number
+            per output channel in steps of the accumulator: the correction of the mean error.
+        codes: Per weight name its codes, where they are not those of plain rounding.
+        levels: Per node of ``activations`` the levels that its codes become, where those are not
+            equally wide; made elsewhere, as in training with learned thresholds.
+        floats: The nodes that stay floating-point, each with the reason.
+        rounding: ``half_even`` or ``half_up``: how every shift settles ties.
+        fingerprint: Of the program it was made for (`narrows.passes.plans.plan.fingerprint`).
+        narrows: The version that made it.
+        notes: What a person should know.
+    """
+
+    activations: Mapping[str, Grid]
+    weights: Mapping[str, WeightGrid]
+    offsets: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    codes: Mapping[str, WeightCodes] = field(default_factory=dict)
+    levels: Mapping[str, Levels] = field(default_factory=dict)
+    floats: Mapping[str, str] = field(default_factory=dict)
+    rounding: str = HALF_EVEN
+    fingerprint: str = ""
+    narrows: str = ""
+    notes: tuple[Note, ...] = ()
+
+    def __hash__(self) -> int:
+        return hash((tuple(sorted(self.weights)), tuple(sorted(self.activations)), self.rounding))
+
+    def __repr__(self) -> str:
+        counts = f"{len(self.weights)} weights, {len(self.activations)} activations"
+        return f"QuantPlan({counts}, {len(self.floats)} stay float, {self.rounding})"
+
+    def follow(self, program: Program) -> QuantPlan:
+        """Return the plan for a program that lost channels since: exponents go with their channels.
+
+        Where a pass says from which channels a weight was made (`Program.origins`), its exponents,
+        offsets and codes are those of these channels. Nodes that are gone are dropped.
+
+        Raises:
+            PlanError: A weight has another number of channels, and no pass says which.
+        """
+        names = {n.name for n in program.graph.nodes}
+        weights: dict[str, WeightGrid] = {}
+        offsets: dict[str, tuple[int, ...]] = {}
+        codes: dict[str, WeightCodes] = {}
+        for name, grid in self.weights.items():
+            if name not in program.weights:
+                continue
+            width = program.weights[name].shape[grid.axis]
+            kept = _kept(program, name, grid.axis)
+            exponents = _picked(name, grid.exponents, kept, width)
+            weights[name] = replace(grid, exponents=exponents)
+            if name in self.offsets:
+                offsets[name] = _picked(name, self.offsets[name], kept, width)
+            if name in self.codes:
+                codes[name] = _left(self.codes[name], program, name)
+        return replace(
+            self,
+            activations={n: g for n, g in self.activations.items() if n in names},
+            weights=weights,
+            offsets=offsets,
+            codes=codes,
+            levels={n: v for n, v in self.levels.items() if n in names},
+            floats={n: r for n, r in self.floats.items() if n in names},
+            fingerprint="",
+        )
+
+    def with_notes(self, *notes: Note) -> QuantPlan:
+        """Return the plan with more notes."""
+        return replace(self, notes=(*self.notes, *notes))
+
+    @property
+    def _newer(self) -> bool:
+        """Whether it holds what version 1 of the format does not know."""
+        return bool(self.codes or self.levels or any(g.terms for g in self.weights.values()))
+
+    # ------------------------------------------------------------------ JSON
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan as JSON values."""
+        levels = {
+            n: {"grid": vars(v.grid), "thresholds": list(v.thresholds)}
+            for n, v in self.levels.items()
+        }
+        return {
+            "format": FORMAT,
+            "version": VERSION if self._newer else 1,
+            "narrows": self.narrows,
+            "fingerprint": self.fingerprint,
+            "rounding": self.rounding,
+            "activations": {n: vars(g) for n, g in self.activations.items()},
+            "weights": {
+                n: {
+                    "exponents": list(g.exponents),
+                    "bits": g.bits,
+                    "axis": g.axis,
+                    **({"terms": g.terms} if g.terms else {}),
+                }
+                for n, g in self.weights.items()
+            },
+            "offsets": {n: list(o) for n, o in self.offsets.items()},
+            **({"codes": {n: c.to_json() for n, c in self.codes.items()}} if self.codes else {}),
+            **({"levels": levels} if levels else {}),
+            "floats": dict(self.floats),
+            "notes": [vars(note) for note in self.notes],
+        }
+
+    @staticmethod
+    def from_json(data: Any, what: str = "the plan") -> QuantPlan:
+        """Return the plan that `to_json` wrote; `PlanError` if it is not one or a newer one."""
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise PlanError(
+                f"{what} is not a quantization plan",
+                why=f'it lacks "format": "{FORMAT}"',
+                hint="plans are written by QuantPlan.save and `narrows quantize`",
+            )
+        version = data.get("version")
+        if not isinstance(version, int) or isinstance(version, bool):
+            raise PlanError(f"{what} is damaged", why=f"its version is {version!r}")
+        if version > VERSION:
+            raise PlanError(
+                f"{what} is of a newer narrows",
+                why=f"it has version {version} of the format, this one reads up to {VERSION}",
+                hint="upgrade narrows",
+            )
+        try:
+            return _decode(data)
+        except (KeyError, TypeError, AttributeError, ValueError, NarrowsError) as error:
+            why = (
+                error.what
+                if isinstance(error, NarrowsError)
+                else f"{type(error).__name__}: {error}"
+            )
+            raise PlanError(f"{what} is damaged", why=why) from error
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the plan as a JSON file and return its path; the file is whole or not there."""
+        return planfile.write_text(planfile.layout(self.to_json()), Path(path))
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> QuantPlan:
+        """Return the plan of a file; `PlanError` if it is missing, damaged, foreign or newer."""
+        data = planfile.read_json(Path(path), "a quantization plan")
+        return QuantPlan.from_json(data, str(path))
+
+
+def _decode(data: dict[str, Any]) -> QuantPlan:
+    if data["rounding"] not in ROUNDINGS:
+        raise ValueError(f"its rounding is {data['rounding']!r}")
+    return QuantPlan(
+        activations={str(n): _grid(g) for n, g in data["activations"].items()},
+        weights={
+            str(n): WeightGrid(
+                tuple(map(_whole, g["exponents"])),
+                _whole(g["bits"]),
+                _whole(g["axis"]),
+                _whole(g.get("terms", 0)),
+            )
+            for n, g in data["weights"].items()
+        },
+        offsets={str(n): tuple(map(_whole, o)) for n, o in data["offsets"].items()},
+        codes={str(n): WeightCodes.from_json(c) for n, c in data.get("codes", {}).items()},
+        levels={
+            str(n): Levels(_grid(v["grid"]), tuple(map(_whole, v["thresholds"])))
+            for n, v in data.get("levels", {}).items()
+        },
+        floats={str(n): str(r) for n, r in data["floats"].items()},
+        rounding=data["rounding"],
+        fingerprint=str(data["fingerprint"]),
+        narrows=str(data["narrows"]),
+        notes=tuple(Note(**note) for note in data["notes"]),
+    )
+
+
+def _grid(data: dict[str, Any]) -> Grid:
+    return Grid(_whole(data["exponent"]), _whole(data["zero"]), _whole(data["bits"]))
+
+
+def _whole(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError(f"{value!r} is no whole number")
+    return value
+
+
+def _kept(program: Program, name: str, axis: int) -> tuple[int, ...] | None:
+    origin = program.origins.get(name)
+    return None if origin is None else origin.index[axis]
+
+
+def _picked(
+    name: str, values: tuple[int, ...], kept: tuple[int, ...] | None, width: int
+) -> tuple[int, ...]:
+    """Return the values of the channels that are left."""
+    if len(values) == 1 or (kept is None and len(values) == width):
+        return values
+    if kept is None or not all(isinstance(k, int) and k < len(values) for k in kept):
+        raise PlanError(
+            f"the plan is of another model: {name!r} has {len(values)} channels there, "
+            f"{width} here",
+            hint="calibrate this program with narrows.quantize",
+        )
+    return tuple(values[k] for k in kept)
+
+
+def _left(codes: WeightCodes, program: Program, name: str) -> WeightCodes:
+    """Return the codes of the elements that are left of a weight."""
+    origin = program.origins.get(name)
+    if origin is None:
+        return codes
+    kept = codes.tensor()[place_of(origin)]
+    # A pass fills a place that only the shape asks for with zeros.
+    return WeightCodes.of(kept * (program.weights[name] != 0).to(kept.dtype))
+
+
+__all__ = ["QuantPlan"]

@@ -1,0 +1,132 @@
+"""`quantize`: a program and calibration data become an integer program, in four steps.
+
+1. *Prepare*, exactly: fold norms, take attention apart, put clips where codes end.
+2. *Calibrate*: stream the data and choose a grid for every tensor: the `QuantPlan`. Or
+   *reconstruct*, block by block, which chooses the codes of the weights, too.
+3. *Quantize*: round to the grids; the fake-quantized program.
+4. *Fold*: turn scales into shifts; the integer program, equal to the fake-quantized one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from narrows.errors import PassError
+from narrows.ir.program import Meta, Program
+from narrows.passes.convert_batch_norm import ConvertBatchNorm
+from narrows.passes.decompose_attention import DecomposeAttention
+from narrows.passes.eliminate_dead import EliminateDead
+from narrows.passes.fold_batch_norm import FoldBatchNorm
+from narrows.passes.pipeline import Instrument, PassReport, Pipeline
+from narrows.passes.quant.calibrate import Settings, calibrate
+from narrows.passes.quant.equalize_channels import EqualizeChannels
+from narrows.passes.quant.exactness import assert_exact
+from narrows.passes.quant.fold_shifts import FoldShifts
+from narrows.passes.quant.learning import Learning
+from narrows.passes.quant.measure import SAMPLES, measure
+from narrows.passes.quant.plan import QuantPlan
+from narrows.passes.quant.quantize import Quantize
+from narrows.passes.quant.rapq import rapq
+from narrows.passes.quant.report import QuantReport
+from narrows.passes.quant.widen_clips import WidenClips
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What `narrows.quantize` made.
+
+    Attributes:
+        program: The integer program: the reference for every backend. Lower this one.
+        plan: The grids, as data; `QuantPlan.save` keeps them.
+        fake: The fake-quantized program, floating-point; ``program`` equals it bit for bit.
+        prepared: The float program that the plan is for.
+        passes: What every pass did, from preparation to shifts.
+    """
+
+    program: Program
+    plan: QuantPlan
+    fake: Program
+    prepared: Program
+    passes: tuple[PassReport, ...] = ()
+
+    def report(self, data: Iterable[Any], *, samples: int = SAMPLES) -> QuantReport:
+        """Return what quantization costs: ranges, clipping, errors and ratios, tensor by tensor.
+
+        >>> report = quantized.report([images])
+        >>> print(report)
+        >>> report.save("out.report")        # text, JSON, and a page with plots
+
+        Args:
+            data: Batches as for `narrows.quantize`, streamed once.
+            samples: On how many samples each quantizer is switched off in turn, to see what it
+                costs the outputs; 0 leaves that out. It takes half a run per quantizer.
+
+        Raises:
+            UsageError: There is no data, or an argument is out of range.
+            ProgramError: The data does not fit the program.
+            PassError: It gives NaN or infinity.
+        """
+        return measure(self.prepared, self.fake, self.program, self.plan, data, samples)
+
+
+def preparation(bits: int = 8, *, equalize: bool = False) -> Pipeline:
+    """Return the passes that run before calibration.
+
+    Args:
+        bits: How many bits activations will have.
+        equalize: Whether to balance the channel ranges of layers that follow each other.
+    """
+    passes = (FoldBatchNorm(), ConvertBatchNorm(), DecomposeAttention(), WidenClips(bits=bits))
+    balance = (EqualizeChannels(),) if equalize else ()
+    return Pipeline((*passes, *balance, EliminateDead()))
+
+
+def quantize(
+    program: Program,
+    calibration: Iterable[Any] | None,
+    settings: Settings,
+    *,
+    plan: QuantPlan | None = None,
+    instruments: Iterable[Instrument] = (),
+    learning: Learning | None = None,
+) -> Quantized:
+    """Return a program quantized; `narrows.quantize` tells of the arguments.
+
+    Args:
+        program: A captured or pruned program in float32 or float64.
+        calibration: Its inputs, batch by batch; not read if there is a plan.
+        settings: How grids are chosen.
+        plan: A plan to use in place of calibration.
+        instruments: What watches the passes.
+        learning: How the method ``rapq`` learns.
+
+    Raises:
+        PassError: The program is quantized already, or cannot be.
+        UsageError: There is no calibration data, or it does not fit.
+        PlanError: The plan is of another program.
+    """
+    if any(Meta(n).grid is not None for n in program.graph.nodes):
+        raise PassError(f"{program.name} is quantized already", hint="quantize the float program")
+    bits = settings.activations if isinstance(settings.activations, int) else 8
+    watches = list(instruments)
+    prepared = preparation(bits, equalize=settings.equalize).run(program, watches)
+    if plan is not None:
+        chosen = plan
+    elif settings.method == "rapq":
+        how = learning or Learning()
+        calibration = None if calibration is None else list(calibration)
+        chosen = rapq(program, prepared.program, calibration, settings, how)
+    else:
+        chosen = calibrate(prepared.program, calibration, settings)
+    fake = Pipeline([Quantize(chosen)]).run(prepared.program, watches)
+    folded = Pipeline([FoldShifts()]).run(fake.program, watches)
+    if plan is None and settings.method == "rapq":
+        assert calibration is not None
+        assert_exact(fake.program, folded.program, next(iter(calibration)))
+    reports = (*prepared.reports, *fake.reports, *folded.reports)
+    return Quantized(folded.program, chosen, fake.program, prepared.program, reports)
+
+
+__all__ = ["Quantized", "preparation", "quantize"]

@@ -1,0 +1,54 @@
+"""Random networks in C: the interpreter's bits; `NARROWS_EXAMPLES=200` searches further."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+import narrows
+from narrows.backends.c.compiler import find_compiler
+from narrows.ir.integer.grid import ROUNDINGS
+from tests.networks import randomise
+from tests.networks.generated import Generated, Step, heads, steps
+
+pytestmark = pytest.mark.skipif(not find_compiler(), reason="there is no C compiler")
+
+EXAMPLES = int(os.environ.get("NARROWS_EXAMPLES", "0"))
+bounded = settings(
+    max_examples=EXAMPLES or 6,
+    derandomize=not EXAMPLES,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.explicit, Phase.generate, *([Phase.shrink] if EXAMPLES else [])],
+)
+
+
+@bounded
+@given(steps, heads, st.integers(0, 99), st.sampled_from((8, 8, 4)), st.sampled_from(ROUNDINGS))
+def test_the_c_code_is_the_interpreter(
+    drawn: list[Step], head: str, seed: int, bits: int, rounding: str
+) -> None:
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(4, 3, 8, 8, generator=generator)
+    module = Generated(drawn, head)
+    randomise(module, seed, (images,))
+    program = narrows.capture(module.float(), (images[:2],))
+    quantized = narrows.quantize(program, [images], weights=bits, rounding=rounding, check=False)
+    norms = any("layer_norm" in str(n.target) for n in quantized.program.nodes)
+    if quantized.plan.floats or norms:
+        with pytest.raises(narrows.NarrowsError, match="the c target has no floating-point"):
+            narrows.lower(quantized.program, "c", check=False)
+        return
+    artifact = narrows.lower(quantized.program, "c", check=False)
+    facts = artifact.manifest["c"]
+    assert facts["arena"] <= 1.1 * facts["bound"] + 16
+    for image in images[:2]:
+        expected = quantized.program.run_flat([image[None]])
+        actual = artifact.run_flat([image[None]], optimize=False)
+        for got, wanted in zip(actual, expected, strict=True):
+            assert torch.equal(torch.from_numpy(got), wanted)

@@ -1,0 +1,126 @@
+"""Levels of unequal width: thresholds in a plan become a table of 256 codes, exactly."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import narrows
+from narrows.errors import PlanError, UsageError
+from narrows.ir.integer.grid import Grid, Levels
+from narrows.ir.program import Program
+from narrows.passes.quant.plan import QuantPlan
+from narrows.passes.quant.quantization import Quantized
+from tests.passes.test_quantize import captured, images
+
+ops: Any = torch.ops.narrows
+
+RELU = Levels(Grid(1, 0, 2), (3, 40, 180))  # codes of relu6 to 0, 1/2, 1, 3/2
+GATE = Levels(Grid(3, 128, 3), (10, 90, 110, 128, 129, 140, 250))
+INPUT = Levels(Grid(2, 128, 4), tuple(range(96, 156, 4)))
+
+
+@pytest.fixture(scope="module")
+def program() -> Program:
+    return captured()
+
+
+@pytest.fixture(scope="module")
+def quantized(program: Program) -> Quantized:
+    plan = narrows.quantize(program, [images(4, 3, 8, 8)]).plan
+    plan = replace(plan, levels={"relu6": RELU, "gate": GATE, "x": INPUT}, offsets={})
+    return narrows.quantize(program, plan=plan)
+
+
+def test_codes_become_the_level_that_they_reach(quantized: Quantized) -> None:
+    made = quantized.program
+    tables = {name: made.weights[f"{name}_levels.table"] for name in quantized.plan.levels}
+    for name, levels in quantized.plan.levels.items():
+        reached = [sum(t <= c for t in levels.thresholds) for c in range(256)]
+        assert tables[name].tolist() == [levels.grid.low + k for k in reached]
+        assert tables[name].dtype == torch.uint8
+    assert sorted(set(tables["relu6"].tolist())) == [0, 1, 2, 3]
+
+
+def test_integers_are_the_fake_quantized_program(quantized: Quantized) -> None:
+    for batch in (1, 5):
+        x = images(batch, 3, 8, 8)
+        expected = quantized.fake.to(torch.float64)(x.double())
+        assert torch.equal(quantized.program(x).double(), expected)
+
+
+@pytest.mark.parametrize("form", ["qdq", "qlinear", "integer"])
+def test_onnx_computes_the_same(quantized: Quantized, form: str) -> None:
+    artifact = narrows.lower(quantized.program, form=form)
+    x = images(3, 3, 8, 8)
+    assert np.array_equal(artifact.run(x), quantized.program(x).numpy())
+
+
+def test_layers_read_the_levels(quantized: Quantized) -> None:
+    values: dict[str, torch.Tensor] = {}
+    quantized.fake.run_flat(
+        [images(2, 3, 8, 8)], observe=lambda n, v: values.__setitem__(n.name, v)
+    )
+    assert set(values["relu6_levels_q"].unique().tolist()) == {0.0, 0.5, 1.0, 1.5}
+    assert all(
+        user.all_input_nodes[0].name != "relu6_q" or user.target is ops.staircase.default
+        for node in quantized.fake.graph.nodes
+        if node.name == "relu6_q"
+        for user in node.users
+    )
+
+
+def test_thresholds_that_are_even_are_a_coarser_grid(program: Program) -> None:
+    x = images(4, 3, 8, 8)
+    plan = narrows.quantize(program, [x], method="minmax").plan
+    fine = plan.activations["relu6"]
+    even = Levels(Grid(fine.exponent - 4, 0, 4), tuple(16 * k + 9 for k in range(15)))
+    made = narrows.quantize(program, plan=replace(plan, levels={"relu6": even})).program
+    values: dict[str, torch.Tensor] = {}
+    made.run_flat([x], observe=lambda n, v: values.__setitem__(n.name, v))
+    codes = values["first"].to(torch.int64)  # the clip is absorbed
+    coarse = ((codes + 7) // 16).clamp(max=15)  # half a coarse step is rounded down
+    assert torch.equal(values["relu6_levels"].to(torch.int64), coarse)
+
+
+def test_plans_keep_them(quantized: Quantized, program: Program, tmp_path: Path) -> None:
+    path = quantized.plan.save(tmp_path / "q.json")
+    assert QuantPlan.load(path) == quantized.plan
+    assert quantized.plan.to_json()["version"] == 2
+    x = images(2, 3, 8, 8)
+    again = narrows.quantize(program, plan=path)
+    assert torch.equal(again.program(x), quantized.program(x))
+    assert quantized.plan.follow(quantized.prepared).levels == quantized.plan.levels
+
+
+def test_the_report_measures_what_they_cost(quantized: Quantized) -> None:
+    report = quantized.report([images(4, 3, 8, 8)])
+    told = {t.name: t for t in report.tensors}
+    assert {*told} == {*quantized.plan.activations, *quantized.plan.weights}
+    assert told["relu6"].sqnr < 15 < told["mean"].sqnr
+    assert report.culprits[0].name == "relu6"
+
+
+@pytest.mark.parametrize(
+    ("grid", "thresholds", "text"),
+    [
+        (Grid(0, 0, 2), (5, 4), "have to rise"),
+        (Grid(0, 0, 2), (5, 300), "have to rise, between"),
+        (Grid(0, 0, 2), (1, 2, 3, 4), "4 thresholds do not fit 2 bits"),
+        (Grid(0, 0, 2), (), "0 thresholds do not fit"),
+    ],
+)
+def test_levels_that_there_are_not(grid: Grid, thresholds: tuple[int, ...], text: str) -> None:
+    with pytest.raises(UsageError, match=text):
+        Levels(grid, thresholds)
+
+
+def test_levels_of_nothing(quantized: Quantized, program: Program) -> None:
+    plan = replace(quantized.plan, levels={"nothing": RELU})
+    with pytest.raises(PlanError, match="levels for 'nothing', which has no grid"):
+        narrows.quantize(program, plan=plan)

@@ -1,0 +1,66 @@
+"""The table of accuracies, on a network that takes no time: its rows are kept and not redone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import quantized_accuracy
+
+ZOO = """
+import torch
+from torch import nn
+
+MODELS = {"tiny": {"data": "cifar10"}}
+
+
+def images(n, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, 3, 6, 6, generator=generator), torch.arange(n) % 4
+
+
+def load(name):
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 6, 3), nn.ReLU(), nn.Flatten()
+    return nn.Sequential(*layers, nn.Linear(24, 4)).eval()
+
+
+def load_cifar10_calib(n):
+    return images(n, 1)
+
+
+def load_cifar10_test(n):
+    return images(n, 2)
+
+
+def preprocess(name, x):
+    return x
+
+
+def accuracy(name, run, x, y):
+    return 100 * (run(x).argmax(1) == y).float().mean().item()
+"""
+
+
+def test_rows_are_kept(tmp_path: Path, monkeypatch, capsys) -> None:
+    (tmp_path / "zoo.py").write_text(ZOO)
+    path = tmp_path / "accuracy.json"
+    words = ["--zoo", str(tmp_path), "--models", "tiny", "--bits", "4,4", "--samples", "32"]
+    words += ["--tested", "24", "--budget", "6", "--batch", "16", "--results", str(path)]
+    assert quantized_accuracy.main(words) == 0
+    table = capsys.readouterr().out
+    assert "| tiny W4A4 |" in table
+    rows = json.loads(path.read_text())["results"]
+    assert len(rows) == 5  # the network as it is, and four methods
+    assert all(0 <= row["figure"] <= 100 for row in rows.values())
+
+    def refuse(*args: object) -> None:
+        raise AssertionError("a row was measured twice")
+
+    monkeypatch.setattr(quantized_accuracy.Case, "quantized", refuse)
+    assert quantized_accuracy.main(words) == 0
+    assert capsys.readouterr().out == table
+    with pytest.raises(AssertionError, match="twice"):
+        quantized_accuracy.main([*words, "--bits", "3,3"])
