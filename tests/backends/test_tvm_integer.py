@@ -87,8 +87,8 @@ class Codes(Builder):
 
 
 def layers(rounding: str, few: bool = False) -> Program:
-    b = Codes(rounding, (1, 3, 9, 8), (1, 20, 7), (2, 5, 21), (1, 6, 4, 4, 4))
-    image, signal, rows, volume = b.inputs
+    b = Codes(rounding, (1, 3, 9, 8), (1, 20, 7), (2, 5, 21), (1, 6, 4, 4, 4), (1, 17, 21))
+    image, signal, rows, volume, odd = b.inputs
     x = b.conv(image, (20, 3, 3, 3), clip=(128, 255))
     b.conv(x, (33, 20, 1, 1), padding=0, shifts=[8], bias=0, zeros=(0, 0))
     b.conv(x, (20, 1, 3, 3), groups=20, clip=(3, 200))
@@ -109,6 +109,9 @@ def layers(rounding: str, few: bool = False) -> Program:
     b.conv(x, (16, 20, 1, 1), padding=0, shifts=[0], weight=3, zeros=(128, 0))
     weight = b.number(b.bytes((13, 21), -127, 128).to(torch.int8))
     y = b.add("linear", rows, weight, None, [8], 128, 128, 0, 255)
+    b.add("linear", odd, weight, None, [8], 128, 128, 0, 255)
+    alone = b.call(aten.select.int, b.call(aten.select.int, rows, 0, 0), 0, 0)
+    b.add("linear", alone, weight, None, [8], 128, 128, 0, 255)
     b.add("matmul", y, b.call(aten.transpose.int, y, 1, 2), 7, 128, 128, 128, 0, 255)
     b.add("matmul", rows, b.call(aten.transpose.int, rows, 1, 2), 12, 0, 128, 0, 0, 255)
     return b.finished()

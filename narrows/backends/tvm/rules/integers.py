@@ -12,6 +12,7 @@ from narrows.backends.tvm.kernels import codes, convolution, dots
 from narrows.backends.tvm.kernels.convolution import Window
 from narrows.backends.tvm.kernels.settling import Settle
 from narrows.backends.tvm.rules.contractions import as_matrices, fixed, transposed_window
+from narrows.backends.tvm.rules.layout import part
 from narrows.backends.tvm.rules.table import Call, rule
 from narrows.backends.tvm.schedules.dots import DOTS
 from narrows.backends.tvm.values import Value
@@ -165,11 +166,30 @@ def _linear(low: Lowering, call: Call) -> Value:
     x = low.ordered(x, (*(a for a in x.order if a != last), last))
     packed = dots.pack_quads(weight, lanes, quad)
     x = low.widened(x, packed.shape[-3] * quad)
+    flat = x.rank == 1
+    x = low.reshaped(x, (1, *x.shape)) if flat else x
+    axis = x.order[-2]
+    rows = x.shape[axis]
+    more = _missing(rows) if quad > 1 else 0
+    given = low.expr(x)
+    if more:
+        given = low.emit(relax.op.nn.pad(given, [0, 0] * (x.rank - 2) + [0, more, 0, 0]))
     constant = relax.const(packed, "int8")
-    expr = low.kernel(dots.linear(offset), low.expr(x), constant, name="linear")
-    shape = (*x.shape[:-1], weight.shape[0])
+    expr = low.kernel(dots.linear(offset), given, constant, name="linear")
+    shape = (*x.shape[:axis], rows + more, *x.shape[axis + 1 : -1], weight.shape[0])
     acc = Value(shape, "int32", x.order, int(expr.ty.shape[-1]), expr)
-    return _finished(low, call, acc, weight, offset)
+    y = part(low, _finished(low, call, acc, weight, offset), axis, 0, rows)
+    return low.reshaped(y, call.shape) if flat else y
+
+
+TILES = range(5, 15)  # rows of a good tile
+
+
+def _missing(rows: int) -> int:
+    """Return how many rows more can be divided into good tiles."""
+    if rows < TILES[0] or any(rows % tile == 0 for tile in TILES):
+        return 0
+    return min(-rows % tile for tile in TILES[3:])
 
 
 @rule("narrows.matmul")

@@ -41,7 +41,11 @@ def schedule_tiled(
     """
     schedule = kernel.schedule
     columns = kernel.with_role(COLUMNS)
-    last = kernel.inline([main] if columns is None else [main, columns])
+    kept = [main] if columns is None else [main, columns]
+    before = _codes_before(kernel, main)
+    last = kernel.inline([*kept, *before])
+    for block in before:
+        spread(kernel, block, machine)
     padding = kernel.with_role(PADDING)
     if kernel.same(last, main):
         last = schedule.cache_write(main, 0, "local")
@@ -91,6 +95,19 @@ def schedule_tiled(
         schedule.tensorize(lane_, instruction)
     if padding is not None:
         spread(kernel, padding, machine)
+
+
+def _codes_before(kernel: Kernel, main: Any) -> list[Any]:
+    """Return the element-wise blocks that a sum of codes reads.
+
+    They are computed once: a test in the innermost loop, as padding has one, would take apart the
+    vectors of bytes.
+    """
+    if kernel.dtype(main) != "int32":
+        return []
+    blocks = kernel.blocks
+    place = next(i for i, block in enumerate(blocks) if kernel.same(block, main))
+    return [b for b in blocks[:place] if not kernel.role(b) and not kernel.reductions(b)]
 
 
 def _instruction(kernel: Kernel, main: Any, machine: Machine) -> str:
