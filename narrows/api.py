@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from narrows.errors import PassError, UsageError, suggest
+from narrows.errors import UsageError
 
 if TYPE_CHECKING:
     from narrows.backends.artifact import Artifact
@@ -200,6 +200,7 @@ def rewrite(
         instruments: As for `apply`; they run after the checks, and see what those measured.
     """
     from narrows.passes.instruments import Numerics, Verify
+    from narrows.passes.pipeline import pipeline_for
 
     if batch is not None and target is None:
         why = "reads and widths are chosen by the costs of a target, and none is named"
@@ -208,7 +209,7 @@ def rewrite(
         batch = batch or plan.get("batch")
         plan = plan_for(program, plan, target)
     costs = None if target is None else costs_of(target)
-    passes = choose_pipeline(plan, pipeline, costs, batch or 1)
+    passes = pipeline_for(plan, pipeline, costs, batch or 1)
     checks: list[Instrument] = [Verify(), Numerics(double=double)] if check else []
     return passes.run(program, [*checks, *instruments])
 
@@ -218,47 +219,6 @@ def costs_of(target: str | Target) -> CostTable | None:
     from narrows.backends import make_target
 
     return make_target(target).costs()
-
-
-def choose_pipeline(
-    plan: ChannelPlan | str | os.PathLike[str] | None,
-    pipeline: Pipeline | str | None,
-    costs: CostTable | None = None,
-    batch: int = 1,
-) -> Pipeline:
-    """Return the pipeline that a plan, a target's costs and a pipeline argument ask for together.
-
-    A pipeline that is given takes the plan into its ``prune-channels`` pass if that has none, and
-    the costs where a pass takes them; a plan that no pass would use is a `UsageError`, not silence.
-    """
-    import dataclasses
-
-    from narrows.passes.pipeline import Pipeline
-
-    if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
-        raise UsageError(f"batch is a whole number of at least 1, got {batch!r}")
-    if pipeline is None:
-        return Pipeline.default(plan, costs, batch)
-    passes = Pipeline.parse(pipeline) if isinstance(pipeline, str) else pipeline
-    if not isinstance(passes, Pipeline):
-        raise PassError(f"pipeline takes a Pipeline or its spelling, got {type(pipeline).__name__}")
-    filled: dict[str, Any] = {} if costs is None else {"costs": costs, "batch": batch}
-    passes = Pipeline(
-        dataclasses.replace(p, **filled) if getattr(p, "costs", ...) is None else p
-        for p in passes.passes
-    )
-    if plan is None:
-        return passes
-    takers = [p for p in passes.passes if getattr(p, "plan", ...) is None]
-    if not takers:
-        raise UsageError(
-            "the plan would not be used",
-            where=str(passes),
-            why="no pass of the pipeline takes a plan, or each has one of its own",
-            hint="add prune-channels to the pipeline",
-        )
-    given: Any = plan
-    return Pipeline(dataclasses.replace(p, plan=given) if p in takers else p for p in passes.passes)
 
 
 def quantize(
@@ -425,24 +385,6 @@ def quantize_weights(
 make_integers = quantize  # below, `quantize` is an argument
 
 
-def quantize_options(given: Iterable[Any] | Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of `quantize` that ``compile(..., quantize=given)`` asks for.
-
-    `UsageError` with a suggestion if there is no such option.
-    """
-    if not isinstance(given, Mapping):
-        return {"calibration": given}
-    known = list(inspect.signature(make_integers).parameters)[1:]
-    for name in given:
-        if name not in known:
-            raise UsageError(
-                f"quantize has no option {name!r}",
-                why=f"its options are: {', '.join(known)}",
-                hint=suggest(str(name), known),
-            )
-    return dict(given)
-
-
 def lower(
     program: Program, target: str = "onnx", *, plan: PlanLike = None, **options: Any
 ) -> Artifact:
@@ -524,8 +466,10 @@ def compile(
     """
     from narrows.backends import make_target
     from narrows.passes.instruments import Dumper
+    from narrows.passes.quant.quantization import quantize_options
 
-    integers = None if quantize is None else quantize_options(quantize)
+    known = list(inspect.signature(make_integers).parameters)[1:]
+    integers = None if quantize is None else quantize_options(quantize, known)
     program = capture(model, inputs, kwargs=kwargs, dynamic_batch=dynamic_batch, name=name)
     if isinstance(plan, Mapping):
         batch = batch or plan.get("batch")

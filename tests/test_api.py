@@ -20,7 +20,7 @@ from narrows.ir.program import relative_error
 from narrows.ir.verify import verify
 from narrows.passes.base import TOLERANCE, Fidelity
 from narrows.passes.fold_batch_norm import FoldBatchNorm
-from narrows.passes.pipeline import Pipeline, PipelineResult
+from narrows.passes.pipeline import Pipeline, PipelineResult, pipeline_for
 from narrows.passes.prune_channels import PruneChannels
 
 EXACT = TOLERANCE[Fidelity.EXACT][torch.float64]
@@ -222,7 +222,7 @@ def test_a_batch_to_choose_for_reaches_the_passes(program: narrows.Program):
     (chosen,) = (h for h in result.program.history if h.startswith("legalize-reads"))
     assert "batch=8" in chosen
     spelled = "prune-channels, legalize-reads, align-channels"
-    assert "batch=4" in str(api.choose_pipeline(plan, spelled, api.costs_of("onnx"), 4))
+    assert "batch=4" in str(pipeline_for(plan, spelled, api.costs_of("onnx"), 4))
     with pytest.raises(UsageError, match="no effect"):
         narrows.apply(program, plan, batch=8)
     with pytest.raises(UsageError, match="at least 1"):

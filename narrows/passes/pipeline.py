@@ -7,17 +7,23 @@ has the usual ones. Timing is built in.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import fx
 
-from narrows.errors import PassError
+from narrows.errors import PassError, UsageError
+from narrows.ir.cost import CostTable
 from narrows.ir.program import Meta, Note, Program
 from narrows.passes import spelling
 from narrows.passes.base import Pass, PassResult
+
+if TYPE_CHECKING:
+    from narrows.passes.plans.plan import ChannelPlan
 
 
 class Instrument(Protocol):
@@ -221,6 +227,43 @@ class Pipeline:
                 why="; ".join(unmet),
                 hint="put the missing passes in front",
             )
+
+
+def pipeline_for(
+    plan: ChannelPlan | str | os.PathLike[str] | None,
+    pipeline: Pipeline | str | None,
+    costs: CostTable | None = None,
+    batch: int = 1,
+) -> Pipeline:
+    """Return the pipeline that a plan, a target's costs and a pipeline argument ask for together.
+
+    A pipeline that is given takes the plan into its ``prune-channels`` pass if that has none, and
+    the costs where a pass takes them; a plan that no pass would use is a `UsageError`, not silence.
+    """
+    if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
+        raise UsageError(f"batch is a whole number of at least 1, got {batch!r}")
+    if pipeline is None:
+        return Pipeline.default(plan, costs, batch)
+    passes = Pipeline.parse(pipeline) if isinstance(pipeline, str) else pipeline
+    if not isinstance(passes, Pipeline):
+        raise PassError(f"pipeline takes a Pipeline or its spelling, got {type(pipeline).__name__}")
+    filled: dict[str, Any] = {} if costs is None else {"costs": costs, "batch": batch}
+    passes = Pipeline(
+        dataclasses.replace(p, **filled) if getattr(p, "costs", ...) is None else p
+        for p in passes.passes
+    )
+    if plan is None:
+        return passes
+    takers = [p for p in passes.passes if getattr(p, "plan", ...) is None]
+    if not takers:
+        raise UsageError(
+            "the plan would not be used",
+            where=str(passes),
+            why="no pass of the pipeline takes a plan, or each has one of its own",
+            hint="add prune-channels to the pipeline",
+        )
+    given: Any = plan
+    return Pipeline(dataclasses.replace(p, plan=given) if p in takers else p for p in passes.passes)
 
 
 def _run_one(

@@ -9,11 +9,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from narrows.errors import PassError
+from narrows.errors import PassError, UsageError, suggest
 from narrows.ir.program import Meta, Program
 from narrows.passes.convert_batch_norm import ConvertBatchNorm
 from narrows.passes.decompose_attention import DecomposeAttention
@@ -129,4 +129,23 @@ def quantize(
     return Quantized(folded.program, chosen, fake.program, prepared.program, reports)
 
 
-__all__ = ["Quantized", "preparation", "quantize"]
+def quantize_options(
+    given: Iterable[Any] | Mapping[str, Any], known: Sequence[str]
+) -> dict[str, Any]:
+    """Return the options of `quantize` that ``compile(..., quantize=given)`` asks for.
+
+    `UsageError` with a suggestion if one is not among the ``known``.
+    """
+    if not isinstance(given, Mapping):
+        return {"calibration": given}
+    for name in given:
+        if name not in known:
+            raise UsageError(
+                f"quantize has no option {name!r}",
+                why=f"its options are: {', '.join(known)}",
+                hint=suggest(str(name), known),
+            )
+    return dict(given)
+
+
+__all__ = ["Quantized", "preparation", "quantize", "quantize_options"]
