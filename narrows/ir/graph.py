@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, fx
@@ -130,3 +132,18 @@ def live_nodes(graph: fx.Graph) -> Iterator[fx.Node]:
             needed.add(node)
             needed.update(node.all_input_nodes)
     return (n for n in graph.nodes if n in needed)
+
+
+@contextmanager
+def without_collection() -> Iterator[None]:
+    """Hold off the cyclic collector while many nodes are made: each pass of it walks all of torch.
+
+    What is garbage is collected afterwards.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -18,6 +18,7 @@ from torch import fx
 
 from narrows.errors import PassError, UsageError
 from narrows.ir.cost import CostTable
+from narrows.ir.graph import without_collection
 from narrows.ir.program import Meta, Note, Program
 from narrows.passes import spelling
 from narrows.passes.base import Pass, PassResult
@@ -194,10 +195,11 @@ class Pipeline:
         self.check_order(program.history)
         initial = report("capture", "capture", program, PassResult(program, False), 0.0)
         reports = []
-        for pass_ in self.passes:
-            result, seconds = _run_one(pass_, program, instruments)
-            reports.append(report(pass_.name, str(pass_), result.program, result, seconds))
-            program = result.program
+        with without_collection():
+            for pass_ in self.passes:
+                result, seconds = _run_one(pass_, program, instruments)
+                reports.append(report(pass_.name, str(pass_), result.program, result, seconds))
+                program = result.program
         measured = {}
         if reference is not None:
             from narrows.passes.instruments import measure

@@ -9,9 +9,7 @@ channels must be added; `rewrite` then asks liveness again.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -19,6 +17,7 @@ from torch import fx
 
 from narrows.errors import PassError
 from narrows.ir.channels import Facts
+from narrows.ir.graph import without_collection
 from narrows.ir.labels import Bools, Value
 from narrows.ir.liveness import Demand
 from narrows.ir.program import Meta, Note, Program, where
@@ -40,7 +39,7 @@ def rewrite(
     without is forced to stay and noted. Each round forces more, so this ends. ``choices`` asks for
     another form than the smallest.
     """
-    with _no_collection():
+    with without_collection():
         return _settle(facts, choices or Choices(), rounds)
 
 
@@ -65,19 +64,6 @@ def _settle(facts: Facts, choices: Choices, rounds: int) -> tuple[Program, Deman
         where=where(next(iter(forced))),
         hint="report this model, please",
     )
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Hold off the cyclic collector: nothing here makes cycles, and each pass walks all of
-    torch."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _share(
