@@ -9,7 +9,6 @@ channels must be added; `rewrite` then asks liveness again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
