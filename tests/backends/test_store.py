@@ -283,7 +283,7 @@ def test_a_changed_model(saved: Path):
 
 def test_an_artifact_of_a_target_that_is_not_here(saved: Path):
     rewrite(saved, target="vax")
-    with pytest.raises(ArtifactError, match=r"(?s)the target 'vax'.*this narrows runs: onnx"):
+    with pytest.raises(ArtifactError, match=r"(?s)the target 'vax'.*this narrows runs: .*onnx"):
         load(saved).run(X)
 
 
