@@ -6,10 +6,8 @@ The examples are the same on every run, and are small enough to be read as they 
 
 from __future__ import annotations
 
-import os
-
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import narrows
@@ -19,20 +17,10 @@ from narrows.passes.base import TOLERANCE, Fidelity
 from narrows.passes.plans.plan import ChannelPlan
 from narrows.passes.prune_channels import PruneChannels
 from tests.networks import random_masks, randomise
-from tests.networks.generated import Generated, Step, heads, steps
+from tests.networks.generated import Generated, Step, bounded, heads, steps
 from tests.networks.reference import masked_module
 
 EXACT = TOLERANCE[Fidelity.EXACT][torch.float64]
-EXAMPLES = int(os.environ.get("NARROWS_EXAMPLES", "0"))
-
-bounded = settings(
-    max_examples=EXAMPLES or 25,
-    derandomize=not EXAMPLES,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-    # Explaining a failure traces every line that torch.export runs: minutes per example.
-    phases=[Phase.explicit, Phase.generate, *([Phase.shrink] if EXAMPLES else [])],
-)
 amounts = st.sampled_from((0.2, 0.5, 0.8, 0.95))
 sides = st.sampled_from(("input", "output", "both"))
 seeds = st.integers(0, 99)
@@ -55,7 +43,7 @@ def planned(program: Program, amount: float, side: str, seed: int) -> ChannelPla
     return narrows.plan(program, keep_inputs=inputs, keep_outputs=outputs, zeros=False)
 
 
-@bounded
+@bounded(25)
 @given(steps, heads, amounts, sides, seeds)
 def test_pruned_equals_masked(
     drawn: list[Step], head: str, amount: float, side: str, seed: int
@@ -75,7 +63,7 @@ def test_pruned_equals_masked(
     assert not PruneChannels().run(result).changed
 
 
-@bounded
+@bounded(25)
 @given(steps, heads, amounts, sides, seeds)
 def test_plans_survive_the_round_trip(
     tmp_path_factory, drawn: list[Step], head: str, amount: float, side: str, seed: int
@@ -87,7 +75,7 @@ def test_plans_survive_the_round_trip(
     assert ChannelPlan.load(path) == plan
 
 
-@bounded
+@bounded(25)
 @given(steps, heads, st.sampled_from((0.25, 0.5, 0.75)), st.booleans())
 def test_criteria_give_exact_plans(
     drawn: list[Step], head: str, ratio: float, constrained: bool
@@ -100,7 +88,7 @@ def test_criteria_give_exact_plans(
     assert relative_error(result(x), masked(x)) <= EXACT
 
 
-@bounded
+@bounded(25)
 @given(steps, heads, seeds)
 def test_zeros_in_the_weights_are_found(drawn: list[Step], head: str, seed: int) -> None:
     """A model that another pruner zeroed shrinks without any plan, and computes the same."""

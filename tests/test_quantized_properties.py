@@ -5,25 +5,15 @@ The examples are the same on every run; `NARROWS_EXAMPLES=2000` searches further
 
 from __future__ import annotations
 
-import os
-
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import narrows
 from narrows.ir.verify import verify
 from tests.networks import random_masks, randomise
-from tests.networks.generated import Generated, Step, heads, steps
+from tests.networks.generated import Generated, Step, bounded, heads, steps
 
-EXAMPLES = int(os.environ.get("NARROWS_EXAMPLES", "0"))
-bounded = settings(
-    max_examples=EXAMPLES or 8,
-    derandomize=not EXAMPLES,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-    phases=[Phase.explicit, Phase.generate, *([Phase.shrink] if EXAMPLES else [])],
-)
 forms = st.sampled_from(("qdq", "qlinear", "integer"))
 bits = st.sampled_from((8, 8, 6, 4, 3, 2))
 
@@ -39,7 +29,7 @@ def captured(drawn: list[Step], head: str, seed: int) -> narrows.Program:
     return narrows.capture(module.float(), (images(2, 0),))
 
 
-@bounded
+@bounded(8)
 @given(steps, heads, st.integers(0, 99), bits, bits, forms)
 def test_every_backend_is_the_interpreter(
     drawn: list[Step], head: str, seed: int, weights: int, activations: int, form: str
@@ -52,7 +42,7 @@ def test_every_backend_is_the_interpreter(
     narrows.lower(quantized.program, form=form, samples=1)  # and this to ONNX Runtime
 
 
-@bounded
+@bounded(8)
 @given(steps, heads, st.integers(0, 99), st.sampled_from((0.3, 0.6)))
 def test_pruned_programs_quantize(drawn: list[Step], head: str, seed: int, amount: float) -> None:
     program = captured(drawn, head, seed)
@@ -63,7 +53,7 @@ def test_pruned_programs_quantize(drawn: list[Step], head: str, seed: int, amoun
     narrows.lower(quantized.program, samples=1)
 
 
-@bounded
+@bounded(8)
 @given(steps, heads, st.integers(0, 99))
 def test_ties_upward_are_the_interpreter_in_whole_numbers(
     drawn: list[Step], head: str, seed: int

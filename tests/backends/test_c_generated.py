@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import narrows
 from narrows.backends.c.compiler import find_compiler
 from narrows.ir.integer.grid import ROUNDINGS
 from tests.networks import randomise
-from tests.networks.generated import Generated, Step, heads, steps
+from tests.networks.generated import Generated, Step, bounded, heads, steps
 
 pytestmark = pytest.mark.skipif(not find_compiler(), reason="there is no C compiler")
 
-EXAMPLES = int(os.environ.get("NARROWS_EXAMPLES", "0"))
-bounded = settings(
-    max_examples=EXAMPLES or 6,
-    derandomize=not EXAMPLES,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-    phases=[Phase.explicit, Phase.generate, *([Phase.shrink] if EXAMPLES else [])],
-)
 
-
-@bounded
+@bounded(6)
 @given(steps, heads, st.integers(0, 99), st.sampled_from((8, 8, 4)), st.sampled_from(ROUNDINGS))
 def test_the_c_code_is_the_interpreter(
     drawn: list[Step], head: str, seed: int, bits: int, rounding: str

@@ -6,16 +6,31 @@ so that a failing example shrinks to few steps and small numbers, and prints as 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from .registry import conv, conv_bn
 
 Step = tuple[str, int, int]
+
+
+def bounded(usual: int) -> settings:
+    """Return settings for so many examples, always the same; NARROWS_EXAMPLES asks for others."""
+    examples = int(os.environ.get("NARROWS_EXAMPLES", "0"))
+    return settings(
+        max_examples=examples or usual,
+        derandomize=not examples,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        # Explaining a failure traces every line that torch.export runs: minutes per example.
+        phases=[Phase.explicit, Phase.generate, *([Phase.shrink] if examples else [])],
+    )
 
 
 class Lambda(nn.Module):

@@ -54,6 +54,7 @@ class Spatial(Row):
     """
 
     kind = "spatial"
+    even: bool = True
     trailing: int = 0
     dims: str = ""
     constants: Callable[[dict[str, Any]], str] = constant
@@ -113,6 +114,7 @@ class Mixing(Spatial):
     """
 
     kind = "mixing"
+    even: bool = False
     parameters: tuple[str, ...] = ()
     shape_arg: str = ""
     ordered: bool = False

@@ -35,6 +35,7 @@ class Pointwise(Row):
     """
 
     kind = "pointwise"
+    even: bool = True
     absorbs: bool = False
     partial: bool = False
 
@@ -146,6 +147,7 @@ class PerChannel(Row):
     """
 
     kind = "per-channel"
+    even: bool = True
     parameters: tuple[str, ...]
     axis: int = 1
     gain: str = ""

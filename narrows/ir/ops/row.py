@@ -132,6 +132,8 @@ class Row(ABC):
         moves: What kind of work it is otherwise, where the row's kind does not tell (see
             `narrows.ir.work`).
         integer: What becomes of it when its operands are codes; ``None`` keeps it floating-point.
+        even: Whether it does the same to every channel it passes on, however many there are, and no
+            argument but a weight tells their number.
     """
 
     kind: ClassVar[str]
@@ -142,6 +144,7 @@ class Row(ABC):
     costs: Callable[[fx.Node], Work] | None = field(default=None)
     moves: str = ""
     integer: IntegerForm | None = None
+    even: bool = False
 
     @property
     def name(self) -> str:

@@ -156,7 +156,7 @@ def _layout() -> Iterator[Row]:
     )
     yield from _rows(Layout, "expand", "an axis of size 1 repeated without a copy", sizes="size")
     yield from _rows(Layout, _MOVES, "elements moved, none computed")
-    yield from _rows(Layout, _VIEWS, "elements moved, none computed", **view)
+    yield from _rows(Layout, _VIEWS, "elements moved, none computed", even=True, **view)
     yield from _rows(Squeeze, "squeeze", "every axis of size 1 taken away", **view)
     yield from _rows(Selection, _PARTS, "a part of an axis")
     yield from _rows(Selection, "index_select", "a part of an axis", moves="gather")

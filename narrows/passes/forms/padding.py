@@ -24,12 +24,9 @@ from narrows.ir.labels import Bools
 from narrows.ir.ops import table as ops
 from narrows.ir.ops.args import arguments, changed
 from narrows.ir.ops.contract import Contract
-from narrows.ir.program import Meta, Origin, Program, aten, infer_shapes
+from narrows.ir.program import Meta, Origin, Program, infer_shapes
 from narrows.ir.rewrite import Base
 from narrows.ir.work import CONVOLUTIONS, work_of
-
-# What does the same to every channel, whatever their number.
-EVEN = ("pointwise", "per-channel", "spatial", "reduction")
 
 
 def padded(base: Base, table: CostTable) -> Base | None:
@@ -95,9 +92,7 @@ def _takes_more(node: fx.Node, inside: bool, width: int) -> bool:
             return True
         work = work_of(node)
         return inside and work is not None and work.groups == work.inputs == work.outputs == width
-    if not inside or row is None:
-        return False
-    return row.kind in EVEN or node.target is aten.flatten.using_ints
+    return inside and row is not None and row.even
 
 
 def _padded(program: Program, extra: Mapping[Coupling, int], ignored: Mapping[str, Bools]) -> Base:

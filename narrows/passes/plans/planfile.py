@@ -42,24 +42,34 @@ def encode(plan: ChannelPlan) -> dict[str, Any]:
     }
 
 
-def decode(data: Any, what: str) -> dict[str, Any]:
-    """Return the fields of a plan from JSON values; `PlanError` naming ``what`` if they are not."""
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise PlanError(
-            f"{what} is not a channel plan",
-            why=f'it lacks "format": "{FORMAT}"',
-            hint="plans are written by ChannelPlan.save and `narrows plan`",
-        )
+def check_header(data: Any, what: str, kind: str, form: str, newest: int, hint: str) -> None:
+    """Raise `PlanError` unless JSON values are a plan of a kind, in a version that is known.
+
+    Args:
+        data: The values.
+        what: Where they are from.
+        kind: What they should be, ``a channel plan``.
+        form: The format's name; ``newest``: its latest version.
+        hint: Who writes such plans.
+    """
+    if not isinstance(data, dict) or data.get("format") != form:
+        raise PlanError(f"{what} is not {kind}", why=f'it lacks "format": "{form}"', hint=hint)
     version = data.get("version")
     if not isinstance(version, int) or isinstance(version, bool):
         raise PlanError(f"{what} is damaged", why=f"its version is {version!r}")
-    if version > VERSION:
+    if version > newest:
         raise PlanError(
             f"{what} is of a newer narrows",
             why=f"narrows {data.get('narrows', '?')} wrote version {version} of the format, "
-            f"this one reads up to {VERSION}",
+            f"this one reads up to {newest}",
             hint="upgrade narrows",
         )
+
+
+def decode(data: Any, what: str) -> dict[str, Any]:
+    """Return the fields of a plan from JSON values; `PlanError` naming ``what`` if they are not."""
+    hint = "plans are written by ChannelPlan.save and `narrows plan`"
+    check_header(data, what, "a channel plan", FORMAT, VERSION, hint)
     reader = _Reader(data, what)
     widths = reader.lists("widths")
     for name, pair in widths.items():

@@ -141,21 +141,8 @@ class QuantPlan:
     @staticmethod
     def from_json(data: Any, what: str = "the plan") -> QuantPlan:
         """Return the plan that `to_json` wrote; `PlanError` if it is not one or a newer one."""
-        if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise PlanError(
-                f"{what} is not a quantization plan",
-                why=f'it lacks "format": "{FORMAT}"',
-                hint="plans are written by QuantPlan.save and `narrows quantize`",
-            )
-        version = data.get("version")
-        if not isinstance(version, int) or isinstance(version, bool):
-            raise PlanError(f"{what} is damaged", why=f"its version is {version!r}")
-        if version > VERSION:
-            raise PlanError(
-                f"{what} is of a newer narrows",
-                why=f"it has version {version} of the format, this one reads up to {VERSION}",
-                hint="upgrade narrows",
-            )
+        hint = "plans are written by QuantPlan.save and `narrows quantize`"
+        planfile.check_header(data, what, "a quantization plan", FORMAT, VERSION, hint)
         try:
             return _decode(data)
         except (KeyError, TypeError, AttributeError, ValueError, NarrowsError) as error:
