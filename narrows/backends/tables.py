@@ -6,6 +6,7 @@ and number of threads, and is written whole or not at all.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.metadata
 import os
@@ -14,13 +15,17 @@ import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from narrows.errors import NarrowsError
 
 if TYPE_CHECKING:
     from narrows.ir.cost import CostTable
+    from narrows.ir.grid import Grid
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,28 @@ class Tables:
             Path(name).unlink(missing_ok=True)
         return path
 
+    def filled(self, table: CostTable) -> CostTable:
+        """Return a table with what it lacks taken from the one that there is, scaled to it.
+
+        A grid with fewer points than the known one gives way to it, at the scale of its own points;
+        one that was not measured has the mean scale of all.
+        """
+        known = self.current()
+        if known.layout.block != table.layout.block:
+            return table
+        scales = {
+            name: float(np.exp(np.mean(np.log(_ratios(grid, known.grids[name])))))
+            for name, grid in table.grids.items()
+            if name in known.grids and _ratios(grid, known.grids[name])
+        }
+        overall = float(np.exp(np.mean(np.log(list(scales.values()))))) if scales else 1.0
+        grids = {
+            name: grid.scaled(scales.get(name, overall))
+            for name, grid in known.grids.items()
+            if name not in table.grids or table.grids[name].us.size < grid.us.size
+        }
+        return dataclasses.replace(table, grids={**table.grids, **grids})
+
 
 def cache_folder() -> Path:
     """Return where tables are kept: $NARROWS_CACHE, else narrows under the user's caches."""
@@ -120,3 +147,15 @@ def _shipped(path: Path) -> CostTable:
     from narrows.ir.cost import CostTable
 
     return CostTable.load(path)
+
+
+def _ratios(measured: Grid, known: Grid) -> list[float]:
+    """Return by how much the measured points of a grid exceed what another says of them."""
+    if [n for n, _ in measured.axes] != [n for n, _ in known.axes]:
+        return []
+    names = [n for n, _ in measured.axes]
+    places = product(*(p for _, p in measured.axes))
+    return [
+        float(us) / known.at(dict(zip(names, place, strict=True)))
+        for us, place in zip(measured.us.flatten(), places, strict=True)
+    ]

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import platform
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from narrows.backends.tables import Tables, cpu_name
 from narrows.ir.cost import CostTable
@@ -77,7 +73,7 @@ def calibrate(
         grids=grids,
         made=f"{'quick' if quick else 'full'} calibration, {platform.system()}, one thread",
     )
-    return (table if complete and not quick else _filled(table)), complete
+    return (table if complete and not quick else TABLES.filled(table)), complete
 
 
 def _agreed(one: float, other: float) -> float:
@@ -107,38 +103,3 @@ def measure_works(
     except KeyboardInterrupt:
         return table.with_works(found), False
     return table.with_works(found), True
-
-
-def _filled(table: CostTable) -> CostTable:
-    """Return a table with what it lacks taken from the one that there is, scaled to this machine.
-
-    A grid with fewer points than the known one gives way to it, at the scale of its own points; one
-    that was not measured has the mean scale of all.
-    """
-    known = TABLES.current()
-    if known.layout.block != table.layout.block:
-        return table
-    scales = {
-        name: float(np.exp(np.mean(np.log(_ratios(grid, known.grids[name])))))
-        for name, grid in table.grids.items()
-        if name in known.grids and _ratios(grid, known.grids[name])
-    }
-    overall = float(np.exp(np.mean(np.log(list(scales.values()))))) if scales else 1.0
-    grids = {
-        name: grid.scaled(scales.get(name, overall))
-        for name, grid in known.grids.items()
-        if name not in table.grids or table.grids[name].us.size < grid.us.size
-    }
-    return dataclasses.replace(table, grids={**table.grids, **grids})
-
-
-def _ratios(measured: Grid, known: Grid) -> list[float]:
-    """Return by how much the measured points of a grid exceed what another says of them."""
-    if [n for n, _ in measured.axes] != [n for n, _ in known.axes]:
-        return []
-    names = [n for n, _ in measured.axes]
-    places = product(*(p for _, p in measured.axes))
-    return [
-        float(us) / known.at(dict(zip(names, place, strict=True)))
-        for us, place in zip(measured.us.flatten(), places, strict=True)
-    ]

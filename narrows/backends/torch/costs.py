@@ -30,8 +30,8 @@ def calibrate(
     """Measure eager PyTorch on this machine, one thread.
 
     Args:
-        quick: Whether to measure few sizes, in seconds; the other grids come from the table that
-            there is.
+        quick: Whether to measure few sizes, in seconds; what is left out comes from the table that
+            there is, in proportion to what was measured.
         tell: Called with the probes that are done and those that there are.
 
     Returns:
@@ -44,8 +44,7 @@ def calibrate(
     wanted = list(probes(quick))
     points: dict[str, dict[tuple[float, ...], float]] = defaultdict(dict)
     left = {name: sum(p.grid == name for p in wanted) for name in {p.grid for p in wanted}}
-    known, complete = TABLES.current(), True
-    overhead, threads = known.overhead, torch.get_num_threads()
+    complete, overhead, threads = True, TABLES.current().overhead, torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with torch.inference_mode():
@@ -63,13 +62,12 @@ def calibrate(
         torch.set_num_threads(threads)
     axes = {p.grid: p.names for p in wanted}
     grids = {n: Grid.of(axes[n], found) for n, found in points.items() if not left[n]}
-    kept = {} if complete and not quick else known.grids
     table = CostTable(
         name=TABLES.runtime, runtime=TABLES.version(), cpu=cpu_name(), layout=Layout(),
-        overhead=overhead, grids={**kept, **grids},
+        overhead=overhead, grids=grids,
         made=f"{'quick' if quick else 'full'} calibration, {platform.system()}, one thread",
     )  # fmt: skip
-    return table, complete
+    return (table if complete and not quick else TABLES.filled(table)), complete
 
 
 class _Watch:
