@@ -27,6 +27,8 @@ TARGETS: dict[str, str] = {
     "tvm": "narrows.backends.tvm:TvmTarget",
 }
 
+KINDS = "kinds"  # the key, in the metadata of a target's field, of the types that it takes
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -174,9 +176,9 @@ def _check_options(kind: type[Target], options: dict[str, Any]) -> None:
                 why=f"its options are: {', '.join(fields) or 'none'}",
                 hint=suggest(key, fields),
             )
-        # Options are plain values, so the type of the default is the type of the option.
-        wanted = type(fields[key].default)
-        if not isinstance(value, wanted) or isinstance(value, bool) is not (wanted is bool):
-            raise UsageError(
-                f"option {key!r} of {kind.name} takes {wanted.__name__}, got {value!r}"
-            )
+        # Options are plain values, so the type of the default is the type of the option, unless
+        # the field says that there are more.
+        kinds = fields[key].metadata.get(KINDS, (type(fields[key].default),))
+        if not isinstance(value, kinds) or isinstance(value, bool) is not (bool in kinds):
+            wanted = " or ".join(k.__name__ for k in kinds)
+            raise UsageError(f"option {key!r} of {kind.name} takes {wanted}, got {value!r}")

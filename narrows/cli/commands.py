@@ -25,7 +25,7 @@ def compile_(arguments: argparse.Namespace) -> int:
 
     output = Path(arguments.output)
     refuse_output(output)
-    target, options = parse_target(arguments.target, arguments.tune)
+    target, options = parse_target(arguments.target, tune=arguments.tune, search=arguments.search)
     settings = grids.settings_of(arguments)
     asked = [*settings, *([] if arguments.report is None else ["report"])]
     if asked and arguments.quantize is None:
@@ -110,19 +110,20 @@ def report_folder(output: Path, asked: str | None) -> Path | None:
     return folder
 
 
-def parse_target(text: str, tune: int | None = None) -> tuple[str, dict[str, Any]]:
+def parse_target(text: str, **given: Any) -> tuple[str, dict[str, Any]]:
     """Return name and options of ``onnx{opset=21}``, which is written like a pass.
 
     Args:
         text: The target.
-        tune: The option ``tune``, where the command line has it.
+        **given: Options that the command line has by themselves; ``None`` where it has not.
     """
     from narrows.backends import make_target
-    from narrows.passes.spelling import parse_options
+    from narrows.passes.spelling import parse_options, read_word
 
     name, options = parse_options(text)
-    if tune is not None:
-        options["tune"] = tune
+    for key, value in given.items():
+        if value is not None:
+            options[key] = read_word(value) if isinstance(value, str) else value
     make_target(name, **options)  # what is wrong with them shows before any work is done
     return name, options
 

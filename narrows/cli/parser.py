@@ -125,10 +125,16 @@ def _compile(commands: Any) -> None:
     )
     tuning = command.add_mutually_exclusive_group()
     tuning.add_argument(
-        "--tune", type=int, metavar="SECONDS", help="time kernels for so long at most (tvm)"
+        "--tune", metavar="TIME", help="time kernels for so long at most: 120, 600s, 10m (tvm)"
     )
     tuning.add_argument(
         "--no-tune", action="store_const", const=0, dest="tune", help="time no kernels (tvm)"
+    )
+    command.add_argument(
+        "--search",
+        choices=("rules", "metaschedule"),
+        help="where kernels' candidates come from; metaschedule: from TVM's own search as well, "
+        "which wants --tune 10m or more (tvm)",
     )
     command.add_argument(
         "-o", "--output", required=True, metavar="DIR", help="the artifact's folder"

@@ -286,7 +286,7 @@ import os, signal, sys, time
 sys.modules["torch"] = None
 import tvm
 from tvm import te
-from narrows.backends.tvm import tune
+from narrows.backends.tvm import timing, tune
 from narrows.backends.tvm.devices import Machine
 from narrows.backends.tvm.schedules import Choice
 
@@ -297,7 +297,7 @@ def scheduled(function, choice, machine):
         time.sleep(60)
     return None if choice.rows == 3 else function
 
-tune.scheduled, tune.PATIENCE = scheduled, 1.5
+tune.scheduled, timing.PATIENCE = scheduled, 1.5
 x = te.placeholder((4,), name="x")
 function = te.create_prim_func([x, te.compute((4,), lambda i: x[i] + 1)])
 tuner = tune.Tuner(tvm.target.Target("llvm"), Machine(), {"tune": 60}, print)
@@ -311,6 +311,103 @@ def test_a_candidate_that_crashes_or_hangs_is_passed_over() -> None:
         [sys.executable, "-c", CANDIDATES], capture_output=True, text=True, cwd=ROOT, check=False
     )
     assert done.stdout.split("\n")[-2] == "4", done.stderr
+
+
+# ------------------------------------------------------------------ MetaSchedule
+
+
+def test_metaschedule_is_tried_beside_the_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr("narrows.backends.tvm.target._tell", lines.append)
+    program = capture(nn.Linear(24, 20).eval(), (torch.randn(2, 24),))
+    artifact = lower(program, "tvm", tune="3s", search="metaschedule")
+    found = artifact.manifest["build"]["search"]
+    assert found["tried"] > 0
+    assert found["failed"] == {}
+    assert artifact.fidelity["checked"][0]["error"] < 1e-5
+    assert any(line.startswith("search 1/") for line in lines)
+
+
+SEARCH = """
+import os, signal, sys, time
+from pathlib import Path
+sys.modules["torch"] = None
+import tvm
+from tvm import te
+from narrows.backends.tvm import search, timing
+from narrows.backends.tvm.cache import Kept
+from narrows.backends.tvm.search import Search, Work
+
+target = tvm.target.Target("llvm")
+x, y = te.placeholder((8, 16), name="x"), te.placeholder((16, 32), name="y")
+k = te.reduce_axis((0, 16), name="k")
+z = te.compute((8, 32), lambda i, j: te.sum(x[i, k] * y[k, j], k), name="z")
+function = te.create_prim_func([x, y, z])
+other = te.create_prim_func([x, y, te.compute((8, 32), lambda i, j: x[i, 0] * y[0, j])])
+work = {"kernel": Work(function, function, "1 1 space", 1e-3, 2)}
+
+def searched(seconds):
+    lines = []
+    run = Search(target, seconds, Kept(Path(sys.argv[1])), lines.append)
+    run.run(work, time.monotonic() + 60)
+    lines = [line for line in lines if line.startswith("search 1/1")]
+    return run, len(lines)
+
+print(timing.compared((function, function), target, 1e-6) > 0)
+print(timing.compared((other, function), target, 1e-6))
+"""
+
+
+def ran(script: str, folder: Path) -> list[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", SEARCH + script, str(folder)],
+        capture_output=True, text=True, cwd=ROOT, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    first, second, *lines = done.stdout.splitlines()
+    assert (first, second) == ("True", "None")  # another result is not faster, whatever it takes
+    return lines
+
+
+def test_what_metaschedule_finds_is_taken_where_it_is_faster(tmp_path: Path) -> None:
+    lines = ran(
+        """
+def compared_anew():
+    for path in Path(sys.argv[1]).glob("*.search.json"):
+        path.write_text(path.read_text().replace('"against": "1 ', '"against": "2 '))
+
+for ratio in (0.5, None, 1.5):
+    timing.compared = lambda functions, target, tolerance: ratio
+    run, batches = searched(2)
+    print(sorted(run.found), batches > 0, run.tried > 0)
+    compared_anew()
+timing.compared = None
+run, batches = searched(2.5)
+print(batches > 0)
+""",
+        tmp_path,
+    )
+    # Its time is spent after the first one; with more of it the search goes on.
+    assert lines == ["['kernel'] True True", "[] False True", "[] False True", "True"]
+
+
+def test_a_crash_of_metaschedule_leaves_the_rules(tmp_path: Path) -> None:
+    lines = ran(
+        """
+def crash(*_):
+    os.kill(os.getpid(), signal.SIGSEGV)
+def fail(*_):
+    raise ValueError("no\\nway")
+for search._prepared in (crash, fail):
+    run, _ = searched(5)
+    print(sorted(run.found), run.tried, run.failed)
+""",
+        tmp_path,
+    )
+    assert lines == [
+        "[] 0 {'kernel': 'MetaSchedule crashed or hung'}",
+        "[] 0 {'kernel': 'ValueError: way'}",
+    ]
 
 
 # ------------------------------------------------------------------ errors
@@ -403,6 +500,13 @@ def test_a_version_that_does_not_fit_is_told(
         ("onnx:cuda", {}, "no option 'device'"),
         ("tvm", {"importer": "torch"}, "takes the importer"),
         ("tvm", {"batch": 0}, "a batch of 1 or more"),
+        ("tvm", {"tune": -1}, "a tune of 0 or more"),
+        ("tvm", {"tune": "soon"}, "tune='soon' is no time"),
+        ("tvm", {"tune": 1.5}, "takes int or str, got 1.5"),
+        ("tvm", {"tune": True}, "takes int or str, got True"),
+        ("tvm", {"search": "meta-schedule"}, "takes the search rules or metaschedule"),
+        ("tvm", {"search": "metaschedule", "tune": 0}, "would have no effect"),
+        ("tvm:aarch64", {"search": "metaschedule"}, "code for aarch64 runs elsewhere"),
     ],
 )
 def test_wrong_options_are_refused(target: str, options: dict[str, Any], message: str):

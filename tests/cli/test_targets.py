@@ -32,6 +32,8 @@ def test_what_is_missing_is_told(run, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_target_may_name_its_device_and_tuning():
-    assert parse_target("tvm:aarch64{batch=4}", 0) == ("tvm:aarch64", {"batch": 4, "tune": 0})
+    assert parse_target("tvm", tune="600s", search=None) == ("tvm", {"tune": "600s"})
+    assert parse_target("tvm", tune="600") == ("tvm", {"tune": 600})
+    assert parse_target("tvm:aarch64{batch=4}", tune=0) == ("tvm:aarch64", {"batch": 4, "tune": 0})
     with pytest.raises(UsageError, match="onnx has no option 'tune'"):
-        parse_target("onnx", 0)
+        parse_target("onnx", tune=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from narrows.backends.tvm.kernels import ALIKE
 from narrows.backends.tvm.link import LIBRARY, Linker, LinkError, find_linker
 from narrows.backends.tvm.lowering import lower
 from narrows.backends.tvm.schedules import DOTS, choices, dots, scheduled
+from narrows.backends.tvm.search import Search, Work
 from narrows.backends.tvm.stock import EXPORTED, imported
-from narrows.backends.tvm.tune import Tuner
+from narrows.backends.tvm.tune import Tuner, spell
 
 Tell = Callable[[str], None]
 
@@ -46,15 +48,16 @@ def build(
 
     Args:
         job: ``graph``, as in `narrows.backends.tvm.describe.Description`; ``options``: ``device``,
-            ``mcpu``, ``importer``, ``tune`` (seconds) and ``cache`` (a folder); ``folder``, where
-            the files go.
+            ``mcpu``, ``importer``, ``tune`` (seconds), ``search`` and ``cache`` (a folder);
+            ``folder``, where the files go.
         weights: The arrays by name.
         given: The job's own folder.
         tell: Called with lines of progress.
 
     Returns:
-        JSON data: ``files``; ``kernels``, ``tuned`` and ``unscheduled``; ``seconds`` per stage; the
-        ``target`` as TVM spells it; the ``dot`` product of bytes that integers use; ``linked``.
+        JSON data: ``files``; ``kernels``, ``tuned`` and ``unscheduled``; of a search, ``search``;
+        ``seconds`` per stage; the ``target`` as TVM spells it; the ``dot`` product of bytes that
+        integers use; ``linked``.
     """
     options, folder = job["options"], Path(job["folder"])
     vector_math.install()
@@ -74,7 +77,9 @@ def build(
         module, counts = _schedule_gpu(module, target), {}
     else:
         tuner = Tuner(target, machine, options, tell) if device.runs_here else None
-        module, counts = _schedule(module, machine, tuner)
+        searching = options.get("search", "rules") != "rules" and tuner is not None
+        search = Search(target, tuner.seconds, tuner.kept, tell) if searching else None
+        module, counts = _schedule(module, machine, tuner, search)
     clock("schedule")
     executable = _compile(module, target)
     clock("compile")
@@ -189,25 +194,45 @@ def _mark_elementwise(module: tvm.IRModule, _: Any) -> tvm.IRModule:
 
 
 def _schedule(
-    module: tvm.IRModule, machine: Machine, tuner: Tuner | None
+    module: tvm.IRModule, machine: Machine, tuner: Tuner | None, search: Search | None
 ) -> tuple[tvm.IRModule, dict[str, Any]]:
     """Return the module with every kernel scheduled, and how many were."""
+    start = time.monotonic()
     kernels = {v: f for v, f in module.functions_items() if isinstance(f, tirx.PrimFunc)}
     chosen = {v: choices(f, machine) for v, f in kernels.items()}
-    if tuner is not None:
-        named = {v.name_hint: (f, chosen[v]) for v, f in kernels.items()}
-        best = tuner.tune(named)
-        for var, found in chosen.items():
-            chosen[var] = [best.get(var.name_hint, found[0]), *found]
-    plain = []
-    for var, function in kernels.items():
-        made = scheduled(function, chosen[var][0], machine)
-        if made is None:
-            plain.append(var.name_hint)
-        else:
-            module.update_func(var, made.with_attrs(function.attrs))
-    tuned = len(tuner.best) if tuner is not None else 0
-    return module, {"kernels": len(kernels), "tuned": tuned, "unscheduled": plain}
+    best = tuner.tune({v.name_hint: (f, chosen[v]) for v, f in kernels.items()}) if tuner else {}
+    taken = {v: best.get(v.name_hint, found[0]) for v, found in chosen.items()}
+    made = {v: scheduled(f, taken[v], machine) for v, f in kernels.items()}
+    counts: dict[str, Any] = {"kernels": len(kernels), "tuned": len(best)}
+    if search is not None and tuner is not None:
+        calls = _calls(module)
+        works = {}
+        for v, f in kernels.items():
+            done, seconds = made[v], tuner.times.get(v.name_hint)
+            if done is not None and seconds is not None:
+                works[v.name_hint] = Work(f, done, spell(taken[v]), seconds, calls[v.name_hint])
+        search.run(works, start + search.seconds)
+        counts["search"] = search.report()
+        made = {v: search.found.get(v.name_hint, done) for v, done in made.items()}
+    for var, done in made.items():
+        if done is not None:
+            module.update_func(var, done.with_attrs(kernels[var].attrs))
+    counts["unscheduled"] = [v.name_hint for v, done in made.items() if done is None]
+    return module, counts
+
+
+def _calls(module: tvm.IRModule) -> Counter[str]:
+    """Return how often each kernel is called."""
+    found: Counter[str] = Counter()
+
+    def visit(node: Any) -> None:
+        if isinstance(node, relax.Call):
+            found.update(a.name_hint for a in node.args if isinstance(a, tvm.ir.GlobalVar))
+
+    for _, function in module.functions_items():
+        if isinstance(function, relax.Function):
+            relax.analysis.post_order_visit(function.body, visit)
+    return found
 
 
 def _schedule_gpu(module: tvm.IRModule, target: tvm.target.Target) -> tvm.IRModule:

@@ -7,21 +7,24 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from narrows.backends.artifact import Artifact
-from narrows.backends.base import Target, Variant
+from narrows.backends.base import KINDS, Target, Variant
 from narrows.backends.store import describe_files
 from narrows.backends.tvm.devices import DEVICES, Device
 from narrows.backends.tvm.link import find_linker
 from narrows.backends.tvm.versions import WANTED, problem
 from narrows.errors import LowerError, UsageError, suggest
+from narrows.ir.budget import seconds_of
 
 if TYPE_CHECKING:
     from narrows.backends.tvm.describe import Description
     from narrows.ir.program import Program
+
+SEARCHES = ("rules", "metaschedule")
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,10 @@ class TvmTarget(Target):
         mcpu: A processor as LLVM names it, or an architecture of CUDA; empty for this CPU, or for
             the device's default.
         batch: The batch size where the program leaves it free.
-        tune: Seconds that timing candidates on this CPU may take; 0 takes a fixed choice.
+        tune: Seconds that timing candidates on this CPU may take, or a time: ``"600s"``,
+            ``"10m"``; 0 takes a fixed choice.
+        search: Where candidates come from: our own ``rules``, or ``metaschedule``, which spends
+            the rest of the time on MetaSchedule's, too.
         importer: ``narrows``, or ``tvm`` for the importer that TVM brings along, which knows
             other operators but makes slow code.
         check: Whether the library is held to the program, where it can run here.
@@ -46,7 +52,8 @@ class TvmTarget(Target):
     device: str = "llvm"
     mcpu: str = ""
     batch: int = 1
-    tune: int = 120
+    tune: int | str = field(default=120, metadata={KINDS: (int, str)})
+    search: str = "rules"
     importer: str = "narrows"
     check: bool = True
     samples: int = 2
@@ -60,9 +67,41 @@ class TvmTarget(Target):
             )
         if self.importer not in ("narrows", "tvm"):
             raise UsageError(f"tvm takes the importer narrows or tvm, got {self.importer!r}")
-        for key, least in (("batch", 1), ("tune", 0), ("samples", 1)):
-            if getattr(self, key) < least:
-                raise UsageError(f"tvm takes a {key} of {least} or more, got {getattr(self, key)}")
+        found = {"batch": self.batch, "tune": self.seconds, "samples": self.samples}
+        for (key, value), least in zip(found.items(), (1, 0, 1), strict=True):
+            if value < least:
+                raise UsageError(f"tvm takes a {key} of {least} or more, got {value}")
+        self._refuse_search()
+
+    def _refuse_search(self) -> None:
+        """Raise if the option ``search`` has no meaning, or no effect."""
+        if self.search not in SEARCHES:
+            raise UsageError(
+                f"tvm takes the search {' or '.join(SEARCHES)}, got {self.search!r}",
+                hint=suggest(self.search, SEARCHES),
+            )
+        if self.search == "rules":
+            return
+        if not DEVICES[self.device].runs_here:
+            why = f"candidates are timed here, and code for {self.device} runs elsewhere"
+        elif not self.seconds:
+            why = "tune=0 times no candidates"
+        else:
+            return
+        raise UsageError(f"search={self.search} would have no effect", why=why)
+
+    @property
+    def seconds(self) -> float:
+        """The time for candidates."""
+        if not isinstance(self.tune, str):
+            return self.tune
+        seconds = seconds_of(self.tune)
+        if seconds is None:
+            raise UsageError(
+                f"tune={self.tune!r} is no time",
+                hint="120 is a number of seconds; '600s', '10m' and '2h' are times",
+            )
+        return seconds
 
     @classmethod
     def available(cls) -> str | None:
@@ -128,6 +167,8 @@ class TvmTarget(Target):
             slow = f"{len(made['unscheduled'])} of {made['kernels']} kernels"
             message = f"{slow} have no schedule and may be slow"
             add_note(manifest, "schedule", made["unscheduled"][0], message)
+        for name, why in made.get("search", {}).get("failed", {}).items():
+            add_note(manifest, "search", name, f"kept the schedule of the rules: {why}")
         if self.check and device.runs_here and made["linked"]:
             checked = check(artifact, reference or program, batch, self.samples, exact=whole)
             manifest["fidelity"] = checked.fidelity
@@ -149,7 +190,8 @@ class TvmTarget(Target):
             "device": self.device,
             "mcpu": self.mcpu,
             "importer": self.importer,
-            "tune": self.tune,
+            "tune": self.seconds,
+            "search": self.search,
             "cache": str(folder()),
         }
 

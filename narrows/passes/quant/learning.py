@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass
 
 from narrows.errors import UsageError
+from narrows.ir.budget import seconds_of
 
 LOSSES = ("l2", "norm")
 
@@ -49,13 +49,13 @@ class Learning:
         """The budget as a time, if it is one."""
         if not isinstance(self.budget, str):
             return None
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h)", self.budget)
-        if match is None:
+        seconds = seconds_of(self.budget)
+        if seconds is None:
             raise UsageError(
                 f"budget {self.budget!r} is no time",
                 hint="20000 is a number of iterations; '600s', '10m' and '2h' are times",
             )
-        return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+        return seconds
 
 
 __all__ = ["LOSSES", "Learning"]
