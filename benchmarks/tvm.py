@@ -4,17 +4,20 @@
     python -m benchmarks.tvm --tune 0 resnet18    # one of them, with the fixed choice
     python -m benchmarks.tvm --int8               # quantized, against the same program in ONNX
     python -m benchmarks.tvm --scaling resnet18   # one thread against two, by the clock
+    python -m benchmarks.tvm --compile            # how long compiling takes, nothing timed
 
 Per network: milliseconds of each at batch 1, and the median over the rounds of the ratio of both
 times (above 1: TVM is slower), with its quartiles. Weights are random: they do not matter for time.
 With --int8 the error is the share of outputs that differ, and the norms have statistics of random
-images.
+images. With --compile: seconds from the program to the checked artifact, by the clock and of all
+processes' CPU time, and what of it the stages inside TVM take by the clock.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -25,6 +28,7 @@ from torch import nn
 import narrows
 from benchmarks.quantized import settle_norms
 from narrows.backends import golden
+from narrows.passes.spelling import read_word
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {}
 
@@ -63,23 +67,29 @@ NETWORKS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("networks", nargs="*", default=list(NETWORKS), metavar="NETWORK")
-    parser.add_argument("--tune", type=int, default=120, help="seconds per network (120)")
+    parser.add_argument("--tune", type=read_word, default=120, help="seconds per network (120)")
+    parser.add_argument("--search", default="rules", help="or metaschedule, beside the rules")
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--ratio", type=float, default=0.0, help="prune this share of channels")
     parser.add_argument("--int8", action="store_true", help="quantize the network first")
     parser.add_argument("--scaling", action="store_true", help="one thread against two")
+    parser.add_argument("--compile", action="store_true", help="the time of compiling")
     arguments = parser.parse_args()
     most = 2 if arguments.scaling else arguments.threads
     os.environ.setdefault("TVM_NUM_THREADS", str(most))
     torch.set_num_threads(1)
     if arguments.scaling:
         print(f"{'network':20} {'1 thread':>8} {'2':>8}  speed-up (quartiles)")
+    elif arguments.compile:
+        print(f"{'network':20} {'clock s':>8} {'CPU s':>8}  stages, s")
     else:
         print(f"{'network':20} {'tvm ms':>8} {'ort ms':>8}  ratio (quartiles)   error    compile s")
     for name in arguments.networks:
         program = prepared(name, arguments)
-        if arguments.scaling:
+        if arguments.compile:
+            print(f"{name:20} {compiled(program)}", flush=True)
+        elif arguments.scaling:
             artifact = narrows.lower(program, "tvm", tune=arguments.tune, samples=1)
             print(f"{name:20} {scaling(artifact, arguments.rounds)}", flush=True)
         else:
@@ -118,12 +128,30 @@ def scaling(artifact: narrows.Artifact, rounds: int) -> str:
     return f"{one:8.3f} {two:8.3f}  {middle:.2f} ({low:.2f}-{high:.2f})"
 
 
+def compiled(program: narrows.Program) -> str:
+    """Return how long a program takes to become an artifact."""
+    clock, used = time.perf_counter(), _used()
+    artifact = narrows.lower(program, "tvm", tune=0, samples=1)
+    clock, used = time.perf_counter() - clock, _used() - used
+    stages = artifact.manifest["build"]["seconds"]
+    return f"{clock:8.1f} {used:8.1f}  {', '.join(f'{k} {v:.1f}' for k, v in stages.items())}"
+
+
+def _used() -> float:
+    """Return the CPU seconds of this process and of its children that have ended."""
+    return sum(
+        usage.ru_utime + usage.ru_stime
+        for usage in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    )
+
+
 def compared(name: str, program: narrows.Program, arguments: argparse.Namespace) -> str:
     """Return the line of a network, beside ONNX Runtime."""
     from narrows.cli.bench import measure
 
     start = time.perf_counter()
-    mine = narrows.lower(program, "tvm", tune=arguments.tune, samples=1)
+    options = {"tune": arguments.tune, "search": arguments.search}
+    mine = narrows.lower(program, "tvm", samples=1, **options)
     seconds = time.perf_counter() - start
     theirs = narrows.lower(program, "onnx", samples=1)
     ours, other = measure([mine, theirs], 1, arguments.rounds, arguments.threads)

@@ -35,6 +35,9 @@ POPULATION = 64
 GENERATIONS = 4
 THINKING = 60.0  # seconds that a batch of proposals may take
 
+# A kernel whose best candidate takes so many times as long as ours after two batches is left.
+HOPELESS = 2.0
+
 LEAST = 2.0  # seconds: a smaller share of the time holds no batch
 REMEMBERED = 192  # the best candidates of a kernel, from which a search goes on
 
@@ -116,23 +119,24 @@ class Search:
         """Search kernels until ``end``, a `time.monotonic`; see `found`."""
         open_ = {name: work for name, work in kernels.items() if not has_instruction(work.function)}
         weights = {name: work.seconds * work.calls for name, work in open_.items()}
-        whole = sum(weights.values())
-        shares = {n: self.seconds * w / whole for n, w in weights.items() if w}
-        order = sorted((n for n, s in shares.items() if s >= LEAST), key=lambda n: -shares[n])
-        if order and self.model == "random":
+        if weights and self.model == "random":
             self.tell("search: xgboost is not installed: candidates are drawn at random")
+        pool, rest = self.seconds, sum(weights.values())
         late = False
-        for number, name in enumerate(order, 1):
+        for number, name in enumerate(sorted(weights, key=lambda n: -weights[n]), 1):
+            work, share = open_[name], pool * weights[name] / max(rest, 1e-12)
             if not late and time.monotonic() >= end:
                 late = True  # what was found before is used nevertheless
-                self.tell(f"search: out of time after {number - 1} of {len(order)} kernels")
-            work = open_[name]
+                self.tell(f"search: out of time after {number - 1} of {len(open_)} kernels")
             key = f"{GENERATION}|{tvm.__version__}|{self.target}|{work.function.script()}"
             record = _read(self.kept.read(key))
-            place = f"search {number}/{len(order)}: {name}"
-            self._search(name, work, record, key, min(shares[name], self.seconds), end, place)
+            if share >= LEAST:
+                place = f"search {number}/{len(open_)}: {name}"
+                self._search(name, work, record, key, share, end, place)
             self.tried += record.tried
             self._decide(name, work, record, key)
+            # What a kernel leaves goes to those after it.
+            pool, rest = max(0.0, pool - record.seconds), rest - weights[name]
 
     def report(self) -> dict[str, Any]:
         """Return what was done, as JSON data."""
@@ -148,6 +152,8 @@ class Search:
     ) -> None:
         """Try batches of candidates until the kernel's share of the time is spent."""
         while record.seconds < share and (now := time.monotonic()) < end:
+            if record.tried >= 2 * BATCH and not _promising(record, work):
+                return
             against = f", best {record.best[0][0] / work.seconds:.2f} x" if record.best else ""
             self.tell(f"{place}, {record.tried} tried{against}")
             until = min(end, now + share - record.seconds)
@@ -203,6 +209,10 @@ class Search:
             self.kept.write(key, vars(record))
         if record.ratio is not None and record.ratio < 1:
             self.found[name] = applied(work.function, steps)
+
+
+def _promising(record: Record, work: Work) -> bool:
+    return bool(record.best) and record.best[0][0] < HOPELESS * work.seconds
 
 
 def _read(kept: dict[str, Any]) -> Record:

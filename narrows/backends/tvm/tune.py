@@ -20,7 +20,7 @@ from narrows.backends.tvm.devices import Machine
 from narrows.backends.tvm.schedules import Choice, scheduled
 
 # What a schedule does with a choice changed when this number did: old times are not used then.
-GENERATION = 1
+GENERATION = 2
 
 Found = dict[str, tuple[tirx.PrimFunc, list[Choice]]]
 

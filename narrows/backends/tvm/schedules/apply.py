@@ -127,7 +127,10 @@ def _windows(rows: int, channels: int, machine: Machine, dtype: str) -> list[Cho
     divisors = [t for t in tiles if rows % t == 0] or tiles
     most = machine.registers - 4
     pairs = [(t, v) for v in vectors for t in divisors if t * v <= most]
-    return [Choice(t, v, outer) for outer in (SPACE, CHANNELS) for t, v in pairs][:MOST]
+    # A vector of channels is a whole line of the cache, and its image stays near; not so of codes,
+    # which are bytes.
+    orders = (SPACE, CHANNELS) if dtype == "int32" else (CHANNELS, SPACE)
+    return [Choice(t, v, outer) for outer in orders for t, v in pairs][:MOST]
 
 
 def scheduled(function: tirx.PrimFunc, choice: Choice, machine: Machine) -> tirx.PrimFunc | None:

@@ -18,6 +18,10 @@ from narrows.backends.tvm.schedules.loops import PARTITION, REDUCTION, Kernel
 
 CHANNELS, SPACE = "channels", "space"
 
+# Rows of the result for which a filter per channel pads its operand at once. Fewer pad the rows
+# between two strips more often than it saves to have them near.
+FEWEST_ROWS, MOST_ROWS = 4, 14
+
 
 def schedule_tiled(
     kernel: Kernel,
@@ -56,21 +60,23 @@ def schedule_tiled(
     lanes = min(machine.lanes_of(kernel.dtype(main)), kernel.extents(main)[-1])
     *lead, row, channel = schedule.get_loops(last)[-len(kernel.extents(main)) :]
     size, width = kernel.extent(row), kernel.extent(channel)
+    ragged = width % (lanes * vectors) != 0
+    strip = _strip(kernel, main) if unrolled and padding is not None and not ragged else 0
+    lead, inside = (lead, []) if not strip else _split_last(kernel, lead, strip)
     block, vector, lane = schedule.split(channel, [None, vectors, lanes])
     tile, position = schedule.split(row, [None, min(rows, size)])
     if size % min(rows, size):
         schedule.annotate(tile, PARTITION, 1)
-    ragged = width % (lanes * vectors) != 0
     if ragged:
         schedule.annotate(block, PARTITION, 1)
     if outer == CHANNELS:
-        schedule.reorder(block, *lead, tile, position, vector, lane)
+        schedule.reorder(block, *lead, *inside, tile, position, vector, lane)
         # A loop with a remainder is not fused, or the remainder could not be told apart.
-        kernel.parallel(lead if ragged and lead else [block, *lead])
+        whole = kernel.parallel(lead if ragged and lead else [block, *lead])
         at = tile
     else:
-        schedule.reorder(*lead, tile, block, position, vector, lane)
-        kernel.parallel(lead or [tile])
+        schedule.reorder(*lead, *inside, tile, block, position, vector, lane)
+        whole = kernel.parallel(lead or [tile])
         at = block
     schedule.compute_at(main, at, preserve_unit_loops=True)
     schedule.set_scope(main, 0, "local")
@@ -82,8 +88,8 @@ def schedule_tiled(
     position_, channel_ = loops[len(loops) - sums - 2 : len(loops) - sums]
     vector_, lane_ = schedule.split(channel_, [None, lanes])
     # A dot product by fours takes the innermost loop of the sum with the lanes.
-    inside = [around.pop()] if instruction and kernel.role(main) == DOT else []
-    schedule.reorder(*around, position_, vector_, lane_, *inside)
+    quad = [around.pop()] if instruction and kernel.role(main) == DOT else []
+    schedule.reorder(*around, position_, vector_, lane_, *quad)
     for loop in (position, vector, position_, vector_, *(around if unrolled else ())):
         schedule.unroll(loop)
     schedule.vectorize(lane)
@@ -94,7 +100,33 @@ def schedule_tiled(
         schedule.vectorize(schedule.get_loops(start)[-1])
         schedule.tensorize(lane_, instruction)
     if padding is not None:
+        _pad(kernel, padding, whole if strip else None, machine)
+
+
+def _pad(kernel: Kernel, padding: Any, at: Any, machine: Machine) -> None:
+    """Schedule the padding of an operand: inside a loop, or before all of them."""
+    if at is None:
         spread(kernel, padding, machine)
+        return
+    kernel.schedule.compute_at(padding, at, preserve_unit_loops=True)
+    channel = kernel.schedule.get_loops(padding)[-1]
+    kernel.vectorize(channel, machine.lanes_of(kernel.dtype(padding)))
+
+
+def _split_last(kernel: Kernel, loops: list[Any], size: int) -> tuple[list[Any], list[Any]]:
+    """Return the loops around strips of ``size``, and the one inside."""
+    *lead, last = loops
+    around, inside = kernel.schedule.split(last, [None, size])
+    return [*lead, around], [inside]
+
+
+def _strip(kernel: Kernel, main: Any) -> int:
+    """Return for how many rows of an image an operand is padded at once; 0 for all of them."""
+    if len(kernel.extents(main)) != 4:
+        return 0
+    height = kernel.extents(main)[1]
+    rows = max(r for r in range(1, MOST_ROWS + 1) if height % r == 0)
+    return rows if rows >= min(FEWEST_ROWS, height) else 0
 
 
 def _codes_before(kernel: Kernel, main: Any) -> list[Any]:
