@@ -38,7 +38,7 @@ THINKING = 60.0  # seconds that a batch of proposals may take
 # A kernel whose best candidate takes so many times as long as ours after two batches is left.
 HOPELESS = 2.0
 
-LEAST = 2.0  # seconds: a smaller share of the time holds no batch
+LEAST = 10.0  # seconds: a smaller share of the time may end before the first batch does
 REMEMBERED = 192  # the best candidates of a kernel, from which a search goes on
 
 # Two orders of a sum of 32-bit numbers are closer than that; a wrong schedule is not.
@@ -121,18 +121,21 @@ class Search:
         weights = {name: work.seconds * work.calls for name, work in open_.items()}
         if weights and self.model == "random":
             self.tell("search: xgboost is not installed: candidates are drawn at random")
-        pool, rest = self.seconds, sum(weights.values())
+        order = sorted(weights, key=lambda n: -weights[n])
+        chosen = _worth([weights[name] for name in order], self.seconds)
+        pool, rest = self.seconds, sum(weights[name] for name in order[:chosen])
         late = False
-        for number, name in enumerate(sorted(weights, key=lambda n: -weights[n]), 1):
-            work, share = open_[name], pool * weights[name] / max(rest, 1e-12)
-            if not late and time.monotonic() >= end:
-                late = True  # what was found before is used nevertheless
-                self.tell(f"search: out of time after {number - 1} of {len(open_)} kernels")
+        for number, name in enumerate(order, 1):
+            work, share = open_[name], 0.0
+            if number <= chosen:
+                share = pool * weights[name] / max(rest, 1e-12)
+                if not late and time.monotonic() >= end:
+                    late = True  # what was found before is used nevertheless
+                    self.tell(f"search: out of time after {number - 1} of {chosen} kernels")
             key = f"{GENERATION}|{tvm.__version__}|{self.target}|{work.function.script()}"
             record = _read(self.kept.read(key))
-            if share >= LEAST:
-                place = f"search {number}/{len(open_)}: {name}"
-                self._search(name, work, record, key, share, end, place)
+            place = f"search {number}/{chosen}: {name}"
+            self._search(name, work, record, key, share, end, place)
             self.tried += record.tried
             self._decide(name, work, record, key)
             # What a kernel leaves goes to those after it.
@@ -209,6 +212,16 @@ class Search:
             self.kept.write(key, vars(record))
         if record.ratio is not None and record.ratio < 1:
             self.found[name] = applied(work.function, steps)
+
+
+def _worth(weights: list[float], seconds: float) -> int:
+    """Return how many kernels are searched, of falling weights: as many as get `LEAST` each."""
+    whole, count = 0.0, 0
+    for number, weight in enumerate(weights, 1):
+        whole += weight
+        if seconds * weight >= LEAST * whole:
+            count = number
+    return max(count, min(1, len(weights)))
 
 
 def _promising(record: Record, work: Work) -> bool:
