@@ -161,10 +161,21 @@ class Chooser:
     # ------------------------------------------------------------------ one space
 
     def decide(self, space: Space, whole: bool = False) -> Decision:
-        """Return the cheapest form of one space, given what was chosen before it.
+        """Return the cheapest form of one space, and remember it for the spaces after it.
 
         With ``whole``, its width is one of whole blocks where it has the channels for that.
         """
+        decision = self.weigh(space, whole)
+        for node in space.nodes:
+            self._held[node] = decision.hold
+        for reader, take in zip(space.readers, decision.takes, strict=True):
+            for node in reader.tail:
+                self._held[node] = take.tail
+            self._taken[reader.node] = int(take.labels[reader.columns].any(0).sum())
+        return decision
+
+    def weigh(self, space: Space, whole: bool = False) -> Decision:
+        """Return the cheapest form of one space, given what was chosen before it."""
         free = self._free(space)
         widths = self._candidates(int(space.live.sum()), int(free.sum()), space)
         if whole:
@@ -180,12 +191,6 @@ class Chooser:
         assert best is not None
         seconds, hold, takes, cut = best
         start = hold if space.entries and not cut else space.live
-        for node in space.nodes:
-            self._held[node] = hold
-        for reader, take in zip(space.readers, takes, strict=True):
-            for node in reader.tail:
-                self._held[node] = take.tail
-            self._taken[reader.node] = int(take.labels[reader.columns].any(0).sum())
         return Decision(space, start, hold, takes, seconds)
 
     def _rank(self, space: Space) -> Ints:
