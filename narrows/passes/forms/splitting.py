@@ -24,9 +24,9 @@ from narrows.ir.rewrite import Base
 from narrows.passes.forms.spaces import Reader, Space, handed
 from narrows.passes.forms.widths import Chooser, Decision
 
-# What a split must save at the least, as a part of what it replaces: its weights are there twice,
-# and cost tables are a few percent off.
-GAIN = 0.05
+# How often the time of making something again is counted. Cost tables are least certain of narrow
+# layers, and the weights are there twice.
+AGAIN = 2.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,18 +80,19 @@ def _split(chooser: Chooser, decision: Decision) -> Split | None:
         classes[key] = (*classes.get(key, ()), reader)
     if len(classes) < 2 or all(np.array_equal(r.wants, decision.hold) for r in space.readers):
         return None
-    rest, parts, seconds = [*classes.values()], [], decision.seconds
+    rest, parts, now = [*classes.values()], [], decision
     while len(rest) > 1:
         options = []
         for one in rest:
             others = [r for c in rest if c is not one for r in c]
-            options.append((_seconds(chooser, space, one) + _seconds(chooser, space, others), one))
-        least, one = min(options, key=lambda option: option[0])
-        if least >= seconds * (1 - GAIN):
+            options.append((_weighed(chooser, space, one), _weighed(chooser, space, others), one))
+        first, second, one = min(options, key=lambda o: o[0].seconds + o[1].seconds)
+        again = max(0.0, first.making + second.making - now.making)
+        if first.seconds + second.seconds + (AGAIN - 1) * again >= now.seconds:
             break
         parts.append(one)
         rest.remove(one)
-        seconds = _seconds(chooser, space, [r for c in rest for r in c])
+        now = second
     if not parts:
         return None
     return Split(space, (tuple(r for c in rest for r in c), *parts))
@@ -99,11 +100,14 @@ def _split(chooser: Chooser, decision: Decision) -> Split | None:
 
 def can_split(facts: Facts, space: Space) -> bool:
     """Whether a space's tensors depend on nothing but its producers, and only layers read them."""
-    if space.fixed or space.entries or space.others or not space.makers:
+    if space.fixed or space.entries or not space.makers:
         return False
     nodes = [r.node for r in space.readers]
     if len(nodes) < 2 or len(set(nodes)) < len(nodes) or any(r.rigid for r in space.readers):
         return False
+    inside = {*space.nodes, *nodes}
+    if any(user in facts.flows and user not in inside for n in space.nodes for user in n.users):
+        return False  # a concat, or a residual stream that goes on
     if any(n.op != "call_function" or len(facts.value(n).axes) > 1 for n in space.nodes):
         return False
     for maker in space.makers:
@@ -113,13 +117,13 @@ def can_split(facts: Facts, space: Space) -> bool:
     return True
 
 
-def _seconds(chooser: Chooser, space: Space, readers: Sequence[Reader]) -> float:
-    """Return the seconds of a space's tensors if just these layers read them."""
+def _weighed(chooser: Chooser, space: Space, readers: Sequence[Reader]) -> Decision:
+    """Return the best form of a space's tensors if just these layers read them."""
     nodes = _needed(chooser.facts, space, readers)
     live = np.any([r.wants for r in readers], axis=0)
     makers = [m for m in space.makers if m in nodes]
     part = Space([n for n in space.nodes if n in nodes], live, makers, [], [*readers])
-    return chooser.weigh(part).seconds
+    return chooser.weigh(part)
 
 
 def _needed(facts: Facts, space: Space, readers: Sequence[Reader]) -> set[fx.Node]:
