@@ -159,13 +159,13 @@ class Search:
                 return
             against = f", best {record.best[0][0] / work.seconds:.2f} x" if record.best else ""
             self.tell(f"{place}, {record.tried} tried{against}")
-            until = min(end, now + share - record.seconds)
             proposals = self._propose(work.function, record, end)
             if isinstance(proposals, str):
                 self.tell(f"{place}: {proposals}")
                 if not record.tried:
                     self.failed[name] = proposals
                 return
+            until = min(end, time.monotonic() + share - record.seconds)
             times = self._time(work.function, proposals, until)
             pairs = [(t, p) for t, p in zip(times, proposals, strict=False) if t is not None]
             record.best = sorted([*record.best, *pairs], key=lambda pair: pair[0])[:REMEMBERED]
