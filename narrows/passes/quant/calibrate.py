@@ -56,6 +56,7 @@ class Settings:
         equalize: Whether powers of two move between layers to balance channel ranges.
         correct_bias: Whether the mean error of every layer's weights is taken from its bias.
         strict: Whether an operator without an integer form is an error.
+        levels: Whether activations of fewer than 8 bits may have levels of unequal width.
     """
 
     weights: Codings = 8
@@ -69,6 +70,7 @@ class Settings:
     equalize: bool = False
     correct_bias: bool = True
     strict: bool = False
+    levels: bool = False
 
     def __post_init__(self) -> None:
         check_rounding(self.rounding)
@@ -88,6 +90,12 @@ class Settings:
                     check_bits(what, bits)
         if self.first_last is not None:
             check_bits("first_last", self.first_last)
+        if self.levels and self.activations == 8:
+            raise UsageError(
+                "levels of unequal width are for activations of fewer than 8 bits",
+                why="their thresholds lie between codes of 8 bits",
+                hint="activations=4",
+            )
         codings = self.weights.values() if isinstance(self.weights, Mapping) else (self.weights,)
         named = [coding for coding in codings if isinstance(coding, str)]
         if named and self.method == "rapq":

@@ -12,7 +12,6 @@ A scale is kept as the step between two codes, a float; a power of two is one ex
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 import narrows.ir.integer.library  # noqa: F401  (defines torch.ops.narrows)
+from narrows.ir.integer.grid import Grid, Levels
 from narrows.ir.integer.rounding import round_float
 from narrows.ir.ops import table
 from narrows.ir.ops.args import arguments
@@ -48,6 +48,8 @@ class Site:
         step: Between two codes.
         low: The smallest number of steps, 0 or negative.
         high: The largest one.
+        levels: Where the steps are not equally wide: the grid of the codes between whose
+            thresholds they lie, and the levels.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Site:
     step: float
     low: int
     high: int
+    levels: tuple[Grid, Levels] | None = None
 
 
 @dataclass(eq=False)
@@ -193,7 +196,7 @@ class Trial:
 
     Args:
         prepared: The prepared program.
-        plan: The grids to begin with; its offsets and codes are not used.
+        plan: The grids to begin with. Its offsets and codes are part of the biases and weights.
         found: The survey of ``prepared``.
         device: Where to run.
     """
@@ -207,9 +210,8 @@ class Trial:
     kernels: dict[fx.Node, Kernel] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        bare = dataclasses.replace(self.plan, offsets={}, codes={})
-        fake = Quantize(bare).run(self.prepared).program
-        self.graph, self.rounding = fake.graph, bare.rounding
+        fake = Quantize(self.plan).run(self.prepared).program
+        self.graph, self.rounding = fake.graph, self.plan.rounding
         self.weights = {n: t.detach().to(self.device) for n, t in fake.weights.items()}
         self.order = {n: i for i, n in enumerate(fake.graph.nodes)}
         self.named = {n.name: n for n in fake.graph.nodes}
@@ -360,6 +362,10 @@ class Trial:
     def _rounded(self, site: Site, x: Tensor, drop: Drop | None) -> Tensor:
         entry = site.node.kwargs.get("entry", False)
         rounding = "half_even" if entry else self.rounding
+        if site.levels is not None:
+            own, levels = site.levels
+            x = ops.fake_quantize.default(x, own.exponent, own.zero, own.low, own.high, rounding)
+            return ops.staircase.default(x, *levels.arguments(own))
         if drop is None or not x.is_floating_point():
             steps = round_float(x / site.step, rounding).clamp_(site.low, site.high)
             return steps.mul_(site.step)
@@ -399,6 +405,8 @@ class Trial:
                 return plain
             zero = arguments(site.node)["zero"]
             grids.append([exponent, zero, site.low + zero, site.high + zero])
+        if (stairs := self.sites[ends[0]].levels) is not None:  # what is made lies before them
+            grids[1] = [stairs[0].exponent, stairs[0].zero, stairs[0].low, stairs[0].high]
         return node.target(*args[:at], *grids, *args[at + 2 :])  # type: ignore[operator]
 
     def _tail(self, node: fx.Node) -> fx.Node:
