@@ -281,7 +281,7 @@ def quantize(
             made with it is used with it.
         correct_bias: Whether the mean error of rounded weights is taken from the biases.
         strict: Whether an operator without an integer form is an error, not a float island.
-        levels: Whether activations of fewer than 8 bits may be cut into levels of unequal width,
+        levels: Whether activations of 5 bits and fewer may be cut into levels of unequal width,
             where that lowers the errors of block and outputs; the calibration data stays in memory.
         budget: For ``rapq``, iterations in all (500 a block), or a time: ``"600s"``, ``"10m"``.
         checkpoint: For ``rapq``, a file that is written after every block, and from which the same

@@ -213,7 +213,7 @@ def _grids(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--levels",
         action="store_true",
-        help="let activations of fewer than 8 bits have levels of unequal width",
+        help="let activations of 5 bits and fewer have levels of unequal width",
     )
     group.add_argument(
         "--rounding", choices=("half_even", "half_up"), help="how shifts settle ties (half_even)"

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import narrows
+from narrows.backends.c.compiler import find_compiler
 from narrows.errors import PlanError, UsageError
 from narrows.ir.integer.grid import Grid, Levels
 from narrows.ir.program import Program
@@ -165,7 +166,7 @@ def chosen(net: Program) -> Quantized:
 
 
 def test_thresholds_begin_even() -> None:
-    for grid in (Grid(2, 0, 3), Grid(1, 128, 4), Grid(0, 0, 7)):
+    for grid in (Grid(2, 0, 3), Grid(1, 128, 4), Grid(0, 0, 5)):
         own = fine(grid)
         assert own is not None
         levels = Levels(grid, tuple(even(grid)))
@@ -201,6 +202,13 @@ def test_chosen_levels_are_exact(chosen: Quantized, form: str) -> None:
     assert np.array_equal(narrows.lower(chosen.program, form=form).run(x), expected.numpy())
 
 
+@pytest.mark.skipif(not find_compiler(), reason="there is no C compiler")
+def test_chosen_levels_are_exact_in_c(chosen: Quantized) -> None:
+    x = images(1, 3, 8, 8)
+    artifact = narrows.lower(chosen.program, "c")
+    assert np.array_equal(artifact.run(x), chosen.program(x).numpy())
+
+
 def test_chosen_levels_are_in_the_report(chosen: Quantized) -> None:
     told = {t.name: t for t in chosen.report([images(8, 3, 8, 8)], samples=0).tensors}
     for name, levels in chosen.plan.levels.items():
@@ -223,7 +231,7 @@ def test_a_trial_with_levels_is_the_fake_quantized_program(chosen: Quantized) ->
 
 def test_levels_of_full_width_are_refused(program: Program) -> None:
     x = [images(2, 3, 8, 8)]
-    with pytest.raises(UsageError, match="for activations of fewer than 8 bits"):
+    with pytest.raises(UsageError, match="for activations of 5 bits and fewer"):
         narrows.quantize(program, x, levels=True)
     with pytest.raises(UsageError, match="no activation of net can have levels"):
         narrows.quantize(program, x, activations={"*": 8}, levels=True)

@@ -30,6 +30,7 @@ from narrows.passes.quant.plan import QuantPlan
 from narrows.passes.quant.survey import Survey, matches, survey
 
 BIAS_BITS = 23  # at most for a bias: the accumulator is then a float32 if the products' sum is
+LEVEL_BITS = 5  # at most where levels are chosen: with more, their steps are a code or two
 METHODS = ("mse", "minmax", "percentile", "rapq")
 
 Bits = int | Mapping[str, int]
@@ -56,7 +57,7 @@ class Settings:
         equalize: Whether powers of two move between layers to balance channel ranges.
         correct_bias: Whether the mean error of every layer's weights is taken from its bias.
         strict: Whether an operator without an integer form is an error.
-        levels: Whether activations of fewer than 8 bits may have levels of unequal width.
+        levels: Whether activations of 5 bits and fewer may have levels of unequal width.
     """
 
     weights: Codings = 8
@@ -90,9 +91,10 @@ class Settings:
                     check_bits(what, bits)
         if self.first_last is not None:
             check_bits("first_last", self.first_last)
-        if self.levels and self.activations == 8:
+        least = self.activations if isinstance(self.activations, int) else BITS[0]
+        if self.levels and least > LEVEL_BITS:
             raise UsageError(
-                "levels of unequal width are for activations of fewer than 8 bits",
+                f"levels of unequal width are for activations of {LEVEL_BITS} bits and fewer",
                 why="their thresholds lie between codes of 8 bits",
                 hint="activations=4",
             )

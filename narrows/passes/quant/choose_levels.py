@@ -20,6 +20,7 @@ from torch import fx
 from narrows.errors import UsageError
 from narrows.ir.integer.grid import EXPONENTS, Grid, Levels
 from narrows.ir.program import Meta, Note, Program
+from narrows.passes.quant.calibrate import LEVEL_BITS
 from narrows.passes.quant.plan import QuantPlan
 from narrows.passes.quant.reconstruct import GAIN, Block, Values, apart, distance, on
 from narrows.passes.quant.survey import survey
@@ -35,8 +36,8 @@ BATCH = 32
 def choose_levels(prepared: Program, plan: QuantPlan, items: Sequence[Any]) -> QuantPlan:
     """Return the plan with levels of unequal width where those lower the error of a block.
 
-    Blocks are taken in order, so that each sees the levels before it. An activation takes about
-    ``4 * 2**bits`` runs of its block on `SAMPLES` samples. At the end, levels are taken back
+    Blocks are taken in order, so that each sees the levels before it. An activation takes up
+    to ``4 * 2**bits`` runs of its block on `SAMPLES` samples. At the end, levels are taken back
     without which the outputs are closer to those of the floating-point network, on other samples
     if there are. Tensors that share a grid, as what is concatenated does, keep theirs.
 
@@ -46,7 +47,7 @@ def choose_levels(prepared: Program, plan: QuantPlan, items: Sequence[Any]) -> Q
         items: Calibration data.
 
     Raises:
-        UsageError: No activation has fewer than 8 bits.
+        UsageError: No activation has so few bits.
     """
     found = survey(prepared, plan.floats)
     shared = {n.name for group in found.shared_grids() for n in group}
@@ -54,7 +55,7 @@ def choose_levels(prepared: Program, plan: QuantPlan, items: Sequence[Any]) -> Q
     if not names:
         raise UsageError(
             f"no activation of {prepared.name} can have levels",
-            why=f"they are for fewer than {FINE} bits, of tensors that are not concatenated",
+            why=f"they are for {LEVEL_BITS} bits and fewer, of tensors that are not concatenated",
             hint="activations=4",
         )
     trial = Trial(
@@ -92,9 +93,9 @@ def choose_levels(prepared: Program, plan: QuantPlan, items: Sequence[Any]) -> Q
 
 
 def fine(grid: Grid) -> Grid | None:
-    """Return the grid of 8 bits that reaches as far, if ``grid`` has fewer and there is one."""
+    """Return the grid of 8 bits that reaches as far, if a grid may have levels and there is one."""
     exponent = grid.exponent + FINE - grid.bits
-    if grid.bits == FINE or exponent not in EXPONENTS:
+    if grid.bits > LEVEL_BITS or exponent not in EXPONENTS:
         return None
     return Grid(exponent, grid.zero, FINE)
 
@@ -125,7 +126,7 @@ def _place(trial: Trial, block: Block, site: Site, grid: Grid) -> float | None:
     site.levels = own, Levels(grid, tuple(begins))
     best = loss()
     for part in MOVES:
-        by = max(1, (1 << FINE - grid.bits) // part)
+        by = (1 << FINE - grid.bits) // part
         for i in range(len(begins)):
             for step in (by, -by):
                 low = begins[i - 1] if i else 0
