@@ -61,8 +61,9 @@ def choose_levels(prepared: Program, plan: QuantPlan, items: Sequence[Any]) -> Q
     trial = Trial(
         prepared, plan, found, torch.device("cuda" if torch.cuda.is_available() else "cpu")
     )
-    inputs = split(prepared, items, BATCH)
-    inputs = inputs[: holding(inputs, SAMPLES)]
+    every = split(prepared, items, BATCH)
+    count = holding(every, SAMPLES)
+    inputs, others = every[:count], every[count:]
     open_ = {node: site for node, site in trial.sites.items() if site.name in names}
     fell: dict[str, float] = {}
     for block in walk(trial, spans_of(trial, found), inputs):
@@ -72,9 +73,7 @@ def choose_levels(prepared: Program, plan: QuantPlan, items: Sequence[Any]) -> Q
             left = _place(trial, block, site, plan.activations[site.name])
             if left is not None:
                 fell[site.name] = left
-    held = split(prepared, items, BATCH)
-    held = held[len(inputs) : len(inputs) + holding(held[len(inputs) :], SAMPLES)] or inputs
-    _weed(trial, held)
+    _weed(trial, others[: holding(others, SAMPLES)] or inputs)
     made = {s.name: s.levels for s in trial.sites.values() if s.levels is not None}
     _tell(f"levels: {len(made)} of {len(names)} activations have unequal ones\n")
     sources = {n.name: Meta(n).source for n in prepared.graph.nodes}
