@@ -21,6 +21,8 @@ from narrows.ir.program import Program, relative_error
 from narrows.ir.rewrite import Base, Choices, everything
 from narrows.ir.verify import verify
 from narrows.passes.base import TOLERANCE, Fidelity
+from narrows.passes.forms.spaces import spaces_of
+from narrows.passes.forms.splitting import Split, can_split, taken_apart
 from narrows.passes.prune_channels import PruneChannels, emit
 from narrows.passes.reorder_channels import ReorderChannels
 from tests.networks import NETWORKS, random_masks
@@ -52,6 +54,13 @@ def random_choices(base: Base, seed: int) -> Choices:
     return Choices(forced, columns)
 
 
+def split_everywhere(base: Base) -> Base:
+    """Return the base with every producer that allows it made once per reader."""
+    facts = base.facts
+    spaces = (s for s in spaces_of(facts, Demand(facts), even=True) if can_split(facts, s))
+    return taken_apart(base, [Split(s, tuple((r,) for r in s.readers)) for s in spaces])
+
+
 @pytest.mark.parametrize("name", sorted(NETWORKS))
 def test_every_form_is_exact(name: str) -> None:
     network, program = NETWORKS[name], captured(name)
@@ -60,8 +69,9 @@ def test_every_form_is_exact(name: str) -> None:
     masked, pruned = plan.masked(program), PruneChannels(plan).run(program).program
     x = network.inputs(5 if program.dynamic_batch else 2, seed=10)
     base = pruned.base or Base(program)
-    for choices in (everything(base.facts), random_choices(base, 0), random_choices(base, 1)):
-        result: Program = emit(base.choose(choices))
+    chosen = (everything(base.facts), random_choices(base, 0), random_choices(base, 1))
+    for form in (*map(base.choose, chosen), split_everywhere(base)):
+        result: Program = emit(form)
         verify(result)
         assert relative_error(result(*x), masked(*x)) <= EXACT
         ordered = ReorderChannels().run(result).program

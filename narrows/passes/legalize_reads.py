@@ -26,6 +26,7 @@ from narrows.ir.program import Meta, Note, Program
 from narrows.ir.rewrite import Base, Choices, everything
 from narrows.passes.base import Fidelity, Pass, PassResult
 from narrows.passes.forms.padding import padded
+from narrows.passes.forms.splitting import apart, split_notes
 from narrows.passes.forms.widths import Chooser, Decision
 from narrows.passes.prune_channels import emit, is_idle
 
@@ -60,26 +61,54 @@ class LegalizeReads(Pass):
         wider = padded(base, table)
         if wider is None and program.base is None:
             return _nothing(program, FULL)
-        wider = wider or base
-        facts = wider.facts
-        decisions = Chooser(facts, Demand(facts), table, self.batch, self.fill).run()
-        wide = emit(wider.choose(_choices(decisions, aligned=True)))
+        forms = {"chosen": Form.of(wider or base, table, self.batch, self.fill)}
+        chosen = forms["chosen"]
+        twice = apart(chosen.base, chosen.chooser, chosen.decisions)
+        if twice is not None:
+            forms["split"] = Form.of(twice, table, self.batch, self.fill)
         # What goes together sums up otherwise than space by space.
-        forms = {"smallest": program, "chosen": wide, "whole": base.program}
-        seconds = {n: sum(s for _, s in table.predict(p, self.batch)) for n, p in forms.items()}
+        wide = {"smallest": program, "whole": base.program}
+        wide |= {name: emit(form.choices(aligned=True)) for name, form in forms.items()}
+        seconds = {n: sum(s for _, s in table.predict(p, self.batch)) for n, p in wide.items()}
         if self.fill:
             seconds["chosen"] *= 1 - 1e-9
-        best = min(forms, key=lambda name: (seconds[name], name != "smallest"))
+        best = min(wide, key=lambda name: (seconds[name], name != "smallest"))
         if best == "smallest":
             return _nothing(program, "the smallest form is the fastest by the target's costs")
         if best == "whole":
-            made = wide = emit(base.choose(everything(base.facts)))
+            made = pending = emit(base.choose(everything(base.facts)))
             notes = (Note(program.name, "idle", WHOLE),)
         else:
-            made = emit(wider.choose(_choices(decisions, aligned=False)))
-            notes = tuple(_read_notes(facts, decisions))
-        made = made.replace(base=replace(made.base, pending=wide), notes=program.notes)
+            form, pending = forms[best], wide[best]
+            made = emit(form.choices(aligned=False))
+            notes = (*split_notes(base, form.base), *_read_notes(form.base.facts, form.decisions))
+        made = made.replace(base=replace(made.base, pending=pending), notes=program.notes)
         return _result(program, made, notes)
+
+
+@dataclass(frozen=True, eq=False)
+class Form:
+    """The form of a base that its target's costs ask for.
+
+    Attributes:
+        base: What the decisions are about.
+        chooser: What made them.
+        decisions: One per space.
+    """
+
+    base: Base
+    chooser: Chooser
+    decisions: Sequence[Decision]
+
+    @staticmethod
+    def of(base: Base, table: CostTable, batch: int, fill: bool) -> Form:
+        """Return the form that costs least, space by space."""
+        chooser = Chooser(base.facts, Demand(base.facts), table, batch, fill)
+        return Form(base, chooser, chooser.run())
+
+    def choices(self, *, aligned: bool) -> Base:
+        """Return the base with what was decided; without ``aligned``, no tensor is wider for it."""
+        return self.base.choose(_choices(self.decisions, aligned=aligned))
 
 
 @dataclass(frozen=True)

@@ -50,10 +50,10 @@ def costs(gather: float, block: int = 1) -> CostTable:
 class Fork(nn.Module):
     """One tensor of 20 channels that three convolutions read."""
 
-    def __init__(self) -> None:
+    def __init__(self, outputs: int) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, 20, 3, padding=1)
-        self.heads = nn.ModuleList(nn.Conv2d(20, 4, 3, padding=1) for _ in range(3))
+        self.heads = nn.ModuleList(nn.Conv2d(20, outputs, 3, padding=1) for _ in range(3))
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         x = self.stem(x).relu()
@@ -63,9 +63,9 @@ class Fork(nn.Module):
 X = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
-def fork(*keeps: set[int]) -> tuple[Program, narrows.ChannelPlan]:
+def fork(*keeps: set[int], outputs: int = 1) -> tuple[Program, narrows.ChannelPlan]:
     torch.manual_seed(0)
-    program = narrows.capture(Fork().double().eval(), (X,))
+    program = narrows.capture(Fork(outputs).double().eval(), (X,))
     masks = {f"heads.{i}.weight": sorted(keep) for i, keep in enumerate(keeps)}
     return program, narrows.plan(program, keep_inputs=masks, zeros=False)
 

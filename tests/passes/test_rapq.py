@@ -223,6 +223,28 @@ def test_no_iterations_still_choose_exponents() -> None:
     assert (plan.weights, plan.activations) != (start.weights, start.activations)
 
 
+def test_a_channel_of_nearly_nothing_has_room_beside_every_grid() -> None:
+    """Its step is as fine as can be shifted back, until the result's step grows after all."""
+    program = captured()
+    weights = {n: w.clone() for n, w in program.weights.items()}
+    weights["stem.weight"][3] *= 1e-12
+    for name in ("stem.bias", "norm.bias", "norm.running_mean"):
+        weights[name][3] = 0.0
+    program = program.replace(weights=weights)
+    settings = Settings(weights=3, activations=4, method="rapq")
+    prepared = preparation(4).run(program, []).program
+    plan = calibrate(prepared, data(), dataclasses.replace(settings, method="mse"))
+    work = Reconstruction(program, prepared, data(), plan, settings, Learning(budget=4))
+    work.reconstruct()
+    before = work.trial.kernels[work.trial.named["stem"]].steps.clone()
+    for site in work.trial.sites.values():
+        site.step *= 1.0 if site.name == "x" else 16.0
+    found = work.result()
+    assert work.trial.kernels[work.trial.named["stem"]].steps[3] > before[3]
+    quantized = narrows.quantize(program, plan=found)
+    assert_exact(quantized.fake, quantized.program, data()[0])
+
+
 def test_few_bits_are_for_what_is_multiplied() -> None:
     plan = narrows.quantize(captured(), data(), weights=4, activations=4, check=False).plan
     narrow = {name for name, grid in plan.activations.items() if grid.bits == 4}

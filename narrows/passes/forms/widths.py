@@ -55,6 +55,8 @@ class Decision:
         start: The labels that it must hold at the least, in the form that was chosen.
         hold: The labels that its tensors hold.
         takes: What each reader takes.
+        seconds: What all of it takes.
+        making: The part of that which is spent before the readers.
     """
 
     space: Space
@@ -62,6 +64,7 @@ class Decision:
     hold: Bools
     takes: list[Take]
     seconds: float = 0.0
+    making: float = 0.0
 
     def reads_all(self, index: int) -> bool:
         """Whether a reader takes all that is held although a part would do."""
@@ -161,32 +164,37 @@ class Chooser:
     # ------------------------------------------------------------------ one space
 
     def decide(self, space: Space, whole: bool = False) -> Decision:
-        """Return the cheapest form of one space, given what was chosen before it.
+        """Return the cheapest form of one space, and remember it for the spaces after it.
 
         With ``whole``, its width is one of whole blocks where it has the channels for that.
         """
+        decision = self.weigh(space, whole)
+        for node in space.nodes:
+            self._held[node] = decision.hold
+        for reader, take in zip(space.readers, decision.takes, strict=True):
+            for node in reader.tail:
+                self._held[node] = take.tail
+            self._taken[reader.node] = int(take.labels[reader.columns].any(0).sum())
+        return decision
+
+    def weigh(self, space: Space, whole: bool = False) -> Decision:
+        """Return the cheapest form of one space, given what was chosen before it."""
         free = self._free(space)
         widths = self._candidates(int(space.live.sum()), int(free.sum()), space)
         if whole:
             widths = [w for w in widths if w % self.table.layout.block == 0] or widths
-        best: tuple[float, Bools, list[Take], bool] | None = None
+        best: Decision | None = None
         for width in widths:
             hold = widened(space.live, width, free, self._rank(space))
             entered = self._enter(space, hold)
             seconds, takes = self._readers(space, hold, entered.plain)
-            seconds += entered.seconds + self._made(space, width, entered.plain)
-            if best is None or seconds < best[0] * (1 + 1e-9 if self.fill else 1 - 1e-9):
-                best = seconds, hold, takes, entered.cut
+            making = entered.seconds + self._made(space, width, entered.plain)
+            seconds += making
+            if best is None or seconds < best.seconds * (1 + 1e-9 if self.fill else 1 - 1e-9):
+                start = hold if space.entries and not entered.cut else space.live
+                best = Decision(space, start, hold, takes, seconds, making)
         assert best is not None
-        seconds, hold, takes, cut = best
-        start = hold if space.entries and not cut else space.live
-        for node in space.nodes:
-            self._held[node] = hold
-        for reader, take in zip(space.readers, takes, strict=True):
-            for node in reader.tail:
-                self._held[node] = take.tail
-            self._taken[reader.node] = int(take.labels[reader.columns].any(0).sum())
-        return Decision(space, start, hold, takes, seconds)
+        return best
 
     def _rank(self, space: Space) -> Ints:
         """Return a space's labels in the order in which they are to stay for a width's sake."""

@@ -17,12 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from narrows.ir.editing import add_weight
 from narrows.ir.labels import Bools, compact, varying
 from narrows.ir.ops import table
 from narrows.ir.ops.args import arguments, call, changed, first_tensor, is_tensor
 from narrows.ir.ops.join import Join
 from narrows.ir.ops.layout import Layout
-from narrows.ir.program import Meta, Origin, Program, aten, copy_meta
+from narrows.ir.program import Meta, Program, aten, copy_meta
 from narrows.passes.plans.uses import Use, positions
 
 Ints = tuple[int, ...]
@@ -318,70 +319,46 @@ def _regraphed(
     """Return the program with weights untied and results multiplied by masks."""
     result = program.copy()
     new = dict(zip(program.graph.nodes, result.graph.nodes, strict=True))
-    editor = _Editor(result)
     for name, slots in copies:
-        copy = editor.weight(f"{name}_masked", _zeroed(data[name], slots[0]), name)
+        copy = add_weight(result, f"{name}_masked", _zeroed(data[name], slots[0]), name)
         for slot in slots:
-            editor.untie(slot, new, copy)
+            _untie(slot, new, copy)
     for (node, argument), keep in edits.biases.items():
         source = new[arguments(node)[argument]]
         with result.graph.inserting_before(new[node]):
-            gated = editor.gate(source, keep)
+            gated = _gated(result, source, keep)
         _replace(new[node], {argument: gated})
     for node, keep in edits.gates.items():
         readers = list(new[node].users)
         with result.graph.inserting_after(new[node]):
-            gated = editor.gate(new[node], keep)
+            gated = _gated(result, new[node], keep)
         for reader in readers:
             reader.replace_input_with(new[node], gated)
     result.graph.lint()
     return result
 
 
-class _Editor:
-    """Adds weights and nodes to a program that is being made."""
+def _untie(slot: Slot, new: Mapping[fx.Node, fx.Node], copy: fx.Node) -> None:
+    """Let a slot read ``copy``, through a chain of its own."""
+    node = new[slot.node]
+    before = {new[slot.root]: copy}
+    with node.graph.inserting_before(node):
+        for step in slot.chain:
+            made = node.graph.node_copy(new[step], lambda n: before.get(n, n))
+            made.meta = dict(step.meta)
+            before[new[step]] = copy = made
+    _replace(node, {slot.argument: copy})
 
-    def __init__(self, program: Program) -> None:
-        self.program, self.graph = program, program.graph
-        self.first = next(n for n in program.graph.nodes if n.op != "placeholder")
 
-    def weight(self, name: str, data: Tensor, origin: str = "") -> fx.Node:
-        """Add a weight, a copy of ``origin`` or else a constant, and return its node."""
-        program, base, count = self.program, name, 0
-        while name in program.weights or name in program.aliases:
-            count += 1
-            name = f"{base}_{count}"
-        program.weights[name] = data
-        if origin:
-            whole = Origin(origin, tuple(data.shape), (None,) * data.dim())
-            program.origins = {**program.origins, name: program.origins.get(origin, whole)}
-        if not origin or origin in program.buffers:
-            program.buffers = program.buffers | {name}
-        with self.graph.inserting_before(self.first):
-            node = self.graph.create_node("get_attr", name, name=name.replace(".", "_"))
-        Meta(node).shape, Meta(node).dtype = tuple(data.shape), data.dtype
-        return node
-
-    def untie(self, slot: Slot, new: Mapping[fx.Node, fx.Node], copy: fx.Node) -> None:
-        """Let a slot read ``copy``, through a chain of its own."""
-        node = new[slot.node]
-        before = {new[slot.root]: copy}
-        with self.graph.inserting_before(node):
-            for step in slot.chain:
-                made = self.graph.node_copy(new[step], lambda n: before.get(n, n))
-                made.meta = dict(step.meta)
-                before[new[step]] = copy = made
-        _replace(node, {slot.argument: copy})
-
-    def gate(self, source: fx.Node, keep: Tensor) -> fx.Node:
-        """Add the product of a tensor and a mask where the graph is being written."""
-        mask = self.weight(f"{source.name}_mask", keep.to(Meta(source).dtype))
-        node = self.graph.create_node(
-            "call_function", aten.mul.Tensor, (source, mask), name=f"{source.name}_masked"
-        )
-        copy_meta(source, node)
-        Meta(node).shape, Meta(node).dtype = Meta(source).shape, Meta(source).dtype
-        return node
+def _gated(program: Program, source: fx.Node, keep: Tensor) -> fx.Node:
+    """Add the product of a tensor and a mask where the graph is being written."""
+    mask = add_weight(program, f"{source.name}_mask", keep.to(Meta(source).dtype))
+    node = program.graph.create_node(
+        "call_function", aten.mul.Tensor, (source, mask), name=f"{source.name}_masked"
+    )
+    copy_meta(source, node)
+    Meta(node).shape, Meta(node).dtype = Meta(source).shape, Meta(source).dtype
+    return node
 
 
 def _replace(node: fx.Node, changes: dict[str, Any]) -> None:

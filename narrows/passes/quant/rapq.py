@@ -250,6 +250,7 @@ class Reconstruction:
         for site in trial.sites.values():
             old = activations[site.name]
             activations[site.name] = Grid(_exponent(site.step), old.zero, old.bits)
+        trial.make_room(activations)
         weights, codes = dict(self.plan.weights), {}
         offsets: dict[str, tuple[int, ...]] = {}
         for kernel in trial.kernels.values():

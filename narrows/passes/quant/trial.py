@@ -264,6 +264,20 @@ class Trial:
             kernel.unit = made / (kernel.steps.flatten() * kernel.x.step)
             self._bias_of[given.bias] = kernel
 
+    def make_room(self, activations: Mapping[str, Grid]) -> None:
+        """Coarsen the channels whose accumulators have no room beside these grids.
+
+        Their steps had room beside the grids that there were when they were chosen. What they lose
+        lies far below a step of the result, as in `narrows.passes.quant.calibrate.finest`.
+        """
+        for old in self.found.layers():
+            kernel = self.kernels[self.named[old.name]]
+            limits = finest(self.prepared, self.found, old, activations, kernel.steps.numel())
+            steps = kernel.steps.maximum(_steps(limits, kernel.axis, kernel.weight))
+            if kernel.codes is not None:
+                kernel.codes = (kernel.codes * (kernel.steps / steps)).round()
+            kernel.steps = steps
+
     def rounded_at(self, node: fx.Node) -> fx.Node | None:
         """Return the node at which a tensor that only moved since was rounded."""
         while node not in self.sites:

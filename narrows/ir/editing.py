@@ -1,0 +1,33 @@
+"""Changing a program that is being made: weights are added."""
+
+from __future__ import annotations
+
+from torch import Tensor, fx
+
+from narrows.ir.program import Meta, Origin, Program
+
+
+def add_weight(program: Program, name: str, data: Tensor, origin: str = "") -> fx.Node:
+    """Add a weight to a program that nobody else has, and return its new ``get_attr`` node.
+
+    Args:
+        program: The program; its graph and its weights are changed in place.
+        name: The weight's name; a number is added where it is taken.
+        data: The tensor.
+        origin: The weight that it is a copy of, perhaps changed; without one it is a constant.
+    """
+    stem, count = name, 0
+    while name in program.weights or name in program.aliases:
+        count += 1
+        name = f"{stem}_{count}"
+    program.weights[name] = data
+    if origin:
+        whole = Origin(origin, tuple(data.shape), (None,) * data.dim())
+        program.origins = {**program.origins, name: program.origins.get(origin, whole)}
+    if not origin or origin in program.buffers:
+        program.buffers = program.buffers | {name}
+    first = next(n for n in program.graph.nodes if n.op != "placeholder")
+    with program.graph.inserting_before(first):
+        node = program.graph.create_node("get_attr", name, name=name.replace(".", "_"))
+    Meta(node).shape, Meta(node).dtype = tuple(data.shape), data.dtype
+    return node
