@@ -216,17 +216,19 @@ def test_chosen_levels_are_in_the_report(chosen: Quantized) -> None:
         assert told[name].grid.endswith("3b, 8 levels")
 
 
-def test_a_trial_with_levels_is_the_fake_quantized_program(chosen: Quantized) -> None:
+def test_a_trial_with_levels_is_the_fake_quantized_program(net: Program, chosen: Quantized) -> None:
     prepared, plan = chosen.prepared, chosen.plan
     even_ = {n: plan.levels[n].grid if n in plan.levels else g for n, g in plan.activations.items()}
     bare = replace(plan, activations=even_, levels={})
     trial = Trial(prepared, bare, survey(prepared), torch.device("cpu"))
+    whole, x = trial.span(trial.output, []), images(4, 3, 8, 8)
+    without = narrows.quantize(net, plan=bare, activations=3).fake
+    assert torch.equal(trial.run(whole, {trial.named["x"]: x}, "hard")[0], without(x))
     for site in trial.sites.values():
         if site.name in plan.levels:
             site.levels = plan.activations[site.name], plan.levels[site.name]
-    x = images(4, 3, 8, 8)
-    (got,) = trial.run(trial.span(trial.output, []), {trial.named["x"]: x}, "hard")
-    assert torch.equal(got, chosen.fake(x))
+    assert torch.equal(trial.run(whole, {trial.named["x"]: x}, "hard")[0], chosen.fake(x))
+    assert not torch.equal(without(x), chosen.fake(x))
 
 
 def test_levels_of_full_width_are_refused(program: Program) -> None:

@@ -10,8 +10,9 @@ block makes of it weighs errors otherwise, and sums those that go together.
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -37,9 +38,9 @@ def choose_levels(prepared: Program, plan: QuantPlan, items: Sequence[Any]) -> Q
     """Return the plan with levels of unequal width where those lower the error of a block.
 
     Blocks are taken in order, so that each sees the levels before it. An activation takes up
-    to ``4 * 2**bits`` runs of its block on `SAMPLES` samples. At the end, levels are taken back
-    without which the outputs are closer to those of the floating-point network, on other samples
-    if there are. Tensors that share a grid, as what is concatenated does, keep theirs.
+    to ``4 * 2**bits`` runs of its block on `SAMPLES` samples. Its levels stay if the outputs, too,
+    are closer to those of the floating-point network, on other samples if there are. Tensors that
+    share a grid, as what is concatenated does, keep theirs.
 
     Args:
         prepared: The prepared program.
@@ -65,22 +66,24 @@ def choose_levels(prepared: Program, plan: QuantPlan, items: Sequence[Any]) -> Q
     count = holding(every, SAMPLES)
     inputs, others = every[:count], every[count:]
     open_ = {node: site for node, site in trial.sites.items() if site.name in names}
-    fell: dict[str, float] = {}
+    error = _at_outputs(trial, others[: holding(others, SAMPLES)] or inputs)
+    best, fell = error(), dict[str, float]()
     for block in walk(trial, spans_of(trial, found), inputs):
         for node in [n for n in block.span.nodes if n in open_]:
             site = open_.pop(node)
             _tell(f"levels: {len(names) - len(open_)} of {len(names)} activations")
             left = _place(trial, block, site, plan.activations[site.name])
-            if left is not None:
-                fell[site.name] = left
-    _weed(trial, others[: holding(others, SAMPLES)] or inputs)
+            now = error() if site.levels is not None else math.inf
+            if now < GAIN * best:
+                best, fell[site.name] = now, left
+            else:
+                site.levels = None
     made = {s.name: s.levels for s in trial.sites.values() if s.levels is not None}
     _tell(f"levels: {len(made)} of {len(names)} activations have unequal ones\n")
     sources = {n.name: Meta(n).source for n in prepared.graph.nodes}
     notes = [
         Note(name, "levels", f"the error of its block fell by {1 - left:.1%}", 0, sources[name])
         for name, left in fell.items()
-        if name in made
     ]
     if not made:
         notes = [Note(prepared.name, "levels", "those of unequal width lower no error")]
@@ -105,7 +108,7 @@ def even(grid: Grid) -> list[int]:
     return [width * k - width // 2 for k in range(1, 1 << grid.bits)]
 
 
-def _place(trial: Trial, block: Block, site: Site, grid: Grid) -> float | None:
+def _place(trial: Trial, block: Block, site: Site, grid: Grid) -> float:
     """Give a site levels if the block's error falls; return the share of it that is left."""
     own, source = fine(grid), site.node.all_input_nodes[0]
     assert own is not None
@@ -143,32 +146,24 @@ def _place(trial: Trial, block: Block, site: Site, grid: Grid) -> float | None:
     site.levels = own, Levels(grid, tuple(begins))
     if before <= 0 or best >= GAIN * before:
         site.levels = None
-        return None
+        return 1.0
     return best / before
 
 
-def _weed(trial: Trial, inputs: Sequence[list[Any]]) -> None:
-    """Take levels back, one activation after the other, without which the outputs are closer."""
+def _at_outputs(trial: Trial, inputs: Sequence[list[Any]]) -> Callable[[], float]:
+    """Return what tells how far the outputs are from those of the floating-point network."""
     whole = trial.span(trial.output, [])
     names = [trial.named[n.name] for n in trial.prepared.placeholders]
     values = [on(dict(zip(names, item, strict=True)), trial) for item in inputs]
     with torch.no_grad():
         targets = [trial.run(whole, v, "float") for v in values]
 
-        def loss() -> float:
-            pairs = zip(values, targets, strict=True)
+    def error() -> float:
+        pairs = zip(values, targets, strict=True)
+        with torch.no_grad():
             return sum(apart(trial.run(whole, v, "hard"), t) for v, t in pairs)
 
-        best = loss()
-        for site in trial.sites.values():
-            if site.levels is None:
-                continue
-            held, site.levels = site.levels, None
-            now = loss()
-            if now <= best:
-                best = now
-            else:
-                site.levels = held
+    return error
 
 
 def _until(trial: Trial, block: Block, source: fx.Node, given: Values) -> Values:

@@ -408,20 +408,31 @@ class Trial:
     def _exact(self, node: fx.Node, args: Any, plain: Tensor) -> Tensor:
         """Return what the operator gives on the grids as they are, if they are powers of two."""
         at = 2 if node.target is ops.fake_softmax.default else 5
-        source = self.rounded_at(node.all_input_nodes[0])
         ends = [u for u in self._tail(node).users if u in self.sites]
-        if source is None or not ends:
+        if not ends:
             return plain
-        grids = []
-        for site in (self.sites[source], self.sites[ends[0]]):
-            exponent = exponent_of(site.step)
-            if exponent is None:
-                return plain
-            zero = arguments(site.node)["zero"]
-            grids.append([exponent, zero, site.low + zero, site.high + zero])
-        if (stairs := self.sites[ends[0]].levels) is not None:  # what is made lies before them
-            grids[1] = [stairs[0].exponent, stairs[0].zero, stairs[0].low, stairs[0].high]
-        return node.target(*args[:at], *grids, *args[at + 2 :])  # type: ignore[operator]
+        stairs = self.sites[ends[0]].levels  # what is made lies before them
+        grids = [
+            self._grid(node.all_input_nodes[0]),
+            self._grid(ends[0]) if stairs is None else stairs[0],
+        ]
+        if any(grid is None for grid in grids):
+            return plain
+        given = [[g.exponent, g.zero, g.low, g.high] for g in grids if g is not None]
+        return node.target(*args[:at], *given, *args[at + 2 :])  # type: ignore[operator]
+
+    def _grid(self, node: fx.Node) -> Grid | None:
+        """Return the grid of a tensor, which may have moved since it was rounded, or been scaled by
+        a power of two; ``None`` if its step is none."""
+        if node in self.sites:
+            site = self.sites[node]
+            exponent, bits = exponent_of(site.step), (site.high - site.low).bit_length()
+            return None if exponent is None else Grid(exponent, arguments(node)["zero"], bits)
+        form = table.integer_form(node) if node.op == "call_function" else None
+        if not isinstance(form, Moves):
+            return None
+        inner = self._grid(form.operands(node)[0])
+        return None if inner is None else form.regrid(node, inner)
 
     def _tail(self, node: fx.Node) -> fx.Node:
         while len(node.users) == 1 and not any(u in self.sites for u in node.users):
