@@ -22,6 +22,7 @@ from narrows.passes.quant.plan import QuantPlan
 from narrows.passes.quant.quantization import Quantized
 from narrows.passes.quant.survey import survey
 from narrows.passes.quant.trial import Trial
+from narrows.passes.quant.walk import spans_of, walk
 from tests.passes.test_quantize import captured, images
 
 ops: Any = torch.ops.narrows
@@ -239,3 +240,22 @@ def test_levels_of_full_width_are_refused(program: Program) -> None:
         narrows.quantize(program, x, activations={"*": 8}, levels=True)
     with pytest.raises(UsageError, match="the data is one Tensor"):
         narrows.quantize(program, x[0], activations=4, levels=True)
+
+
+def test_blocks_are_held_to_the_network_before_it_was_rounded(net: Program) -> None:
+    x = [images(8, 3, 8, 8)]
+    made = narrows.quantize(net, x, weights=3, activations=3, method="rapq", budget=6)
+    assert made.plan.codes
+    found, device = survey(made.prepared), torch.device("cpu")
+    trial = Trial(made.prepared, made.plan, found, device)
+    exact = Trial(made.prepared, replace(made.plan, codes={}, offsets={}), found, device)
+    values: dict[str, torch.Tensor] = {}
+    made.prepared.run_flat(x, observe=lambda n, v: values.__setitem__(n.name, v))
+    rounded: dict[str, torch.Tensor] = {}
+    made.fake.run_flat(x, observe=lambda n, v: rounded.__setitem__(n.name, v))
+    blocks = list(walk(trial, spans_of(trial, found), [x], exact))
+    assert len(blocks) > 1
+    for block in blocks:
+        assert torch.equal(block.targets[0], values[block.span.exit.name])
+        for node in block.span.reads:
+            assert torch.equal(block.rounded[0][node], rounded[node.name])

@@ -26,7 +26,7 @@ from narrows.passes.quant.plan import QuantPlan
 from narrows.passes.quant.reconstruct import GAIN, Block, Values, apart, distance, on
 from narrows.passes.quant.survey import survey
 from narrows.passes.quant.trial import Site, Trial
-from narrows.passes.quant.walk import holding, spans_of, split, walk
+from narrows.passes.quant.walk import given, holding, spans_of, split, walk
 
 FINE = 8  # bits of the codes that thresholds lie between
 MOVES = (4, 8)  # thresholds move by these parts of an even level's width, the larger first
@@ -59,16 +59,16 @@ def choose_levels(prepared: Program, plan: QuantPlan, items: Sequence[Any]) -> Q
             why=f"they are for {LEVEL_BITS} bits and fewer, of tensors that are not concatenated",
             hint="activations=4",
         )
-    trial = Trial(
-        prepared, plan, found, torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    trial = Trial(prepared, plan, found, device)
+    exact = Trial(prepared, dataclasses.replace(plan, offsets={}, codes={}), found, device)
     every = split(prepared, items, BATCH)
     count = holding(every, SAMPLES)
     inputs, others = every[:count], every[count:]
     open_ = {node: site for node, site in trial.sites.items() if site.name in names}
-    error = _at_outputs(trial, others[: holding(others, SAMPLES)] or inputs)
+    error = _at_outputs(trial, exact, others[: holding(others, SAMPLES)] or inputs)
     best, fell = error(), dict[str, float]()
-    for block in walk(trial, spans_of(trial, found), inputs):
+    for block in walk(trial, spans_of(trial, found), inputs, exact):
         for node in [n for n in block.span.nodes if n in open_]:
             site = open_.pop(node)
             _tell(f"levels: {len(names) - len(open_)} of {len(names)} activations")
@@ -113,7 +113,7 @@ def _place(trial: Trial, block: Block, site: Site, grid: Grid) -> float:
     own, source = fine(grid), site.node.all_input_nodes[0]
     assert own is not None
     rest = trial.span(block.span.exit, [*block.span.reads, source])
-    values = [_until(trial, block, source, given) for given in block.rounded]
+    values = [_until(trial, block, source, held) for held in block.rounded]
 
     def loss() -> float:
         pairs = zip(values, block.targets, strict=True)
@@ -150,13 +150,12 @@ def _place(trial: Trial, block: Block, site: Site, grid: Grid) -> float:
     return best / before
 
 
-def _at_outputs(trial: Trial, inputs: Sequence[list[Any]]) -> Callable[[], float]:
+def _at_outputs(trial: Trial, exact: Trial, inputs: Sequence[list[Any]]) -> Callable[[], float]:
     """Return what tells how far the outputs are from those of the floating-point network."""
-    whole = trial.span(trial.output, [])
-    names = [trial.named[n.name] for n in trial.prepared.placeholders]
-    values = [on(dict(zip(names, item, strict=True)), trial) for item in inputs]
+    whole, plain = trial.span(trial.output, []), exact.span(exact.output, [])
+    values = [on(v, trial) for v in given(trial, inputs)]
     with torch.no_grad():
-        targets = [trial.run(whole, v, "float") for v in values]
+        targets = [exact.run(plain, on(v, exact), "float") for v in given(exact, inputs)]
 
     def error() -> float:
         pairs = zip(values, targets, strict=True)
@@ -166,14 +165,14 @@ def _at_outputs(trial: Trial, inputs: Sequence[list[Any]]) -> Callable[[], float
     return error
 
 
-def _until(trial: Trial, block: Block, source: fx.Node, given: Values) -> Values:
+def _until(trial: Trial, block: Block, source: fx.Node, held: Values) -> Values:
     """Return what a block reads, and a tensor in it before that is rounded."""
-    if source in given:
-        return given
+    if source in held:
+        return held
     kept: dict[fx.Node, Any] = {source: None}
     with torch.no_grad():
-        trial.run(trial.span(source, block.span.reads), on(given, trial), "hard", keep=kept)
-    return {**given, **kept}
+        trial.run(trial.span(source, block.span.reads), on(held, trial), "hard", keep=kept)
+    return {**held, **kept}
 
 
 def _tell(text: str) -> None:

@@ -196,7 +196,8 @@ class Trial:
 
     Args:
         prepared: The prepared program.
-        plan: The grids to begin with. Its offsets and codes are part of the biases and weights.
+        plan: The grids to begin with. Its offsets and codes are part of the biases and weights, in
+            ``float``, too.
         found: The survey of ``prepared``.
         device: Where to run.
     """

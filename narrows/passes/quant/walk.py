@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,7 +17,9 @@ from narrows.passes.quant.survey import Survey
 from narrows.passes.quant.trial import Span, Trial
 
 
-def walk(trial: Trial, spans: Sequence[Span], inputs: Sequence[list[Any]]) -> Iterator[Block]:
+def walk(
+    trial: Trial, spans: Sequence[Span], inputs: Sequence[list[Any]], exact: Trial | None = None
+) -> Iterator[Block]:
     """Yield every block with what goes into it and what should come out.
 
     What goes into a block in the quantized network is computed after the one before it was done
@@ -26,26 +29,43 @@ def walk(trial: Trial, spans: Sequence[Span], inputs: Sequence[list[Any]]) -> It
         trial: The network.
         spans: Its blocks, in order (`spans_of`).
         inputs: Its inputs, item by item (`split`).
+        exact: What computes in floating-point, where the weights of ``trial`` are rounded for good:
+            the same network with a plan that has neither codes nor offsets.
     """
-    names = [trial.named[n.name] for n in trial.prepared.placeholders]
-    plain: list[Values] = [dict(zip(names, item, strict=True)) for item in inputs]
-    rounded: list[Values] = [dict(values) for values in plain]
+    exact = trial if exact is None else exact
+    plain, rounded = given(exact, inputs), given(trial, inputs)
     last = {n: i for i, span in enumerate(spans) for n in span.reads}
     for index, span in enumerate(spans):
-        targets = _run(trial, span, plain, "float")
+        alike = _alike(exact, span)
+        targets = _run(exact, alike, plain, "float")
         yield Block(
             span,
-            [{n: v[n] for n in span.reads} for v in plain],
+            [{n: v[n] for n in alike.reads} for v in plain],
             [{n: v[n] for n in span.reads} for v in rounded],
             targets,
         )
         made = _run(trial, span, rounded, "hard")
-        for values, value in zip((*plain, *rounded), (*targets, *made), strict=True):
-            values[span.exit] = value
-        for node in span.reads:
-            if last[node] == index and node.op != "placeholder":
-                for values in (*plain, *rounded):
-                    values.pop(node, None)
+        for where, all_, results in ((alike, plain, targets), (span, rounded, made)):
+            for values, value in zip(all_, results, strict=True):
+                values[where.exit] = value
+            for node, same in zip(span.reads, where.reads, strict=True):
+                if last[node] == index and node.op != "placeholder":
+                    for values in all_:
+                        values.pop(same, None)
+
+
+def given(trial: Trial, inputs: Sequence[list[Any]]) -> list[Values]:
+    """Return the inputs of a network by its nodes, item by item."""
+    names = [trial.named[n.name] for n in trial.prepared.placeholders]
+    return [dict(zip(names, item, strict=True)) for item in inputs]
+
+
+def _alike(trial: Trial, span: Span) -> Span:
+    """Return the same part of the network in another trial."""
+    if trial.named[span.exit.name] is span.exit:
+        return span
+    reads = [trial.named[n.name] for n in span.reads]
+    return dataclasses.replace(trial.span(trial.named[span.exit.name], reads), reads=reads)
 
 
 def _run(trial: Trial, span: Span, items: Sequence[Values], how: str) -> list[Tensor]:
@@ -89,4 +109,4 @@ def holding(inputs: Sequence[list[Any]], samples: int) -> int:
     return len(inputs)
 
 
-__all__ = ["holding", "spans_of", "split", "walk"]
+__all__ = ["given", "holding", "spans_of", "split", "walk"]
