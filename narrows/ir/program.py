@@ -97,6 +97,7 @@ class Meta:
         module: The path of the module that made the node, ``layer1.0.conv1``.
         was: The shape before the pass that changed it, for dumps.
         remark: What the last pass says of the node, for dumps.
+        twin: The name of the node whose work this one does a second time, for other readers.
         grid: What the codes of a quantized tensor stand for (`narrows.ir.integer.grid.Grid`).
         weight_grid: What the codes of an integer weight stand for, and which there are
             (`narrows.ir.integer.grid.WeightGrid`); of its ``get_attr`` node.
@@ -113,6 +114,7 @@ class Meta:
     module: Any = _Key("module", "")
     was: Any = _Key("was")
     remark: Any = _Key("remark", "")
+    twin: Any = _Key("twin", "")
     grid: Any = _Key("grid")
     weight_grid: Any = _Key("weight_grid")
 
@@ -489,6 +491,6 @@ def relative_error(actual: Any, expected: Any) -> float:
 
 def copy_meta(source: fx.Node, target: fx.Node) -> None:
     """Give ``target`` the provenance of ``source`` (not its shape or dtype)."""
-    for key in ("source", "code", "module", "dynamic"):
+    for key in ("source", "code", "module", "dynamic", "twin"):
         if key in source.meta:
             target.meta[key] = source.meta[key]

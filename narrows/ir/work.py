@@ -8,6 +8,7 @@ multiply-accumulates are arithmetic. Rows of the op table describe their operato
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -81,6 +82,7 @@ class Work:
             return self.batch * self.positions * self.taps * (self.inputs + self.outputs)
         return 0
 
+    @functools.lru_cache(maxsize=1 << 16)  # noqa: B019  (a work is a value, and small)
     def resized(
         self, *, inputs: int | None = None, outputs: int | None = None, batch: int | None = None
     ) -> Work:

@@ -81,7 +81,7 @@ class LegalizeReads(Pass):
         else:
             form, pending = forms[best], wide[best]
             made = emit(form.choices(aligned=False))
-            notes = (*split_notes(base, form.base), *_read_notes(form.base.facts, form.decisions))
+            notes = (*split_notes(form.base), *_read_notes(form.base.facts, form.decisions))
         made = made.replace(base=replace(made.base, pending=pending), notes=program.notes)
         return _result(program, made, notes)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -65,8 +66,13 @@ def captured(net: nn.Module) -> Program:
 def made(program: Program, plan: narrows.ChannelPlan | None = None) -> Program:
     result = Pipeline.default(plan, table()).run(program).program
     masked = program if plan is None else plan.masked(program)
-    assert relative_error(result(X), masked(X)) <= EXACT
+    for got, expected in zip(flat(result(X)), flat(masked(X)), strict=True):
+        assert relative_error(got, expected) <= EXACT
     return result
+
+
+def flat(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
 def widths(program: Program) -> dict[str, int]:
@@ -137,7 +143,8 @@ class Twice(nn.Module):
 
 
 JOINS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], int]] = {
-    "concat": (lambda a, b: torch.cat((a, b), 1), 20),
+    "twice": (lambda a, b: torch.cat((a, b, a), 1), 30),
+    "stack": (lambda a, b: torch.stack((a, b), 1).flatten(1, 2), 20),
     "softmax": (lambda a, b: (a + b).softmax(1), 10),
     "group norm": (lambda a, b: nn.functional.group_norm(a + b, 2), 10),
     "view": (lambda a, b: (a + b).view(2, 5, 2, 8, 8).transpose(1, 2).reshape(2, 10, 8, 8), 10),
@@ -153,6 +160,51 @@ def test_nothing_grows_where_more_channels_would_mean_something(name: str) -> No
     program = captured(Twice(*JOINS[name]))
     result = made(program)
     assert result.weights["a.weight"].shape[0] <= 10, name
+
+
+class Dense(nn.Module):
+    """Tensors of 10, 6 and 5 channels that concats join, some twice, read in every usual way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 10, 3, padding=1)
+        self.b = nn.Conv2d(10, 6, 3, padding=1)
+        self.norm = nn.BatchNorm2d(16)
+        self.c = nn.Conv2d(16, 5, 3, padding=1)
+        self.deep = nn.Conv2d(21, 21, 3, padding=1, groups=21)
+        self.d = nn.Conv2d(21, 4, 3, padding=1)
+        self.head = nn.Linear(21, 5)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        a = self.a(x).relu()
+        b = torch.cat((a, self.b(a)), 1)
+        c = torch.cat((b, self.c(self.norm(b).relu())), 1)
+        y = nn.functional.max_pool2d(self.deep(c), 2)
+        return self.d(y), self.head(y.mean((2, 3)))
+
+
+def test_what_a_concat_joins_grows_in_the_middle() -> None:
+    program = captured(Dense())
+    wider = padded(Base(program), table())
+    assert wider is not None
+    shapes = {n: tuple(w.shape) for n, w in wider.program.weights.items()}
+    assert shapes["c.weight"][:2] == (8, 20)  # 10 + 2, 6 + 2
+    assert shapes["deep.weight"] == (28, 1, 3, 3)
+    origin = wider.program.origins["head.weight"].index[1]
+    assert origin == (*range(10), -1, -1, *range(10, 16), -1, -1, *range(16, 21), -1, -1, -1)
+    for made, was in zip(wider.program(X), program(X), strict=True):
+        assert relative_error(made, was) <= EXACT
+
+
+@pytest.mark.parametrize("amount", [0.0, 0.3, 0.7])
+def test_concats_and_masks_together(amount: float) -> None:
+    program = captured(Dense())
+    draw = np.random.default_rng(0)
+    keep = {
+        name: np.flatnonzero(draw.random(program.weights[name].shape[1]) >= amount).tolist()
+        for name in ("b.weight", "c.weight", "d.weight", "head.weight")
+    }
+    made(program, narrows.plan(program, keep, zeros=False))
 
 
 def test_the_usual_widths_need_nothing() -> None:

@@ -10,7 +10,19 @@ import narrows
 from narrows.ir.cost import CostTable
 from narrows.ir.program import Program, relative_error
 from narrows.passes.pipeline import Pipeline
-from tests.passes.test_forms import EVENS, EXACT, HIGH, LOW, X, copies, costs, fork, widths
+from narrows.passes.quant.exactness import assert_exact
+from tests.passes.test_forms import (
+    EVENS,
+    EXACT,
+    HIGH,
+    LOW,
+    Fork,
+    X,
+    copies,
+    costs,
+    fork,
+    widths,
+)  # fmt: skip
 
 ODDS = {*range(1, 20, 2)}
 
@@ -29,7 +41,7 @@ def test_a_cheap_producer_is_made_once_per_reader() -> None:
     assert sorted(w for n, w in found.items() if n.startswith("stem")) == [8, 10, 10]
     notes = [n for n in result.notes if n.reason == "split"]
     assert len(notes) == 2
-    assert all("a second time" in n.message and n.source for n in notes)
+    assert all("a second time, for heads_" in n.message and n.source for n in notes)
 
 
 def test_readers_that_want_the_same_share_a_producer() -> None:
@@ -98,3 +110,20 @@ def test_all_between_a_producer_and_its_reader_is_made_twice() -> None:
     assert any(n.reason == "split" for n in result.notes)
     assert copies(result) == []
     assert all(n.target != torch.ops.aten.batch_norm.default for n in result.graph.nodes)
+
+
+def test_a_quantization_plan_follows_both() -> None:
+    torch.manual_seed(0)
+    program = narrows.capture(Fork(4).eval(), (X.float(),))
+    keep = {
+        "heads.0.weight": [0, 1, 3, 7, 8],
+        "heads.1.weight": [2, 5, 6, 10],
+        "heads.2.weight": [11],
+    }
+    plan = narrows.plan(program, keep, zeros=False)
+    split = Pipeline.default(plan, costs(1e3)).run(program).program
+    assert any(n.reason == "split" for n in split.notes)
+    grids = narrows.quantize(program, [X.float()]).plan.follow(split)
+    quantized = narrows.quantize(split, plan=grids)
+    assert grids.activations["relu_split"] == grids.activations["relu"]
+    assert_exact(quantized.fake, quantized.program, X.float())

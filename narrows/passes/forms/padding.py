@@ -9,7 +9,6 @@ any of them stays.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -20,13 +19,17 @@ from torch import Tensor, fx
 from narrows.ir.channels import Facts
 from narrows.ir.cost import CostTable
 from narrows.ir.couplings import Coupling, couplings
-from narrows.ir.labels import Bools
+from narrows.ir.labels import Bools, Ints, Value
 from narrows.ir.ops import table as ops
 from narrows.ir.ops.args import arguments, changed
 from narrows.ir.ops.contract import Contract
+from narrows.ir.ops.join import Join
 from narrows.ir.program import Meta, Origin, Program, infer_shapes
 from narrows.ir.rewrite import Base
 from narrows.ir.work import CONVOLUTIONS, work_of
+
+# Per weight axis: behind which index how many channels of zeros are added.
+Gaps = dict[int, int]
 
 
 def padded(base: Base, table: CostTable) -> Base | None:
@@ -40,16 +43,14 @@ def padded(base: Base, table: CostTable) -> Base | None:
     slow = {node.name for node in program.graph.nodes if _is_slow(node, table)}
     if not slow:
         return None
-    found = couplings(program)
-    owners = Counter((m.weight, m.axis) for c in found for m in c.members)
-    grown = [c for c in found if slow & _near(program, c) and _can_grow(program, c, owners)]
+    grown = [c for c in couplings(program) if slow & _near(program, c) and _can_grow(base.facts, c)]
     while grown:
         block = table.layout.block
-        wider = _padded(program, {c: -c.width % block for c in grown}, base.ignored)
-        spoilt = [c for c in grown if not _is_constant(wider.facts, c)]
+        wider = _padded(program, {c: -c.width % block for c in grown}, base)
+        spoilt = _not_constant(base.facts, wider.facts, {n for c in grown for n in c.nodes})
         if not spoilt:
             return wider
-        grown = [c for c in grown if c not in spoilt]
+        grown = [c for c in grown if not spoilt & set(c.nodes)]
     return None
 
 
@@ -69,76 +70,100 @@ def _near(program: Program, coupling: Coupling) -> set[str]:
     return {*coupling.nodes, *(u.name for n in nodes for u in n.users)}
 
 
-def _can_grow(program: Program, coupling: Coupling, owners: Mapping[tuple[str, int], int]) -> bool:
-    """Whether channels can be added at the end of every tensor and weight of a coupling."""
+def _can_grow(facts: Facts, coupling: Coupling) -> bool:
+    """Whether channels can be added at the end of a coupling wherever its channels are.
+
+    They may be all that a tensor has, or, behind a concat, a run of it.
+    """
     if coupling.barrier:
         return False
     for m in coupling.members:
-        whole = program.weights[m.weight].shape[m.axis] == coupling.width
-        if owners[m.weight, m.axis] > 1 or not whole or m.positions.shape[1] != 1:
+        places = m.positions[:, 0]
+        if m.positions.shape[1] != 1 or (np.diff(places) != 1).any():
             return False
-        if (m.positions[:, 0] != np.arange(coupling.width)).any():
-            return False
-    inside = set(coupling.nodes)
-    nodes = [n for n in program.graph.nodes if n.name in _near(program, coupling)]
-    return all(_takes_more(n, n.name in inside, coupling.width) for n in nodes)
+    inside, near = set(coupling.nodes), _near(facts.program, coupling)
+    nodes = [n for n in facts.program.graph.nodes if n.name in near]
+    return all(_takes_more(facts, n, n.name in inside) for n in nodes)
 
 
-def _takes_more(node: fx.Node, inside: bool, width: int) -> bool:
+def _takes_more(facts: Facts, node: fx.Node, inside: bool) -> bool:
     """Whether an operator does the same on more channels, with nothing changed but its weights."""
     row = ops.find(node)
     if isinstance(row, Contract):
         if arguments(node).get("groups", 1) == 1:
             return True
         work = work_of(node)
-        return inside and work is not None and work.groups == work.inputs == work.outputs == width
+        return inside and work is not None and work.groups == work.inputs == work.outputs
+    if isinstance(row, Join) and inside and not row.stacks:
+        return facts.value(node).axes == (arguments(node)["dim"] % len(Meta(node).shape),)
     return inside and row is not None and row.even
 
 
-def _padded(program: Program, extra: Mapping[Coupling, int], ignored: Mapping[str, Bools]) -> Base:
+def _padded(program: Program, extra: Mapping[Coupling, int], base: Base) -> Base:
     """Return a base with so many channels of zeros more at the end of each coupling."""
     wider = program.copy()
     weights, origins = wider.weights, dict(program.origins)
+    gaps: dict[tuple[str, int], Gaps] = {}
     for coupling, count in extra.items():
         for m in coupling.members:
-            name, tensor = m.weight, weights[m.weight]
-            shape = [count if a == m.axis else s for a, s in enumerate(tensor.shape)]
-            weights[name] = torch.cat([tensor.detach(), tensor.new_zeros(shape)], dim=m.axis)
-            origins[name] = _origin(origins.get(name), name, tensor, m.axis, count)
-    names = {name: count for c, count in extra.items() for name in c.nodes}
-    for node in wider.graph.nodes:
-        if not isinstance(ops.find(node), Contract):
+            gaps.setdefault((m.weight, m.axis), {})[int(m.positions[-1, 0]) + 1] = count
+    for (name, axis), added in gaps.items():
+        tensor, index = weights[name], _index(weights[name].shape[axis], added)
+        zeros = torch.zeros_like(tensor.narrow(axis, 0, 1)).detach()
+        taken = torch.cat([tensor.detach(), zeros], dim=axis)
+        weights[name] = taken.index_select(axis, torch.from_numpy(index))
+        origins[name] = _origin(origins.get(name), name, tensor, axis, index)
+    longer = dict(base.ignored)
+    for old, node in zip(program.graph.nodes, wider.graph.nodes, strict=True):
+        c = ops.contraction(base.facts, old)
+        if c is None or c.weight.op != "get_attr":
             continue
-        groups = arguments(node).get("groups", 1)
-        if groups > 1 and node.name in names:
-            node.args, node.kwargs = changed(node, {"groups": groups + names[node.name]})
+        # Who reads what it makes, channel by channel, has no axis of its own for what it reads.
+        axis = c.in_axis if c.groups == 1 else c.out_axis
+        added = gaps.get((str(c.weight.target), axis), {})
+        if c.groups > 1 and added:
+            node.args, node.kwargs = changed(node, {"groups": c.groups + sum(added.values())})
+        if node.name in longer and added:
+            mask = longer[node.name]
+            longer[node.name] = np.append(mask, True)[_index(len(mask), added)]
     wider = wider.replace(weights=weights, origins=origins)
     infer_shapes(wider)
-    longer = {}
-    for node in wider.graph.nodes:
-        row, mask = ops.find(node), ignored.get(node.name)
-        if mask is not None and isinstance(row, Contract):
-            x = arguments(node)[row.x]
-            more = Meta(x).shape[row.input_axis(node, x)] - len(mask)
-            longer[node.name] = np.append(mask, np.ones(more, dtype=bool))
-    return Base(wider, {**ignored, **longer})
+    return Base(wider, longer)
 
 
-def _origin(before: Origin | None, name: str, tensor: Tensor, axis: int, count: int) -> Origin:
+def _index(width: int, added: Gaps) -> Ints:
+    """Return the old index at every new place of an axis; ``width`` for those that are new."""
+    places = [end for end, count in added.items() for _ in range(count)]
+    return np.insert(np.arange(width), places, width)
+
+
+def _origin(before: Origin | None, name: str, tensor: Tensor, axis: int, index: Ints) -> Origin:
     """Return where a weight came from that has channels of zeros more: they have no place, -1."""
     if before is None:
         before = Origin(name, tuple(tensor.shape), (None,) * tensor.dim())
-    index = before.index[axis]
-    index = (*(range(tensor.shape[axis]) if index is None else index), *(-1,) * count)
-    return replace(before, index=(*before.index[:axis], index, *before.index[axis + 1 :]))
+    old = before.index[axis]
+    places = (*(range(tensor.shape[axis]) if old is None else old), -1)
+    taken = tuple(places[i] for i in index)
+    return replace(before, index=(*before.index[:axis], taken, *before.index[axis + 1 :]))
 
 
-def _is_constant(facts: Facts, coupling: Coupling) -> bool:
-    """Whether the channels that were added are known to be finite constants everywhere."""
-    names = set(coupling.nodes)
-    for node in facts.program.graph.nodes:
-        if node.name in names:
-            const = facts.value(node).const
-            if const is None or not np.isfinite(const[coupling.width :]).all():
-                return False
-    return True
+def _not_constant(before: Facts, after: Facts, inside: set[str]) -> set[str]:
+    """Return the nodes in which channels that were added are not known to be finite constants."""
+    old = {node.name: flow.value for node, flow in before.flows.items()}
+    added: dict[fx.Node, Bools] = {}
+    spoilt = set()
+    for node, flow in after.flows.items():
+        was, value = old[node.name], flow.value
+        if node.name not in inside or not isinstance(was, Value) or not isinstance(value, Value):
+            continue
+        mask = np.zeros(value.count, dtype=bool)
+        passed = [(r.source, r.operand) for r in flow.reads if r.source is not None]
+        if not passed:  # it makes them, the new ones last
+            mask[was.count :] = True
+        for source, operand in passed:
+            if operand in added:
+                mask |= (source >= 0) & added[operand][source]
+        added[node] = mask
+        if value.const is None or not np.isfinite(value.const[mask]).all():
+            spoilt.add(node.name)
+    return spoilt

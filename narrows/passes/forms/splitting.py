@@ -54,16 +54,23 @@ def apart(base: Base, chooser: Chooser, decisions: Sequence[Decision]) -> Base |
     return taken_apart(base, splits) if splits else None
 
 
-def split_notes(before: Base, after: Base) -> Iterator[Note]:
-    """Yield which producers are made more than once."""
-    known = {node.name for node in before.program.graph.nodes}
-    for node in after.program.graph.nodes:
-        if node.name not in known and ops.contraction(after.facts, node) is not None:
-            readers = ", ".join(sorted(user.name for user in node.users))
+def split_notes(base: Base) -> Iterator[Note]:
+    """Yield which producers of a base are made more than once, and for whom."""
+    for node in base.program.graph.nodes:
+        if Meta(node).twin and ops.contraction(base.facts, node) is not None:
+            readers = ", ".join(sorted({n.name for n in _readers(node)}))
             yield Note(
                 node.name, "split", f"made a second time, for {readers} alone: every copy of "
                 "channels costs more on this target", 0, Meta(node).source,
             )  # fmt: skip
+
+
+def _readers(node: fx.Node) -> Iterator[fx.Node]:
+    for user in node.users:
+        if Meta(user).twin:
+            yield from _readers(user)
+        else:
+            yield user
 
 
 # ------------------------------------------------------------------ where it pays
@@ -179,6 +186,7 @@ def _twin(program: Program, node: fx.Node, twins: dict[fx.Node, fx.Node]) -> fx.
             node.op, node.target, args, kwargs, name=f"{node.name}_split"
         )
     made.meta = dict(node.meta)
+    Meta(made).twin = Meta(node).twin or node.name
     return made
 
 

@@ -109,6 +109,7 @@ class Chooser:
     _blocked: set[fx.Node] = field(default_factory=set)
     _works: dict[fx.Node, Work | None] = field(default_factory=dict)
     _ranks: dict[Space, Ints] = field(default_factory=dict)
+    _known: dict[tuple[fx.Node, int, int, int, bool], float] = field(default_factory=dict)
 
     def run(self) -> list[Decision]:
         """Return a decision per space, in execution order.
@@ -278,13 +279,18 @@ class Chooser:
     def _reading(self, reader: Reader, taken: Bools, tail: Bools, plain: bool) -> float:
         """Return the seconds of a reader and of what serves it alone."""
         inputs = int(taken[reader.columns].any(0).sum())
-        chain = sum(self.passing_seconds(n, int(tail.sum()), plain) for n in reader.tail)
-        seconds = self.seconds(reader.node, inputs=inputs, outputs=self._outputs(reader.node))
+        width, outputs = int(tail.sum()), self._outputs(reader.node)
+        key = (reader.node, inputs, width, outputs, plain)
+        seconds = self._known.get(key)
+        if seconds is None:
+            seconds = sum(self.passing_seconds(n, width, plain) for n in reader.tail)
+            seconds += self.seconds(reader.node, inputs=inputs, outputs=outputs)
+            self._known[key] = seconds
         work = self.work(reader.node)
         if reader.node in self._blocked and work is not None:
             made = work.resized(inputs=inputs)
             seconds += AVOIDED if self.table.form(made) == "plain" else 0.0
-        return chain + seconds
+        return seconds
 
     # ------------------------------------------------------------------ what comes from elsewhere
 

@@ -17,7 +17,7 @@ from typing import Any
 from narrows.errors import NarrowsError, PlanError
 from narrows.ir.integer.codes import WeightCodes
 from narrows.ir.integer.grid import HALF_EVEN, ROUNDINGS, Grid, Levels, WeightGrid
-from narrows.ir.program import Note, Program
+from narrows.ir.program import Meta, Note, Program
 from narrows.passes.plans import planfile
 from narrows.passes.plans.state import place_of
 
@@ -67,34 +67,44 @@ class QuantPlan:
         """Return the plan for a program that lost channels since: exponents go with their channels.
 
         Where a pass says from which channels a weight was made (`Program.origins`), its exponents,
-        offsets and codes are those of these channels. Nodes that are gone are dropped.
+        offsets and codes are those of these channels. Nodes that are gone are dropped; what is made
+        a second time has the grids of the first.
 
         Raises:
             PlanError: A weight has another number of channels, and no pass says which.
         """
-        names = {n.name for n in program.graph.nodes}
+        names = {n.name: Meta(n).twin for n in program.graph.nodes}
+
+        def left(known: Mapping[str, Any]) -> dict[str, Any]:
+            first = ((n, n if n in known else twin) for n, twin in names.items())
+            return {n: known[old] for n, old in first if old in known}
+
         weights: dict[str, WeightGrid] = {}
         offsets: dict[str, tuple[int, ...]] = {}
         codes: dict[str, WeightCodes] = {}
-        for name, grid in self.weights.items():
-            if name not in program.weights:
+        for name in program.weights:
+            old = name
+            if name not in self.weights and name in program.origins:
+                old = program.origins[name].name
+            grid = self.weights.get(old)
+            if grid is None:
                 continue
             width = program.weights[name].shape[grid.axis]
             kept = _kept(program, name, grid.axis)
-            exponents = _picked(name, grid.exponents, kept, width)
+            exponents = _picked(name, grid.exponents, kept, width, min(grid.exponents, default=0))
             weights[name] = replace(grid, exponents=exponents)
-            if name in self.offsets:
-                offsets[name] = _picked(name, self.offsets[name], kept, width)
-            if name in self.codes:
-                codes[name] = _left(self.codes[name], program, name)
+            if old in self.offsets:
+                offsets[name] = _picked(name, self.offsets[old], kept, width, 0)
+            if old in self.codes:
+                codes[name] = _left(self.codes[old], program, name)
         return replace(
             self,
-            activations={n: g for n, g in self.activations.items() if n in names},
+            activations=left(self.activations),
             weights=weights,
             offsets=offsets,
             codes=codes,
-            levels={n: v for n, v in self.levels.items() if n in names},
-            floats={n: r for n, r in self.floats.items() if n in names},
+            levels=left(self.levels),
+            floats=left(self.floats),
             fingerprint="",
         )
 
@@ -208,9 +218,9 @@ def _kept(program: Program, name: str, axis: int) -> tuple[int, ...] | None:
 
 
 def _picked(
-    name: str, values: tuple[int, ...], kept: tuple[int, ...] | None, width: int
+    name: str, values: tuple[int, ...], kept: tuple[int, ...] | None, width: int, added: int
 ) -> tuple[int, ...]:
-    """Return the values of the channels that are left."""
+    """Return the values of the channels that are left; those that were added have ``added``."""
     if len(values) == 1 or (kept is None and len(values) == width):
         return values
     if kept is None or not all(isinstance(k, int) and k < len(values) for k in kept):
@@ -219,7 +229,7 @@ def _picked(
             f"{width} here",
             hint="calibrate this program with narrows.quantize",
         )
-    return tuple(values[k] for k in kept)
+    return tuple(values[k] if k >= 0 else added for k in kept)
 
 
 def _left(codes: WeightCodes, program: Program, name: str) -> WeightCodes:
