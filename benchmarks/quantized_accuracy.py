@@ -9,7 +9,8 @@ results as soon as it is there, and is not measured again.
 
 The methods: ``minmax`` covers every number (naive), ``mse`` has the smallest squared error,
 ``rapq`` reconstructs block by block, all three with scales that are powers of two; ``free`` is the
-same reconstruction with any scale, which no integer program of shifts can have: an upper line.
+same reconstruction with any scale, which no integer program of shifts can have: an upper line. With
+``+levels`` activations of few bits may have levels of unequal width, chosen at the end.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from narrows.passes.quant.reconstruct import Steps
 
 BITS = ("8,8", "6,6", "4,4", "3,3", "2,4")
 METHODS = ("minmax", "mse", "rapq", "free")
+LEVELS = tuple(f"{method}+levels" for method in METHODS[:3])
 FREE = Steps(
     activation=tuple(2 ** (k / 8) for k in (-4, -2, -1, 1, 2, 4)),
     weight=(1.0, *(2 ** (k / 8) for k in range(-8, 9) if k)),
@@ -95,7 +97,8 @@ class Case:
         items = list(self.calibration.split(BATCH))
         if method == "free":
             return self._free(items, weights, activations, learning)
-        settings = self._settings(weights, activations, method=method)
+        plain = method.removesuffix("+levels")
+        settings = self._settings(weights, activations, method=plain, levels=plain != method)
         made = quantize(self.program, items, settings, learning=learning)
         assert_exact(made.fake, made.program, items[0])
         return made.fake
@@ -173,7 +176,9 @@ def line(
     plain = results.row(f"{case.name} float {case.tested}", lambda: figure(case.model))
     cells = [f"{case.name} W{weights}A{activations}", f"{plain['figure']:.2f}"]
     for method in methods:
-        learned = f" {learning.budget} by {learning.batch}" if method in ("rapq", "free") else ""
+        learned = ""
+        if method.startswith(("rapq", "free")):
+            learned = f" {learning.budget} by {learning.batch}"
         name = f"{case.name} W{weights}A{activations} {method}"
         row = results.row(
             f"{name} {len(case.calibration)} {case.tested}{learned}",
@@ -191,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--zoo", required=True, metavar="DIR")
     parser.add_argument("--models", nargs="+", default=["resnet20_cifar10"])
     parser.add_argument("--bits", nargs="+", default=list(BITS), metavar="W,A")
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS + LEVELS)
     parser.add_argument("--samples", type=int, default=512, help="for calibration")
     parser.add_argument("--tested", type=int, default=5000, help="samples of the figure")
     parser.add_argument("--budget", default=None, help="iterations in all, or a time: 600s")

@@ -59,12 +59,12 @@ class Case:
 
 
 def digits(data: Path) -> Case:
-    from narrows import demo
+    from narrows.demo.digits import SEED, DigitsNet, load_splits, train
 
-    training, _, test = demo.load_splits()
-    torch.manual_seed(demo.SEED)
-    model = demo.DigitsNet(48)
-    demo.train(model, training, 4, 6e-3, "training", model.sparse())
+    training, _, test = load_splits()
+    torch.manual_seed(SEED)
+    model = DigitsNet(48)
+    train(model, training, 4, 6e-3, "training", model.sparse())
     return Case(model, training.images[:512], test.images[:INPUTS])
 
 

@@ -236,6 +236,7 @@ def quantize(
     equalize: bool = False,
     correct_bias: bool = True,
     strict: bool = False,
+    levels: bool = False,
     budget: int | str | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     loss: str | None = None,
@@ -274,15 +275,15 @@ def quantize(
             ``None`` makes no exception of them.
         skip: Globs of what stays floating-point.
         rounding: How shifts settle ties: ``half_even`` or ``half_up``.
-        align: Whether tensors that are concatenated share a grid, so that nothing is computed to
-            put them side by side.
+        align: Whether concatenated tensors share a grid, so that joining them computes nothing.
         equalize: Whether powers of two move between layers that follow each other through ReLU, to
             balance their channels' ranges; the float network stays the same bit for bit. A plan
             made with it is used with it.
         correct_bias: Whether the mean error of rounded weights is taken from the biases.
         strict: Whether an operator without an integer form is an error, not a float island.
-        budget: For ``rapq``, the iterations of all blocks together (500 a block), or a time:
-            ``"600s"``, ``"10m"``, ``"2h"``.
+        levels: Whether activations of 5 bits and fewer may be cut into levels of unequal width,
+            where that lowers the errors of block and outputs; the calibration data stays in memory.
+        budget: For ``rapq``, iterations in all (500 a block), or a time: ``"600s"``, ``"10m"``.
         checkpoint: For ``rapq``, a file that is written after every block, and from which the same
             call goes on.
         loss: For ``rapq``, ``l2`` (the default), or ``norm``: ``L_p`` with a ``p`` by the gains of
@@ -318,7 +319,7 @@ def quantize(
     settings = Settings(
         weights=weights, activations=activations, method=method, percentile=percentile,
         first_last=first_last, skip=globs, rounding=rounding, align=align, equalize=equalize,
-        correct_bias=correct_bias, strict=strict,
+        correct_bias=correct_bias, strict=strict, levels=levels,
     )  # fmt: skip
     asked = {"budget": budget, "checkpoint": checkpoint, "loss": loss, "seed": seed}
     given = {name: value for name, value in asked.items() if value is not None}
@@ -446,8 +447,7 @@ def compile(
         pipeline: As for `apply`.
         quantize: Calibration data as for `quantize`, or all of its options as a dict:
             ``{"calibration": [images], "weights": 4}``. Without it the result is floating-point.
-        dump: A folder for the program after every pass, to be read with ``narrows show`` and
-            ``why``.
+        dump: A folder for the program after every pass; ``narrows show`` and ``why`` read it.
         kwargs: As for `capture`.
         dynamic_batch: As for `capture`.
         name: As for `capture`.

@@ -10,8 +10,10 @@ import torch
 from torch import nn
 
 import narrows
-from narrows import demo
 from narrows.cli import main
+from narrows.demo.candidates import Candidate, count_differing, lower_to_c
+from narrows.demo.digits import DigitsNet, load_splits, shrink_columns
+from narrows.demo.report import describe, describe_c, verdict
 from narrows.ir.dump import Dump
 from narrows.passes.base import TOLERANCE, Fidelity
 
@@ -69,26 +71,26 @@ def test_the_c_code_is_the_program_bit_for_bit(folder: Path, report: dict):
 def test_the_c_code_is_not_run_without_a_compiler(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    images = demo.load_splits()[2].images[:2]
-    program = narrows.capture(demo.DigitsNet(4).eval(), (images,))
+    images = load_splits()[2].images[:2]
+    program = narrows.capture(DigitsNet(4).eval(), (images,))
     program = narrows.quantize(program, [images], check=False).program
-    candidate = demo.Candidate("quantized", program, narrows.load(folder / "quantized"), 0.0)
+    candidate = Candidate("quantized", program, narrows.load(folder / "quantized"), 0.0)
     monkeypatch.setenv("CC", "no-such-compiler")
-    made = demo.lower_to_c(candidate, images, tmp_path)
+    made = lower_to_c(candidate, images, tmp_path)
     assert "install gcc or clang" in made["skipped"]
-    assert "written, not run" in demo.describe_c(made)
+    assert "written, not run" in describe_c(made)
 
 
 def test_other_bits_are_counted(folder: Path):
-    _, _, test = demo.load_splits()
+    _, _, test = load_splits()
     artifact = narrows.load(folder / "quantized")
-    program = narrows.capture(demo.DigitsNet(4).eval(), (test.images[:8],))
-    candidate = demo.Candidate("other", program, artifact, 0.0)
-    assert demo.count_differing(candidate, test.images[:8]) > 100
+    program = narrows.capture(DigitsNet(4).eval(), (test.images[:8],))
+    candidate = Candidate("other", program, artifact, 0.0)
+    assert count_differing(candidate, test.images[:8]) > 100
 
 
 def test_everything_is_written(folder: Path, report: dict):
-    _, _, test = demo.load_splits()
+    _, _, test = load_splits()
     for name in ("unpruned", "pruned", "tuned", "quantized"):
         artifact = narrows.load(folder / name)
         assert test.accuracy(artifact.run) == report["accuracy"][name]
@@ -103,7 +105,7 @@ def test_everything_is_written(folder: Path, report: dict):
 
 
 def test_the_report_reads_well(report: dict, capsys: pytest.CaptureFixture[str]):
-    print(demo.describe(report))
+    print(describe(report))
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 110
     for word in (
@@ -120,9 +122,9 @@ def test_the_report_reads_well(report: dict, capsys: pytest.CaptureFixture[str])
 
 def test_slow_artifacts_are_called_slow(report: dict):
     slow = {"pruned": {"speedup": 0.9}, "unpruned": {}, "tuned": {}}
-    told = demo.verdict(report | {"latency": {"batch 7": slow}, "convolutions": [(1, 9), (9, 16)]})
+    told = verdict(report | {"latency": {"batch 7": slow}, "convolutions": [(1, 9), (9, 16)]})
     assert told[0].startswith("little or no gain at batch 7: 1 of 1 convolutions")
-    assert demo.verdict(report | {"latency": {"batch 7": {"pruned": {"speedup": 1.5}}}}) == []
+    assert verdict(report | {"latency": {"batch 7": {"pruned": {"speedup": 1.5}}}}) == []
 
 
 def test_an_unusable_folder_is_refused_before_any_training(
@@ -139,7 +141,7 @@ def test_the_penalty_zeroes_weak_columns_only():
     with torch.no_grad():
         convolution.weight[:, 0] = 1.0
         convolution.weight[:, 1] = 0.01
-    demo.shrink_columns([convolution], step=0.1)
+    shrink_columns([convolution], step=0.1)
     strong, weak = convolution.weight[:, 0], convolution.weight[:, 1]
     assert weak.count_nonzero() == 0
     torch.testing.assert_close(strong, torch.full_like(strong, 0.9))

@@ -21,8 +21,8 @@ FUNCTIONS = {
     "lower": "(program, target='onnx', *, plan=None, **options)",
     "quantize": "(program, calibration=None, *, weights=8, activations=8, method='mse', "
     "percentile=99.99, first_last=8, skip=(), rounding='half_even', align=True, "
-    "equalize=False, correct_bias=True, strict=False, budget=None, checkpoint=None, loss=None, "
-    "seed=None, plan=None, check=True, instruments=())",
+    "equalize=False, correct_bias=True, strict=False, levels=False, budget=None, checkpoint=None, "
+    "loss=None, seed=None, plan=None, check=True, instruments=())",
     "quantize_weights": "(program, calibration=None, *, bits=4, group=32, groups='auto', "
     "method='gptq', skip=())",
     "plan": "(program, keep_inputs=None, keep_outputs=None, *, target=None, **options)",

@@ -42,6 +42,17 @@ def test_every_backend_is_the_interpreter(
     narrows.lower(quantized.program, form=form, samples=1)  # and this to ONNX Runtime
 
 
+@bounded(4)
+@given(steps, heads, st.integers(0, 99), st.sampled_from((2, 3, 4, 5)), forms)
+def test_levels_of_unequal_width_are_the_interpreter(
+    drawn: list[Step], head: str, seed: int, activations: int, form: str
+) -> None:
+    program = captured(drawn, head, seed)
+    options = {"activations": activations, "first_last": None, "align": False}
+    quantized = narrows.quantize(program, [images(4, seed)], levels=True, **options)
+    narrows.lower(quantized.program, form=form, samples=1)
+
+
 @bounded(8)
 @given(steps, heads, st.integers(0, 99), st.sampled_from((0.3, 0.6)))
 def test_pruned_programs_quantize(drawn: list[Step], head: str, seed: int, amount: float) -> None:

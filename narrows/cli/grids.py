@@ -29,6 +29,7 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
         "rounding": arguments.rounding,
         "skip": tuple(arguments.skip) if arguments.skip else None,
         "strict": arguments.strict or None,
+        "levels": arguments.levels or None,
     }
     budget = arguments.budget
     learned = {

@@ -217,6 +217,11 @@ def _grids(command: argparse.ArgumentParser) -> None:
         help="for rapq: keep what is done in a file, and go on from it",
     )
     group.add_argument(
+        "--levels",
+        action="store_true",
+        help="let activations of 5 bits and fewer have levels of unequal width",
+    )
+    group.add_argument(
         "--rounding", choices=("half_even", "half_up"), help="how shifts settle ties (half_even)"
     )
     group.add_argument(

@@ -183,3 +183,24 @@ def test_add_and_mul_round_as_the_interpreter_on_every_pair_of_codes() -> None:
             for optimize in (True, False):
                 (got,) = artifact.run_flat(program.examples, optimize=optimize)
                 assert torch.equal(torch.from_numpy(got), made(*program.examples))
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("width", [258, 259, 1024, 4000])
+def test_the_sums_of_a_layer_norm_are_exact_at_every_width(width: int, signed: bool) -> None:
+    low = -1.0 if signed else 0.0
+    b = Builder((2, width))
+    b.examples = (torch.linspace(low, 1.0, 2 * width).reshape(2, width),)
+    normed = b.call(aten.layer_norm.default, b.inputs[0], [width])
+    made = narrows.quantize(b.program(normed), [b.examples[0]]).program
+    rows = torch.rand(6, width) * (1 - low) + low
+    # Codes at the ends have the largest sums; where they hardly differ, an error shows most.
+    rows[:5] = 1.0
+    rows[1] = low
+    rows[2, ::2] = low
+    rows[3, ::64] -= 1 / 127
+    rows[4, :7] -= 3 / 127
+    artifact = narrows.lower(made, samples=1)
+    for optimize in (True, False):
+        (got,) = artifact.run_flat([rows], optimize=optimize)
+        assert np.array_equal(got, made(rows).numpy())

@@ -48,6 +48,16 @@ def test_options_reach_the_plan(data: str, capsys) -> None:
     capsys.readouterr()
 
 
+def test_levels_are_asked_for(data: str, capsys) -> None:
+    assert main(["quantize", *SPEC, "--data", data, "--levels", "-o", "no"]) == 2
+    assert "for activations of 5 bits and fewer" in capsys.readouterr().err
+    words = ["--data", data, "--levels", "--activation-bits", "3", "--save-plan", "q.json"]
+    assert main(["quantize", "cli_nets.py:wide", *SPEC[1:], *words, "-o", "out"]) == 0
+    notes = json.loads(Path("q.json").read_text())["notes"]
+    assert "levels" in {note["reason"] for note in notes}
+    assert main(["check", "out"]) == 0
+
+
 def test_rounding_is_learned(data: str, capsys) -> None:
     words = ["--data", data, "--method", "rapq", "--budget", "6", "--checkpoint", "state.pt"]
     assert main(["quantize", *SPEC, *words, "-o", "out", "--save-plan", "q.json"]) == 0

@@ -46,6 +46,12 @@ def batches(program: Program, data: Iterable[Any] | None, doing: str) -> Iterato
         )
 
 
+def kept(data: Iterable[Any] | None) -> list[Any]:
+    """Return data that is read more than once; `UsageError` for what is one batch."""
+    _refuse(data)
+    return [] if data is None else list(data)
+
+
 def _check(program: Program, flat: list[Any], count: int) -> None:
     for node, value, example in zip(program.placeholders, flat, program.examples, strict=True):
         if not isinstance(value, Tensor) or not isinstance(example, Tensor):
@@ -91,4 +97,4 @@ def as_inputs(item: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     )
 
 
-__all__ = ["as_inputs", "batches"]
+__all__ = ["as_inputs", "batches", "kept"]

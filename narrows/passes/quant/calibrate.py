@@ -30,6 +30,7 @@ from narrows.passes.quant.plan import QuantPlan
 from narrows.passes.quant.survey import Survey, matches, survey
 
 BIAS_BITS = 23  # at most for a bias: the accumulator is then a float32 if the products' sum is
+LEVEL_BITS = 5  # at most where levels are chosen: with more, their steps are a code or two
 METHODS = ("mse", "minmax", "percentile", "rapq")
 
 Bits = int | Mapping[str, int]
@@ -56,6 +57,7 @@ class Settings:
         equalize: Whether powers of two move between layers to balance channel ranges.
         correct_bias: Whether the mean error of every layer's weights is taken from its bias.
         strict: Whether an operator without an integer form is an error.
+        levels: Whether activations of 5 bits and fewer may have levels of unequal width.
     """
 
     weights: Codings = 8
@@ -69,6 +71,7 @@ class Settings:
     equalize: bool = False
     correct_bias: bool = True
     strict: bool = False
+    levels: bool = False
 
     def __post_init__(self) -> None:
         check_rounding(self.rounding)
@@ -88,6 +91,13 @@ class Settings:
                     check_bits(what, bits)
         if self.first_last is not None:
             check_bits("first_last", self.first_last)
+        least = self.activations if isinstance(self.activations, int) else BITS[0]
+        if self.levels and least > LEVEL_BITS:
+            raise UsageError(
+                f"levels of unequal width are for activations of {LEVEL_BITS} bits and fewer",
+                why="their thresholds lie between codes of 8 bits",
+                hint="activations=4",
+            )
         codings = self.weights.values() if isinstance(self.weights, Mapping) else (self.weights,)
         named = [coding for coding in codings if isinstance(coding, str)]
         if named and self.method == "rapq":

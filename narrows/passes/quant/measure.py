@@ -203,10 +203,11 @@ class _SideBySide:
                 told.add(name)
                 yield self._weight(name, node, self.prepared.tensor(layer.weight).detach())
             if node in self.tallies:
-                on = self.plan.activations[node.name]
+                levels = self.plan.levels.get(node.name)
+                on = self.plan.activations[node.name] if levels is None else levels.grid
                 yield self.tallies[node].measured(
                     node.name, node, kind="activation", exponents=(on.exponent,), zero=on.zero,
-                    bits=on.bits,
+                    bits=on.bits, levels=0 if levels is None else len(levels.thresholds) + 1,
                 )  # fmt: skip
 
     def _weight(self, name: str, node: fx.Node, weight: Tensor) -> Measured:

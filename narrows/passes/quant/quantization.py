@@ -20,7 +20,9 @@ from narrows.passes.decompose_attention import DecomposeAttention
 from narrows.passes.eliminate_dead import EliminateDead
 from narrows.passes.fold_batch_norm import FoldBatchNorm
 from narrows.passes.pipeline import Instrument, PassReport, Pipeline
+from narrows.passes.quant.batches import kept
 from narrows.passes.quant.calibrate import Settings, calibrate
+from narrows.passes.quant.choose_levels import choose_levels
 from narrows.passes.quant.equalize_channels import EqualizeChannels
 from narrows.passes.quant.exactness import assert_exact
 from narrows.passes.quant.fold_shifts import FoldShifts
@@ -112,21 +114,35 @@ def quantize(
     bits = settings.activations if isinstance(settings.activations, int) else 8
     watches = list(instruments)
     prepared = preparation(bits, equalize=settings.equalize).run(program, watches)
+    stored: list[Any] = []
     if plan is not None:
         chosen = plan
-    elif settings.method == "rapq":
-        how = learning or Learning()
-        calibration = None if calibration is None else list(calibration)
-        chosen = rapq(program, prepared.program, calibration, settings, how)
+    elif settings.method == "rapq" or settings.levels:
+        stored = kept(calibration)
+        chosen = _reconstructed(program, prepared.program, stored, settings, learning)
     else:
         chosen = calibrate(prepared.program, calibration, settings)
     fake = Pipeline([Quantize(chosen)]).run(prepared.program, watches)
     folded = Pipeline([FoldShifts()]).run(fake.program, watches)
-    if plan is None and settings.method == "rapq":
-        assert calibration is not None
-        assert_exact(fake.program, folded.program, next(iter(calibration)))
+    if stored:
+        assert_exact(fake.program, folded.program, stored[0])
     reports = (*prepared.reports, *fake.reports, *folded.reports)
     return Quantized(folded.program, chosen, fake.program, prepared.program, reports)
+
+
+def _reconstructed(
+    program: Program,
+    prepared: Program,
+    data: list[Any],
+    settings: Settings,
+    learning: Learning | None,
+) -> QuantPlan:
+    """Return the plan of the methods that look at what blocks compute, and keep the data for it."""
+    if settings.method == "rapq":
+        plan = rapq(program, prepared, data, settings, learning or Learning())
+    else:
+        plan = calibrate(prepared, data, settings)
+    return choose_levels(prepared, plan, data) if settings.levels else plan
 
 
 def quantize_options(

@@ -23,15 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from narrows.ir.integer.codes import WeightCodes
 from narrows.ir.integer.grid import Grid, WeightGrid
 from narrows.ir.ops.args import arguments
 from narrows.ir.program import Meta, Note, Program, aten
 from narrows.passes.quant import resume
-from narrows.passes.quant.batches import as_inputs
-from narrows.passes.quant.blocks import cut
 from narrows.passes.quant.calibrate import Settings, calibrate
 from narrows.passes.quant.learning import Learning
 from narrows.passes.quant.plan import QuantPlan
@@ -40,14 +38,17 @@ from narrows.passes.quant.reconstruct import (
     Block,
     Steps,
     Values,
+    apart,
     choose_activation,
     choose_steps,
     correct_biases,
     learn,
     loss_of,
+    on,
 )
 from narrows.passes.quant.survey import Survey, survey
 from narrows.passes.quant.trial import Site, Span, Trial, exponent_of
+from narrows.passes.quant.walk import holding, spans_of, split, walk
 
 PER_BLOCK = 500  # iterations, where no budget is given
 LEARNING = 0.85  # the share of a time that blocks get; the rest is for the last look
@@ -109,14 +110,16 @@ class Reconstruction:
         self.learning, self.steps = learning, steps
         device = learning.device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.found = survey(prepared, plan.floats)
-        self.trial = Trial(prepared, plan, self.found, torch.device(device))
-        self.inputs = _inputs(prepared, items, learning.batch)
+        bare = dataclasses.replace(plan, offsets={}, codes={})  # both are what is looked for
+        self.trial = Trial(prepared, bare, self.found, torch.device(device))
+        self.inputs = split(prepared, items, learning.batch)
         self.powers = _norm_powers(program) if learning.loss == "norm" else {}
-        self.spans = _spans(self.trial, cut(prepared, self.found))
+        self.spans = spans_of(self.trial, self.found)
         self.groups = _groups(self.trial, self.found, settings)
         plain = dataclasses.replace(learning, budget=None, checkpoint=None, device=None)
-        self.key = resume.key(prepared, self.inputs, repr((settings, plain, steps)))
-        self.searched = _count(self.inputs, SEARCHED)
+        given = dataclasses.replace(settings, levels=False)  # they come afterwards
+        self.key = resume.key(prepared, self.inputs, repr((given, plain, steps)))
+        self.searched = holding(self.inputs, SEARCHED)
         self.told = 0.0
 
     def run(self) -> QuantPlan:
@@ -131,60 +134,32 @@ class Reconstruction:
         done = self._resume()
         if done > len(self.spans):
             return
-        placeholders = self.prepared.placeholders
-        names = [self.trial.named[n.name] for n in placeholders]
-        plain: list[Values] = [dict(zip(names, item, strict=True)) for item in self.inputs]
-        rounded: list[Values] = [dict(values) for values in plain]
-        last = {n: i for i, span in enumerate(self.spans) for n in span.reads}
         costs = [_cost(span, self.trial) for span in self.spans]
         used: set[fx.Node] = set()
-        for index, span in enumerate(self.spans):
-            block = self._block(span, plain, rounded, used)
+        for index, given in enumerate(walk(self.trial, self.spans, self.inputs)):
             if index >= done:
                 share = costs[index] / max(sum(costs[index:]), 1)
                 left = self._left(begun, share)
-                self._one(index, block, left)
+                self._one(index, self._open(given, used), left)
                 self._save(index + 1)
-            used |= {n for n in span.nodes if n in self.trial.sites}
-            made = self._advance(span, rounded)
-            for values, target in zip(plain, block.targets, strict=True):
-                values[span.exit] = target
-            for values, value in zip(rounded, made, strict=True):
-                values[span.exit] = value
-            for node in span.reads:
-                if last[node] == index and node.op != "placeholder":
-                    for values in (*plain, *rounded):
-                        values.pop(node, None)
+            used |= {n for n in given.span.nodes if n in self.trial.sites}
         self._finish(begun)
         self._save(len(self.spans) + 1)
 
     # ------------------------------------------------------------------ a block
 
-    def _block(
-        self, span: Span, plain: list[Values], rounded: list[Values], used: set[fx.Node]
-    ) -> Block:
-        trial = self.trial
-        targets = []
-        with torch.no_grad():
-            for values in plain:
-                given = {n: _to(values[n], trial.device) for n in span.reads}
-                targets.append(trial.run(span, given, "float").cpu())
-        nodes = set(span.nodes)
+    def _open(self, block: Block, used: set[fx.Node]) -> Block:
+        """Return a block with what is open in it: grids that no other has used, and roundings."""
+        nodes = set(block.span.nodes)
         groups = [
             group for group in self.groups
             if all(site.node in nodes and site.node not in used for site in group)
         ]  # fmt: skip
-        kernels = [k for n, k in trial.kernels.items() if n in nodes and k.codes is None]
-        powers = [self.powers[k.name] for k in kernels if k.name in self.powers]
-        return Block(
-            span,
-            [{n: v[n] for n in span.reads} for v in plain],
-            [{n: v[n] for n in span.reads} for v in rounded],
-            targets,
-            groups,
-            list(dict.fromkeys(kernels)),
-            powers[-1] if powers else 2.0,
-        )
+        open_ = [k for n, k in self.trial.kernels.items() if n in nodes and k.codes is None]
+        powers = [self.powers[k.name] for k in open_ if k.name in self.powers]
+        kernels = list(dict.fromkeys(open_))
+        power = powers[-1] if powers else 2.0
+        return dataclasses.replace(block, groups=groups, kernels=kernels, power=power)
 
     def _one(self, index: int, block: Block, left: tuple[int, float | None]) -> None:
         trial, learning = self.trial, self.learning
@@ -214,14 +189,6 @@ class Reconstruction:
             )
         self._tell(index, name, f"loss {best:.3g}", end=True)
 
-    def _advance(self, span: Span, rounded: list[Values]) -> list[Tensor]:
-        trial = self.trial
-        with torch.no_grad():
-            return [
-                trial.run(span, {n: _to(v[n], trial.device) for n in span.reads}, "hard").cpu()
-                for v in rounded
-            ]
-
     def _finish(self, begun: float) -> None:
         """Try every activation's exponent by the loss at the outputs, from the inputs on."""
         seconds = self.learning.seconds
@@ -230,9 +197,7 @@ class Reconstruction:
         exits = [span.exit for span in self.spans]
         names = [trial.named[n.name] for n in self.prepared.placeholders]
         items = self.inputs[: self.searched]
-        values: list[Values] = [
-            {n: _to(v, trial.device) for n, v in zip(names, item, strict=True)} for item in items
-        ]
+        values: list[Values] = [on(dict(zip(names, item, strict=True)), trial) for item in items]
         whole = trial.span(output, [])
         with torch.no_grad():
             targets = [trial.run(whole, v, "float") for v in values]
@@ -247,7 +212,7 @@ class Reconstruction:
 
                 def loss(rest: Span = rest) -> float:
                     pairs = zip(values, targets, strict=True)
-                    return sum(_apart(trial.run(rest, v, "hard"), t) for v, t in pairs)
+                    return sum(apart(trial.run(rest, v, "hard"), t) for v, t in pairs)
 
                 best = loss() if groups else 0.0
                 for group in groups:
@@ -338,58 +303,10 @@ def _full_precision(device: torch.device) -> Iterator[None]:
             library.allow_tf32 = allowed
 
 
-def _apart(made: Sequence[Any], targets: Sequence[Any]) -> float:
-    """Return how far outputs are apart: squared errors over squares, one after the other."""
-    total = 0.0
-    for a, b in zip(made, targets, strict=True):
-        if isinstance(b, Tensor) and b.is_floating_point():
-            total += float((a - b).square().sum() / b.square().sum().clamp(min=1e-30))
-    return total
-
-
-def _to(value: Any, device: torch.device) -> Any:
-    return value.to(device) if isinstance(value, Tensor) else value
-
-
 def _exponent(step: float) -> int:
     exponent = exponent_of(step)
     assert exponent is not None, step
     return exponent
-
-
-def _inputs(program: Program, items: Sequence[Any], batch: int) -> list[list[Any]]:
-    """Return the flat inputs of every item; items of a free batch are split into small ones."""
-    result: list[list[Any]] = []
-    for item in items:
-        flat = program.flat_inputs(*as_inputs(item))
-        free = [
-            i for i, (node, v) in enumerate(zip(program.placeholders, flat, strict=True))
-            if isinstance(v, Tensor) and 0 in Meta(node).dynamic
-        ]  # fmt: skip
-        counts = {flat[i].shape[0] for i in free}
-        if len(counts) != 1:
-            result.append(flat)
-            continue
-        for start in range(0, counts.pop(), batch):
-            result.append(
-                [v[start : start + batch] if i in free else v for i, v in enumerate(flat)]
-            )
-    return result
-
-
-def _count(inputs: list[list[Any]], samples: int) -> int:
-    """Return how many items hold so many samples."""
-    seen = 0
-    for count, item in enumerate(inputs, 1):
-        seen += max((v.shape[0] for v in item if isinstance(v, Tensor) and v.dim()), default=1)
-        if seen >= samples:
-            return count
-    return len(inputs)
-
-
-def _spans(trial: Trial, ends: Sequence[fx.Node]) -> list[Span]:
-    exits = [trial.named[n.name] for n in ends]
-    return [trial.span(exit, exits[:i]) for i, exit in enumerate(exits)]
 
 
 def _groups(trial: Trial, found: Survey, settings: Settings) -> list[list[Site]]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -51,8 +51,8 @@ class Block:
     plain: list[Values]
     rounded: list[Values]
     targets: list[Tensor]
-    groups: list[list[Site]]
-    kernels: list[Kernel]
+    groups: list[list[Site]] = field(default_factory=list)
+    kernels: list[Kernel] = field(default_factory=list)
     power: float = 2.0
 
 
@@ -78,17 +78,27 @@ def distance(made: Tensor, target: Tensor, power: float) -> Tensor:
     return (error * error).mean() if power == 2.0 else error.abs().pow(power).mean()
 
 
+def apart(made: Sequence[Any], targets: Sequence[Any]) -> float:
+    """Return how far outputs are apart: squared errors over squares, one after the other."""
+    total = 0.0
+    for a, b in zip(made, targets, strict=True):
+        if isinstance(b, Tensor) and b.is_floating_point():
+            total += float((a - b).square().sum() / b.square().sum().clamp(min=1e-30))
+    return total
+
+
 def loss_of(trial: Trial, block: Block, items: Sequence[int]) -> float:
     """Return the loss of a block as it is, everything rounded."""
     total = 0.0
     with torch.no_grad():
         for i in items:
-            made = trial.run(block.span, _on(block.rounded[i], trial), "hard")
+            made = trial.run(block.span, on(block.rounded[i], trial), "hard")
             total += float(distance(made, block.targets[i].to(trial.device), block.power))
     return total / len(items)
 
 
-def _on(values: Values, trial: Trial) -> Values:
+def on(values: Values, trial: Trial) -> Values:
+    """Return values on the device of a trial."""
     return {n: v.to(trial.device) if isinstance(v, Tensor) else v for n, v in values.items()}
 
 
@@ -153,9 +163,9 @@ def _closest(
     with torch.no_grad():
         for i in items:
             kept: dict[fx.Node, Tensor] = dict.fromkeys([operand])  # type: ignore[arg-type]
-            trial.run(block.span, _on(block.rounded[i], trial), "hard", keep=kept)
+            trial.run(block.span, on(block.rounded[i], trial), "hard", keep=kept)
             goal: dict[fx.Node, Tensor] = dict.fromkeys([layer])  # type: ignore[arg-type]
-            trial.run(block.span, _on(block.plain[i], trial), "float", keep=goal)
+            trial.run(block.span, on(block.plain[i], trial), "float", keep=goal)
             pairs.append((kept, goal[layer]))
         held = kernel.steps
         tried = [torch.maximum(held * f, kernel.finest) for f in factors]
@@ -206,8 +216,8 @@ def _errors(trial: Trial, block: Block, kernel: Kernel, items: Sequence[int]) ->
         for i in items:
             kept: dict[fx.Node, Tensor] = dict.fromkeys([kernel.layer])  # type: ignore[arg-type]
             goal: dict[fx.Node, Tensor] = dict.fromkeys([kernel.layer])  # type: ignore[arg-type]
-            trial.run(block.span, _on(block.rounded[i], trial), "hard", keep=kept)
-            trial.run(block.span, _on(block.plain[i], trial), "float", keep=goal)
+            trial.run(block.span, on(block.rounded[i], trial), "hard", keep=kept)
+            trial.run(block.span, on(block.plain[i], trial), "float", keep=goal)
             found.append(kept[kernel.layer] - goal[kernel.layer])
     return found
 
@@ -276,7 +286,7 @@ def learn(
         i = draw.randrange(len(block.targets))
         for kernel, begin, unit, shift in zip(free, first, units, shifts, strict=True):
             kernel.shift = begin + shift * unit
-        plain, rounded = _on(block.plain[i], trial), _on(block.rounded[i], trial)
+        plain, rounded = on(block.plain[i], trial), on(block.rounded[i], trial)
         given = {n: _mixed(v, plain[n], drop) for n, v in rounded.items()}
         made = trial.run(block.span, given, "soft", drop)
         loss = distance(made, block.targets[i].to(trial.device), block.power) / scale
@@ -321,6 +331,6 @@ def _bias_units(trial: Trial, block: Block, kernels: Sequence[Kernel]) -> list[T
 
 
 __all__ = [
-    "POWERS_OF_TWO", "Block", "Steps", "choose_activation", "choose_steps", "correct_biases",
-    "learn", "loss_of",
+    "POWERS_OF_TWO", "Block", "Steps", "apart", "choose_activation", "choose_steps",
+    "correct_biases", "learn", "loss_of", "on",
 ]  # fmt: skip

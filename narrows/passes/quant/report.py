@@ -43,6 +43,7 @@ class Measured:
             quantizers up to here do; ``None`` for a weight.
         gain: What the outputs gain without this quantizer, in dB; ``None`` if not measured.
         source: ``file:line`` of the user's code.
+        levels: How many levels of unequal width an activation has; 0 where its steps are even.
     """
 
     name: str
@@ -61,16 +62,18 @@ class Measured:
     gain: float | None = None
     source: str = ""
     terms: int = 0
+    levels: int = 0
 
     @property
     def grid(self) -> str:
-        """The scales, zero point and bits as text: ``2^-5 z128``, ``2^-9..2^-4 pot4``."""
+        """As text: ``2^-5 z128``, ``2^-9..2^-4 pot4``, ``2^-2 3b, 8 levels``."""
         least, most = min(self.exponents), max(self.exponents)
         text = f"2^{-most}" if least == most else f"2^{-most}..2^{-least}"
         text += f" z{self.zero}" if self.zero else ""
         if self.terms:
             return f"{text} {self._weights.coding}"
-        return text + (f" {self.bits}b" if self.bits != 8 else "")
+        text += f" {self.bits}b" if self.bits != 8 else ""
+        return text + (f", {self.levels} levels" if self.levels else "")
 
     @property
     def end(self) -> float:

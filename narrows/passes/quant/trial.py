@@ -12,7 +12,6 @@ A scale is kept as the step between two codes, a float; a power of two is one ex
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 import narrows.ir.integer.library  # noqa: F401  (defines torch.ops.narrows)
-from narrows.ir.integer.grid import Grid
+from narrows.ir.integer.grid import Grid, Levels
 from narrows.ir.integer.rounding import round_float
 from narrows.ir.ops import table
 from narrows.ir.ops.args import arguments
@@ -49,6 +48,8 @@ class Site:
         step: Between two codes.
         low: The smallest number of steps, 0 or negative.
         high: The largest one.
+        levels: Where the steps are not equally wide: the grid of the codes between whose
+            thresholds they lie, and the levels.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Site:
     step: float
     low: int
     high: int
+    levels: tuple[Grid, Levels] | None = None
 
 
 @dataclass(eq=False)
@@ -194,7 +196,8 @@ class Trial:
 
     Args:
         prepared: The prepared program.
-        plan: The grids to begin with; its offsets and codes are not used.
+        plan: The grids to begin with. Its offsets and codes are part of the biases and weights, in
+            ``float``, too.
         found: The survey of ``prepared``.
         device: Where to run.
     """
@@ -208,9 +211,8 @@ class Trial:
     kernels: dict[fx.Node, Kernel] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        bare = dataclasses.replace(self.plan, offsets={}, codes={})
-        fake = Quantize(bare).run(self.prepared).program
-        self.graph, self.rounding = fake.graph, bare.rounding
+        fake = Quantize(self.plan).run(self.prepared).program
+        self.graph, self.rounding = fake.graph, self.plan.rounding
         self.weights = {n: t.detach().to(self.device) for n, t in fake.weights.items()}
         self.order = {n: i for i, n in enumerate(fake.graph.nodes)}
         self.named = {n.name: n for n in fake.graph.nodes}
@@ -375,6 +377,10 @@ class Trial:
     def _rounded(self, site: Site, x: Tensor, drop: Drop | None) -> Tensor:
         entry = site.node.kwargs.get("entry", False)
         rounding = "half_even" if entry else self.rounding
+        if site.levels is not None:
+            own, levels = site.levels
+            x = ops.fake_quantize.default(x, own.exponent, own.zero, own.low, own.high, rounding)
+            return ops.staircase.default(x, *levels.arguments(own))
         if drop is None or not x.is_floating_point():
             steps = round_float(x / site.step, rounding).clamp_(site.low, site.high)
             return steps.mul_(site.step)
@@ -403,18 +409,31 @@ class Trial:
     def _exact(self, node: fx.Node, args: Any, plain: Tensor) -> Tensor:
         """Return what the operator gives on the grids as they are, if they are powers of two."""
         at = 2 if node.target is ops.fake_softmax.default else 5
-        source = self.rounded_at(node.all_input_nodes[0])
         ends = [u for u in self._tail(node).users if u in self.sites]
-        if source is None or not ends:
+        if not ends:
             return plain
-        grids = []
-        for site in (self.sites[source], self.sites[ends[0]]):
-            exponent = exponent_of(site.step)
-            if exponent is None:
-                return plain
-            zero = arguments(site.node)["zero"]
-            grids.append([exponent, zero, site.low + zero, site.high + zero])
-        return node.target(*args[:at], *grids, *args[at + 2 :])  # type: ignore[operator]
+        stairs = self.sites[ends[0]].levels  # what is made lies before them
+        grids = [
+            self._grid(node.all_input_nodes[0]),
+            self._grid(ends[0]) if stairs is None else stairs[0],
+        ]
+        if any(grid is None for grid in grids):
+            return plain
+        given = [[g.exponent, g.zero, g.low, g.high] for g in grids if g is not None]
+        return node.target(*args[:at], *given, *args[at + 2 :])  # type: ignore[operator]
+
+    def _grid(self, node: fx.Node) -> Grid | None:
+        """Return the grid of a tensor, which may have moved since it was rounded, or been scaled by
+        a power of two; ``None`` if its step is none."""
+        if node in self.sites:
+            site = self.sites[node]
+            exponent, bits = exponent_of(site.step), (site.high - site.low).bit_length()
+            return None if exponent is None else Grid(exponent, arguments(node)["zero"], bits)
+        form = table.integer_form(node) if node.op == "call_function" else None
+        if not isinstance(form, Moves):
+            return None
+        inner = self._grid(form.operands(node)[0])
+        return None if inner is None else form.regrid(node, inner)
 
     def _tail(self, node: fx.Node) -> fx.Node:
         while len(node.users) == 1 and not any(u in self.sites for u in node.users):

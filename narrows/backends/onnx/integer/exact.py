@@ -13,6 +13,8 @@ from typing import Any
 from torch import fx
 
 from narrows.backends.onnx.integer.graph import Graph, given
+from narrows.ir.integer.bounds import EXACT
+from narrows.ir.integer.grid import CENTRE
 from narrows.ir.program import Meta
 
 
@@ -72,23 +74,9 @@ def softmax(graph: Graph, node: fx.Node) -> None:
 def layer_norm(graph: Graph, node: fx.Node) -> None:
     """Write layer normalisation, operation by operation as it is defined."""
     args, at = given(node), f"{node.name}."
-    shape = Meta(node).shape
-    rank = len(shape)
-    axes = graph.constant(list(range(rank - args["axes"], rank)), "int64")
-    count = math.prod(shape[rank - args["axes"] :])
-    x = graph.cast(graph.name(args["x"]), "int32", at)
-    if args["x_zero"]:
-        x = graph.add("Sub", [x, graph.scalar(args["x_zero"], "int32")], at)
-    total = graph.add("ReduceSum", [x, axes], at, keepdims=1)
-    # Up to 2**15 elements sum(x**2) is an int32.
-    squares = graph.add("Mul", [x, x], at) if count < 2**15 else None
-    if squares is None:
-        wide = graph.cast(x, "int64", at)
-        squares = graph.add("Mul", [wide, wide], at)
-    squares = graph.add("ReduceSum", [squares, axes], at, keepdims=1)
+    total, squares, d = _moments(graph, node)
+    count = math.prod(_normalised(node))
     spread = graph.cast(_spread(graph, total, squares, count, args["eps"], at), "float32", at)
-    d = graph.add("Mul", [graph.cast(x, "float32", at), graph.scalar(count, "float32")], at)
-    d = graph.add("Sub", [d, graph.cast(total, "float32", at)], at)
     y = graph.add("Mul", [graph.add("Mul", [d, spread], at), graph.name(args["gain"])], at)
     y = graph.add("Add", [y, graph.name(args["offset"])], at)
     if graph.half_up:
@@ -99,6 +87,42 @@ def layer_norm(graph: Graph, node: fx.Node) -> None:
     codes = graph.add("QuantizeLinear", [y, one, zero], node.name if whole else at)
     if not whole:
         clip(graph, codes, args["low"], args["high"], node.name)
+
+
+def _normalised(node: fx.Node) -> tuple[int, ...]:
+    """Return the sizes of the axes that a layer normalises over."""
+    return Meta(node).shape[-given(node)["axes"] :]
+
+
+def _moments(graph: Graph, node: fx.Node) -> tuple[str, str, str]:
+    """Return ``sum(x)``, ``sum(x**2)`` and, in float32, ``n x - sum(x)``.
+
+    Only differences of codes matter, so the zero point may stay in ``x``, or any other come out.
+    The sums are float32 where that holds every partial sum: ONNX Runtime adds those several times
+    as fast as integers.
+    """
+    args, at = given(node), f"{node.name}."
+    codes, grid, rank = graph.name(args["x"]), graph.grid(args["x"]), len(Meta(node).shape)
+    count = math.prod(_normalised(node))
+    axes = graph.constant(list(range(rank - args["axes"], rank)), "int64")
+
+    def summed(x: str) -> str:
+        return graph.add("ReduceSum", [x, axes], at, keepdims=1)
+
+    centre = 0 if count * grid.high**2 <= EXACT else CENTRE
+    quick = count * max(centre - grid.low, grid.high - centre) ** 2 <= EXACT
+    x = graph.cast(codes, "float32" if quick else "int32", at)
+    if quick and centre:
+        x = graph.add("Sub", [x, graph.scalar(centre, "float32")], at)
+    total = summed(x)
+    # Up to 2**15 elements sum(x**2) is an int32.
+    wide = x if quick or count < 2**15 else graph.cast(x, "int64", at)
+    squares = summed(graph.add("Mul", [wide, wide], at))
+    # One pass over bytes, which no other node reads: ONNX Runtime would copy a shared one.
+    scale, zero = graph.scalar(count, "float32"), graph.scalar(centre if quick else 0, "uint8")
+    d = graph.add("DequantizeLinear", [codes, scale, zero], at)
+    sums = total if quick else graph.cast(total, "float32", at)
+    return total, squares, graph.add("Sub", [d, sums], at)
 
 
 def _spread(graph: Graph, total: str, squares: str, count: int, eps: float, at: str) -> str:
