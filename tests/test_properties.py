@@ -11,19 +11,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import narrows
+from narrows.ir.cost import CostTable
 from narrows.ir.program import Program, relative_error
 from narrows.ir.verify import verify
 from narrows.passes.base import TOLERANCE, Fidelity
+from narrows.passes.pipeline import Pipeline
 from narrows.passes.plans.plan import ChannelPlan
 from narrows.passes.prune_channels import PruneChannels
 from tests.networks import random_masks, randomise
 from tests.networks.generated import Generated, Step, bounded, heads, steps
 from tests.networks.reference import masked_module
+from tests.passes.test_forms import costs
 
 EXACT = TOLERANCE[Fidelity.EXACT][torch.float64]
 amounts = st.sampled_from((0.2, 0.5, 0.8, 0.95))
 sides = st.sampled_from(("input", "output", "both"))
 seeds = st.integers(0, 99)
+tables = st.builds(costs, st.sampled_from((1e-6, 1.0, 1e3)), st.sampled_from((1, 4, 16)))
 
 
 def images(batch: int, seed: int) -> torch.Tensor:
@@ -61,6 +65,20 @@ def test_pruned_equals_masked(
         with torch.no_grad():
             assert relative_error(masked(x), reference(x)) <= EXACT
     assert not PruneChannels().run(result).changed
+
+
+@bounded(25)
+@given(steps, heads, amounts, sides, seeds, tables)
+def test_the_form_for_any_costs_equals_masked(
+    drawn: list[Step], head: str, amount: float, side: str, seed: int, table: CostTable
+) -> None:
+    """Whatever copies and widths cost: wider reads, added channels, producers made twice."""
+    program = narrows.capture(built(drawn, head, seed), (images(2, 0),))
+    plan = planned(program, amount, side, seed)
+    result = Pipeline.default(plan, table).run(program).program
+    verify(result)
+    x = images(3, 3)
+    assert relative_error(result(x), plan.masked(program)(x)) <= EXACT
 
 
 @bounded(25)
