@@ -1,14 +1,18 @@
 """Quantized models: are they the same numbers everywhere, and how fast are they?
 
     python -m benchmarks.quantized exactness [--models resnet18 ...] [--size 64] [--images 2]
+    python -m benchmarks.quantized exactness --zoo DIR --models resnet20_cifar10 ... [--images 100]
     python -m benchmarks.quantized speed [--models resnet18 ...] [--size 224] [--rounds 15]
+    python -m benchmarks.quantized speed --models resnet18 --ratio 0.3
 
 *exactness* counts the output elements in which the fake-quantized program, the integer program and
 ONNX Runtime (with its optimizations and without, in every form asked for) differ; all are 0 or it
 exits with 1. *speed* runs the quantized model against the float one and against
 ``onnxruntime.quantization.quantize_static`` (U8S8, per channel, its best setting on x86), in turns,
-on one thread, and prints the medians of thread CPU time. Weights are random, norms have the
-statistics of random images: what is measured does not hang on the weights.
+on one thread, and prints the medians of thread CPU time; with ``--ratio`` the quantized model has
+lost that share of its channels before, the others have not. Weights are random, norms have the
+statistics of random images: what is measured does not hang on the weights. ``--zoo`` takes trained
+networks and their images from a folder as `benchmarks.quantized_accuracy` does.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ from torch import Tensor, nn
 
 import narrows
 from benchmarks.machine import table, write
+from benchmarks.quantized_accuracy import load_zoo
 from narrows.backends.onnx.session import MODEL
 
 MODELS = (
@@ -71,12 +76,29 @@ def settle_norms(module: nn.Module, size: int) -> None:
 # ------------------------------------------------------------------ exactness
 
 
-def exactness(name: str, size: int, images: int, forms: Sequence[str]) -> dict[str, Any]:
-    """Return how many output elements differ from the integer program's, by who computed them."""
+def random_case(name: str, size: int, images: int) -> tuple[nn.Module, Tensor, Tensor]:
+    """Return a model with random weights, images to calibrate it on, and images to compare."""
     module, x = build(name, size)
-    program = narrows.capture(module, (x,), name=name.replace("/", "_"))
+    return module, x, torch.randn(images, 3, size, size)
+
+
+def trained_case(zoo: Any, name: str, images: int) -> tuple[nn.Module, Tensor, Tensor]:
+    """Return a trained model, images to calibrate it on, and images to compare."""
+    if zoo.MODELS[name]["data"] == "cifar10":
+        x, (data, _) = zoo.load_cifar10_calib(64)[0], zoo.load_cifar10_test(images)
+    else:
+        (x, _), (data, _) = (
+            zoo.load_imagenet_sample(part, n) for part, n in (("calib", 16), ("val", images))
+        )
+    return zoo.load(name), zoo.preprocess(name, x), zoo.preprocess(name, data)
+
+
+def exactness(
+    name: str, module: nn.Module, x: Tensor, data: Tensor, forms: Sequence[str]
+) -> dict[str, Any]:
+    """Return how many output elements differ from the integer program's, by who computed them."""
+    program = narrows.capture(module, (x[:2],), name=name.replace("/", "_"))
     quantized = narrows.quantize(program, [x], check=False)
-    data = torch.randn(images, 3, size, size)
     expected = quantized.program(data)
     found: dict[str, Any] = {
         "outputs": expected.numel(),
@@ -99,12 +121,15 @@ def _differing(actual: Any, expected: Tensor) -> int:
 # ------------------------------------------------------------------ speed
 
 
-def speed(name: str, size: int, rounds: int) -> dict[str, Any]:
+def speed(name: str, size: int, rounds: int, ratio: float | None) -> dict[str, Any]:
     """Return median thread CPU times in milliseconds: float, quantize_static's, and ours."""
     module, x = build(name, size)
     program = narrows.capture(module, (x,), name=name.replace("/", "_"))
     with tempfile.TemporaryDirectory() as folder:
         floats = narrows.lower(narrows.apply(program), check=False)
+        if ratio is not None:
+            plan = narrows.plan(program, ratio=ratio, target="onnx")
+            program = narrows.apply(program, plan, target="onnx")
         integers = narrows.quantize(program, [x], check=False).program
         ours = narrows.lower(integers, check=False)
         static = Path(folder) / "static.onnx"
@@ -178,17 +203,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--images", type=int, default=2)
     parser.add_argument("--forms", nargs="+", default=["qdq", "qlinear"])
+    parser.add_argument("--zoo", metavar="DIR", help="of trained networks, for exactness")
+    parser.add_argument("--ratio", type=float, help="of channels to prune, for speed")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--json")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     results: dict[str, dict[str, Any]] = {}
+    zoo = load_zoo(arguments.zoo) if arguments.zoo else None
     for name in arguments.models:
         size = FIXED_SIZE.get(name, arguments.size)
-        if arguments.what == "exactness":
-            results[name] = exactness(name, size, arguments.images, arguments.forms)
+        if arguments.what == "speed":
+            results[name] = speed(name, size, arguments.rounds, arguments.ratio)
+        elif zoo is not None:
+            case = trained_case(zoo, name, arguments.images)
+            results[name] = exactness(name, *case, arguments.forms)
         else:
-            results[name] = speed(name, size, arguments.rounds)
+            case = random_case(name, size, arguments.images)
+            results[name] = exactness(name, *case, arguments.forms)
         print(name, results[name], file=sys.stderr, flush=True)
     header = ["model", *next(iter(results.values()))]
     cells = [[n, *(f"{v:.4g}" for v in r.values())] for n, r in results.items()]
