@@ -162,6 +162,29 @@ def test_nothing_grows_where_more_channels_would_mean_something(name: str) -> No
     assert result.weights["a.weight"].shape[0] <= 10, name
 
 
+class Tied(nn.Module):
+    """A norm that two tensors share, one of them an output, and a scale that is reshaped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 10, 3, padding=1)
+        self.b = nn.Conv2d(3, 10, 3, padding=1)
+        self.norm = nn.BatchNorm2d(10)
+        self.c = nn.Conv2d(3, 5, 3, padding=1)
+        self.scale = nn.Parameter(torch.randn(5))
+        self.head = nn.Conv2d(15, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        c = self.c(x) * self.scale.view(1, 5, 1, 1)
+        return self.head(torch.cat((self.norm(self.a(x)), c), 1)), self.norm(self.b(x))
+
+
+def test_weights_that_others_read_stay() -> None:
+    shapes = {n: tuple(w.shape) for n, w in made(captured(Tied())).weights.items()}
+    assert shapes["a.weight"] == (10, 3, 3, 3)
+    assert shapes["c.weight"] == (5, 3, 3, 3)
+
+
 class Dense(nn.Module):
     """Tensors of 10, 6 and 5 channels that concats join, some twice, read in every usual way."""
 

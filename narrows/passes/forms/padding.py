@@ -9,6 +9,7 @@ any of them stays.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -73,7 +74,8 @@ def _near(program: Program, coupling: Coupling) -> set[str]:
 def _can_grow(facts: Facts, coupling: Coupling) -> bool:
     """Whether channels can be added at the end of a coupling wherever its channels are.
 
-    They may be all that a tensor has, or, behind a concat, a run of it.
+    They may be all that a tensor has, or, behind a concat, a run of it. Weights that anything else
+    reads, too, or that are reshaped on their way, stay as they are.
     """
     if coupling.barrier:
         return False
@@ -82,8 +84,16 @@ def _can_grow(facts: Facts, coupling: Coupling) -> bool:
         if m.positions.shape[1] != 1 or (np.diff(places) != 1).any():
             return False
     inside, near = set(coupling.nodes), _near(facts.program, coupling)
-    nodes = [n for n in facts.program.graph.nodes if n.name in near]
-    return all(_takes_more(facts, n, n.name in inside) for n in nodes)
+    weights = {m.weight for m in coupling.members}
+    for node in facts.program.graph.nodes:
+        if node.op == "get_attr" and str(node.target) in weights:
+            if any(user.name not in near for user in node.users):
+                return False
+        elif node.name in near:
+            within = node.name in inside
+            if not _takes_more(facts, node, within) or _is_tied(facts, node, weights, within):
+                return False
+    return True
 
 
 def _takes_more(facts: Facts, node: fx.Node, inside: bool) -> bool:
@@ -97,6 +107,20 @@ def _takes_more(facts: Facts, node: fx.Node, inside: bool) -> bool:
     if isinstance(row, Join) and inside and not row.stacks:
         return facts.value(node).axes == (arguments(node)["dim"] % len(Meta(node).shape),)
     return inside and row is not None and row.even
+
+
+def _is_tied(facts: Facts, node: fx.Node, grown: set[str], inside: bool) -> bool:
+    """Whether an operator has weights as wide as its channels that do not grow with them."""
+    row = ops.find(node)
+    if isinstance(row, Join):
+        return False
+    if isinstance(row, Contract):
+        c = ops.contraction(facts, node)
+        read = [] if c is None else [c.weight, *([c.bias] if inside and c.bias is not None else [])]
+        return not read or any(n.op != "get_attr" or str(n.target) not in grown for n in read)
+    free = [n for n in node.all_input_nodes if facts.is_free(n)]
+    left = [n for n in free if n.op != "get_attr" or str(n.target) not in grown]
+    return any(math.prod(Meta(n).shape or ()) > 1 for n in left)
 
 
 def _padded(program: Program, extra: Mapping[Coupling, int], base: Base) -> Base:
