@@ -24,16 +24,11 @@ from narrows.backends.tvm import compiler, versions
 from narrows.backends.tvm.devices import DEVICES
 from narrows.errors import ArtifactError, LowerError, UsageError
 from narrows.frontend import capture
+from tests.backends.marks import NEEDS_TVM
 
-HERE = versions.problem()
-pytestmark = pytest.mark.skipif(bool(HERE), reason=HERE or "tvm is there")
+pytestmark = [NEEDS_TVM, pytest.mark.usefixtures("own_cache")]
 
 ROOT = Path(narrows.__file__).parents[1]
-
-
-@pytest.fixture(autouse=True)
-def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NARROWS_CACHE", str(tmp_path / "cache"))
 
 
 class Net(nn.Module):

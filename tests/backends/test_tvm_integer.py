@@ -11,24 +11,19 @@ from torch import Tensor
 
 import narrows
 from narrows.backends import lower
-from narrows.backends.tvm.versions import problem
 from narrows.cli import main
 from narrows.errors import LowerError
 from narrows.ir.integer.grid import Grid
 from narrows.ir.integer.statistics import exponentials
 from narrows.ir.program import Meta, Program
+from tests.backends.marks import NEEDS_TVM
 from tests.builder import Builder
 from tests.networks import NETWORKS
 
-pytestmark = pytest.mark.skipif(bool(problem()), reason=problem() or "tvm is there")
+pytestmark = [NEEDS_TVM, pytest.mark.usefixtures("own_cache")]
 
 ops: Any = torch.ops.narrows
 aten = torch.ops.aten
-
-
-@pytest.fixture(autouse=True)
-def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NARROWS_CACHE", str(tmp_path / "cache"))
 
 
 class Codes(Builder):

@@ -16,14 +16,14 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx
 
 from narrows.backends import lower
-from narrows.backends.tvm.versions import problem
 from narrows.ir.graph import interpret
 from narrows.ir.ops import table
 from narrows.ir.ops.row import Row
 from narrows.ir.ops.samples import Given, Made, Sample, Size, Weight
 from narrows.ir.program import Program
+from tests.backends.marks import NEEDS_TVM
 
-pytestmark = pytest.mark.skipif(bool(problem()), reason=problem() or "tvm is there")
+pytestmark = NEEDS_TVM
 
 aten = torch.ops.aten
 

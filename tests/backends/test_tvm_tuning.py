@@ -13,18 +13,12 @@ from torch import nn
 
 import narrows
 from narrows.backends import lower
-from narrows.backends.tvm import versions
 from narrows.frontend import capture
+from tests.backends.marks import NEEDS_TVM
 
-HERE = versions.problem()
-pytestmark = pytest.mark.skipif(bool(HERE), reason=HERE or "tvm is there")
+pytestmark = [NEEDS_TVM, pytest.mark.usefixtures("own_cache")]
 
 ROOT = Path(narrows.__file__).parents[1]
-
-
-@pytest.fixture(autouse=True)
-def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NARROWS_CACHE", str(tmp_path / "cache"))
 
 
 def quick() -> Any:
