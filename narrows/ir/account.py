@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from torch import fx
 
 from narrows.ir.ops.args import arguments
-from narrows.ir.program import Meta, Program
+from narrows.ir.program import Meta, Program, shape_of
 from narrows.ir.work import CONVOLUTIONS, Work, work_of
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class _Walk:
     def bring(self, node: fx.Node, operand: fx.Node, blocked: bool) -> float:
         """Return the seconds to have an operand in one layout; nothing if it was needed before."""
         held = self.held[operand]
-        if held.blocked == blocked or held.both or len(Meta(operand).shape or ()) != 4:
+        if held.blocked == blocked or held.both or len(shape_of(operand) or ()) != 4:
             return 0.0
         held.both = True
         moved = self.sized(_moved(operand))
@@ -134,12 +134,12 @@ class _Walk:
             return False
         if work.kind == "concat":
             block = table.layout.block
-            widths = [Meta(n).shape[1] for n in operands if len(Meta(n).shape) == 4]
+            widths = [shape_of(n)[1] for n in operands if len(shape_of(n)) == 4]
             return arguments(node).get("dim", 0) in (1, -3) and not any(w % block for w in widths)
         if work.kind == "reduce":
             return set(arguments(node).get("dim") or ()) in ({2, 3}, {-1, -2})
         if work.kind == "pointwise" and len(operands) > 1:
-            return len({Meta(n).shape for n in operands}) == 1
+            return len({shape_of(n) for n in operands}) == 1
         return True
 
     # ------------------------------------------------------------------ fusion
@@ -161,7 +161,7 @@ class _Walk:
         return None
 
     def _added(self, node: fx.Node, work: Work, operands: list[fx.Node]) -> OpCost | None:
-        if len({Meta(n).shape for n in operands}) != 1 or len(Meta(node).shape) != 4:
+        if len({shape_of(n) for n in operands}) != 1 or len(shape_of(node)) != 4:
             return None
         # The later of two convolutions takes in the sum.
         for taker, other in (operands[::-1], operands):
@@ -205,8 +205,8 @@ def account(table: CostTable, program: Program, batch: int | None = None) -> lis
 def example_batch(program: Program) -> int:
     """Return the number of examples in a program's example inputs; 1 where its batch is fixed."""
     for node in program.placeholders:
-        if Meta(node).shape and 0 in Meta(node).dynamic:
-            return Meta(node).shape[0]
+        if shape_of(node) and 0 in Meta(node).dynamic:
+            return shape_of(node)[0]
     return 1
 
 
@@ -215,7 +215,7 @@ def _rescaled(work: Work, scale: float) -> Work:
 
 
 def _moved(node: fx.Node) -> Work:
-    shape: Any = Meta(node).shape
+    shape: Any = shape_of(node)
     return Work("copy", batch=shape[0], inputs=shape[1], outputs=shape[1], space=tuple(shape[2:]))
 
 

@@ -17,7 +17,7 @@ from narrows.ir.labels import Bools, Value, channels, free, opaque
 from narrows.ir.ops import table
 from narrows.ir.ops.args import call
 from narrows.ir.ops.row import Flow, Read
-from narrows.ir.program import Meta, Program
+from narrows.ir.program import Meta, Program, shape_of
 
 
 class Facts:
@@ -102,7 +102,7 @@ def _same_constants(old: Any, new: Any) -> bool:
 
 
 def _flow(facts: Facts, node: fx.Node) -> Flow:
-    shape = Meta(node).shape
+    shape = shape_of(node)
     if node.op == "placeholder":
         axis = _input_axis(node)
         if shape is None:
@@ -115,7 +115,7 @@ def _flow(facts: Facts, node: fx.Node) -> Flow:
         return Flow(None, tuple(reads))
     if shape is None and Meta(node).size is not None:
         return Flow(None)
-    tensors = [n for n in node.all_input_nodes if Meta(n).shape is not None or facts.is_free(n)]
+    tensors = [n for n in node.all_input_nodes if shape_of(n) is not None or facts.is_free(n)]
     if tensors and all(facts.is_free(n) for n in tensors):
         return Flow(free(shape or ()))  # of a split weight too, and of its parts
     row = table.find(node) or table.BARRIER
@@ -131,7 +131,7 @@ def _input_axis(node: fx.Node) -> int | None:
     """Return the channel axis of an input: the one that the first contraction after it sums
     over."""
     seen, queue = {node}, [node]
-    rank = len(Meta(node).shape or ())
+    rank = len(shape_of(node) or ())
     while queue:
         current = queue.pop(0)
         for user in current.users:
@@ -141,7 +141,7 @@ def _input_axis(node: fx.Node) -> int | None:
             axis = row.input_axis(user, current)
             if isinstance(axis, int):
                 return axis % rank if rank else None
-            if axis == "same" and len(Meta(user).shape or ()) == rank:
+            if axis == "same" and len(shape_of(user) or ()) == rank:
                 seen.add(user)
                 queue.append(user)
     return None

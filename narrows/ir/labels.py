@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -52,10 +53,16 @@ class Value:
         assert self.labels is not None
         return self.labels
 
-    @property
+    @cached_property
     def axes(self) -> tuple[int, ...]:
         """The axes along which the labels change."""
         return () if self.labels is None else varying(self.labels)
+
+    @cached_property
+    def natural(self) -> bool:
+        """Whether every label stands at one position, in the order of their numbers."""
+        labels = self.tensor
+        return labels.numel() == self.count and is_count(labels.reshape(-1).numpy())
 
     def known(self) -> Bools:
         """Which labels are constants."""
@@ -68,6 +75,34 @@ def broadcast(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     if all(s == first for s in others):
         return first
     return tuple(torch.broadcast_shapes(*shapes))
+
+
+def some(mask: Bools) -> bool:
+    """Whether any entry of a mask is true; numpy's own ``any`` goes through Python first."""
+    return np.count_nonzero(mask) > 0
+
+
+def same(a: Bools, b: Bools) -> bool:
+    """Whether two masks of one length are equal."""
+    return a is b or np.count_nonzero(a != b) == 0
+
+
+def is_count(positions: Ints) -> bool:
+    """Whether positions are 0, 1, 2 and so on."""
+    return np.count_nonzero(positions != count_to(len(positions))) == 0
+
+
+def count_to(size: int) -> Ints:
+    """Return 0, 1, 2 ... ``size - 1``: a part of one array that nobody writes to."""
+    global _COUNT
+    if size > len(_COUNT):
+        _COUNT = np.arange(2 * size)
+        _COUNT.flags.writeable = False
+    return _COUNT[:size]
+
+
+_COUNT = np.arange(4096)
+_COUNT.flags.writeable = False
 
 
 def opaque(shape: Sequence[int]) -> Value:
@@ -175,7 +210,7 @@ def match(old: Ints, new: Ints) -> Ints | None:
     for no rewrite changes the order inside a channel. ``None`` where ``new`` has an element
     ``old`` lacks.
     """
-    if (old == np.arange(len(old))).all():
+    if is_count(old):
         return new if int(new.max(initial=-1)) < len(old) else None
     if len(old) == len(new) and (old == new).all():
         return np.arange(len(old))

@@ -14,10 +14,10 @@ import numpy as np
 from torch import fx
 
 from narrows.ir.channels import Facts
-from narrows.ir.labels import Bools, Value
+from narrows.ir.labels import Bools, Value, same, some
 from narrows.ir.ops import table
 from narrows.ir.ops.row import Read
-from narrows.ir.program import Meta, Note
+from narrows.ir.program import Meta, Note, shape_of
 
 
 class Demand:
@@ -76,18 +76,22 @@ class Demand:
         Of these only ``valued`` (all, if omitted) must hold their value.
         """
         self._edges[node, slot] = mask
-        if not mask.any():
+        if not some(mask):
             return
         operand = self.facts.flows[node].reads[slot].operand
         need = self.needed(operand)
         need |= mask
-        if operand not in self._alive:
-            self._alive.add(operand)
-            need |= self.forced(operand)
-        known = self._valued.setdefault(operand, np.zeros(len(mask), dtype=bool))
-        known |= mask if valued is None else valued & mask
-        asked = self._asked.setdefault(operand, np.zeros(len(mask), dtype=bool))
-        asked |= mask
+        if valued is None:
+            valued = mask
+        if operand in self._alive:
+            self._valued[operand] |= valued & mask
+            self._asked[operand] |= mask
+            return
+        self._alive.add(operand)
+        if operand in self._forced:
+            need |= self._forced[operand]
+        self._valued[operand] = valued & mask
+        self._asked[operand] = mask.copy()
 
     def required(self, node: fx.Node, slot: int) -> Bools:
         """Return the labels that ``node`` reads of the operand of its ``slot``-th read."""
@@ -104,13 +108,13 @@ class Demand:
         What the operand holds beyond that stays for another reason, and is in nobody's way.
         """
         operand = self.facts.flows[node].reads[slot].operand
-        return np.array_equal(self.required(node, slot), self._asked[operand])
+        return same(self.required(node, slot), self._asked[operand])
 
     def extend(self, node: fx.Node, mask: Bools, reason: str, message: str) -> None:
         """Add labels that ``node`` has a place for although nobody reads them."""
         need = self.needed(node)
         extra = mask & ~need
-        if extra.any():
+        if some(extra):
             if reason:
                 self.note(node, reason, message, extra)
             need |= mask
@@ -145,19 +149,19 @@ class Demand:
         the result its shape and tell its channels apart.
         """
         reads = self.facts.flows[node].reads
-        if all(np.isnan(self.facts.value(r.operand).const).all() for r in reads):
+        if not any(some(self.facts.value(r.operand).known()) for r in reads):
             return set()
         need, valued = self._need[node], self.valued(node)
-        shape = Meta(node).shape
+        shape = shape_of(node)
         found: set[int] = set()
         for slot, read in enumerate(reads):
             value = self.facts.value(read.operand)
-            if not read.reached(need, value.count).any():
+            if not some(read.reached(need, value.count)):
                 continue
-            if np.isnan(value.const[read.reached(valued, value.count)]).any():
+            if some(np.isnan(value.const[read.reached(valued, value.count)])):
                 continue
             others = [r for s, r in enumerate(reads) if s != slot and s not in found]
-            if any(Meta(r.operand).shape == shape for r in others) and _tell_apart(others, need):
+            if any(shape_of(r.operand) == shape for r in others) and _tell_apart(others, need):
                 found.add(slot)
         return found
 
@@ -181,7 +185,7 @@ class Demand:
             value = self.facts.value(read.operand)
             self.require(node, slot, np.ones(value.count, dtype=bool))
             dead = value.known()
-            if dead.any():
+            if some(dead):
                 self.note(read.operand, "output", "they are part of a model output", dead)
 
     def _barrier(self, node: fx.Node, flow: Any) -> None:

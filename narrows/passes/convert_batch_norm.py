@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from narrows.ir.ops.args import arguments
-from narrows.ir.program import Meta, Program, aten, copy_meta
+from narrows.ir.program import Meta, Program, aten, copy_meta, shape_of
 from narrows.passes.base import Fidelity, Pass, PassResult
 
 CONVOLUTIONS = {3: aten.conv1d.default, 4: aten.conv2d.default, 5: aten.conv3d.default}
@@ -42,7 +42,7 @@ def _fits(node: fx.Node) -> bool:
     statistics = [given[k] for k in ("weight", "bias", "running_mean", "running_var")]
     known = all(s is None or s.op == "get_attr" for s in statistics)
     fixed = not given["training"] and given["running_mean"] is not None
-    return known and fixed and len(Meta(node).shape) in CONVOLUTIONS
+    return known and fixed and len(shape_of(node)) in CONVOLUTIONS
 
 
 def _convert(program: Program, norm: fx.Node) -> None:
@@ -57,7 +57,7 @@ def _convert(program: Program, norm: fx.Node) -> None:
 
     scale = of("weight", 1.0) / torch.sqrt(of("running_var", 1.0) + given["eps"])
     shift = of("bias", 0.0) - scale * of("running_mean", 0.0)
-    rank = len(Meta(norm).shape)
+    rank = len(shape_of(norm))
     path = str(given["running_var"].target).rpartition(".")[0]
     weight = _put(program, norm, f"{path}.scale", scale.view(-1, *[1] * (rank - 1)), like.dtype)
     bias = _put(program, norm, f"{path}.shift", shift, like.dtype)
@@ -66,7 +66,7 @@ def _convert(program: Program, norm: fx.Node) -> None:
     with program.graph.inserting_before(norm):
         made = program.graph.create_node("call_function", CONVOLUTIONS[rank], args, {})
     copy_meta(norm, made)
-    Meta(made).shape, Meta(made).dtype = Meta(norm).shape, Meta(norm).dtype
+    Meta(made).shape, Meta(made).dtype = shape_of(norm), Meta(norm).dtype
     norm.replace_all_uses_with(made)
     sources = norm.all_input_nodes
     name = norm.name

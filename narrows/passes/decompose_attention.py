@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from torch import fx
 
 from narrows.ir.ops.args import arguments
-from narrows.ir.program import Meta, Note, Program, aten, copy_meta
+from narrows.ir.program import Meta, Note, Program, aten, copy_meta, shape_of
 from narrows.passes.base import Fidelity, Pass, PassResult
 
 
@@ -53,7 +53,7 @@ def _obstacle(given: dict[str, Any]) -> str:
 def _decompose(graph: fx.Graph, node: fx.Node) -> None:
     given = arguments(node)
     query, key, value = (given[k] for k in ("query", "key", "value"))
-    shape, rank = Meta(query).shape, len(Meta(query).shape)
+    shape, rank = shape_of(query), len(shape_of(query))
     scale = 1 / math.sqrt(shape[-1]) if given["scale"] is None else given["scale"]
 
     def call(target: Any, args: tuple[Any, ...], shape: tuple[int, ...], suffix: str) -> fx.Node:
@@ -62,8 +62,8 @@ def _decompose(graph: fx.Graph, node: fx.Node) -> None:
         Meta(made).shape, Meta(made).dtype = tuple(shape), Meta(node).dtype
         return made
 
-    keys = Meta(key).shape
-    lead = Meta(node).shape[:-2]
+    keys = shape_of(key)
+    lead = shape_of(node)[:-2]
     scores = (*lead, shape[-2], keys[-2])
     with graph.inserting_before(node):
         scaled = call(aten.mul.Tensor, (query, scale), shape, "scaled")
@@ -71,6 +71,6 @@ def _decompose(graph: fx.Graph, node: fx.Node) -> None:
                       (*keys[:-2], keys[-1], keys[-2]), "keys")  # fmt: skip
         products = call(aten.matmul.default, (scaled, turned), scores, "scores")
         weights = call(aten.softmax.int, (products, -1), scores, "weights")
-        result = call(aten.matmul.default, (weights, value), Meta(node).shape, "mixed")
+        result = call(aten.matmul.default, (weights, value), shape_of(node), "mixed")
     node.replace_all_uses_with(result)
     graph.erase_node(node)

@@ -24,7 +24,7 @@ from torch import Tensor, fx
 
 from narrows.ir.graph import interpret, live_nodes
 from narrows.ir.ops.args import arguments
-from narrows.ir.program import Meta, Program, aten
+from narrows.ir.program import Meta, Program, aten, shape_of
 from narrows.passes.base import Fidelity, Pass, PassResult
 
 # torch spells "to the end" with the largest int64.
@@ -130,7 +130,7 @@ def _plus_zero(program: Program, node: fx.Node, given: dict[str, Any]) -> bool:
 
 def _selects_all(program: Program, node: fx.Node, given: dict[str, Any]) -> bool:
     """Whether an ``index_select`` reads every index in order."""
-    shape, index = Meta(node).shape, given["index"]
+    shape, index = shape_of(node), given["index"]
     axis = given["dim"] % len(shape)
     if axis in Meta(node).dynamic or index.op != "get_attr":
         return False
@@ -139,7 +139,7 @@ def _selects_all(program: Program, node: fx.Node, given: dict[str, Any]) -> bool
 
 def _slices_all(program: Program, node: fx.Node, given: dict[str, Any]) -> bool:
     """Whether a ``slice`` spans the axis, at every size of a free one."""
-    shape, end = Meta(node).shape, given["end"]
+    shape, end = shape_of(node), given["end"]
     axis = given["dim"] % len(shape)
     if given["start"] not in (None, 0) or given["step"] != 1:
         return False
@@ -155,7 +155,7 @@ def _in_order(program: Program, node: fx.Node, given: dict[str, Any]) -> bool:
 
 
 def _same_axis(program: Program, node: fx.Node, given: dict[str, Any]) -> bool:
-    rank = max(1, len(Meta(node).shape))
+    rank = max(1, len(shape_of(node)))
     return given["dim0"] % rank == given["dim1"] % rank
 
 
@@ -214,7 +214,7 @@ def _selection_key(program: Program, node: fx.Node) -> Hashable | None:
     ):
         return None
     given = arguments(node)
-    rank = len(Meta(node).shape or ())
+    rank = len(shape_of(node) or ())
     key: list[Hashable] = [node.target]
     for name, value in given.items():
         if name == "index" and value.op == "get_attr":

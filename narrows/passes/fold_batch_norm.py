@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from narrows.ir.ops.args import arguments, changed
-from narrows.ir.program import Meta, Note, Program, aten, copy_meta
+from narrows.ir.program import Meta, Note, Program, aten, copy_meta, shape_of
 from narrows.passes.base import Fidelity, Pass, PassResult
 
 # The operators a norm folds into, with the number of spatial axes (``None``: the channels come
@@ -85,7 +85,7 @@ def _obstacle(norm: fx.Node) -> Note | None:
     layer = given["input"]
 
     def note(reason: str, message: str) -> Note:
-        width = (Meta(norm).shape or (0, 0))[1]
+        width = (shape_of(norm) or (0, 0))[1]
         return Note(norm.name, reason, f"not folded: {message}", width, Meta(norm).source)
 
     if layer.target not in PRODUCERS:
@@ -95,7 +95,7 @@ def _obstacle(norm: fx.Node) -> Note | None:
     if any(user is not norm for user in layer.users):
         others = ", ".join(u.name for u in layer.users if u is not norm)
         return note("branch", f"the output of {layer.name} is also read by {others}")
-    rank = len(Meta(layer).shape or ())
+    rank = len(shape_of(layer) or ())
     spatial = PRODUCERS[layer.target]
     if rank != (2 if spatial is None else spatial + 2):
         return note("axis", f"it normalises another axis than the output channels of {layer.name}")

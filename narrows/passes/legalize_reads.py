@@ -22,7 +22,7 @@ from narrows.ir.channels import Facts
 from narrows.ir.cost import CostTable
 from narrows.ir.labels import Bools
 from narrows.ir.liveness import Demand
-from narrows.ir.program import Meta, Note, Program
+from narrows.ir.program import Meta, Note, Program, shape_of
 from narrows.ir.rewrite import Base, Choices, everything
 from narrows.passes.base import Fidelity, Pass, PassResult
 from narrows.passes.forms.padding import padded
@@ -185,9 +185,9 @@ def _read_notes(facts: Facts, decisions: Sequence[Decision]) -> Iterator[Note]:
 
 def _width_notes(before: Program, after: Program) -> Iterator[Note]:
     """Yield which tensors became wider."""
-    shapes = {n.name: Meta(n).shape for n in before.graph.nodes}
+    shapes = {n.name: shape_of(n) for n in before.graph.nodes}
     for node in after.graph.nodes:
-        old, new = shapes.get(node.name), Meta(node).shape
+        old, new = shapes.get(node.name), shape_of(node)
         if node.op != "call_function" or old is None or new is None or len(old) != len(new):
             continue
         grown = [(a, b) for a, b in zip(old, new, strict=True) if b > a]

@@ -19,7 +19,7 @@ from torch import fx
 from narrows.errors import PassError, UsageError
 from narrows.ir.cost import CostTable
 from narrows.ir.graph import without_collection
-from narrows.ir.program import Meta, Note, Program
+from narrows.ir.program import Meta, Note, Program, shape_of
 from narrows.passes import spelling
 from narrows.passes.base import Pass, PassResult
 
@@ -327,8 +327,8 @@ def _mark(old: Program, twin: fx.Node | None, new: Program, node: fx.Node) -> No
     meta = Meta(node)
     if twin is None:
         meta.remark = "new"
-    elif Meta(twin).shape != meta.shape:
-        meta.was = meta.was or Meta(twin).shape
+    elif shape_of(twin) != meta.shape:
+        meta.was = meta.was or shape_of(twin)
     elif weight_shapes(old, twin) != weight_shapes(new, node):
         meta.remark = "other weights"
 
@@ -360,7 +360,7 @@ def macs(program: Program) -> dict[str, int]:
 
     batch = 1
     if program.dynamic_batch:
-        sizes = [Meta(n).shape[0] for n in program.placeholders if 0 in Meta(n).dynamic]
+        sizes = [shape_of(n)[0] for n in program.placeholders if 0 in Meta(n).dynamic]
         batch = sizes[0] if sizes else 1
     calls = (n for n in program.graph.nodes if n.op == "call_function")
     return {n.name: table.macs(n) // batch for n in calls}

@@ -16,7 +16,7 @@ import torch
 
 from narrows.errors import PassError
 from narrows.ir.labels import Bools
-from narrows.ir.program import Meta, Note, Program, aten
+from narrows.ir.program import Meta, Note, Program, aten, shape_of
 from narrows.ir.rewrite import Base, rewrite
 from narrows.passes.base import Fidelity, Pass, PassResult
 from narrows.passes.plans.plan import ChannelPlan, fingerprint, refuse_nan
@@ -80,7 +80,7 @@ def _on_plan(plan: ChannelPlan, program: Program) -> Iterator[Note]:
 
 def _settled(program: Program, ignored: Mapping[str, Bools]) -> tuple[Program, tuple[Note, ...]]:
     """Return a program rewritten until nothing more goes, and what the last removal had to say."""
-    shapes = {node.name: Meta(node).shape for node in program.graph.nodes}
+    shapes = {node.name: shape_of(node) for node in program.graph.nodes}
     program = program.replace(notes=())
     notes: tuple[Note, ...] = ()
     for turn in range(ROUNDS):
@@ -91,8 +91,8 @@ def _settled(program: Program, ignored: Mapping[str, Bools]) -> tuple[Program, t
         if not _is_restless(program, notes):
             break
     for node in program.graph.nodes:  # across all rounds
-        before = shapes.get(node.name, Meta(node).shape)
-        Meta(node).was = before if before != Meta(node).shape else None
+        before = shapes.get(node.name, shape_of(node))
+        Meta(node).was = before if before != shape_of(node) else None
     return program, notes
 
 
@@ -146,9 +146,9 @@ def is_idle(old: Program, new: Program) -> bool:
     """
     if old.weights.keys() != new.weights.keys() or old.aliases != new.aliases:
         return False
-    shapes = {node.name: Meta(node).shape for node in new.graph.nodes}
+    shapes = {node.name: shape_of(node) for node in new.graph.nodes}
     for node in old.graph.nodes:
-        if Meta(node).shape is not None and shapes.get(node.name) != Meta(node).shape:
+        if shape_of(node) is not None and shapes.get(node.name) != shape_of(node):
             return False
     return all(_same_tensor(t, new.weights[name]) for name, t in old.weights.items())
 

@@ -23,7 +23,7 @@ from narrows.ir.labels import Ints
 from narrows.ir.liveness import Demand
 from narrows.ir.ops import table
 from narrows.ir.ops.join import Join
-from narrows.ir.program import Meta, Note, Program
+from narrows.ir.program import Meta, Note, Program, shape_of
 from narrows.ir.rewrite import Base
 from narrows.passes.base import Fidelity, Pass, PassResult
 from narrows.passes.forms.order import Order, Reader, choose_order
@@ -147,7 +147,7 @@ def _picked(channel: Ints, wants: np.ndarray) -> list[int]:
 
 def _elements(node: fx.Node, wants: np.ndarray) -> float:
     """Return how many numbers a copy of the channels ``wants`` moves, of one example."""
-    shape = Meta(node).shape
+    shape = shape_of(node)
     space = shape[2:] if len(shape) > 3 else shape[1:-1]
     return float(wants.sum()) * max(1, math.prod(space))
 

@@ -2,34 +2,46 @@
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
-from narrows.ir.program import Meta
+from narrows.ir.program import Meta, shape_of
 
 
-@cache
-def _schema(target: Any) -> tuple[tuple[str, Any, bool], ...]:
-    return tuple(
-        (a.name, a.default_value if a.has_default_value() else None, a.kwarg_only)
-        for a in target._schema.arguments
-    )
+class _Schema(NamedTuple):
+    target: Any
+    positional: tuple[str, ...]
+    keywords: frozenset[str]
+    defaults: dict[str, Any]
+
+
+# By identity: torch hashes an overload by its name, in Python, and it is asked for all the time.
+_SCHEMAS: dict[int, _Schema] = {}
+
+
+def _schema(target: Any) -> _Schema:
+    """Return which arguments go by position, which by name alone, and all of them in order."""
+    known = _SCHEMAS.get(id(target))
+    if known is None:
+        listed = target._schema.arguments
+        known = _SCHEMAS[id(target)] = _Schema(
+            target,
+            tuple(a.name for a in listed if not a.kwarg_only),
+            frozenset(a.name for a in listed if a.kwarg_only),
+            {a.name: a.default_value if a.has_default_value() else None for a in listed},
+        )
+    return known
 
 
 def arguments(node: fx.Node) -> dict[str, Any]:
     """Return every argument of an ATen node by its schema name, defaults filled in."""
-    result: dict[str, Any] = {}
-    position = 0
-    for name, default, keyword in _schema(node.target):
-        if not keyword and position < len(node.args):
-            result[name] = node.args[position]
-            position += 1
-        else:
-            result[name] = node.kwargs.get(name, default)
+    schema = _schema(node.target)
+    result = schema.defaults.copy()
+    result.update(zip(schema.positional, node.args, strict=False))
+    result.update(node.kwargs)
     return result
 
 
@@ -42,26 +54,25 @@ def first_tensor(node: fx.Node) -> fx.Node:
 
 def changed(node: fx.Node, changes: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the node's ``args`` and ``kwargs`` with some arguments replaced by schema name."""
-    args, kwargs, position = list(node.args), dict(node.kwargs), 0
-    for name, default, keyword in _schema(node.target):
-        inline = not keyword and position < len(args)
-        if name in changes:
-            if inline:
-                args[position] = changes[name]
-            elif keyword or name in kwargs or changes[name] != default:
-                kwargs[name] = changes[name]
-        position += inline
+    args, kwargs = list(node.args), dict(node.kwargs)
+    schema = _schema(node.target)
+    inline = schema.positional[: len(args)]
+    for name, value in changes.items():
+        if name in inline:
+            args[inline.index(name)] = value
+        elif name in schema.keywords or name in kwargs or value != schema.defaults[name]:
+            kwargs[name] = value
     return tuple(args), kwargs
 
 
 def numeric(value: Any) -> Any:
     """Return an argument with every node that stands for a number replaced by its example value."""
-    return map_arg(value, lambda n: Meta(n).size if Meta(n).shape is None else n)
+    return map_arg(value, lambda n: Meta(n).size if shape_of(n) is None else n)
 
 
 def is_tensor(value: Any) -> bool:
     """Whether an argument is a node that stands for one tensor."""
-    return isinstance(value, fx.Node) and Meta(value).shape is not None
+    return isinstance(value, fx.Node) and shape_of(value) is not None
 
 
 def call(node: fx.Node, values: dict[fx.Node, Tensor]) -> Any:

@@ -10,7 +10,7 @@ from torch import fx
 
 from narrows.ir.labels import Value, opaque
 from narrows.ir.ops.row import Flow, Read, Row
-from narrows.ir.program import Meta, op_name
+from narrows.ir.program import op_name, shape_of
 
 if TYPE_CHECKING:
     from narrows.ir.channels import Facts
@@ -34,7 +34,7 @@ class Barrier(Row):
             for n in node.all_input_nodes
             if isinstance(facts.flows[n].value, Value) and not facts.flows[n].value.free
         )
-        shape = Meta(node).shape
+        shape = shape_of(node)
         value: Any = None if shape is None else opaque(shape)
         why = self.reason or f"{op_name(node)} has no row in the op table"
         return Flow(value, reads, why)

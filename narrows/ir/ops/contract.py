@@ -20,7 +20,7 @@ from narrows.ir.labels import Bools, Ints, Value, channels, match
 from narrows.ir.ops.args import arguments
 from narrows.ir.ops.barrier import barrier_flow
 from narrows.ir.ops.row import Flow, Read, Row, Shared, WeightAxis, labels_along
-from narrows.ir.program import Meta
+from narrows.ir.program import shape_of
 
 if TYPE_CHECKING:
     from narrows.ir.channels import Facts
@@ -163,14 +163,14 @@ class Contract(Row):
             return None
         if args.get("alpha", 1) != 1 or args.get("beta", 1) != 1:
             return None
-        if bias is not None and len(Meta(bias).shape) != 1:
+        if bias is not None and len(shape_of(bias)) != 1:
             return None
-        rank = len(Meta(x).shape)
+        rank = len(shape_of(x))
         axis = self.x_axis if self.spatial == 0 else -1 - self.spatial
         return Contraction(
             x=x, weight=weight, bias=bias, data=facts.data(weight),
             bias_data=None if bias is None else facts.data(bias),
-            x_axis=axis % rank, y_axis=axis % len(Meta(node).shape),
+            x_axis=axis % rank, y_axis=axis % len(shape_of(node)),
             out_axis=self.out_axis, in_axis=self.in_axis, groups=args.get("groups", 1),
             transposed=self.transposed, uniform=self._uniform(args) and len(weight.users) == 1,
             names=(self.x, self.weight, self.bias), heard=self._heard(facts, node, args),
@@ -200,7 +200,7 @@ class Contract(Row):
     @staticmethod
     def contracted(facts: Facts, node: fx.Node, c: Contraction) -> Flow:
         """Return the flow of a contraction with a weight."""
-        value = channels(Meta(node).shape, c.y_axis)
+        value = channels(shape_of(node), c.y_axis)
         along = labels_along(facts.value(c.x), c.x_axis)
         columns = along.expand(-1, c.inputs) if along.shape[1] == 1 else along
         value.const = _constant_outputs(c, facts.value(c.x), columns.numpy())
@@ -362,9 +362,9 @@ class Contract(Row):
         if "groups" in args:
             changes["groups"] = len(order) if groups > 1 else 1
         labels = torch.from_numpy(rows).view(
-            [-1 if a == c.y_axis else 1 for a in range(len(Meta(node).shape))]
+            [-1 if a == c.y_axis else 1 for a in range(len(shape_of(node)))]
         )
-        shape = tuple(len(rows) if a == c.y_axis else s for a, s in enumerate(Meta(node).shape))
+        shape = tuple(len(rows) if a == c.y_axis else s for a, s in enumerate(shape_of(node)))
         return rewriter.emit(node, changes, labels, shape)
 
     @staticmethod
@@ -458,7 +458,7 @@ class Lookup(Row):
         args = arguments(node)
         if not facts.is_free(args["weight"]):
             return barrier_flow(facts, node, "its table is computed from the inputs")
-        shape = Meta(node).shape
+        shape = shape_of(node)
         value = channels(shape, len(shape) - 1)
         data = facts.data(args["weight"])
         same = (data == data[:1]).all(0).numpy()
@@ -492,6 +492,6 @@ class Lookup(Row):
         changes["indices"] = (
             rewriter.operand(node, 0).node if reads else rewriter.plain(args["indices"])
         )
-        shape = (*Meta(node).shape[:-1], len(columns))
+        shape = (*shape_of(node)[:-1], len(columns))
         labels = torch.from_numpy(columns).view([*[1] * (len(shape) - 1), -1])
         return rewriter.emit(node, changes, labels, shape)

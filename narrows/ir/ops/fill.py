@@ -11,7 +11,7 @@ from torch import fx
 from narrows.ir.labels import free, opaque
 from narrows.ir.ops.args import arguments, numeric
 from narrows.ir.ops.row import Flow, Row
-from narrows.ir.program import Meta
+from narrows.ir.program import Meta, shape_of
 
 if TYPE_CHECKING:
     from narrows.ir.channels import Facts
@@ -30,7 +30,7 @@ class Fill(Row):
     value: float | str | None = None
 
     def flow(self, facts: Facts, node: fx.Node) -> Flow:
-        shape = Meta(node).shape
+        shape = shape_of(node)
         if not node.all_input_nodes:
             return Flow(free(shape))
         value = opaque(shape)

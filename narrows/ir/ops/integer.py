@@ -24,7 +24,7 @@ from torch import Tensor, fx
 import narrows.ir.integer.library  # noqa: F401  (defines torch.ops.narrows)
 from narrows.ir.integer.grid import Grid
 from narrows.ir.ops.args import arguments
-from narrows.ir.program import Meta
+from narrows.ir.program import shape_of
 
 ops: Any = torch.ops.narrows
 
@@ -141,11 +141,11 @@ def integer_macs(node: fx.Node) -> int:
     if node.target not in (ops.conv.default, ops.conv_transpose.default, ops.linear.default,
                            ops.matmul.default):  # fmt: skip
         return 0
-    x, weight = (Meta(n).shape for n in node.args[:2] if isinstance(n, fx.Node))
+    x, weight = (shape_of(n) for n in node.args[:2] if isinstance(n, fx.Node))
     if node.target is ops.conv_transpose.default:  # every element of x meets weight[channel]
         return math.prod(x) * math.prod(weight[1:])
     taps = x[-1] if node.target is ops.matmul.default else math.prod(weight[1:])
-    return math.prod(Meta(node).shape) * taps
+    return math.prod(shape_of(node)) * taps
 
 
 # ------------------------------------------------------------------ no arithmetic

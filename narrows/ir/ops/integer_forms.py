@@ -27,7 +27,7 @@ from narrows.ir.ops.integer import (
     Relabel,
     Settled,
 )
-from narrows.ir.program import Meta
+from narrows.ir.program import Meta, shape_of
 
 ops: Any = torch.ops.narrows
 
@@ -70,9 +70,9 @@ class Layer(IntegerForm):
             return f"its bias is computed, by {layer.bias.name}"
         if self.swapped and (args["alpha"] != 1 or args["beta"] != 1):
             return "it scales its product"
-        if self.swapped and layer.bias is not None and len(Meta(layer.bias).shape) != 1:
+        if self.swapped and layer.bias is not None and len(shape_of(layer.bias)) != 1:
             return "its bias is no vector"
-        if self.spatial and len(Meta(args["input"]).shape) != self.spatial + 2:
+        if self.spatial and len(shape_of(args["input"])) != self.spatial + 2:
             return "its input has no batch axis"
         if isinstance(args.get("padding"), str) and self._padding(node) is None:
             return "its padding differs from side to side"
@@ -84,7 +84,7 @@ class Layer(IntegerForm):
             return _spread(args["padding"], self.spatial)
         if args["padding"] == "valid":
             return [0] * self.spatial
-        kernel = Meta(args["weight"]).shape[2:]
+        kernel = shape_of(args["weight"])[2:]
         dilation = _spread(args["dilation"], self.spatial)
         total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
         return None if any(t % 2 for t in total) else [t // 2 for t in total]
@@ -122,7 +122,7 @@ class Matmul(IntegerForm):
 
     def emit(self, fold: Fold, node: fx.Node, out: Settled) -> Call:
         (a, a_grid), (b, b_grid) = (fold.codes(n) for n in self.operands(node))
-        fold.product_fits(node, Meta(self.operands(node)[0]).shape[-1], a_grid, b_grid)
+        fold.product_fits(node, shape_of(self.operands(node)[0])[-1], a_grid, b_grid)
         by = a_grid.exponent + b_grid.exponent - out.grid.exponent
         return ops.matmul.default, (a, b, by, a_grid.zero, b_grid.zero, *out.tail)
 
@@ -253,7 +253,7 @@ class Mean(IntegerForm):
     def emit(self, fold: Fold, node: fx.Node, out: Settled) -> Call:
         args = arguments(node)
         x, grid = fold.codes(self.operands(node)[0])
-        rank = len(Meta(self.operands(node)[0]).shape)
+        rank = len(shape_of(self.operands(node)[0]))
         axes = sorted(a % rank for a in args["dim"])
         by = grid.exponent - out.grid.exponent
         return ops.mean.default, (x, axes, args["keepdim"], by, grid.zero, *out.tail)
@@ -267,11 +267,11 @@ class AveragePool(IntegerForm):
 
     def obstacle(self, node: fx.Node) -> str:
         args = arguments(node)
-        if len(Meta(self.operands(node)[0]).shape) != 4:
+        if len(shape_of(self.operands(node)[0])) != 4:
             return "its input has no batch axis"
         if not self.adaptive:
             return "it has a divisor of its own" if args["divisor_override"] else ""
-        size, wanted = Meta(self.operands(node)[0]).shape[-2:], args["output_size"]
+        size, wanted = shape_of(self.operands(node)[0])[-2:], args["output_size"]
         even = all(s % w == 0 for s, w in zip(size, _spread(wanted, 2), strict=True))
         return "" if even else "its windows differ in size"
 
@@ -286,9 +286,9 @@ class AveragePool(IntegerForm):
             stride = _spread(args["stride"], 2) if args["stride"] else kernel
             how = (kernel, stride, padding, args["ceil_mode"], args["count_include_pad"])
             return ops.average_pool.default, (x, *how, *rest)
-        sizes = zip(Meta(operand).shape[-2:], _spread(args["output_size"], 2), strict=True)
+        sizes = zip(shape_of(operand)[-2:], _spread(args["output_size"], 2), strict=True)
         kernel = [s // w for s, w in sizes]
-        if kernel == list(Meta(operand).shape[-2:]):
+        if kernel == list(shape_of(operand)[-2:]):
             return ops.mean.default, (x, [2, 3], True, *rest)
         return ops.average_pool.default, (x, kernel, kernel, [0, 0], False, True, *rest)
 
@@ -298,7 +298,7 @@ class Softmax(IntegerForm):
     """Softmax from a table of exponentials and one exact quotient."""
 
     def obstacle(self, node: fx.Node) -> str:
-        long = Meta(node).shape[arguments(node)["dim"]] > 2**16
+        long = shape_of(node)[arguments(node)["dim"]] > 2**16
         return "it sums more than 65,536 exponentials" if long else ""
 
     def fake(self, node: fx.Node, grids: list[Grid], out: Grid, rounding: str) -> Call | None:
@@ -310,7 +310,7 @@ class Softmax(IntegerForm):
     def emit(self, fold: Fold, node: fx.Node, out: Settled) -> Call:
         x, axis, grid, *_ = node.args
         codes, _ = fold.codes(x)  # type: ignore[arg-type]
-        bits = statistics.table_bits(out.grid.exponent, Meta(node).shape[axis])  # type: ignore
+        bits = statistics.table_bits(out.grid.exponent, shape_of(node)[axis])  # type: ignore
         made = statistics.exponentials(grid[0], bits)  # type: ignore
         table = fold.constant(f"{node.name}.table", made)
         return ops.softmax.default, (codes, table, axis, out.grid.exponent, *out.tail)
@@ -339,7 +339,7 @@ class LayerNorm(IntegerForm):
     def emit(self, fold: Fold, node: fx.Node, out: Settled) -> Call:
         args = arguments(node)
         x, grid = fold.codes(args["x"])
-        shape = list(Meta(node).shape[-args["axes"] :])
+        shape = list(shape_of(node)[-args["axes"] :])
         weight, bias = (fold.float_weight(args[k]) for k in ("weight", "bias"))
         exponent = out.grid.exponent
         gain, offset = statistics.norm_parameters(weight, bias, shape, exponent)

@@ -14,7 +14,7 @@ from narrows.ir.ops.args import arguments
 from narrows.ir.ops.barrier import barrier_flow
 from narrows.ir.ops.constants import constants_of
 from narrows.ir.ops.row import Flow, Read, Row
-from narrows.ir.program import Meta
+from narrows.ir.program import shape_of
 
 if TYPE_CHECKING:
     from narrows.ir.channels import Facts
@@ -34,10 +34,10 @@ class Join(Row):
 
     def flow(self, facts: Facts, node: fx.Node) -> Flow:
         args = arguments(node)
-        shape = Meta(node).shape
+        shape = shape_of(node)
         axis = args["dim"] % len(shape)
         operands = [
-            n for n in args["tensors"] if len(Meta(n).shape or ()) == len(shape) - self.stacks
+            n for n in args["tensors"] if len(shape_of(n) or ()) == len(shape) - self.stacks
         ]
         if len(operands) != len(args["tensors"]):  # the legacy empty tensor
             return barrier_flow(facts, node, "it joins tensors of different rank")
@@ -60,7 +60,7 @@ class Join(Row):
     def _beside(facts: Facts, node: fx.Node, operands: list[fx.Node], bound: list[fx.Node]) -> Flow:
         # The channels lie on another axis (tokens are joined): each is the same channel of every
         # operand.
-        shape = Meta(node).shape
+        shape = shape_of(node)
         values = [facts.value(n) for n in bound]
         labels, count, sources = merge(values, len(shape))
         value = Value(shape, labels, count, unknown(count))
@@ -74,7 +74,7 @@ class Join(Row):
         )
 
     def _along(self, facts: Facts, node: fx.Node, operands: list[fx.Node], axis: int) -> Flow:
-        shape = Meta(node).shape
+        shape = shape_of(node)
         parts, consts, spans, start = [], [], [], 0
         for n in operands:
             value = self._labelled(facts, n, axis)
@@ -100,14 +100,14 @@ class Join(Row):
     def _labelled(facts: Facts, node: fx.Node, axis: int) -> Value:
         if not facts.is_free(node):
             return facts.value(node)
-        value = channels(Meta(node).shape, axis)
+        value = channels(shape_of(node), axis)
         value.const = constants_of(facts.data(node), value)
         return value
 
     def rewrite(self, rewriter: Rewriter, node: fx.Node) -> Held:
         facts = rewriter.facts
         args = arguments(node)
-        axis = args["dim"] % len(Meta(node).shape)
+        axis = args["dim"] % len(shape_of(node))
         if facts.flows[node].facts == "beside":
             held, labels, shape = rewriter.aligned(node, skip_axis=axis)
             feed = iter(held)
@@ -115,7 +115,7 @@ class Join(Row):
                 rewriter.sliced_free(node, n, labels) if facts.is_free(n) else next(feed)
                 for n in args["tensors"]
             ]
-            shape = (*shape[:axis], Meta(node).shape[axis], *shape[axis + 1 :])
+            shape = (*shape[:axis], shape_of(node)[axis], *shape[axis + 1 :])
             return rewriter.emit(node, {"tensors": tensors}, labels, shape)
         return self._rewrite_along(rewriter, node, axis)
 
@@ -143,7 +143,7 @@ class Join(Row):
             else:
                 keep = origin[mine] - start
                 labels = torch.from_numpy(keep).view(_along_axis(axis, len(value.shape)))
-                shape = tuple(len(keep) if a == axis else s for a, s in enumerate(Meta(n).shape))
+                shape = tuple(len(keep) if a == axis else s for a, s in enumerate(shape_of(n)))
                 new = rewriter.free(n, {axis: keep})
             local = torch.from_numpy(back)[labels + start].expand(shape)
             local = local.unsqueeze(axis) if self.stacks else local

@@ -16,7 +16,7 @@ from narrows.ir.labels import Value, compact, even_sizes, number
 from narrows.ir.ops.args import arguments, call, first_tensor
 from narrows.ir.ops.barrier import barrier_flow
 from narrows.ir.ops.row import Flow, Read, Row, labels_along
-from narrows.ir.program import Meta
+from narrows.ir.program import shape_of
 
 if TYPE_CHECKING:
     from narrows.ir.channels import Facts
@@ -62,7 +62,7 @@ class Layout(Row):
         return Flow(value, (Read(x, origin),))
 
     def input_axis(self, node: fx.Node, operand: fx.Node) -> int | str | None:
-        return "same" if not self.sizes and Meta(node).shape == Meta(operand).shape else None
+        return "same" if not self.sizes and shape_of(node) == shape_of(operand) else None
 
     def rewrite(self, rewriter: Rewriter, node: fx.Node) -> Held:
         return self.apply(rewriter, node, rewriter.operand(node, 0))
@@ -97,7 +97,7 @@ class Layout(Row):
     ) -> list[Any]:
         args = arguments(node)
         literal = list(args[self.sizes])
-        start = args[self.sizes_at] % len(Meta(first_tensor(node)).shape) if self.sizes_at else 0
+        start = args[self.sizes_at] % len(shape_of(first_tensor(node))) if self.sizes_at else 0
         for i, old in enumerate(literal):
             axis = start + i if self.sizes_at else i + len(value.shape) - len(literal)
             if value.tensor.shape[axis] == 1 or sizes[axis] == value.shape[axis]:
@@ -116,7 +116,7 @@ class Squeeze(Layout):
     """``squeeze`` of every axis of size 1; an axis that has come down to one channel stays."""
 
     def apply(self, rewriter: Rewriter, node: fx.Node, x: Held) -> Held:
-        before = Meta(first_tensor(node)).shape
+        before = shape_of(first_tensor(node))
         if all(new != 1 or old == 1 for new, old in zip(x.shape, before, strict=True)):
             return super().apply(rewriter, node, x)
         x = rewriter.retag(node, x, rewriter.inward(node, x))
@@ -135,7 +135,7 @@ class Pad(Row):
     def flow(self, facts: Facts, node: fx.Node) -> Flow:
         args = arguments(node)
         x = first_tensor(node)
-        source, shape = facts.value(x), Meta(node).shape
+        source, shape = facts.value(x), shape_of(node)
         if args.get("mode", "constant") != "constant":
             pads = self._pads(args, len(shape))
             if any(pads.get(a, (0, 0)) != (0, 0) for a in source.axes):
@@ -246,7 +246,7 @@ class Glu(Row):
         one, two = codes // source.count, codes % source.count
         gate = 1 / (1 + np.exp(-source.const[two]))
         const = np.where(source.const[one] == 0, 0.0, source.const[one] * gate)
-        value = Value(Meta(node).shape, labels, len(codes), const)
+        value = Value(shape_of(node), labels, len(codes), const)
         return Flow(value, (Read(x, one), Read(x, two)))
 
     def rewrite(self, rewriter: Rewriter, node: fx.Node) -> Held:

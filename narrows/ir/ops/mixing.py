@@ -19,7 +19,7 @@ from narrows.ir.labels import Bools, Value, unknown
 from narrows.ir.ops.args import arguments, first_tensor, is_tensor
 from narrows.ir.ops.barrier import barrier_flow
 from narrows.ir.ops.row import Flow, Read, Row, Shared, WeightAxis, labels_along
-from narrows.ir.program import Meta
+from narrows.ir.program import shape_of
 
 if TYPE_CHECKING:
     from narrows.ir.channels import Facts
@@ -82,7 +82,7 @@ class Spatial(Row):
             const = source.const
         elif rule == "zero":
             const = np.where(source.const == 0, 0.0, np.nan)
-        value = Value(Meta(node).shape, source.labels, source.count, const)
+        value = Value(shape_of(node), source.labels, source.count, const)
         return Flow(value, (Read(x, np.arange(source.count)),))
 
     def across(self, facts: Facts, node: fx.Node, x: fx.Node, source: Value) -> Flow:
@@ -96,7 +96,7 @@ class Spatial(Row):
         if rewriter.facts.flows[node].barrier:
             return rewriter.whole(node)
         held = rewriter.operand(node, 0)
-        old, new = Meta(first_tensor(node)).shape, Meta(node).shape
+        old, new = shape_of(first_tensor(node)), shape_of(node)
         moving = self.axes(node, len(old))
         shape = tuple(new[a] if a in moving else s for a, s in enumerate(held.shape))
         return rewriter.emit(node, {next(iter(arguments(node))): held.node}, held.labels, shape)
@@ -136,7 +136,7 @@ class Mixing(Spatial):
         if not self.parameters and self.constants(args) == "same":
             const = source.const
         return Flow(
-            Value(Meta(node).shape, source.labels, source.count, const),
+            Value(shape_of(node), source.labels, source.count, const),
             (Read(x, np.arange(source.count)),),
         )
 
@@ -146,7 +146,7 @@ class Mixing(Spatial):
         flat = group.reshape(*group.shape[: -len(axes)], -1)
         rows = flat.reshape(-1, flat.shape[-1])
         const = self._shifted(facts, node, source)
-        value = Value(Meta(node).shape, source.labels, source.count, const)
+        value = Value(shape_of(node), source.labels, source.count, const)
         reads = (Read(x, np.arange(source.count)),)
         return Flow(value, reads, facts=rows.numpy())
 
@@ -180,8 +180,8 @@ class Mixing(Spatial):
         (axis,) = value.axes
         for p in self.parameters:
             n = args[p]
-            own = axis - (len(value.shape) - len(Meta(n).shape)) if is_tensor(n) else -1
-            if own >= 0 and n.op == "get_attr" and Meta(n).shape[own] > 1:
+            own = axis - (len(value.shape) - len(shape_of(n))) if is_tensor(n) else -1
+            if own >= 0 and n.op == "get_attr" and shape_of(n)[own] > 1:
                 yield WeightAxis(n, own, "with", node, labels_along(value, axis)[0].numpy())
 
     def demand(self, demand: Demand, node: fx.Node) -> None:
@@ -239,10 +239,8 @@ class Mixing(Spatial):
             if rewriter.narrowed(node, rewriter.held(first_tensor(node)).labels):
                 raise rewriter.ragged(node)
             return rewriter.weight(weight, {})
-        own = rank - len(Meta(weight).shape)
-        index = {
-            a - own: i for a, i in where.items() if a >= own and Meta(weight).shape[a - own] > 1
-        }
+        own = rank - len(shape_of(weight))
+        index = {a - own: i for a, i in where.items() if a >= own and shape_of(weight)[a - own] > 1}
         return rewriter.weight(weight, index)
 
 
@@ -273,7 +271,7 @@ class GroupNorm(Row):
             return barrier_flow(facts, node, "channels lie on an axis it averages over")
         along = labels_along(source, 1)[0].expand(source.shape[1]).numpy()
         group = np.arange(len(along)) // (len(along) // args["num_groups"])
-        value = Value(Meta(node).shape, source.labels, source.count, unknown(source.count))
+        value = Value(shape_of(node), source.labels, source.count, unknown(source.count))
         return Flow(value, (Read(x, np.arange(source.count)),), facts=(along, group))
 
     def shared(self, facts: Facts, node: fx.Node) -> Shared | None:
@@ -368,7 +366,7 @@ class Reduce(Spatial):
             return flow
         source = facts.value(first_tensor(node))
         tensor = self._cut(node, source.tensor)
-        return Flow(Value(Meta(node).shape, tensor, source.count, flow.value.const), flow.reads)
+        return Flow(Value(shape_of(node), tensor, source.count, flow.value.const), flow.reads)
 
     def _cut(self, node: fx.Node, labels: Tensor) -> Tensor:
         if arguments(node).get(self.keep, False):
@@ -392,7 +390,7 @@ class Reduce(Spatial):
         const = np.where(same, known[:, 0], np.nan)
         if rule == "zero":
             const[(known == 0).all(1)] = 0.0
-        value = Value(Meta(node).shape, labels, count, const)
+        value = Value(shape_of(node), labels, count, const)
         return Flow(value, (Read(x, pairs=pairs, couples=False),), facts=classes.numpy())
 
     def shared(self, facts: Facts, node: fx.Node) -> Shared | None:

@@ -16,7 +16,7 @@ from narrows.ir.labels import Bools, Ints, Value, broadcast, merge, unknown
 from narrows.ir.ops.args import arguments, is_tensor
 from narrows.ir.ops.constants import constants_of, per_label
 from narrows.ir.ops.row import Flow, Read, Row, Shared, WeightAxis, labels_along
-from narrows.ir.program import Meta
+from narrows.ir.program import Meta, shape_of
 
 if TYPE_CHECKING:
     from narrows.ir.channels import Facts
@@ -40,7 +40,7 @@ class Pointwise(Row):
     partial: bool = False
 
     def flow(self, facts: Facts, node: fx.Node) -> Flow:
-        shape = Meta(node).shape
+        shape = shape_of(node)
         operands = [n for n in _tensors(node) if not facts.is_free(n)]
         values = [facts.value(n) for n in operands]
         labels, count, sources = merge(values, len(shape))
@@ -64,7 +64,7 @@ class Pointwise(Row):
         result = unknown(value.count)
         if complete.any():
             tensors = {n: _typed(v[complete], Meta(n).dtype) for n, v in bound.items()}
-            tensors.update({n: facts.data(n) for n in loose if Meta(n).shape == ()})
+            tensors.update({n: facts.data(n) for n in loose if shape_of(n) == ()})
             args, kwargs = map_arg(
                 (node.args, node.kwargs), lambda n: tensors[n] if n in tensors else Meta(n).size
             )
@@ -85,8 +85,8 @@ class Pointwise(Row):
             if n.op != "get_attr" or len(value.axes) != 1:
                 continue
             (axis,) = value.axes
-            own = axis - (rank - len(Meta(n).shape))
-            if own >= 0 and Meta(n).shape[own] > 1:
+            own = axis - (rank - len(shape_of(n)))
+            if own >= 0 and shape_of(n)[own] > 1:
                 yield WeightAxis(n, own, "with", node, labels_along(value, axis)[0].numpy())
 
     def demand(self, demand: Demand, node: fx.Node) -> None:
@@ -118,7 +118,7 @@ class Pointwise(Row):
         for n in _tensors(node):
             if rewriter.facts.is_free(n):
                 replaced[n] = rewriter.sliced_free(node, n, labels)
-                shape = broadcast((shape, Meta(replaced[n]).shape))
+                shape = broadcast((shape, shape_of(replaced[n])))
         return rewriter.emit_mapped(node, replaced, labels, shape)
 
 
@@ -157,7 +157,7 @@ class PerChannel(Row):
         args = arguments(node)
         x = next(iter(args.values()))
         source = facts.value(x)
-        shape = Meta(node).shape
+        shape = shape_of(node)
         read = (Read(x, np.arange(source.count)),)
         if any(is_tensor(args[p]) and not facts.is_free(args[p]) for p in self.parameters):
             return Flow(Value(shape, source.labels, source.count, unknown(source.count)), read,
@@ -222,7 +222,7 @@ class PerChannel(Row):
         along = labels_along(value, self.axis)[0].expand(value.shape[self.axis]).numpy()
         for p in self.parameters:
             n = args[p]
-            if is_tensor(n) and n.op == "get_attr" and Meta(n).shape[0] == len(along):
+            if is_tensor(n) and n.op == "get_attr" and shape_of(n)[0] == len(along):
                 yield WeightAxis(n, 0, "with", node, along)
 
     def shared(self, facts: Facts, node: fx.Node) -> Shared | None:
@@ -243,7 +243,7 @@ class PerChannel(Row):
         changes: dict[str, Any] = {next(iter(args)): held.node}
         for p in self.parameters:
             if is_tensor(args[p]):
-                wide = Meta(args[p]).shape[0] > 1
+                wide = shape_of(args[p])[0] > 1
                 changes[p] = rewriter.weight(
                     args[p], {0: index} if index is not None and wide else {}
                 )

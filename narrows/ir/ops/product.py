@@ -16,7 +16,7 @@ from narrows.ir.ops.args import arguments, is_tensor
 from narrows.ir.ops.barrier import barrier_flow
 from narrows.ir.ops.contract import Contract, Contraction
 from narrows.ir.ops.row import Flow, Read, Row, Shared
-from narrows.ir.program import Meta
+from narrows.ir.program import shape_of
 
 if TYPE_CHECKING:
     from narrows.ir.channels import Facts
@@ -86,14 +86,14 @@ class Product(Contract):
         ):
             if not facts.is_free(weight) or facts.is_free(x):
                 continue
-            rank = len(Meta(weight).shape)
-            if rank < 2 or len(Meta(x).shape) < 2 or math.prod(Meta(weight).shape[:-2]) != 1:
+            rank = len(shape_of(weight))
+            if rank < 2 or len(shape_of(x)) < 2 or math.prod(shape_of(weight)[:-2]) != 1:
                 return None
             x_axis, y_axis = axes[:2]
             out_axis, in_axis = (axis % rank for axis in axes[2:])
             return Contraction(
                 x=x, weight=weight, bias=None, data=facts.data(weight), bias_data=None,
-                x_axis=x_axis % len(Meta(x).shape), y_axis=y_axis % len(Meta(node).shape),
+                x_axis=x_axis % len(shape_of(x)), y_axis=y_axis % len(shape_of(node)),
                 out_axis=out_axis, in_axis=in_axis, groups=1, transposed=False, uniform=False,
                 names=names,
             )  # fmt: skip
@@ -110,12 +110,12 @@ class Product(Contract):
         a, b = args[self.left], args[self.right]
         if facts.is_free(a) or facts.is_free(b):
             return barrier_flow(facts, node, "one factor is a weight that is not a matrix")
-        if len(Meta(a).shape) < 2 or len(Meta(b).shape) < 2:
+        if len(shape_of(a)) < 2 or len(shape_of(b)) < 2:
             return barrier_flow(facts, node, "one factor is a vector")
         left, right = facts.value(a), facts.value(b)
         if max(left.count, right.count) > LARGE:
             return barrier_flow(facts, node, "too many channels lie on both axes of a factor")
-        shape = Meta(node).shape
+        shape = shape_of(node)
         labels, paired = pair_up(left.tensor, right.tensor.transpose(-1, -2), len(shape))
         count = int(paired.out[-1]) + 1
         value = Value(shape, labels, count, unknown(count))
@@ -140,7 +140,7 @@ class Product(Contract):
         a, b = rewriter.operand(node, 0, exact=True), rewriter.operand(node, 1, exact=True)
         labels = paired_labels(
             rewriter, node, flow.facts, a.labels, b.labels.transpose(-1, -2),
-            a.shape[-1], b.shape[-2], len(Meta(node).shape),
+            a.shape[-1], b.shape[-2], len(shape_of(node)),
         )  # fmt: skip
         shape = (*torch.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
         return rewriter.emit(node, {self.left: a.node, self.right: b.node}, labels, shape)
@@ -275,15 +275,13 @@ class Attention(Row):
             return barrier_flow(facts, node, "query, key or value is a weight")
         if is_tensor(mask) and not facts.is_free(mask) and facts.value(mask).count > 1:
             return barrier_flow(facts, node, "its mask depends on channels")
-        rank = len(Meta(q).shape)
+        rank = len(shape_of(q))
         value = [facts.value(n) for n in (q, k, v)]
         if any(x.tensor.shape[-2] > 1 for x in value):
             return barrier_flow(facts, node, "channels lie on the sequence axis")
         ratio = self._ratio(q, k, args["enable_gqa"])
-        key = value[1].tensor if ratio == 1 else _spread(value[1].tensor, Meta(k).shape[-3], ratio)
-        passed = (
-            value[2].tensor if ratio == 1 else _spread(value[2].tensor, Meta(v).shape[-3], ratio)
-        )
+        key = value[1].tensor if ratio == 1 else _spread(value[1].tensor, shape_of(k)[-3], ratio)
+        passed = value[2].tensor if ratio == 1 else _spread(value[2].tensor, shape_of(v)[-3], ratio)
         score, paired = pair_up(value[0].tensor, key, rank)
         count = int(paired.out[-1]) + 1
         labels, total, (score_of, value_of) = merge(
@@ -293,7 +291,7 @@ class Attention(Row):
             ],
             rank,
         )
-        result = Value(Meta(node).shape, labels, total, value[2].const[value_of])
+        result = Value(shape_of(node), labels, total, value[2].const[value_of])
         score_reads = _via(paired, score_of)
         reads = [
             Read(q, pairs=(score_reads.out, score_reads.left), couples=False),
@@ -308,7 +306,7 @@ class Attention(Row):
     def _ratio(q: fx.Node, k: fx.Node, grouped: bool) -> int:
         if not grouped:
             return 1
-        return Meta(q).shape[-3] // Meta(k).shape[-3]
+        return shape_of(q)[-3] // shape_of(k)[-3]
 
     def joins(self, facts: Facts, node: fx.Node) -> list[tuple[fx.Node, Any, fx.Node, Any]]:
         paired = facts.flows[node].facts
@@ -336,7 +334,7 @@ class Attention(Row):
         q, k, v = (args[a] for a in ("query", "key", "value"))
         ratio = self._ratio(q, k, args["enable_gqa"])
         tensors = [(n, facts.value(n).tensor) for n in (q, node)]
-        spread = [(n, _spread(facts.value(n).tensor, Meta(n).shape[-3], ratio)) for n in (k, v)]
+        spread = [(n, _spread(facts.value(n).tensor, shape_of(n)[-3], ratio)) for n in (k, v)]
         return by_head(
             [*tensors, *(spread if ratio > 1 else [(n, facts.value(n).tensor) for n in (k, v)])]
         )
@@ -362,13 +360,13 @@ class Attention(Row):
                 raise rewriter.ragged(node)
             ratio = q.shape[-3] // k.shape[-3]
             key, passed = _spread(key, k.shape[-3], ratio), _spread(passed, v.shape[-3], ratio)
-        rank = len(Meta(node).shape)
+        rank = len(shape_of(node))
         # The score of each head must be made of the head's own pairs; then values decide the
         # labels.
         labels = _attended(
             rewriter, node, flow, q.labels, key, passed, q.shape[-1], k.shape[-1], rank
         )
-        width = Meta(args["query"]).shape[-1]
+        width = shape_of(args["query"])[-1]
         changes: dict[str, Any] = {"query": q.node, "key": k.node, "value": v.node}
         if args["scale"] is None and q.shape[-1] != width:
             changes["scale"] = 1.0 / math.sqrt(width)
@@ -387,11 +385,11 @@ class Attention(Row):
 
 def _sliced_mask(rewriter: Rewriter, node: fx.Node, mask: fx.Node, labels: Tensor) -> fx.Node:
     """Return a mask made of weights for the heads that stay; its last two axes are positions."""
-    value, own = rewriter.facts.value(node), len(Meta(mask).shape)
+    value, own = rewriter.facts.value(node), len(shape_of(mask))
     old, rank = value.tensor, value.tensor.dim()
     index = {}
     for axis in range(rank - own, rank - 2):
-        if old.shape[axis] == 1 or Meta(mask).shape[axis - rank + own] == 1:
+        if old.shape[axis] == 1 or shape_of(mask)[axis - rank + own] == 1:
             continue
         head = torch.arange(old.shape[axis]).view([-1 if a == axis else 1 for a in range(rank)])
         head_of = torch.zeros(value.count, dtype=torch.int64)

@@ -19,12 +19,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from torch import Tensor, fx
 
-from narrows.ir.labels import Bools, Ints, Value
+from narrows.ir.labels import Bools, Ints, Value, is_count
 from narrows.ir.ops.samples import Sample
 from narrows.ir.ops.works import KINDS, elementwise
 from narrows.ir.work import Work
@@ -52,8 +53,15 @@ class Read:
     pairs: tuple[Ints, Ints] | None = None
     couples: bool = True
 
+    @cached_property
+    def straight(self) -> bool:
+        """Whether each result label reads the operand's label of the same number."""
+        return self.source is not None and is_count(self.source)
+
     def reached(self, need: Bools, count: int) -> Bools:
         """Return which of the operand's ``count`` labels the needed result labels read."""
+        if self.straight and len(need) == count:
+            return need.copy()
         mask = np.zeros(count, dtype=bool)
         if self.source is not None:
             hit = self.source[need]

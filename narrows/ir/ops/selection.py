@@ -14,7 +14,7 @@ from narrows.ir.ops.args import arguments, call, first_tensor
 from narrows.ir.ops.barrier import barrier_flow
 from narrows.ir.ops.layout import carried, moved
 from narrows.ir.ops.row import Flow, Read, Row, labels_along
-from narrows.ir.program import Meta
+from narrows.ir.program import shape_of
 
 if TYPE_CHECKING:
     from narrows.ir.channels import Facts
@@ -39,7 +39,7 @@ class Selection(Row):
         source = facts.value(x)
         operands = {x: carried(source)}
         for n in node.all_input_nodes:
-            if n is not x and Meta(n).shape is not None:
+            if n is not x and shape_of(n) is not None:
                 if not facts.is_free(n):
                     return barrier_flow(
                         facts, node, "which channels it takes is computed at run time"
@@ -72,7 +72,7 @@ class Item(Row):
         parent, index = node.args
         flow = facts.flows[parent]
         if flow.barrier:
-            return Flow(opaque(Meta(node).shape), flow.reads, flow.barrier)
+            return Flow(opaque(shape_of(node)), flow.reads, flow.barrier)
         x, origins = flow.facts
         return Flow(flow.value[index], (Read(x, origins[index]),))
 

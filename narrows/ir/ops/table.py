@@ -25,7 +25,8 @@ from narrows.ir.program import Meta, Program, op_name, where
 
 ITEM = Item(target=operator.getitem, summary="one result of a split", integer=Moves())
 
-_ROWS: dict[Any, Row] = {}
+# By the overload's identity: torch hashes it by its name, in Python.
+_ROWS: dict[int, Row] = {}
 
 
 def register(row: Row) -> Row:
@@ -34,16 +35,16 @@ def register(row: Row) -> Row:
     A row without samples is given those that `narrows.ir.ops.samples` has for it, one without an
     integer form that of `narrows.ir.ops.integer_forms`.
     """
-    if row.target in _ROWS:
+    if id(row.target) in _ROWS:
         raise OpError(
-            f"{row.name} has a row already: {_ROWS[row.target].kind}, the new one is {row.kind}",
+            f"{row.name} has a row already: {_ROWS[id(row.target)].kind}, the new one is {row.kind}",
             hint="remove one of the two registrations",
         )
     if not row.samples:
         row = dataclasses.replace(row, samples=samples_of(row.name))
     if row.integer is None:
         row = dataclasses.replace(row, integer=form_of(row.name))
-    _ROWS[row.target] = row
+    _ROWS[id(row.target)] = row
     return row
 
 
@@ -53,7 +54,7 @@ def find(node: fx.Node) -> Row | None:
         return None
     if node.target is operator.getitem:
         return ITEM
-    return _ROWS.get(node.target)
+    return _ROWS.get(id(node.target))
 
 
 def rows() -> list[Row]:

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from narrows.ir.ops.args import arguments
-from narrows.ir.program import Meta
+from narrows.ir.program import Meta, shape_of
 from narrows.ir.work import Work
 
 # The kind of work of a row's kind, where the row does not say it.
@@ -29,8 +29,8 @@ def itemsize(node: fx.Node) -> int:
 def convolution(node: fx.Node, spatial: int, transposed: bool = False) -> Work:
     """Return the work of a convolution over ``spatial`` axes."""
     args = arguments(node)
-    x, out = Meta(args["input"]).shape, Meta(node).shape
-    weight = Meta(args["weight"]).shape
+    x, out = shape_of(args["input"]), shape_of(node)
+    weight = shape_of(args["weight"])
     groups = args.get("groups", 1)
     inputs, outputs = x[-1 - spatial], out[-1 - spatial]
     kind = "conv_transpose" if transposed else "conv"
@@ -55,8 +55,8 @@ def convolution(node: fx.Node, spatial: int, transposed: bool = False) -> Work:
 
 def linear(node: fx.Node) -> Work:
     """Return the work of a matrix product with a weight ``[out, in]``."""
-    out = Meta(node).shape
-    weight = Meta(arguments(node)["weight"]).shape
+    out = shape_of(node)
+    weight = shape_of(arguments(node)["weight"])
     if len(weight) == 1:  # by a vector: one output, without an axis of its own
         out = (*out, 1)
     return Work(
@@ -72,9 +72,9 @@ def linear(node: fx.Node) -> Work:
 
 def product(node: fx.Node, left: str) -> Work:
     """Return the work of a matrix product; ``left`` names its first factor."""
-    out, x = Meta(node).shape, Meta(arguments(node)[left]).shape
+    out, x = shape_of(node), shape_of(arguments(node)[left])
     right = next(a for n, a in arguments(node).items() if n in ("other", "mat2"))
-    y = Meta(right).shape
+    y = shape_of(right)
     kind = "linear" if len(y) == 2 and right.op == "get_attr" else "matmul"
     rows, columns = (out[-2:] if len(out) > 1 else (1, *out)) if out else (1, 1)
     if len(y) == 1:  # by a vector: one column
@@ -93,7 +93,7 @@ def product(node: fx.Node, left: str) -> Work:
 def attention(node: fx.Node) -> Work:
     """Return the work of ``softmax(q k^T) v``."""
     args = arguments(node)
-    q, k, v = (Meta(args[a]).shape for a in ("query", "key", "value"))
+    q, k, v = (shape_of(args[a]) for a in ("query", "key", "value"))
     return Work(
         "attention",
         _spelled(node),
@@ -108,7 +108,7 @@ def attention(node: fx.Node) -> Work:
 
 def elementwise(node: fx.Node, kind: str) -> Work | None:
     """Return the work of what reads and writes elements without summing over a weight."""
-    shape, read = Meta(node).shape, _operand_shape(node)
+    shape, read = shape_of(node), _operand_shape(node)
     if shape is None and read is None:
         return None
     batch, outputs, space = _split(shape if shape is not None else read)
@@ -152,8 +152,8 @@ def _split(shape: Any) -> tuple[int, int, tuple[int, ...]]:
 
 def _operand_shape(node: fx.Node) -> Any:
     for operand in node.all_input_nodes:
-        if Meta(operand).shape is not None and operand.op != "get_attr":
-            return Meta(operand).shape
+        if shape_of(operand) is not None and operand.op != "get_attr":
+            return shape_of(operand)
     return None
 
 

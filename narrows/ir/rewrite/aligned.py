@@ -83,12 +83,12 @@ def _is_even(rw: Rewriter, node: fx.Node, held: dict[int, Held]) -> bool:
     count = rw.facts.value(node).count
     (first, *others) = held.values()
     for slot in held:
-        source = rw.facts.flows[node].reads[slot].source
-        assert source is not None
-        operand = rw.facts.value(rw.facts.flows[node].reads[slot].operand)
-        if not len(source) == count == operand.count or (source != np.arange(count)).any():
+        read = rw.facts.flows[node].reads[slot]
+        if not (read.straight and rw.facts.value(read.operand).count == count):
             return False
-    return all(torch.equal(first.labels, other.labels) for other in others)
+    return all(
+        other.labels is first.labels or torch.equal(first.labels, other.labels) for other in others
+    )
 
 
 def _cut_along(rw: Rewriter, node: fx.Node, slot: int, held: Held, labels: Tensor) -> Held:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,44 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 from narrows.ir.channels import Facts
-from narrows.ir.labels import Bools, Ints
+from narrows.ir.labels import Bools, Ints, is_count, some
 from narrows.ir.ops.args import VIEWS, arguments, call, changed
 from narrows.ir.ops.contract import Contraction
-from narrows.ir.program import Meta, Note, Origin, Program, copy_meta
+from narrows.ir.program import Meta, Note, Origin, Program, copy_meta, shape_of
 from narrows.ir.rewrite.held import Held, RaggedError
 
 aten = torch.ops.aten
+
+
+class Line:
+    """Positions along one axis of a tensor, and what every weight that follows them asks of them.
+
+    Attributes:
+        positions: The positions.
+        key: They as bytes.
+    """
+
+    def __init__(self, positions: Ints) -> None:
+        self.positions = np.ascontiguousarray(positions)
+        self.key = self.positions.tobytes()
+
+    @cached_property
+    def numbers(self) -> tuple[int, ...]:
+        """The positions as Python's numbers."""
+        return tuple(self.positions.tolist())
+
+    @cached_property
+    def tensor(self) -> Tensor:
+        """The positions for torch; they may be a view of what nobody may write to."""
+        return torch.from_numpy(self.positions.copy())
+
+    @cached_property
+    def _counts(self) -> bool:
+        return is_count(self.positions)
+
+    def whole(self, size: int) -> bool:
+        """Whether they are all of an axis, in order."""
+        return len(self.positions) == size and self._counts
 
 
 class Emitter:
@@ -37,6 +69,8 @@ class Emitter:
         self._names: dict[tuple[Any, ...], str] = {}
         self._attrs: dict[str, fx.Node] = {}
         self._room = torch.empty(0)
+        self._lines: dict[bytes, Line] = {}
+        self._line_of: dict[int, tuple[Ints, Line]] = {}
         self._counts: dict[str, int] = {}
         # Constants of an earlier pass may be named anew; parameters and their aliases keep their
         # names.
@@ -57,9 +91,9 @@ class Emitter:
 
     def _tagged(self, node: fx.Node, new: fx.Node, labels: Tensor, shape: tuple[int, ...]) -> Held:
         copy_meta(node, new)
-        meta = Meta(new)
+        meta, before = Meta(new), shape_of(node)
         meta.shape, meta.dtype = shape, Meta(node).dtype
-        meta.was = Meta(node).shape if shape != Meta(node).shape else None
+        meta.was = before if shape != before else None
         return Held(new, labels, shape)
 
     # ------------------------------------------------------------------ weights
@@ -85,23 +119,38 @@ class Emitter:
         """Return a weight, or a value made of weights, restricted to ``index`` per axis."""
         if node.op != "get_attr":
             return self.free(node, index)
-        data = self.program.tensor(node)
-        index = {a: i for a, i in index.items() if not np.array_equal(i, np.arange(data.shape[a]))}
-        name = str(node.target)
-        key = (name, *((a, i.tobytes()) for a, i in sorted(index.items())))
-        kept = tuple(tuple(index[a].tolist()) if a in index else None for a in range(data.dim()))
-        origin = Origin(name, tuple(data.shape), kept) if index else None
-        return self._stored(node, key, lambda: self._indexed(data, index), origin)
+        data, name = self.program.tensor(node), str(node.target)
+        lines = self._cut(index, data.shape)
+        if not lines:
+            return self._stored(node, (name,), lambda: data, None)
+        key = (name, *((a, line.key) for a, line in sorted(lines.items())))
+        kept = tuple(lines[a].numbers if a in lines else None for a in range(data.dim()))
+        origin = Origin(name, tuple(data.shape), kept)
+        return self._stored(node, key, lambda: self._indexed(data, lines), origin)
+
+    def line(self, positions: Ints) -> Line:
+        """Return what is known of positions; nobody may change them afterwards."""
+        known = self._line_of.get(id(positions))
+        if known is None:
+            line = Line(positions)
+            line = self._lines.setdefault(line.key, line)
+            known = self._line_of[id(positions)] = (positions, line)
+        return known[1]
+
+    def _cut(self, index: dict[int, Ints], shape: Sequence[int]) -> dict[int, Line]:
+        """Return the lines of the axes along which something goes or moves."""
+        lines = {axis: self.line(positions) for axis, positions in index.items()}
+        return {axis: line for axis, line in lines.items() if not line.whole(shape[axis])}
 
     def free(self, node: fx.Node, index: dict[int, Ints]) -> fx.Node:
         """Return a value made of weights restricted to ``index``: the weight itself where
         possible."""
         if node.op == "get_attr":
             return self.weight(node, index)
-        shape = Meta(node).shape
-        index = {a: i for a, i in index.items() if not np.array_equal(i, np.arange(shape[a]))}
-        if not index:
+        lines = self._cut(index, shape_of(node))
+        if not lines:
             return self.plain(node)
+        index = {axis: line.positions for axis, line in lines.items()}
         pushed = self._pushed(node, index)
         if pushed is not None:
             return pushed
@@ -117,7 +166,7 @@ class Emitter:
             )
             chosen.meta = dict(new.meta)
             Meta(chosen).shape = tuple(
-                len(positions) if a == axis else s for a, s in enumerate(Meta(new).shape)
+                len(positions) if a == axis else s for a, s in enumerate(shape_of(new))
             )
             new = chosen
         return new
@@ -153,9 +202,9 @@ class Emitter:
             changes: dict[str, Any] = {next(iter(arguments(step))): new}
             sizes = arguments(step).get("size")
             if sizes is not None:
-                lead = len(Meta(step).shape) - len(sizes)
+                lead = len(shape_of(step)) - len(sizes)
                 old = Meta(next(n for n in step.all_input_nodes if self.facts.is_free(n))).shape
-                shift = len(Meta(step).shape) - len(old)
+                shift = len(shape_of(step)) - len(old)
                 changes["size"] = [
                     -1 if i + lead >= shift and old[i + lead - shift] == s else s
                     for i, s in enumerate(sizes)
@@ -165,7 +214,7 @@ class Emitter:
             made = self._create(step, args, kwargs)
             new = made
         Meta(new).shape = tuple(
-            len(index[a]) if a in index else s for a, s in enumerate(Meta(node).shape)
+            len(index[a]) if a in index else s for a, s in enumerate(shape_of(node))
         )
         return new
 
@@ -186,13 +235,14 @@ class Emitter:
         """
         _, outs, ins, _ = c.blocks.shape
         zero = np.flatnonzero(fold[taken])
-        split, held = (taken, rows % outs) if c.transposed else (rows, taken % ins)
+        split, held = (taken, rows) if c.transposed else (rows, taken)
         first, second = (c.in_axis, c.out_axis) if c.transposed else (c.out_axis, c.in_axis)
-        groups = 1 if c.groups == 1 else len(np.unique(rows // outs))
+        groups = 1
+        if c.groups > 1:
+            held, groups = held % (outs if c.transposed else ins), len(np.unique(rows // outs))
         local = held.reshape(groups, -1)
-        per_row = (
-            None if (local == local[:1]).all() else np.repeat(local, len(split) // groups, axis=0)
-        )
+        alike = groups == 1 or (local == local[:1]).all()
+        per_row = None if alike else np.repeat(local, len(split) // groups, axis=0)
         index = {first: split, second: local[0]}
         if per_row is None and not len(zero):
             return self.weight(c.weight, index)
@@ -202,15 +252,15 @@ class Emitter:
         key = (name, split.tobytes(), held.tobytes(), zero.tobytes())
         rank = data.dim()
         kept: list[Any] = [None] * rank
-        kept[first] = tuple(split.tolist())
+        kept[first] = self.line(split).numbers
         kept[second] = (
-            tuple(local[0].tolist()) if per_row is None else tuple(map(tuple, per_row.tolist()))
+            self.line(local[0]).numbers if per_row is None else tuple(map(tuple, per_row.tolist()))
         )
         origin = Origin(name, tuple(data.shape), tuple(kept))
 
         def build() -> Tensor:
             if per_row is None:
-                new = self._indexed(data, index)
+                new = self._indexed(data, {a: self.line(i) for a, i in index.items()})
             else:
                 new = data.index_select(first, torch.from_numpy(split))
                 new = _gather_rows(new, first, second, torch.from_numpy(per_row))
@@ -224,15 +274,15 @@ class Emitter:
         self, node: fx.Node, c: Contraction, rows: Ints, amount: np.ndarray | None
     ) -> fx.Node | None:
         """Return a contraction's bias for the outputs ``rows``, with the folded constants added."""
-        if amount is None or not amount[rows].any():
+        if amount is None or not some(amount[rows]):
             return None if c.bias is None else self.free(c.bias, {0: rows})
         base = torch.zeros(c.outputs, dtype=c.data.dtype) if c.bias_data is None else c.bias_data
         data = (base.double() + torch.from_numpy(amount)).to(base.dtype)[torch.from_numpy(rows)]
         if c.bias is not None and c.bias.op == "get_attr":
             name = str(c.bias.target)
-            origin = Origin(name, tuple(base.shape), (tuple(rows.tolist()),))
+            origin = Origin(name, tuple(base.shape), (self.line(rows).numbers,))
             return self._stored(
-                c.bias, (name, rows.tobytes(), amount.tobytes()), lambda: data, origin
+                c.bias, (name, self.line(rows).key, amount.tobytes()), lambda: data, origin
             )
         stem = str(c.weight.target).rpartition(".")[0] if c.weight.op == "get_attr" else node.name
         name = self._free_name(f"{stem}.bias" if stem else f"{node.name}_bias")
@@ -250,15 +300,18 @@ class Emitter:
         if key not in self._names:
             self._names[key] = name if name not in self._weights else self._free_name(name)
             self._weights[self._names[key]] = (build, origin, name in self.program.buffers)
-        shape = Meta(node).shape
+        made = self._attrs.get(self._names[key])
+        if made is not None:
+            return made
+        before = shape = shape_of(node)
         if origin is not None:
             shape = tuple(
                 s if i is None else len(i[0]) if isinstance(i[0], tuple) else len(i)
-                for s, i in zip(shape, origin.index, strict=True)
+                for s, i in zip(before, origin.index, strict=True)
             )
         new = self._attribute(self._names[key], shape, Meta(node).dtype)
-        if shape != Meta(node).shape:
-            Meta(new).was = Meta(node).shape
+        if shape != before:
+            Meta(new).was = before
         return new
 
     def _attribute(self, name: str, shape: tuple[int, ...], dtype: Any) -> fx.Node:
@@ -276,21 +329,21 @@ class Emitter:
         self._counts[name] = count  # those below it are taken for good
         return candidate
 
-    def _indexed(self, data: Tensor, index: dict[int, Ints]) -> Tensor:
+    def _indexed(self, data: Tensor, index: dict[int, Line]) -> Tensor:
         """Return a tensor restricted along some axes."""
         # The shorter axis first: what follows has less to copy.
-        steps = sorted(index.items(), key=lambda i: len(i[1]) / data.shape[i[0]])
-        for count, (axis, positions) in enumerate(steps, start=1):
-            chosen = torch.from_numpy(np.ascontiguousarray(positions))
+        steps = sorted(index.items(), key=lambda i: len(i[1].positions) / data.shape[i[0]])
+        for count, (axis, line) in enumerate(steps, start=1):
             if count == len(steps):
-                data = data.index_select(axis, chosen)
+                data = data.index_select(axis, line.tensor)
                 break
             # What is only on the way to the last step goes to memory that is used again.
-            shape = [len(positions) if a == axis else s for a, s in enumerate(data.shape)]
+            size = len(line.positions)
+            shape = [size if a == axis else s for a, s in enumerate(data.shape)]
             if count > 1 or self._room.dtype != data.dtype or self._room.numel() < math.prod(shape):
                 self._room = data.new_empty(math.prod(shape))
             room = self._room[: math.prod(shape)].view(shape)
-            data = torch.index_select(data.detach(), axis, chosen, out=room)
+            data = torch.index_select(data.detach(), axis, line.tensor, out=room)
         return data
 
     def finish(self, notes: tuple[Note, ...]) -> Program:

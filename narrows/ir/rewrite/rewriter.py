@@ -12,13 +12,13 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 from narrows.ir.channels import Facts
-from narrows.ir.labels import Bools, Ints, Value, match, runs
+from narrows.ir.labels import Bools, Ints, Value, is_count, match, runs, some
 from narrows.ir.liveness import Demand
 from narrows.ir.ops import table
 from narrows.ir.ops.args import arguments, changed, invoke
 from narrows.ir.ops.layout import Layout
 from narrows.ir.ops.selection import Item, Selection
-from narrows.ir.program import Meta
+from narrows.ir.program import Meta, shape_of
 from narrows.ir.rewrite.aligned import aligned
 from narrows.ir.rewrite.chains import collapse, replay
 from narrows.ir.rewrite.choices import Choices
@@ -49,6 +49,7 @@ class Rewriter(Emitter):
         self._held: dict[fx.Node, Held] = {}
         self._delivered: dict[tuple[Any, ...], Held] = {}
         self._calls: dict[tuple[fx.Node, fx.Node], fx.Node] = {}
+        self._places: dict[tuple[int, int], tuple[Tensor, dict[int, Ints] | None]] = {}
 
     # ------------------------------------------------------------------ the walk
 
@@ -169,22 +170,21 @@ class Rewriter(Emitter):
         more.
         """
         held = self.held(node)
-        kept = torch.from_numpy(mask)[held.labels]
-        if bool(kept.all()):
+        kept = mask[held.labels.numpy()]
+        if not some(~kept):
             return held
         key = (node, mask.tobytes())
         if key in self._delivered:
             return self._delivered[key]
         result = held
         for axis in self.facts.value(node).axes:
-            others = [a for a in range(kept.dim()) if a != axis]
-            line = kept
-            for other in others:
-                line = line.any(dim=other, keepdim=True)
-            index = torch.nonzero(line.flatten()).flatten()
-            kept = kept.index_select(axis, index)
-            result = self.gather(result, axis, index.numpy())
-        if kept.numel() == 0 or (exact and not bool(kept.all())):
+            line = kept.reshape(-1)
+            if kept.size != kept.shape[axis]:
+                line = kept.any(tuple(a for a in range(kept.ndim) if a != axis))
+            index = np.flatnonzero(line)
+            kept = kept.take(index, axis)
+            result = self.gather(result, axis, index)
+        if kept.size == 0 or (exact and some(~kept)):
             raise RaggedError(node, mask)
         self._delivered[key] = result
         return result
@@ -276,7 +276,7 @@ class Rewriter(Emitter):
 
     def gather(self, held: Held, axis: int, index: Ints) -> Held:
         """Emit the channels at ``index`` of ``axis``: nothing, a slice, or an index_select."""
-        if np.array_equal(index, np.arange(held.shape[axis])):
+        if len(index) == held.shape[axis] and is_count(index):
             return held
         key = (held.node, axis, index.tobytes())
         if key in self._delivered:
@@ -350,9 +350,19 @@ class Rewriter(Emitter):
         """Return per varying axis the original index at each new one, or ``None`` if they are
         entangled."""
         value = self.facts.value(node)
+        key = (id(value.tensor), id(labels))
+        if key not in self._places:  # with the labels, so that no others get their identity
+            self._places[key] = (labels, self._placed(value, labels))
+        return self._places[key][1]
+
+    @staticmethod
+    def _placed(value: Value, labels: Tensor) -> dict[int, Ints] | None:
         old = value.tensor
         if not value.axes:
             return {}
+        axis = value.axes[0]
+        if len(value.axes) == 1 and value.natural and labels.shape[axis] == labels.numel():
+            return {axis: labels.reshape(-1).numpy()}
         if torch.equal(old, labels):
             return {a: np.arange(old.shape[a]) for a in value.axes}
         found = match(old.flatten().numpy(), labels.flatten().numpy())
@@ -383,11 +393,11 @@ class Rewriter(Emitter):
 
     def sliced_free(self, node: fx.Node, operand: fx.Node, labels: Tensor) -> fx.Node:
         """Return an element-wise operand made of weights, restricted like the result."""
-        rank, own = self.facts.value(node).tensor.dim(), len(Meta(operand).shape)
+        rank, own = self.facts.value(node).tensor.dim(), len(shape_of(operand))
         wide = {
             a
             for a in self.facts.value(node).axes
-            if a >= rank - own and Meta(operand).shape[a - rank + own] > 1
+            if a >= rank - own and shape_of(operand)[a - rank + own] > 1
         }
         if not wide or not self.narrowed(node, labels):
             return self.plain(operand)

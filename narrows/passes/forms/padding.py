@@ -25,7 +25,7 @@ from narrows.ir.ops import table as ops
 from narrows.ir.ops.args import arguments, changed
 from narrows.ir.ops.contract import Contract
 from narrows.ir.ops.join import Join
-from narrows.ir.program import Meta, Origin, Program, infer_shapes
+from narrows.ir.program import Origin, Program, infer_shapes, shape_of
 from narrows.ir.rewrite import Base
 from narrows.ir.work import CONVOLUTIONS, work_of
 
@@ -105,7 +105,7 @@ def _takes_more(facts: Facts, node: fx.Node, inside: bool) -> bool:
         work = work_of(node)
         return inside and work is not None and work.groups == work.inputs == work.outputs
     if isinstance(row, Join) and inside and not row.stacks:
-        return facts.value(node).axes == (arguments(node)["dim"] % len(Meta(node).shape),)
+        return facts.value(node).axes == (arguments(node)["dim"] % len(shape_of(node)),)
     return inside and row is not None and row.even
 
 
@@ -120,7 +120,7 @@ def _is_tied(facts: Facts, node: fx.Node, grown: set[str], inside: bool) -> bool
         return not read or any(n.op != "get_attr" or str(n.target) not in grown for n in read)
     free = [n for n in node.all_input_nodes if facts.is_free(n)]
     left = [n for n in free if n.op != "get_attr" or str(n.target) not in grown]
-    return any(math.prod(Meta(n).shape or ()) > 1 for n in left)
+    return any(math.prod(shape_of(n) or ()) > 1 for n in left)
 
 
 def _padded(program: Program, extra: Mapping[Coupling, int], base: Base) -> Base:

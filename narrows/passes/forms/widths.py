@@ -23,7 +23,7 @@ from narrows.ir.liveness import Demand
 from narrows.ir.ops import table as ops
 from narrows.ir.ops.contract import Contract
 from narrows.ir.ops.join import Join
-from narrows.ir.program import Meta
+from narrows.ir.program import shape_of
 from narrows.ir.work import CONVOLUTIONS, Work, work_of
 from narrows.passes.forms.spaces import Reader, Space, spaces_of
 
@@ -151,7 +151,7 @@ class Chooser:
         first: dict[Space, Space] = {}
         for space in spaces:
             for entry in space.entries:
-                if not isinstance(ops.find(entry), Join) or len(Meta(entry).shape) != 4:
+                if not isinstance(ops.find(entry), Join) or len(shape_of(entry)) != 4:
                     continue
                 joined = [of[r.operand] for r in self.facts.flows[entry].reads if r.operand in of]
                 leaders = {id(s): s for s in (first.get(j, j) for j in (*joined, space))}
@@ -409,7 +409,7 @@ class Chooser:
 
     def copy_seconds(self, x: fx.Node, have: int, take: int, blocked: bool = True) -> float:
         """Return the seconds of gathering ``take`` of the ``have`` channels of ``x``."""
-        shape = Meta(x).shape
+        shape = shape_of(x)
         space = shape[2:] if len(shape) > 3 else shape[1:-1]
         return self.table.copy_seconds(
             "gather", have, take, space, self.batch, blocked=blocked and len(shape) == 4

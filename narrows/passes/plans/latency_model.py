@@ -18,7 +18,7 @@ from torch import fx
 from narrows.ir.account import OpCost, account, unblocked
 from narrows.ir.cost import CostTable
 from narrows.ir.couplings import Coupling
-from narrows.ir.program import Meta, Program
+from narrows.ir.program import Program, shape_of
 from narrows.ir.work import CONVOLUTIONS, Work
 from narrows.passes.plans.mass import sums
 from narrows.passes.plans.uses import Use
@@ -218,7 +218,7 @@ def _members(couplings: Sequence[Coupling]) -> dict[tuple[str, int, str], Holds]
 
 def _operands(node: fx.Node, holds: Mapping[str, Holds]) -> Holds:
     """Return the couplings that a node's first operand holds: it makes channels of its own."""
-    tensors = [n for n in node.all_input_nodes if Meta(n).shape is not None]
+    tensors = [n for n in node.all_input_nodes if shape_of(n) is not None]
     return next((holds[n.name] for n in tensors if n.name in holds), ())
 
 

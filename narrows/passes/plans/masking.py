@@ -23,7 +23,7 @@ from narrows.ir.ops import table
 from narrows.ir.ops.args import arguments, call, changed, first_tensor, is_tensor
 from narrows.ir.ops.join import Join
 from narrows.ir.ops.layout import Layout
-from narrows.ir.program import Meta, Program, aten, copy_meta
+from narrows.ir.program import Meta, Program, aten, copy_meta, shape_of
 from narrows.passes.plans.uses import Use, positions
 
 Ints = tuple[int, ...]
@@ -206,7 +206,7 @@ def followers(use: Use) -> tuple[list[tuple[fx.Node, Tensor]], bool]:
     """
     norms: list[tuple[fx.Node, Tensor]] = []
     others = False
-    queue = [(use.node, positions(Meta(use.node).shape, use.y_axis))]
+    queue = [(use.node, positions(shape_of(use.node), use.y_axis))]
     while queue:
         node, labels = queue.pop()
         for user in node.users:
@@ -244,7 +244,7 @@ def _parameters(norm: fx.Node, gone: Tensor) -> Iterator[Slot]:
     given = [p for p in ("weight", "bias") if is_tensor(args.get(p))]
     for name in given:
         parameter = args[name]
-        own = 0 if NORMS[norm.target] else axis - gone.dim() + len(Meta(parameter).shape)
+        own = 0 if NORMS[norm.target] else axis - gone.dim() + len(shape_of(parameter))
         if (NORMS[norm.target] and axis != 1) or own < 0 or parameter.op != "get_attr":
             yield Slot(norm, "", parameter)  # nobody's slot: `_is_only_reader` refuses it
             return
@@ -357,7 +357,7 @@ def _gated(program: Program, source: fx.Node, keep: Tensor) -> fx.Node:
         "call_function", aten.mul.Tensor, (source, mask), name=f"{source.name}_masked"
     )
     copy_meta(source, node)
-    Meta(node).shape, Meta(node).dtype = Meta(source).shape, Meta(source).dtype
+    Meta(node).shape, Meta(node).dtype = shape_of(source), Meta(source).dtype
     return node
 
 

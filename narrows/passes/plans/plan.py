@@ -22,7 +22,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from narrows.errors import PlanError
-from narrows.ir.program import Meta, Note, Program, op_name
+from narrows.ir.program import Note, Program, op_name, shape_of
 from narrows.passes.plans import planfile
 from narrows.passes.plans.masking import Mask, mask_program, split_masks
 from narrows.passes.plans.uses import SIDES, Use, find_uses, uses_of
@@ -325,7 +325,7 @@ def fingerprint(program: Program) -> str:
 def _line(node: fx.Node, place: Mapping[fx.Node, int]) -> str:
     name = op_name(node) if node.op == "call_function" else str(node.target)
     if node.op == "placeholder":
-        shape = Meta(node).shape
+        shape = shape_of(node)
         name = f"input {'?' if shape is None else len(shape)}"
     return f"{name} {[place[n] for n in node.all_input_nodes]}"
 

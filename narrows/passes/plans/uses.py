@@ -21,7 +21,7 @@ from narrows.ir.ops.args import arguments, call, is_tensor
 from narrows.ir.ops.contract import Contraction, Lookup
 from narrows.ir.ops.layout import Layout
 from narrows.ir.ops.row import Flow
-from narrows.ir.program import Meta, Program, op_name, where
+from narrows.ir.program import Program, op_name, shape_of, where
 
 SIDES = ("inputs", "outputs")
 
@@ -94,14 +94,14 @@ def outline(program: Program) -> Facts:
     for node in program.graph.nodes:
         if node.op == "get_attr":
             known[node] = Flow(free(program.tensor(node).shape))
-        elif node.op == "call_function" and _is_free(node, known) and Meta(node).shape is not None:
-            known[node] = Flow(free(Meta(node).shape))
+        elif node.op == "call_function" and _is_free(node, known) and shape_of(node) is not None:
+            known[node] = Flow(free(shape_of(node)))
     return facts
 
 
 def _is_free(node: fx.Node, known: Mapping[fx.Node, Flow]) -> bool:
     read = node.all_input_nodes
-    if not all(n in known or Meta(n).shape is None for n in read):
+    if not all(n in known or shape_of(n) is None for n in read):
         return False
     return any(n in known for n in read)
 
@@ -131,7 +131,7 @@ def _lookup(facts: Facts, node: fx.Node) -> Use | None:
     return Use(
         weight=str(weight.target), node=node, argument="weight", chain=(), inputs=0,
         outputs=facts.program.tensor(weight).shape[1], out_axis=1, in_axis=-1, groups=1,
-        transposed=False, y_axis=len(Meta(node).shape) - 1, bias=None, bias_argument="",
+        transposed=False, y_axis=len(shape_of(node)) - 1, bias=None, bias_argument="",
         contraction=None,
     )  # fmt: skip
 

@@ -22,7 +22,7 @@ from narrows.ir.integer.library import weight_codes
 from narrows.ir.ops.args import arguments
 from narrows.ir.ops.integer import LayerWeights, Moves
 from narrows.ir.ops.integer_forms import Matmul
-from narrows.ir.program import Meta, Note, Program, where
+from narrows.ir.program import Meta, Note, Program, shape_of, where
 from narrows.passes.plans.plan import fingerprint
 from narrows.passes.quant.batches import batches
 from narrows.passes.quant.observe import Histogram
@@ -312,7 +312,7 @@ def _multiplied(found: Survey, align: bool) -> set[fx.Node]:
 
 def one_each(layer: LayerWeights) -> bool:
     """Whether a layer has one weight per output channel, as a norm that became a layer has."""
-    shape = Meta(layer.weight).shape
+    shape = shape_of(layer.weight)
     return math.prod(shape) == shape[layer.axis]
 
 
@@ -472,7 +472,7 @@ def _offsets(
         operand = found.forms[node].operands(node)[0]
         site = found.site(operand)
         spatial = program.tensor(layer.weight).dim() > 2
-        axis = 1 if spatial else len(Meta(operand).shape) - 1
+        axis = 1 if spatial else len(shape_of(operand)) - 1
         mean = watch.mean_input(operand, axis)
         if layer.axis != 0 or site is None or mean is None:
             continue

@@ -22,7 +22,7 @@ from narrows.ir.ops import table
 from narrows.ir.ops.args import arguments
 from narrows.ir.ops.integer import Clip, LayerWeights
 from narrows.ir.ops.integer_forms import AveragePool, Layer, Mean
-from narrows.ir.program import Meta, Program, aten
+from narrows.ir.program import Program, aten, shape_of
 from narrows.passes.base import Fidelity, Pass, PassResult
 from narrows.passes.quant.widen_clips import own_weights
 
@@ -90,8 +90,8 @@ def _reads_channels(node: fx.Node, user: fx.Node, layer: LayerWeights) -> str:
     if form.operands(user)[0] is not node or form.swapped or form.transposed:
         return ""
     if not form.spatial:
-        return "dense" if len(Meta(node).shape) == 2 else ""
-    groups, shape = arguments(user)["groups"], Meta(layer.weight).shape
+        return "dense" if len(shape_of(node)) == 2 else ""
+    groups, shape = arguments(user)["groups"], shape_of(layer.weight)
     if groups == 1:
         return "dense"
     return "depthwise" if groups == shape[0] and shape[1] == 1 else ""
@@ -103,12 +103,12 @@ def _keeps_channels(node: fx.Node) -> bool:
     if isinstance(form, Clip):
         return form.bounds(node) == (0.0, math.inf)
     if isinstance(form, Mean):
-        rank = len(Meta(node.all_input_nodes[0]).shape)
+        rank = len(shape_of(node.all_input_nodes[0]))
         return not form.obstacle(node) and all(d % rank > 1 for d in arguments(node)["dim"])
     if isinstance(form, AveragePool):
         return not form.obstacle(node)
     if node.target is aten.flatten.using_ints:
-        return all(s == 1 for s in Meta(node.all_input_nodes[0]).shape[2:])
+        return all(s == 1 for s in shape_of(node.all_input_nodes[0])[2:])
     return node.target in PER_CHANNEL
 
 

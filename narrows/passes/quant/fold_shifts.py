@@ -24,7 +24,7 @@ from narrows.ir.integer.library import weight_codes
 from narrows.ir.ops import table
 from narrows.ir.ops.args import arguments
 from narrows.ir.ops.integer import Clip, IntegerForm, LayerWeights, Moves, Padding, Settled
-from narrows.ir.program import Meta, Note, Program, copy_meta, infer_shapes, where
+from narrows.ir.program import Meta, Note, Program, copy_meta, infer_shapes, shape_of, where
 from narrows.passes.base import Fidelity, Pass, PassResult
 
 ops: Any = torch.ops.narrows
@@ -341,7 +341,7 @@ def _narrow(graph: fx.Graph, node: fx.Node, dtype: torch.dtype) -> None:
     def cast(value: fx.Node, dtype: torch.dtype) -> fx.Node:
         made = graph.call_function(torch.ops.aten.to.dtype, (value, dtype))
         copy_meta(value, made)
-        Meta(made).shape, Meta(made).dtype = Meta(value).shape, dtype
+        Meta(made).shape, Meta(made).dtype = shape_of(value), dtype
         return made
 
     with graph.inserting_before(node):

@@ -20,7 +20,7 @@ from narrows.ir.integer.codes import WeightCodes
 from narrows.ir.integer.grid import Grid, Levels, WeightGrid
 from narrows.ir.ops.args import arguments, changed
 from narrows.ir.ops.integer import IntegerForm, LayerWeights, Moves
-from narrows.ir.program import Meta, Note, Program, copy_meta, where
+from narrows.ir.program import Meta, Note, Program, copy_meta, shape_of, where
 from narrows.passes.base import Fidelity, Pass, PassResult
 from narrows.passes.plans.plan import fingerprint
 from narrows.passes.quant.plan import QuantPlan
@@ -273,7 +273,7 @@ class _Inserter:
 
 def _describe(node: fx.Node, source: fx.Node) -> None:
     copy_meta(source, node)
-    Meta(node).shape, Meta(node).dtype = Meta(source).shape, Meta(source).dtype
+    Meta(node).shape, Meta(node).dtype = shape_of(source), Meta(source).dtype
 
 
 __all__ = ["Quantize"]

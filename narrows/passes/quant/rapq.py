@@ -28,7 +28,7 @@ from torch import fx
 from narrows.ir.integer.codes import WeightCodes
 from narrows.ir.integer.grid import Grid, WeightGrid
 from narrows.ir.ops.args import arguments
-from narrows.ir.program import Meta, Note, Program, aten
+from narrows.ir.program import Note, Program, aten, shape_of
 from narrows.passes.quant import resume
 from narrows.passes.quant.calibrate import Settings, calibrate
 from narrows.passes.quant.learning import Learning
@@ -336,7 +336,7 @@ def _cost(span: Span, trial: Trial) -> float:
 
 
 def _size(node: fx.Node) -> int:
-    shape = Meta(node).shape
+    shape = shape_of(node)
     return 0 if shape is None else int(torch.Size(shape).numel())
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, fx
 from narrows.errors import PassError, UsageError
 from narrows.ir.integer.blocks import Blocks, dequantize_blocks
 from narrows.ir.ops.args import arguments, changed
-from narrows.ir.program import Meta, Note, Program, aten, copy_meta, where
+from narrows.ir.program import Meta, Note, Program, aten, copy_meta, shape_of, where
 from narrows.passes.quant.batches import batches
 from narrows.passes.quant.survey import matches
 
@@ -263,7 +263,7 @@ def _rewritten(
                 "call_function", dequantize_blocks, args, name=f"{old.name}_float"
             )
         copy_meta(old, made)
-        Meta(made).shape, Meta(made).dtype = Meta(old).shape, Meta(old).dtype
+        Meta(made).shape, Meta(made).dtype = shape_of(old), Meta(old).dtype
         for reader in [n for n in result.graph.nodes if n.target is aten.linear.default]:
             if str(getattr(arguments(reader)["weight"], "target", "")) == name:
                 reader.args, reader.kwargs = changed(reader, {"weight": made})
