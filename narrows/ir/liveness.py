@@ -26,6 +26,8 @@ class Demand:
     Attributes:
         facts: The forward analysis.
         notes: Per node and reason, how many channels stay that no consumer reads.
+        given: The labels that nodes must hold, and the input channels that contractions must read,
+            whatever reads them.
         uses: Per weight its uses: the node, and per weight axis what the node uses of it.
     """
 
@@ -37,9 +39,8 @@ class Demand:
     ) -> None:
         self.facts = facts
         self.uses: dict[fx.Node, list[tuple[fx.Node, dict[int, Bools]]]] = {}
-        self._columns = columns or {}
         self.notes: dict[tuple[str, str], Note] = {}
-        self._forced = forced or {}
+        self.given = self._forced, self._columns = forced or {}, columns or {}
         self._need: dict[fx.Node, Bools] = {}
         self._valued: dict[fx.Node, Bools] = {}
         self._edges: dict[tuple[fx.Node, int], Bools] = {}

@@ -21,7 +21,6 @@ from narrows.errors import PassError
 from narrows.ir.channels import Facts
 from narrows.ir.cost import CostTable
 from narrows.ir.labels import Bools
-from narrows.ir.liveness import Demand
 from narrows.ir.program import Meta, Note, Program, shape_of
 from narrows.ir.rewrite import Base, Choices, everything
 from narrows.passes.base import Fidelity, Pass, PassResult
@@ -103,7 +102,7 @@ class Form:
     @staticmethod
     def of(base: Base, table: CostTable, batch: int, fill: bool) -> Form:
         """Return the form that costs least, space by space."""
-        chooser = Chooser(base.facts, Demand(base.facts), table, batch, fill)
+        chooser = Chooser(base.facts, base.choose(Choices()).demand, table, batch, fill)
         return Form(base, chooser, chooser.run())
 
     def choices(self, *, aligned: bool) -> Base:

@@ -98,7 +98,7 @@ def _settled(program: Program, ignored: Mapping[str, Bools]) -> tuple[Program, t
 
 def emit(base: Base) -> Program:
     """Return the exact form of a base program that its choices ask for; its notes say why."""
-    return _without_gates(rewrite(base.facts, base.choices)[0]).replace(base=base)
+    return _without_gates(rewrite(base)[0]).replace(base=base)
 
 
 def _is_restless(program: Program, notes: tuple[Note, ...]) -> bool:

@@ -60,10 +60,7 @@ class ReorderChannels(Pass):
 def orders(base: Base) -> tuple[dict[str, Ints], tuple[Note, ...]]:
     """Return a rank per channel for every node whose channels are to be permuted, and notes."""
     facts = base.facts
-    nodes = {node.name: node for node in base.program.graph.nodes}
-    forced = {nodes[n]: mask for n, mask in base.choices.forced.items()}
-    columns = {nodes[n]: mask for n, mask in base.choices.columns.items()}
-    demand = Demand(facts, forced, columns)
+    demand = base.demand
     ranks: dict[str, Ints] = {}
     notes: list[Note] = []
     for family in _families(facts, spaces_of(facts, demand)):

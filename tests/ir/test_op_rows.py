@@ -36,7 +36,7 @@ from narrows.ir.ops.row import Row
 from narrows.ir.ops.samples import Made, Sample, Weight
 from narrows.ir.ops.works import elementwise
 from narrows.ir.program import Meta, Program, relative_error
-from narrows.ir.rewrite import rewrite
+from narrows.ir.rewrite import Base, rewrite
 from narrows.ir.verify import verify
 from narrows.passes.base import TOLERANCE, Fidelity
 from tests.ir.bench import Bench
@@ -232,7 +232,7 @@ def constants(row: Row, sample: Sample) -> None:
 
 
 def rewritten(program: Program, facts: Facts) -> Program:
-    result, _ = rewrite(facts)
+    result, _ = rewrite(Base(facts.program, facts.ignored))
     verify(result)
 
     def check(node: fx.Node, value: Any) -> None:

@@ -29,35 +29,31 @@ _RAGGED = "the tensor would not be rectangular"
 __all__ = ["Base", "Choices", "Held", "RaggedError", "Rewriter", "everything", "rewrite"]
 
 
-def rewrite(
-    facts: Facts, choices: Choices | None = None, rounds: int = 32
-) -> tuple[Program, Demand]:
+def rewrite(base: Base, rounds: int = 32) -> tuple[Program, Demand]:
     """Return the program that computes only what is needed, and the liveness it was made from.
 
     Liveness and rewriting alternate until every tensor is rectangular: what a rewrite cannot do
-    without is forced to stay and noted. Each round forces more, so this ends. ``choices`` asks for
-    another form than the smallest.
+    without is forced to stay and noted. Each round forces more, so this ends. The base's choices
+    ask for another form than the smallest.
     """
     with without_collection():
-        return _settle(facts, choices or Choices(), rounds)
+        return _settle(base, rounds)
 
 
-def _settle(facts: Facts, choices: Choices, rounds: int) -> tuple[Program, Demand]:
-    nodes = {node.name: node for node in facts.program.graph.nodes}
-    forced: dict[fx.Node, Bools] = {nodes[n]: mask for n, mask in choices.forced.items()}
-    columns: dict[fx.Node, Bools] = {nodes[n]: mask for n, mask in choices.columns.items()}
+def _settle(base: Base, rounds: int) -> tuple[Program, Demand]:
+    facts, demand = base.facts, base.demand
+    forced, columns = map(dict, demand.given)
     extra: dict[tuple[str, str], Note] = {}
     for _ in range(rounds):
+        if not _share(facts, demand, forced, columns, extra):
+            rewriter = Rewriter(facts, demand, base.choices)
+            rewriter.run()
+            if not rewriter.failures:
+                notes = (*demand.notes.values(), *extra.values(), *_barrier_notes(facts, demand))
+                return rewriter.finish(notes), demand
+            for failure in rewriter.failures:
+                _force(facts, demand, forced, failure, extra)
         demand = Demand(facts, forced, columns)
-        if _share(facts, demand, forced, columns, extra):
-            continue
-        rewriter = Rewriter(facts, demand, choices)
-        rewriter.run()
-        if not rewriter.failures:
-            notes = (*demand.notes.values(), *extra.values(), *_barrier_notes(facts, demand))
-            return rewriter.finish(notes), demand
-        for failure in rewriter.failures:
-            _force(facts, demand, forced, failure, extra)
     raise PassError(
         "pruning did not settle",
         where=where(next(iter(forced))),

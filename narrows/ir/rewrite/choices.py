@@ -16,6 +16,7 @@ import numpy as np
 
 from narrows.ir.channels import Facts, analyse
 from narrows.ir.labels import Bools, Ints, Value
+from narrows.ir.liveness import Demand
 from narrows.ir.ops import table
 
 if TYPE_CHECKING:
@@ -38,6 +39,11 @@ class Choices:
     forced: Mapping[str, Bools] = field(default_factory=dict)
     columns: Mapping[str, Bools] = field(default_factory=dict)
     order: Mapping[str, Ints] = field(default_factory=dict)
+
+    def holds_like(self, other: Choices) -> bool:
+        """Whether both were made with the same channels, in whatever order."""
+        own, others = (self.forced, self.columns), (other.forced, other.columns)
+        return all(a is b or not (a or b) for a, b in zip(own, others, strict=True))
 
 
 def everything(facts: Facts) -> Choices:
@@ -69,6 +75,7 @@ class Base:
     choices: Choices = field(default_factory=Choices)
     pending: Program | None = None
     _facts: list[Facts] = field(default_factory=list)
+    _demands: list[tuple[Choices, Demand]] = field(default_factory=list)
 
     @property
     def facts(self) -> Facts:
@@ -76,6 +83,18 @@ class Base:
         if not self._facts:
             self._facts.append(analyse(self.program, self.ignored))
         return self._facts[0]
+
+    @property
+    def demand(self) -> Demand:
+        """The liveness of what is chosen, made at most once for forms that only order differs."""
+        for choices, demand in self._demands:
+            if choices.holds_like(self.choices):
+                return demand
+        nodes = {node.name: node for node in self.program.graph.nodes}
+        forced = {nodes[n]: mask for n, mask in self.choices.forced.items()}
+        columns = {nodes[n]: mask for n, mask in self.choices.columns.items()}
+        self._demands.append((self.choices, Demand(self.facts, forced, columns)))
+        return self._demands[-1][1]
 
     def choose(self, choices: Choices) -> Base:
         """Return the base with other choices."""
