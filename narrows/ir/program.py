@@ -69,6 +69,19 @@ class Origin:
     index: tuple[tuple[int, ...] | None, ...]
 
 
+@dataclass(frozen=True)
+class Mark:
+    """What the last pass did to a node, for dumps.
+
+    Attributes:
+        was: The shape before it, where it has another one now.
+        remark: What the pass says of it.
+    """
+
+    was: tuple[int, ...] | None = None
+    remark: str = ""
+
+
 class _Key:
     """One key of ``node.meta``, as an attribute of `Meta`."""
 
@@ -95,8 +108,6 @@ class Meta:
         source: ``file:line`` of the user's code.
         code: The text of that line.
         module: The path of the module that made the node, ``layer1.0.conv1``.
-        was: The shape before the pass that changed it, for dumps.
-        remark: What the last pass says of the node, for dumps.
         twin: The name of the node whose work this one does a second time, for other readers.
         grid: What the codes of a quantized tensor stand for (`narrows.ir.integer.grid.Grid`).
         weight_grid: What the codes of an integer weight stand for, and which there are
@@ -112,8 +123,6 @@ class Meta:
     source: Any = _Key("source", "")
     code: Any = _Key("code", "")
     module: Any = _Key("module", "")
-    was: Any = _Key("was")
-    remark: Any = _Key("remark", "")
     twin: Any = _Key("twin", "")
     grid: Any = _Key("grid")
     weight_grid: Any = _Key("weight_grid")
@@ -164,6 +173,7 @@ class Program:
         notes: What the capture and the passes had to say, oldest first.
         history: The passes that made this program, in order.
         origins: For every weight that a pass sliced, where it came from.
+        marks: What the last pass did, by node name.
         base: What a pruned program was made from (`narrows.ir.rewrite.Base`), for the passes after
             it; any other change to graph or weights ends it.
     """
@@ -181,6 +191,7 @@ class Program:
     notes: tuple[Note, ...] = ()
     history: tuple[str, ...] = ()
     origins: Mapping[str, Origin] = field(default_factory=dict)
+    marks: Mapping[str, Mark] = field(default_factory=dict)
     base: Any = None
     _memo: dict[Any, Any] = field(default_factory=dict, repr=False)
 

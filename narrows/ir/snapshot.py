@@ -232,13 +232,13 @@ def fingerprint(tensor: torch.Tensor) -> tuple[str, float | None, float | None]:
 
 
 def _node(program: Program, node: fx.Node) -> NodeRecord:
-    from narrows.ir.program import Meta, op_name
+    from narrows.ir.program import Mark, Meta, op_name
 
-    meta = Meta(node)
+    meta, mark = Meta(node), program.marks.get(node.name, Mark())
     reads = node.all_input_nodes
     weights = [str(n.target) for n in reads if n.op == "get_attr"]
     shape = None if meta.shape is None else tuple(int(s) for s in meta.shape)
-    was = None if meta.was is None else tuple(int(s) for s in meta.was)
+    was = None if mark.was is None else tuple(int(s) for s in mark.was)
     return NodeRecord(
         name=node.name,
         op={"placeholder": "input", "output": "output"}.get(node.op) or op_name(node),
@@ -252,7 +252,7 @@ def _node(program: Program, node: fx.Node) -> NodeRecord:
         module=meta.module,
         source=meta.source,
         code=meta.code,
-        remark=meta.remark,
+        remark=mark.remark,
         grid="" if meta.grid is None else str(meta.grid),
     )
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -90,12 +91,15 @@ class PassResult:
         changed: Whether the new program differs from the input.
         notes: What a person should know: what was left alone, and why.
         measured: Relative errors by dtype name (``float32``), written by the `Numerics` instrument.
+        remarks: What a dump is to say of nodes of the new program, by name; that a shape or the
+            weights changed it says by itself.
     """
 
     program: Program
     changed: bool
     notes: tuple[Note, ...] = ()
     measured: dict[str, float] = field(default_factory=dict, compare=False)
+    remarks: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

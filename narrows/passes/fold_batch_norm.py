@@ -57,16 +57,17 @@ class FoldBatchNorm(Pass):
             return PassResult(program, False)
         result = program.copy()
         by_name = {n.name: n for n in result.graph.nodes}
-        notes, folded = [], False
+        notes, remarks = [], {}
         for name in [n.name for n in norms]:
             norm = by_name[name]
             note = _obstacle(norm)
             if note is None:
-                _fold(result, norm)
-                folded = True
+                layer = _fold(result, norm)
+                remarks[layer.name] = f"folded {name}"
             else:
                 notes.append(note)
-        return PassResult(result if folded else program, folded, tuple(notes))
+        changed = bool(remarks)
+        return PassResult(result if changed else program, changed, tuple(notes), remarks=remarks)
 
 
 def _feeds_norm(node: fx.Node) -> bool:
@@ -124,8 +125,8 @@ def _unfit(layer: fx.Node, role: str) -> str:
     return "" if uses == 1 else f"{layer.name} reads {source.target} twice"
 
 
-def _fold(program: Program, norm: fx.Node) -> None:
-    """Fold ``norm`` into the layer before it; ``program`` is the pass's own copy."""
+def _fold(program: Program, norm: fx.Node) -> fx.Node:
+    """Fold ``norm`` into the layer before it, which is returned; ``program`` is the pass's own."""
     given = arguments(norm)
     layer = given["input"]
     weight_node, bias_node = (arguments(layer)[r] for r in ("weight", "bias"))
@@ -148,7 +149,6 @@ def _fold(program: Program, norm: fx.Node) -> None:
         layer.args, layer.kwargs = changed(layer, {"bias": bias_node})
     program.weights[str(bias_node.target)] = shifted.to(weight.dtype)
 
-    Meta(layer).remark = f"folded {norm.name}"
     norm.replace_all_uses_with(layer)
     sources = norm.all_input_nodes
     program.graph.erase_node(norm)
@@ -156,6 +156,7 @@ def _fold(program: Program, norm: fx.Node) -> None:
         if source.op == "get_attr" and not source.users:
             program.graph.erase_node(source)
             _drop(program, str(source.target))
+    return layer
 
 
 def _double(program: Program, node: fx.Node) -> Tensor:

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,7 +19,7 @@ from torch import fx
 from narrows.errors import PassError, UsageError
 from narrows.ir.cost import CostTable
 from narrows.ir.graph import without_collection
-from narrows.ir.program import Meta, Note, Program, shape_of
+from narrows.ir.program import Mark, Meta, Note, Program, shape_of
 from narrows.passes import spelling
 from narrows.passes.base import Pass, PassResult
 
@@ -284,10 +284,12 @@ def _run_one(
                 f"{pass_.name} returned {type(returned).__name__}, not a PassResult",
                 hint="end run() with `return PassResult(program, changed, notes)`",
             )
-        made = mark_changes(program, returned.program).replace(
-            history=(*program.history, str(pass_)), notes=(*program.notes, *returned.notes)
+        made = returned.program.replace(
+            history=(*program.history, str(pass_)),
+            notes=(*program.notes, *returned.notes),
+            marks=marks_of(program, returned.program, returned.remarks),
         )
-        result = PassResult(made, returned.changed, returned.notes, dict(returned.measured))
+        result = dataclasses.replace(returned, program=made, measured=dict(returned.measured))
         for instrument in instruments:
             instrument.after(pass_, program, result, seconds)
     except Exception as error:
@@ -300,54 +302,28 @@ def _run_one(
     return result, seconds
 
 
-def mark_changes(old: Program, new: Program) -> Program:
-    """Return ``new`` with marks for dumps: what this pass did to each node, and nothing older.
-
-    The graph is the one that the pass has just made, so its marks are written in place. What the
-    pass itself says of a node stays.
-    """
+def marks_of(old: Program, new: Program, remarks: Mapping[str, str]) -> dict[str, Mark]:
+    """Return what a pass that made ``new`` of ``old`` did to each node, by name."""
     if new.graph is old.graph:  # new weights only, or nothing at all
-        return without_marks(new)
-    before = {n.name: n for n in old.graph.nodes}
+        return {}
+    marks: dict[str, Mark] = {}
+    before = {node.name: shape_of(node) for node in old.graph.nodes}
+    refitted: set[fx.Node] = set()
     for node in new.graph.nodes:
-        twin = before.get(node.name)
-        if twin is not None:
-            for key in MARKS & node.meta.keys():
-                if node.meta[key] == twin.meta.get(key):  # it came along with the copy
-                    del node.meta[key]
-        if node.op == "call_function" and not Meta(node).remark:
-            _mark(old, twin, new, node)
-    return new
-
-
-MARKS = {"was", "remark"}
-
-
-def _mark(old: Program, twin: fx.Node | None, new: Program, node: fx.Node) -> None:
-    meta = Meta(node)
-    if twin is None:
-        meta.remark = "new"
-    elif shape_of(twin) != meta.shape:
-        meta.was = meta.was or shape_of(twin)
-    elif weight_shapes(old, twin) != weight_shapes(new, node):
-        meta.remark = "other weights"
-
-
-def without_marks(program: Program) -> Program:
-    """Return the program without marks of an earlier pass: a copy, if it has any."""
-    if not any(MARKS & n.meta.keys() for n in program.graph.nodes):
-        return program
-    clean = program.copy()
-    for node in clean.graph.nodes:
-        for key in MARKS & node.meta.keys():
-            del node.meta[key]
-    return clean.replace(base=program.base)
-
-
-def weight_shapes(program: Program, node: fx.Node) -> list[tuple[str, tuple[int, ...]]]:
-    """Return name and shape of every weight that a node reads."""
-    weights = (str(n.target) for n in node.all_input_nodes if n.op == "get_attr")
-    return [(w, tuple(program.weights[w].shape)) for w in weights if w in program.weights]
+        was, shape = before.get(node.name, ...), shape_of(node)
+        if node.op == "get_attr":
+            if was != shape:
+                refitted.update(node.users)
+        elif node.name in remarks:
+            marks[node.name] = Mark(None if was in (shape, ...) else was, remarks[node.name])
+        elif node.op == "call_function":
+            if was is ...:
+                marks[node.name] = Mark(remark="new")
+            elif was != shape:
+                marks[node.name] = Mark(was)
+            elif node in refitted:
+                marks[node.name] = Mark(remark="other weights")
+    return marks
 
 
 def macs(program: Program) -> dict[str, int]:

@@ -16,7 +16,7 @@ import torch
 
 from narrows.errors import PassError
 from narrows.ir.labels import Bools
-from narrows.ir.program import Meta, Note, Program, aten, shape_of
+from narrows.ir.program import Note, Program, aten, shape_of
 from narrows.ir.rewrite import Base, rewrite
 from narrows.passes.base import Fidelity, Pass, PassResult
 from narrows.passes.plans.plan import ChannelPlan, fingerprint, refuse_nan
@@ -80,7 +80,6 @@ def _on_plan(plan: ChannelPlan, program: Program) -> Iterator[Note]:
 
 def _settled(program: Program, ignored: Mapping[str, Bools]) -> tuple[Program, tuple[Note, ...]]:
     """Return a program rewritten until nothing more goes, and what the last removal had to say."""
-    shapes = {node.name: shape_of(node) for node in program.graph.nodes}
     program = program.replace(notes=())
     notes: tuple[Note, ...] = ()
     for turn in range(ROUNDS):
@@ -90,9 +89,6 @@ def _settled(program: Program, ignored: Mapping[str, Bools]) -> tuple[Program, t
         notes, program = pruned.notes, pruned.replace(notes=())
         if not _is_restless(program, notes):
             break
-    for node in program.graph.nodes:  # across all rounds
-        before = shapes.get(node.name, shape_of(node))
-        Meta(node).was = before if before != shape_of(node) else None
     return program, notes
 
 

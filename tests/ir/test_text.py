@@ -12,7 +12,7 @@ import torch
 from narrows.errors import ArtifactError, UsageError
 from narrows.ir.diff import diff
 from narrows.ir.dump import Dump, split_stage
-from narrows.ir.program import Meta, Note, Origin, Program
+from narrows.ir.program import Mark, Meta, Note, Origin, Program
 from narrows.ir.snapshot import Snapshot, fingerprint, snapshot
 from narrows.ir.text import columns, render, shape_text, to_text
 from tests.builder import Builder, aten, ramp
@@ -39,9 +39,8 @@ def changed() -> Program:
         notes=(Note("block_conv", "padding", "2 channels stay", 2, "net.py:4"),),
         origins={"stem.conv.weight": Origin("stem.conv.weight", (6, 3, 3, 3), (None,) * 4)},
     )
-    conv = program.node("stem_conv")
-    Meta(conv).was, Meta(conv).remark = (2, 6, 8, 8), "coupling stem_conv keeps 4 of 6"
-    return program
+    mark = Mark((2, 6, 8, 8), "coupling stem_conv keeps 4 of 6")
+    return program.replace(marks={"stem_conv": mark})
 
 
 def test_golden(golden):

@@ -13,6 +13,7 @@ from narrows.ir.verify import verify
 from narrows.passes.base import TOLERANCE, Fidelity, PassResult
 from narrows.passes.fold_batch_norm import FoldBatchNorm
 from narrows.passes.instruments import Promises
+from narrows.passes.pipeline import Pipeline
 from tests.builder import Builder, aten, ramp
 
 EXACT = TOLERANCE[Fidelity.EXACT][torch.float64]
@@ -88,7 +89,7 @@ def test_golden(golden):
     x = b.relu(b.norm(b.conv(b.inputs[0], "conv1", 4, 2), "norm1", 4), "relu1")
     x = b.relu(b.norm(b.conv(x, "conv2", 4, 4, bias=True), "norm2", 4, affine=False), "relu2")
     program = b.program(b.norm(x, "norm3", 4))
-    result = fold(program)
+    result = Pipeline((FoldBatchNorm(),)).run(program)
     golden(
         "fold_batch_norm",
         to_text(program, weights=True) + "\n" + to_text(result.program, weights=True),

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from narrows.errors import PassError
-from narrows.ir.program import Meta, Program
+from narrows.ir.program import Program
 from narrows.ir.text import to_text
 from narrows.passes.base import Fidelity, Pass, PassResult, tolerance
 from narrows.passes.eliminate_dead import EliminateDead
@@ -56,10 +56,10 @@ def test_notes_are_collected():
 
 def test_remarks_are_those_of_the_last_pass():
     result = Pipeline((FoldBatchNorm(),)).run(network()).program
-    assert Meta(result.node("conv")).remark == "folded norm"
+    assert result.marks["conv"].remark == "folded norm"
     after = Pipeline((EliminateDead(),)).run(result).program
-    assert Meta(after.node("conv")).remark == ""
-    assert Meta(result.node("conv")).remark == "folded norm"
+    assert not after.marks
+    assert result.marks["conv"].remark == "folded norm"
 
 
 def test_every_unmet_requirement_is_listed_before_anything_runs():

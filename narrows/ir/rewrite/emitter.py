@@ -86,14 +86,12 @@ class Emitter:
         target = aten.reshape.default if node.target in VIEWS else node.target
         new = self.graph.create_node(node.op, target, args, kwargs, name=node.name)
         new.meta = dict(node.meta)
-        Meta(new).was = None
         return new
 
     def _tagged(self, node: fx.Node, new: fx.Node, labels: Tensor, shape: tuple[int, ...]) -> Held:
         copy_meta(node, new)
-        meta, before = Meta(new), shape_of(node)
+        meta = Meta(new)
         meta.shape, meta.dtype = shape, Meta(node).dtype
-        meta.was = before if shape != before else None
         return Held(new, labels, shape)
 
     # ------------------------------------------------------------------ weights
@@ -303,16 +301,13 @@ class Emitter:
         made = self._attrs.get(self._names[key])
         if made is not None:
             return made
-        before = shape = shape_of(node)
+        shape = shape_of(node)
         if origin is not None:
             shape = tuple(
                 s if i is None else len(i[0]) if isinstance(i[0], tuple) else len(i)
-                for s, i in zip(before, origin.index, strict=True)
+                for s, i in zip(shape, origin.index, strict=True)
             )
-        new = self._attribute(self._names[key], shape, Meta(node).dtype)
-        if shape != before:
-            Meta(new).was = before
-        return new
+        return self._attribute(self._names[key], shape, Meta(node).dtype)
 
     def _attribute(self, name: str, shape: tuple[int, ...], dtype: Any) -> fx.Node:
         if name not in self._attrs:

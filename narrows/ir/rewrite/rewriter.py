@@ -298,7 +298,6 @@ class Rewriter(Emitter):
             labels = labels.index_select(axis, torch.from_numpy(index))
         shape = tuple(len(index) if a == axis else s for a, s in enumerate(held.shape))
         Meta(new).shape = shape
-        Meta(new).was = None
         result = self._delivered[key] = Held(new, labels, shape)
         return result
 

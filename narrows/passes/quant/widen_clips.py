@@ -18,7 +18,7 @@ from narrows.ir.ops import table
 from narrows.ir.ops.args import arguments
 from narrows.ir.ops.integer import Clip, LayerWeights, Moves, Relabel
 from narrows.ir.ops.integer_forms import AveragePool, Layer, Mean
-from narrows.ir.program import Meta, Program, aten
+from narrows.ir.program import Program, aten
 from narrows.passes.base import Fidelity, Pass, PassResult
 
 
@@ -39,7 +39,7 @@ class WidenClips(Pass):
     def run(self, program: Program) -> PassResult:
         """Return the program with its clips widened."""
         result = program.copy()
-        done = False
+        remarks: dict[str, str] = {}
         for node in result.nodes:
             form = table.integer_form(node) if node.op == "call_function" else None
             if not isinstance(form, Clip):
@@ -59,9 +59,9 @@ class WidenClips(Pass):
             node.target, node.args, node.kwargs = (
                 aten.clamp.default, (form.operands(node)[0], 0.0, top), {},
             )  # fmt: skip
-            Meta(node).remark = f"clipped at {top:g}, was {high:g}"
-            done = True
-        return PassResult(result if done else program, done)
+            remarks[node.name] = f"clipped at {top:g}, was {high:g}"
+        done = bool(remarks)
+        return PassResult(result if done else program, done, remarks=remarks)
 
 
 def own_weights(node: fx.Node) -> LayerWeights | None:
