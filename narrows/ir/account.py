@@ -9,7 +9,7 @@ reader needs it so.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from torch import fx
 
 from narrows.ir.ops.args import arguments
 from narrows.ir.program import Meta, Program, shape_of
-from narrows.ir.work import CONVOLUTIONS, Work, work_of
+from narrows.ir.work import CONVOLUTIONS, Work, works_of
 
 if TYPE_CHECKING:
     from narrows.ir.cost import CostTable
@@ -73,6 +73,7 @@ class Held:
 class _Walk:
     table: CostTable
     scale: float
+    works: Mapping[fx.Node, Work | None]
     held: dict[fx.Node, Held] = field(default_factory=dict)
 
     # ------------------------------------------------------------------ layouts
@@ -95,7 +96,7 @@ class _Walk:
     # ------------------------------------------------------------------ nodes
 
     def visit(self, node: fx.Node) -> OpCost:
-        work = work_of(node)
+        work = self.works[node]
         operands = list(self.operands(node))
         if work is None:  # a number, or one result of a split
             self.held[node] = Held(any(self.held[n].blocked for n in operands))
@@ -189,7 +190,8 @@ class _Walk:
 
 def account(table: CostTable, program: Program, batch: int | None = None) -> list[OpCost]:
     """Return what every node costs that depends on an input; see `CostTable.account`."""
-    walk = _Walk(table, 1.0 if batch is None else batch / example_batch(program))
+    scale = 1.0 if batch is None else batch / example_batch(program)
+    walk = _Walk(table, scale, works_of(program))
     costs: list[OpCost] = []
     for node in program.graph.nodes:
         if node.op == "placeholder":

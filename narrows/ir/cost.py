@@ -159,15 +159,22 @@ class CostTable:
             blocked: Whether it stands among blocked convolutions, and so has to leave the blocked
                 layout and come back.
         """
-        size = tuple(space)
-        work = Work(
-            kind, batch=batch, inputs=channels_from, outputs=channels_to, space=size, source=size
-        )
-        time = self._memo.get(work)
+        size, blocked = tuple(space), blocked and self.layout.block > 1
+        key = (kind, channels_from, channels_to, size, batch, blocked)
+        time = self._memo.get(key)
         if time is None:
-            time = self._memo[work] = self._grid(kind, work)
-        if blocked and self.layout.block > 1:
-            time += self.reorder_seconds(work, out=True) + self.reorder_seconds(work, out=False)
+            work = Work(
+                kind,
+                batch=batch,
+                inputs=channels_from,
+                outputs=channels_to,
+                space=size,
+                source=size,
+            )
+            time = self._grid(kind, work)
+            if blocked:
+                time += self.reorder_seconds(work, out=True) + self.reorder_seconds(work, out=False)
+            self._memo[key] = time
         return time
 
     # ------------------------------------------------------------------ whole programs

@@ -77,9 +77,14 @@ def broadcast(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     return tuple(torch.broadcast_shapes(*shapes))
 
 
+def how_many(mask: Bools) -> int:
+    """Return how many entries of a mask are true; ``sum`` would make numbers of them first."""
+    return int(np.count_nonzero(mask))
+
+
 def some(mask: Bools) -> bool:
     """Whether any entry of a mask is true; numpy's own ``any`` goes through Python first."""
-    return np.count_nonzero(mask) > 0
+    return bool(np.count_nonzero(mask))
 
 
 def same(a: Bools, b: Bools) -> bool:
@@ -158,6 +163,9 @@ def number(source: Tensor) -> tuple[Tensor, Ints]:
     for."""
     if source.numel() == 1:
         return torch.zeros_like(source), np.array([int(source)])
+    flat = source.reshape(-1).numpy()
+    if is_count(flat):
+        return source, flat
     values, labels = torch.unique(source, return_inverse=True)
     return labels, values.numpy()
 

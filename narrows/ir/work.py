@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import fx
 
+    from narrows.ir.program import Program
+
 CONVOLUTIONS = ("conv", "depthwise", "grouped")
 SUMMING = (*CONVOLUTIONS, "conv_transpose", "linear", "matmul", "attention")
 
@@ -121,6 +123,11 @@ def _groups(work: Work, inputs: int, outputs: int) -> int:
     if whole and inputs // per_in == outputs // per_out:
         return inputs // per_in
     return math.gcd(work.groups, math.gcd(inputs, outputs))
+
+
+def works_of(program: Program) -> dict[fx.Node, Work | None]:
+    """Return the work of every node of a program; it is found once, nobody may change it."""
+    return program.memo("works", lambda: {n: work_of(n) for n in program.graph.nodes})
 
 
 def work_of(node: fx.Node) -> Work | None:

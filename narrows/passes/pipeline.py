@@ -20,6 +20,7 @@ from narrows.errors import PassError, UsageError
 from narrows.ir.cost import CostTable
 from narrows.ir.graph import without_collection
 from narrows.ir.program import Mark, Meta, Note, Program, shape_of
+from narrows.ir.work import works_of
 from narrows.passes import spelling
 from narrows.passes.base import Pass, PassResult
 
@@ -307,23 +308,30 @@ def marks_of(old: Program, new: Program, remarks: Mapping[str, str]) -> dict[str
     if new.graph is old.graph:  # new weights only, or nothing at all
         return {}
     marks: dict[str, Mark] = {}
-    before = {node.name: shape_of(node) for node in old.graph.nodes}
+    before = {node.name: (shape_of(node), _weights(node)) for node in old.graph.nodes}
     refitted: set[fx.Node] = set()
     for node in new.graph.nodes:
-        was, shape = before.get(node.name, ...), shape_of(node)
+        shape = shape_of(node)
+        known = node.name in before
+        was, weights = before[node.name] if known else (shape, [])
+        changed = was if was != shape else None
         if node.op == "get_attr":
-            if was != shape:
+            if changed or not known:
                 refitted.update(node.users)
         elif node.name in remarks:
-            marks[node.name] = Mark(None if was in (shape, ...) else was, remarks[node.name])
+            marks[node.name] = Mark(changed, remarks[node.name])
         elif node.op == "call_function":
-            if was is ...:
+            if not known:
                 marks[node.name] = Mark(remark="new")
-            elif was != shape:
-                marks[node.name] = Mark(was)
-            elif node in refitted:
+            elif changed:
+                marks[node.name] = Mark(changed)
+            elif node in refitted or weights != _weights(node):
                 marks[node.name] = Mark(remark="other weights")
     return marks
+
+
+def _weights(node: fx.Node) -> list[str]:
+    return [str(n.target) for n in node.all_input_nodes if n.op == "get_attr"]
 
 
 def macs(program: Program) -> dict[str, int]:
@@ -338,8 +346,9 @@ def macs(program: Program) -> dict[str, int]:
     if program.dynamic_batch:
         sizes = [shape_of(n)[0] for n in program.placeholders if 0 in Meta(n).dynamic]
         batch = sizes[0] if sizes else 1
+    works = works_of(program)
     calls = (n for n in program.graph.nodes if n.op == "call_function")
-    return {n.name: table.macs(n) // batch for n in calls}
+    return {n.name: table.macs(n, works[n]) // batch for n in calls}
 
 
 def report(

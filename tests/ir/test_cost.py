@@ -15,6 +15,7 @@ import narrows
 from narrows.errors import UsageError
 from narrows.ir.cost import CostTable, Grid, Layout, Work, work_of
 from narrows.ir.ops import table as ops
+from narrows.ir.work import works_of
 
 WINDOWED = ("positions", "inputs", "outputs")
 CONV = Work(
@@ -94,9 +95,10 @@ def test_works_of_a_net(program):
 
 
 def test_macs_are_those_of_the_works(program):
-    for node in program.nodes:
-        work = work_of(node)
-        assert ops.macs(node) == (work.macs if work else 0)
+    works = works_of(program)
+    assert works == {node: work_of(node) for node in program.nodes}
+    for node, work in works.items():
+        assert ops.macs(node, work) == (work.macs if work else 0)
     assert work_of(program.node("four")).macs == 2 * 64 * 32 * 4 * 9
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from narrows.ir.labels import Value, channels, compact, merge, number, unknown
+from narrows.ir.labels import Value, channels, compact, is_count, merge, number, some, unknown
 from narrows.ir.ops.args import arguments
 from narrows.ir.ops.barrier import barrier_flow
 from narrows.ir.ops.constants import constants_of
@@ -85,7 +85,7 @@ class Join(Row):
             start += value.count
         rank = range(len(shape))
         wide = {a for p in parts for a in rank if a != axis and p.stride(a) != 0 and p.shape[a] > 1}
-        parts = [_only(p, wide | {axis}) for p in parts]
+        parts = [_only(p, wide | {axis}, tuple(p.shape)) for p in parts]
         labels, origin = number(compact(torch.cat(parts, axis)))
         value = Value(shape, labels, len(origin), np.concatenate(consts)[origin])
         reads = []
@@ -123,8 +123,10 @@ class Join(Row):
         facts = rewriter.facts
         spans, origin = facts.flows[node].facts
         value = facts.value(node)
-        back = np.full(int(origin.max()) + 1, -1)
-        back[origin] = np.arange(len(origin))
+        back: np.ndarray | None = None  # where every operand's labels are the result's, in order
+        if not is_count(origin):
+            back = np.full(int(origin.max()) + 1, -1)
+            back[origin] = np.arange(len(origin))
         need = rewriter.need(node)
         kept = {axis, *value.axes}
         tensors: list[fx.Node] = []
@@ -132,24 +134,29 @@ class Join(Row):
         shapes: list[tuple[int, ...]] = []
         slot = 0
         for n, start, count in spans:
-            mine = (origin >= start) & (origin < start + count) & need
             bound = not facts.is_free(n)
             slot += bound
-            if not mine.any():
+            if back is None:
+                mine = need[start : start + count]
+            else:
+                mine = need[(origin >= start) & (origin < start + count)]
+            if not some(mine):
                 continue
             if bound:
                 held = rewriter.operand(node, slot - 1)
                 labels, shape, new = held.labels, held.shape, held.node
             else:
-                keep = origin[mine] - start
+                inside = (origin >= start) & (origin < start + count)
+                keep = origin[inside & need] - start
                 labels = torch.from_numpy(keep).view(_along_axis(axis, len(value.shape)))
                 shape = tuple(len(keep) if a == axis else s for a, s in enumerate(shape_of(n)))
                 new = rewriter.free(n, {axis: keep})
-            local = torch.from_numpy(back)[labels + start].expand(shape)
-            local = local.unsqueeze(axis) if self.stacks else local
+            local = labels + start if back is None else torch.from_numpy(back)[labels + start]
+            if self.stacks:
+                local, shape = local.unsqueeze(axis), (*shape[:axis], 1, *shape[axis:])
             tensors.append(new)
-            shapes.append(tuple(local.shape))
-            parts.append(_only(local, kept))
+            shapes.append(shape)
+            parts.append(_only(local, kept, shape))
         rank = rewriter.choices.order.get(node.name)
         if rank is not None:  # the operands' order is free, too
             first = [int(rank[p.flatten().numpy()].min()) for p in parts]
@@ -177,8 +184,9 @@ def _along_axis(axis: int, rank: int) -> list[int]:
     return [-1 if a == axis else 1 for a in range(rank)]
 
 
-def _only(tensor: Tensor, axes: set[int]) -> Tensor:
-    for axis in range(tensor.dim()):
-        if axis not in axes:
+def _only(tensor: Tensor, axes: set[int], shape: tuple[int, ...]) -> Tensor:
+    """Return labels with the size of ``shape`` along ``axes``, and of one element along others."""
+    for axis, size in enumerate(tensor.shape):
+        if axis not in axes and size > 1:
             tensor = tensor.narrow(axis, 0, 1)
-    return tensor
+    return tensor.expand([size if axis in axes else 1 for axis, size in enumerate(shape)])

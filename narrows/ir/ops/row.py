@@ -198,10 +198,6 @@ class Row(ABC):
         """Yield the weight axes that follow the channels of the operands and the result."""
         yield from ()
 
-    def macs(self, node: fx.Node) -> int:
-        """Return the multiply-accumulates of ``node`` at the example's sizes."""
-        return 0 if self.costs is None else self.costs(node).macs
-
     def work(self, node: fx.Node) -> Work | None:
         """Return what ``node`` has to do at the example's sizes; ``None`` for nothing."""
         if self.costs is not None:

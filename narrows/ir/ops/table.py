@@ -22,6 +22,7 @@ from narrows.ir.ops.rows import standard_rows
 from narrows.ir.ops.samples import samples_of
 from narrows.ir.ops.selection import Item
 from narrows.ir.program import Meta, Program, op_name, where
+from narrows.ir.work import Work
 
 ITEM = Item(target=operator.getitem, summary="one result of a split", integer=Moves())
 
@@ -98,10 +99,11 @@ def to_markdown() -> str:
     return "\n".join(lines) + "\n"
 
 
-def macs(node: fx.Node) -> int:
-    """Return the multiply-accumulates of a node at the example's sizes."""
-    row = find(node)
-    return integer_macs(node) if row is None else row.macs(node)
+def macs(node: fx.Node, work: Work | None) -> int:
+    """Return the multiply-accumulates of a node at the example's sizes; ``work`` is its work."""
+    if find(node) is None:
+        return integer_macs(node)
+    return 0 if work is None else work.macs
 
 
 def integer_form(node: fx.Node) -> IntegerForm | None:

@@ -53,6 +53,33 @@ class Line:
         return len(self.positions) == size and self._counts
 
 
+class Scratch:
+    """Cuts tensors; what is only on the way to a result lies in memory that is used again."""
+
+    def __init__(self) -> None:
+        self._room = torch.empty(0)
+
+    def cut(self, data: Tensor, lines: dict[int, Line]) -> Tensor:
+        """Return a tensor restricted along some axes."""
+        # The shorter axis first: what follows has less to copy.
+        steps = sorted(lines.items(), key=lambda i: len(i[1].positions) / data.shape[i[0]])
+        for count, (axis, line) in enumerate(steps, start=1):
+            if count == len(steps):
+                return data.index_select(axis, line.tensor)
+            size = len(line.positions)
+            shape = [size if a == axis else s for a, s in enumerate(data.shape)]
+            if count > 1 or self._room.dtype != data.dtype or self._room.numel() < math.prod(shape):
+                self._room = data.new_empty(math.prod(shape))
+            room = self._room[: math.prod(shape)].view(shape)
+            data = torch.index_select(data.detach(), axis, line.tensor, out=room)
+        return data
+
+
+# Makes a tensor when the program is finished. It must not hold on to the rewriter: what it knows
+# of a program would then be garbage that only the cyclic collector finds.
+Build = Callable[[Scratch], Tensor]
+
+
 class Emitter:
     """Makes nodes and weights; tensors are sliced only when the program is finished.
 
@@ -65,10 +92,9 @@ class Emitter:
         self.facts, self.program = facts, facts.program
         self.graph = fx.Graph()
         self._plain: dict[fx.Node, fx.Node] = {}
-        self._weights: dict[str, tuple[Callable[[], Tensor], Origin | None, bool]] = {}
+        self._weights: dict[str, tuple[Build, Origin | None, bool]] = {}
         self._names: dict[tuple[Any, ...], str] = {}
         self._attrs: dict[str, fx.Node] = {}
-        self._room = torch.empty(0)
         self._lines: dict[bytes, Line] = {}
         self._line_of: dict[int, tuple[Ints, Line]] = {}
         self._counts: dict[str, int] = {}
@@ -120,11 +146,11 @@ class Emitter:
         data, name = self.program.tensor(node), str(node.target)
         lines = self._cut(index, data.shape)
         if not lines:
-            return self._stored(node, (name,), lambda: data, None)
+            return self._stored(node, (name,), lambda _: data, None)
         key = (name, *((a, line.key) for a, line in sorted(lines.items())))
         kept = tuple(lines[a].numbers if a in lines else None for a in range(data.dim()))
         origin = Origin(name, tuple(data.shape), kept)
-        return self._stored(node, key, lambda: self._indexed(data, lines), origin)
+        return self._stored(node, key, lambda scratch: scratch.cut(data, lines), origin)
 
     def line(self, positions: Ints) -> Line:
         """Return what is known of positions; nobody may change them afterwards."""
@@ -221,7 +247,7 @@ class Emitter:
         key = ("constant", name, data.numpy().tobytes(), tuple(data.shape))
         if key not in self._names:
             self._names[key] = self._free_name(name)
-            self._weights[self._names[key]] = (lambda: data, None, True)
+            self._weights[self._names[key]] = (lambda _: data, None, True)
         return self._attribute(self._names[key], tuple(data.shape), data.dtype)
 
     def contracted_weight(self, c: Contraction, rows: Ints, taken: Ints, fold: Bools) -> fx.Node:
@@ -256,9 +282,11 @@ class Emitter:
         )
         origin = Origin(name, tuple(data.shape), tuple(kept))
 
-        def build() -> Tensor:
+        lines = {axis: self.line(positions) for axis, positions in index.items()}
+
+        def build(scratch: Scratch) -> Tensor:
             if per_row is None:
-                new = self._indexed(data, {a: self.line(i) for a, i in index.items()})
+                new = scratch.cut(data, lines)
             else:
                 new = data.index_select(first, torch.from_numpy(split))
                 new = _gather_rows(new, first, second, torch.from_numpy(per_row))
@@ -280,18 +308,18 @@ class Emitter:
             name = str(c.bias.target)
             origin = Origin(name, tuple(base.shape), (self.line(rows).numbers,))
             return self._stored(
-                c.bias, (name, self.line(rows).key, amount.tobytes()), lambda: data, origin
+                c.bias, (name, self.line(rows).key, amount.tobytes()), lambda _: data, origin
             )
         stem = str(c.weight.target).rpartition(".")[0] if c.weight.op == "get_attr" else node.name
         name = self._free_name(f"{stem}.bias" if stem else f"{node.name}_bias")
-        self._weights[name] = (lambda: data, None, False)
+        self._weights[name] = (lambda _: data, None, False)
         return self._attribute(name, tuple(data.shape), data.dtype)
 
     def _stored(
         self,
         node: fx.Node,
         key: tuple[Any, ...],
-        build: Callable[[], Tensor],
+        build: Build,
         origin: Origin | None,
     ) -> fx.Node:
         name = str(node.target)
@@ -324,23 +352,6 @@ class Emitter:
         self._counts[name] = count  # those below it are taken for good
         return candidate
 
-    def _indexed(self, data: Tensor, index: dict[int, Line]) -> Tensor:
-        """Return a tensor restricted along some axes."""
-        # The shorter axis first: what follows has less to copy.
-        steps = sorted(index.items(), key=lambda i: len(i[1].positions) / data.shape[i[0]])
-        for count, (axis, line) in enumerate(steps, start=1):
-            if count == len(steps):
-                data = data.index_select(axis, line.tensor)
-                break
-            # What is only on the way to the last step goes to memory that is used again.
-            size = len(line.positions)
-            shape = [size if a == axis else s for a, s in enumerate(data.shape)]
-            if count > 1 or self._room.dtype != data.dtype or self._room.numel() < math.prod(shape):
-                self._room = data.new_empty(math.prod(shape))
-            room = self._room[: math.prod(shape)].view(shape)
-            data = torch.index_select(data.detach(), axis, line.tensor, out=room)
-        return data
-
     def finish(self, notes: tuple[Note, ...]) -> Program:
         """Return the new program; only now are tensors sliced."""
         old = self.program
@@ -348,11 +359,11 @@ class Emitter:
         for node in list(self.graph.nodes):
             if node.op == "get_attr" and not node.users:
                 self.graph.erase_node(node)
-        weights, origins, buffers = {}, {}, set()
+        weights, origins, buffers, scratch = {}, {}, set(), Scratch()
         for name, (build, origin, buffer) in self._weights.items():
             if name not in used:
                 continue
-            weights[name] = build()
+            weights[name] = build(scratch)
             if buffer:
                 buffers.add(name)
             if origin is not None:

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from torch import fx
 
 from narrows.ir.channels import Facts
-from narrows.ir.labels import Bools, Value
+from narrows.ir.labels import Bools, Value, how_many, same
 from narrows.ir.liveness import Demand
 from narrows.ir.ops import table
 from narrows.ir.ops.contract import Contract
@@ -46,6 +47,12 @@ class Reader:
     columns: np.ndarray
     wants: Bools
     rigid: bool = False
+
+    def inputs(self, taken: Bools) -> int:
+        """Return how many input channels the labels ``taken`` feed."""
+        if len(self.columns) == 1:
+            return how_many(taken[self.columns[0]])
+        return how_many(taken[self.columns].any(0))
 
 
 @dataclass(eq=False)
@@ -76,7 +83,7 @@ class Space:
         """How many labels it has."""
         return len(self.live)
 
-    @property
+    @cached_property
     def core(self) -> list[fx.Node]:
         """The nodes that are in no reader's tail."""
         tails = {n for r in self.readers for n in r.tail}
@@ -104,8 +111,7 @@ def spaces_of(facts: Facts, demand: Demand, *, even: bool = False) -> list[Space
             operand = facts.flows[node].reads[slot].operand
             if operand not in leader:  # it is a constant, replaced by a small tensor
                 continue
-            same = np.array_equal(demand.needed(node), demand.needed(operand))
-            if not even or len(slots) == 1 or same:
+            if not even or len(slots) == 1 or same(demand.needed(node), demand.needed(operand)):
                 leader[find(node)] = find(operand)
     spaces: dict[fx.Node, Space] = {}
     of: dict[fx.Node, Space] = {}
@@ -150,16 +156,11 @@ def handed(facts: Facts, node: fx.Node) -> tuple[int, ...]:
     if row.kind not in PASSING and not depthwise:
         return ()
     count = facts.value(node).count
-    slots = []
-    for slot, read in enumerate(flow.reads):
-        same = (
-            read.source is not None
-            and len(read.source) == count == facts.value(read.operand).count
-            and bool((read.source == np.arange(count)).all())
-        )
-        if same:
-            slots.append(slot)
-    return tuple(slots)
+    return tuple(
+        slot
+        for slot, read in enumerate(flow.reads)
+        if read.straight and facts.value(read.operand).count == count
+    )
 
 
 def _find_readers(facts: Facts, demand: Demand, of: dict[fx.Node, Space]) -> None:

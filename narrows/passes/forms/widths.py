@@ -18,7 +18,7 @@ from torch import fx
 from narrows.ir.account import unblocked
 from narrows.ir.channels import Facts
 from narrows.ir.cost import CostTable
-from narrows.ir.labels import Bools, Ints
+from narrows.ir.labels import Bools, Ints, how_many, same
 from narrows.ir.liveness import Demand
 from narrows.ir.ops import table as ops
 from narrows.ir.ops.contract import Contract
@@ -68,7 +68,7 @@ class Decision:
 
     def reads_all(self, index: int) -> bool:
         """Whether a reader takes all that is held although a part would do."""
-        return np.array_equal(self.takes[index].labels, self.hold)
+        return same(self.takes[index].labels, self.hold)
 
 
 @dataclass(frozen=True)
@@ -175,13 +175,13 @@ class Chooser:
         for reader, take in zip(space.readers, decision.takes, strict=True):
             for node in reader.tail:
                 self._held[node] = take.tail
-            self._taken[reader.node] = int(take.labels[reader.columns].any(0).sum())
+            self._taken[reader.node] = reader.inputs(take.labels)
         return decision
 
     def weigh(self, space: Space, whole: bool = False) -> Decision:
         """Return the cheapest form of one space, given what was chosen before it."""
         free = self._free(space)
-        widths = self._candidates(int(space.live.sum()), int(free.sum()), space)
+        widths = self._candidates(how_many(space.live), how_many(free), space)
         if whole:
             widths = [w for w in widths if w % self.table.layout.block == 0] or widths
         best: Decision | None = None
@@ -255,7 +255,7 @@ class Chooser:
         of a part of ``x`` itself.
         """
         wants = readers[0].wants & hold
-        least, most = int(wants.sum()), int(hold.sum())
+        least, most = how_many(wants), how_many(hold)
         rigid = any(r.rigid for r in readers)
         widths = [] if least == most else [least] if rigid else candidates(least, most - 1)
         parts = [(w, widened(wants, w, hold, rank)) for w in widths]
@@ -278,8 +278,8 @@ class Chooser:
 
     def _reading(self, reader: Reader, taken: Bools, tail: Bools, plain: bool) -> float:
         """Return the seconds of a reader and of what serves it alone."""
-        inputs = int(taken[reader.columns].any(0).sum())
-        width, outputs = int(tail.sum()), self._outputs(reader.node)
+        inputs = reader.inputs(taken)
+        width, outputs = how_many(tail), self._outputs(reader.node)
         key = (reader.node, inputs, width, outputs, plain)
         seconds = self._known.get(key)
         if seconds is None:
@@ -325,7 +325,7 @@ class Chooser:
                 held = self._held.get(read.operand)
                 if held is not None and read.source is not None:
                     wanted = read.reached(hold, len(held)) & held
-                    parts.append((read.operand, int(held.sum()), int(wanted.sum())))
+                    parts.append((read.operand, how_many(held), how_many(wanted)))
             cuts = [(x, have, take) for x, have, take in parts if 0 < take < have]
             cut |= bool(cuts)
             total += sum(self.copy_seconds(*c, blocked=not joined) for c in cuts)
@@ -338,7 +338,7 @@ class Chooser:
                 for _, have, take in parts:
                     if take == have:
                         total += self.table.reorder_seconds(work.resized(inputs=take), out=True)
-                total += self.table.reorder_seconds(work.resized(inputs=int(hold.sum())), out=False)
+                total += self.table.reorder_seconds(work.resized(inputs=how_many(hold)), out=False)
         return Entered(total, cut, plain)
 
     # ------------------------------------------------------------------ seconds
@@ -356,9 +356,9 @@ class Chooser:
     def _outputs(self, node: fx.Node) -> int:
         held = self._held.get(node)
         if held is not None:
-            return int(held.sum())
+            return how_many(held)
         need = self.demand.needed(node)
-        return min(len(need), rounded(int(need.sum())))
+        return min(len(need), rounded(how_many(need)))
 
     def work(self, node: fx.Node) -> Work | None:
         """Return a node's work, for the batch to choose for."""
@@ -436,7 +436,7 @@ def candidates(least: int, most: int) -> list[int]:
 
 def widened(mask: Bools, width: int, among: Bools, rank: Ints) -> Bools:
     """Return ``mask`` with more of the labels ``among``, up to ``width``, in the order ``rank``."""
-    missing = width - int(mask.sum())
+    missing = width - how_many(mask)
     if missing <= 0:
         return mask
     wider = mask.copy()
