@@ -9,7 +9,7 @@ reader needs it so.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from torch import fx
 
 from narrows.ir.ops.args import arguments
 from narrows.ir.program import Meta, Program, shape_of
-from narrows.ir.work import CONVOLUTIONS, Work, works_of
+from narrows.ir.work import CONVOLUTIONS, Work, Works, works_of
 
 if TYPE_CHECKING:
     from narrows.ir.cost import CostTable
@@ -73,7 +73,7 @@ class Held:
 class _Walk:
     table: CostTable
     scale: float
-    works: Mapping[fx.Node, Work | None]
+    works: Works
     held: dict[fx.Node, Held] = field(default_factory=dict)
 
     # ------------------------------------------------------------------ layouts

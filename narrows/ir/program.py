@@ -23,9 +23,10 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx
+from torch.fx.node import map_arg
 
 from narrows.errors import ProgramError, suggest
-from narrows.ir.graph import Observe, Run, interpret
+from narrows.ir.graph import Observe, Run, add_node, interpret
 
 aten = torch.ops.aten
 
@@ -353,13 +354,11 @@ class Program:
 
     def copy(self) -> Program:
         """Return a copy with a graph of its own; the tensors are shared."""
-        graph = fx.Graph()
-        graph.output(graph.graph_copy(self.graph, memo := {}))
-        old = self.output
-        new = next(n for n in reversed(graph.nodes) if n.op == "output")
-        new.meta = dict(old.meta)
-        for before, after in memo.items():
-            after.meta = dict(before.meta)
+        graph, new = fx.Graph(), {}
+        for node in self.graph.nodes:
+            args, kwargs = map_arg((node.args, node.kwargs), new.__getitem__)
+            new[node] = add_node(graph, node.op, node.target, args, kwargs, node.name)
+            new[node].meta = dict(node.meta)
         return self.replace(graph=graph, weights=dict(self.weights))
 
     def with_weights(self, state: Mapping[str, Tensor]) -> Program:

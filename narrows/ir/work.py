@@ -125,9 +125,17 @@ def _groups(work: Work, inputs: int, outputs: int) -> int:
     return math.gcd(work.groups, math.gcd(inputs, outputs))
 
 
-def works_of(program: Program) -> dict[fx.Node, Work | None]:
-    """Return the work of every node of a program; it is found once, nobody may change it."""
-    return program.memo("works", lambda: {n: work_of(n) for n in program.graph.nodes})
+class Works(dict["fx.Node", "Work | None"]):
+    """The work of each node of a program, found when it is first asked for."""
+
+    def __missing__(self, node: fx.Node) -> Work | None:
+        work = self[node] = work_of(node)
+        return work
+
+
+def works_of(program: Program) -> Works:
+    """Return the works of a program's nodes, which are found once."""
+    return program.memo("works", Works)
 
 
 def work_of(node: fx.Node) -> Work | None:

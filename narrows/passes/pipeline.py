@@ -348,7 +348,7 @@ def macs(program: Program) -> dict[str, int]:
         batch = sizes[0] if sizes else 1
     works = works_of(program)
     calls = (n for n in program.graph.nodes if n.op == "call_function")
-    return {n.name: table.macs(n, works[n]) // batch for n in calls}
+    return {n.name: table.macs(n, works) // batch for n in calls}
 
 
 def report(

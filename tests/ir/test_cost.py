@@ -96,9 +96,9 @@ def test_works_of_a_net(program):
 
 def test_macs_are_those_of_the_works(program):
     works = works_of(program)
-    assert works == {node: work_of(node) for node in program.nodes}
-    for node, work in works.items():
-        assert ops.macs(node, work) == (work.macs if work else 0)
+    for node in program.nodes:
+        assert works[node] == (work := work_of(node))
+        assert ops.macs(node, works) == (work.macs if work else 0)
     assert work_of(program.node("four")).macs == 2 * 64 * 32 * 4 * 9
 
 

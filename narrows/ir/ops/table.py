@@ -22,7 +22,7 @@ from narrows.ir.ops.rows import standard_rows
 from narrows.ir.ops.samples import samples_of
 from narrows.ir.ops.selection import Item
 from narrows.ir.program import Meta, Program, op_name, where
-from narrows.ir.work import Work
+from narrows.ir.work import Works
 
 ITEM = Item(target=operator.getitem, summary="one result of a split", integer=Moves())
 
@@ -99,10 +99,12 @@ def to_markdown() -> str:
     return "\n".join(lines) + "\n"
 
 
-def macs(node: fx.Node, work: Work | None) -> int:
-    """Return the multiply-accumulates of a node at the example's sizes; ``work`` is its work."""
-    if find(node) is None:
+def macs(node: fx.Node, works: Works) -> int:
+    """Return the multiply-accumulates of a node, one of a program with these works."""
+    row = find(node)
+    if row is None:
         return integer_macs(node)
+    work = None if row.costs is None else works[node]  # else it sums over nothing
     return 0 if work is None else work.macs
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 from narrows.ir.channels import Facts
+from narrows.ir.graph import add_node
 from narrows.ir.labels import Bools, Ints, is_count, some
 from narrows.ir.ops.args import VIEWS, arguments, call, changed
 from narrows.ir.ops.contract import Contraction
@@ -110,7 +111,7 @@ class Emitter:
     def _create(self, node: fx.Node, args: Any, kwargs: Any) -> fx.Node:
         # A view of what is now a slice may need a copy; reshape decides at run time.
         target = aten.reshape.default if node.target in VIEWS else node.target
-        new = self.graph.create_node(node.op, target, args, kwargs, name=node.name)
+        new = add_node(self.graph, node.op, target, args, kwargs, node.name)
         new.meta = dict(node.meta)
         return new
 

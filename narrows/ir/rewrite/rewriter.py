@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 from narrows.ir.channels import Facts
+from narrows.ir.graph import add_node
 from narrows.ir.labels import Bools, Ints, Value, is_count, match, runs, some
 from narrows.ir.liveness import Demand
 from narrows.ir.ops import table
@@ -286,12 +287,11 @@ class Rewriter(Emitter):
         if span is not None:
             start, stop, step = span
             args: tuple[Any, ...] = (held.node, axis, start, stop, step)[: 5 if step > 1 else 4]
-            new = self.graph.create_node("call_function", aten.slice.Tensor, args, {}, name=name)
+            new = add_node(self.graph, "call_function", aten.slice.Tensor, args, name=name)
         else:
             place = self.constant(f"{name}_index", torch.from_numpy(index.copy()))
-            new = self.graph.create_node(
-                "call_function", aten.index_select.default, (held.node, axis, place), {}, name=name
-            )
+            args = (held.node, axis, place)
+            new = add_node(self.graph, "call_function", aten.index_select.default, args, name=name)
         new.meta = dict(held.node.meta)
         labels = held.labels
         if labels.shape[axis] > 1:

@@ -52,7 +52,7 @@ class Reader:
         """Return how many input channels the labels ``taken`` feed."""
         if len(self.columns) == 1:
             return how_many(taken[self.columns[0]])
-        return how_many(taken[self.columns].any(0))
+        return how_many(np.any(taken[self.columns], axis=0))
 
 
 @dataclass(eq=False)
