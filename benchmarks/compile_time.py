@@ -1,11 +1,15 @@
 """Compile time beside apple-upscale and Torch-Pruning, on the same models in the same run.
 
     python -m benchmarks.compile_time [--models resnet18 densenet121] [--rounds 3] [--json r.json]
+    python -m benchmarks.compile_time --tools narrows narrows-onnx apple-upscale --amount 0.5
 
 Each tool has a process of its own per model and the rounds alternate between the tools, so that a
 busy machine slows all of them. One thread. A round times, on a fresh copy of the model:
 
-* narrows: the analysis, the plan and the rewrite of a captured program (three numbers);
+* narrows: the analysis, the plan and the rewrite of a captured program (three numbers), which is
+  what the other two do: the masks' exact form, with a copy wherever a layer reads a part;
+* narrows-onnx: the plan and all passes for ONNX Runtime, which weigh forms by its cost table,
+  choose reads, widths and order and fold the norms;
 * apple-upscale: ``compute()`` and ``prune()``;
 * Torch-Pruning: building the pruner and ``step()``.
 
@@ -32,7 +36,7 @@ from typing import Any
 
 from benchmarks.machine import table, write
 
-TOOLS = ("narrows", "apple-upscale", "torch-pruning")
+TOOLS = ("narrows", "narrows-onnx", "apple-upscale", "torch-pruning")
 WRONG = 1e-3  # float32 rounding of deep networks stays below, a channel in the wrong place does not
 Stages = dict[str, tuple[float, float]]
 
@@ -81,6 +85,23 @@ class NarrowsTool:
         clock("analysis", program.couplings)
         plan = clock("plan", lambda: narrows.plan(program, keep_inputs=self.keep, zeros=False))
         result = clock("rewrite", lambda: PruneChannels(plan).run(program))
+        x = self.inputs(1)
+        return relative_error(result.program(*x), plan.masked(program)(*x))
+
+
+class TargetTool(NarrowsTool):
+    """Every pass, by the costs of ONNX Runtime."""
+
+    def round(self, clock: Clock) -> float:
+        """Time one round and return the relative error of the result."""
+        import narrows
+        from narrows.api import rewrite
+        from narrows.ir.program import relative_error
+
+        program = self.program.copy()
+        clock.stages.update(self.clock.stages)
+        plan = clock("plan", lambda: narrows.plan(program, keep_inputs=self.keep, zeros=False))
+        result = clock("passes", lambda: rewrite(program, plan, target="onnx", check=False))
         x = self.inputs(1)
         return relative_error(result.program(*x), plan.masked(program)(*x))
 
@@ -200,6 +221,7 @@ def serve(tool: str, name: str, amount: float, pipe: Connection) -> None:
     torch.set_num_threads(1)
     kinds = {
         "narrows": NarrowsTool,
+        "narrows-onnx": TargetTool,
         "apple-upscale": UpscaleTool,
         "torch-pruning": TorchPruningTool,
     }
@@ -312,39 +334,33 @@ def cell(result: dict[str, Any], tool: str) -> str:
     return f"{entry['cpu']:.3f} + {capture:.2f}{wrong}"
 
 
+def ratios(results: list[dict[str, Any]], tool: str, ours: str) -> list[float]:
+    """Return a tool's CPU time over ours, of every model that both finished."""
+    return [
+        r[tool]["cpu"] / max(r[ours]["cpu"], 1e-9)
+        for r in results
+        if "cpu" in r.get(tool, {}) and "cpu" in r.get(ours, {})
+    ]
+
+
 def report(results: list[dict[str, Any]]) -> str:
-    """Return the markdown table; ratios are CPU time over that of narrows."""
-
-    def ratio(result: dict[str, Any], tool: str) -> str:
-        ours, theirs = result.get("narrows", {}), result.get(tool, {})
-        if "cpu" not in ours or "cpu" not in theirs:
-            return "-"
-        return f"{theirs['cpu'] / max(ours['cpu'], 1e-9):.1f}x"
-
+    """Return the markdown table of CPU seconds, and what the peers take of our time."""
+    tools = [tool for tool in TOOLS if any(tool in result for result in results)]
+    stages = ("analysis", "plan", "rewrite")
     rows = []
     for result in results:
-        stages = result.get("narrows", {}).get("stages", {})
-        parts = [
-            f"{stages[s][0]:.3f}" if s in stages else "-" for s in ("analysis", "plan", "rewrite")
-        ]
-        peers = [f(result, tool) for tool in TOOLS[1:] for f in (cell, ratio)]
-        rows.append([result["model"], *parts, cell(result, "narrows"), *peers])
-    header = [
-        "model", "analysis s", "plan s", "rewrite s", "narrows s",
-        "apple-upscale s", "ratio", "Torch-Pruning s", "ratio",
-    ]  # fmt: skip
-    lines = [table(header, rows), ""]
-    for tool in TOOLS[1:]:
-        ratios = [
-            r[tool]["cpu"] / r["narrows"]["cpu"]
-            for r in results
-            if "cpu" in r.get(tool, {}) and "cpu" in r.get("narrows", {})
-        ]
-        if ratios:
-            lines.append(
-                f"{tool}: {len(ratios)} of {len(results)} models finished, ratio median "
-                f"{statistics.median(ratios):.1f}x, smallest {min(ratios):.1f}x"
-            )
+        found = result.get("narrows", {}).get("stages", {})
+        parts = [f"{found[s][0]:.3f}" if s in found else "-" for s in stages]
+        rows.append([result["model"], *parts, *(cell(result, tool) for tool in tools)])
+    lines = [table(["model", *(f"{s} s" for s in stages), *(f"{t} s" for t in tools)], rows), ""]
+    for tool in (t for t in tools if not t.startswith("narrows")):
+        for ours in (t for t in tools if t.startswith("narrows")):
+            found = ratios(results, tool, ours)
+            if found:
+                lines.append(
+                    f"{tool} over {ours}: geometric mean {statistics.geometric_mean(found):.1f}x "
+                    f"of {len(found)} of {len(results)} models, smallest {min(found):.1f}x"
+                )
     return "\n".join(lines)
 
 
