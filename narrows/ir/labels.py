@@ -78,16 +78,19 @@ def broadcast(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
 
 
 # Masks are short and asked for all the time: of their bytes, C tells in a quarter of the time what
-# numpy tells by way of Python.
+# numpy tells by way of Python. Numbers would not do, hence the assertions.
+_BOOL = np.dtype(bool)
 
 
 def how_many(mask: Bools) -> int:
     """Return how many entries of a mask are true."""
+    assert mask.dtype is _BOOL
     return mask.tobytes().count(1)
 
 
 def some(mask: Bools) -> bool:
     """Whether any entry of a mask is true."""
+    assert mask.dtype is _BOOL
     return 1 in mask.tobytes()
 
 

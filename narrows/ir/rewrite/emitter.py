@@ -14,7 +14,7 @@ from torch.fx.node import map_arg
 
 from narrows.ir.channels import Facts
 from narrows.ir.graph import add_node
-from narrows.ir.labels import Bools, Ints, is_count, some
+from narrows.ir.labels import Bools, Ints, is_count
 from narrows.ir.ops.args import VIEWS, arguments, call, changed
 from narrows.ir.ops.contract import Contraction
 from narrows.ir.program import Meta, Note, Origin, Program, copy_meta, shape_of
@@ -301,7 +301,7 @@ class Emitter:
         self, node: fx.Node, c: Contraction, rows: Ints, amount: np.ndarray | None
     ) -> fx.Node | None:
         """Return a contraction's bias for the outputs ``rows``, with the folded constants added."""
-        if amount is None or not some(amount[rows]):
+        if amount is None or not amount[rows].any():
             return None if c.bias is None else self.free(c.bias, {0: rows})
         base = torch.zeros(c.outputs, dtype=c.data.dtype) if c.bias_data is None else c.bias_data
         data = (base.double() + torch.from_numpy(amount)).to(base.dtype)[torch.from_numpy(rows)]
