@@ -151,7 +151,7 @@ class CostTable:
         """Return what a copy of channels costs.
 
         Args:
-            kind: ``gather``, ``slice`` or ``concat``.
+            kind: ``gather``, ``pick``, ``slice`` or ``concat``.
             channels_from: How many there are (of a concat: over all operands).
             channels_to: How many are taken.
             space: The positions, ``(height, width)``.
@@ -165,7 +165,7 @@ class CostTable:
         )
         time = self._memo.get(work)
         if time is None:
-            time = self._memo[work] = self._grid(kind, work)
+            time = self._memo[work] = self._moved(work)
         if blocked and self.layout.block > 1:
             time += self.reorder_seconds(work, out=True) + self.reorder_seconds(work, out=False)
         return time
@@ -353,6 +353,8 @@ class CostTable:
         if work.kind == "pool":
             window = _window(work)
             names = [f"{n} {window}" for n in names] + names
+        if work.kind == "pick":  # a table may be older than that
+            names.append("gather")
         return self._grid(next((n for n in names if n in self.grids), "copy"), work)
 
     def _elements(self, name: str, elements: float) -> float:

@@ -179,6 +179,7 @@ def _moves(side: int) -> Iterator[Probe]:
     order = torch.randperm(CHANNELS, generator=torch.Generator().manual_seed(0))
     calls: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {
         "gather": (CHANNELS, lambda x: x.index_select(1, order)),
+        "pick": (CHANNELS, lambda x: x.view(1, side, side, CHANNELS).index_select(3, order)),
         "concat": (2 * CHANNELS, lambda x: torch.cat((x, x), 1)),
         "copy": (CHANNELS, lambda x: x.transpose(2, 3).contiguous()),
     }

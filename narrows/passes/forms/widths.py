@@ -10,6 +10,7 @@ by the seconds of a `CostTable`, space by space, from the inputs on.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -410,10 +411,12 @@ class Chooser:
     def copy_seconds(self, x: fx.Node, have: int, take: int, blocked: bool = True) -> float:
         """Return the seconds of gathering ``take`` of the ``have`` channels of ``x``."""
         shape = Meta(x).shape
-        space = shape[2:] if len(shape) > 3 else shape[1:-1]
-        return self.table.copy_seconds(
-            "gather", have, take, space, self.batch, blocked=blocked and len(shape) == 4
-        )
+        axes = self.facts.value(x).axes
+        axis = axes[0] if len(axes) == 1 and axes[0] else 1
+        kind = "pick" if math.prod(shape[axis + 1 :]) == 1 else "gather"
+        space = (*shape[1:axis], *shape[axis + 1 :])
+        blocked = blocked and len(shape) == 4 and axis == 1
+        return self.table.copy_seconds(kind, have, take, space, self.batch, blocked=blocked)
 
 
 def _is_grouped(node: fx.Node) -> bool:
