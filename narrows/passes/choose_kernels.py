@@ -61,7 +61,7 @@ class ChooseKernels(Pass):
             SPELLINGS[chosen[node.name]](node)
         counts = Counter(chosen.values())
         notes = [
-            Note(program.name, s, f"{n} {SPELLED[s]}: the target has a faster kernel for that", n)
+            Note(program.name, s, f"{n} {SPELLED[s]}: the target has a faster kernel for that")
             for s, n in sorted(counts.items())
         ]
         return PassResult(result, True, tuple(notes))
