@@ -115,8 +115,8 @@ def elementwise(node: fx.Node, kind: str) -> Work | None:
     inputs, source = outputs, ()
     if read is not None and kind in ("pool", "reduce", "gather", "slice"):
         _, inputs, source = _split(read)
-    axis = _innermost(node, read) if kind == "gather" else None
-    if axis is not None:
+    axis = _innermost(node, shape) if kind == "gather" else None
+    if shape is not None and read is not None and axis is not None:
         kind, inputs, outputs = "pick", read[axis], shape[axis]
         space = source = tuple(s for a, s in enumerate(shape) if a not in (0, axis))
     kernel: tuple[int, ...] = ()
