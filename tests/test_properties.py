@@ -102,8 +102,9 @@ def test_criteria_give_exact_plans(
     program = narrows.capture(built(drawn, head, 1), (images(2, 0),))
     try:
         plan = narrows.plan(program, criterion="l1", ratio=ratio, constrained=constrained)
-    except PlanError as refused:  # a network too narrow for the ratio
-        assert "removes no channel" in str(refused)
+    except PlanError as refused:
+        if "removes no channel" not in str(refused):  # the network is too narrow for the ratio
+            raise
         reject()
     masked, result = plan.masked(program), narrows.apply(program, plan)
     verify(result)

@@ -40,7 +40,7 @@ from benchmarks.reorder.report import report
 from benchmarks.reorder.timing import time_forms
 
 ALL_FORMS = (*FORMS, *PEERS)
-USUAL_FORMS = tuple(f for f in ALL_FORMS if f != "narrows-plain")
+USUAL_FORMS = tuple(f for f in ALL_FORMS if f not in ("narrows-masks", "narrows-plain"))
 
 
 def measure(case: Case, options: argparse.Namespace, shelf: Shelf) -> dict[str, Any]:

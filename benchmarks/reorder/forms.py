@@ -2,13 +2,14 @@
 
 A form is a function from a `Source` and a runtime to a program; to add one, write it and name it in
 `FORMS`. Norms are folded into the convolutions before them in every form, and nodes that do nothing
-are dropped, so that forms differ by what was made of the masks and by nothing else.
+are dropped, so that forms differ by what was made of the masks and by nothing else; but in eager
+PyTorch ``narrows`` has its kernels chosen, too (``narrows-masks`` is the same without that).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from narrows.passes.plans.plan import ChannelPlan
 
 TIDY = "fold-batch-norm, eliminate-dead"
 PLAIN = f"prune-channels, {TIDY}"
+MASKS_ALONE = f"prune-channels, legalize-reads, align-channels, reorder-channels, {TIDY}"
 STEP = 16  # channels
 
 # The runtimes by the names of this benchmark, and as targets of narrows.
@@ -71,6 +73,11 @@ def rewritten(source: Source, runtime: str) -> PipelineResult:
     if TARGETS[runtime] in target_names():  # passes ask it what is cheap
         options |= {"target": TARGETS[runtime], "batch": source.batch}
     return rewrite(source.program, source.plan(), check=False, **options)
+
+
+def masks_alone(source: Source, runtime: str) -> Program:
+    """Return what narrows makes of the masks for a runtime, every operator as it was called."""
+    return compiled(replace(source, pipeline=source.pipeline or MASKS_ALONE), runtime)
 
 
 def plain(source: Source, runtime: str) -> Program:
@@ -132,10 +139,11 @@ def without_columns(
 FORMS: dict[str, Callable[[Source, str], Program]] = {
     "unpruned": unpruned,
     "narrows": compiled,
+    "narrows-masks": masks_alone,
     "narrows-plain": plain,
     "common-16": common,
 }
 # What depends on narrows' passes under development; the other forms are kept from run to run.
-CHANGING = ("narrows", "narrows-plain")
+CHANGING = ("narrows", "narrows-masks", "narrows-plain")
 PEERS = ("upscale-default", "upscale-narrow", "torch-pruning", "torch-pruning-16")
 SAME_FUNCTION = (*FORMS, "upscale-default", "upscale-narrow")

@@ -25,6 +25,8 @@ import numpy as np
 
 from narrows.errors import UsageError
 from narrows.ir.grid import Grid, Layout
+from narrows.ir.kernels import SPELLINGS, faster, read_window, sizes_of
+from narrows.ir.kernels import window as window_of
 from narrows.ir.work import CONVOLUTIONS, Work, work_of
 
 if TYPE_CHECKING:
@@ -117,6 +119,23 @@ class CostTable:
                 time += self.reorder_seconds(work, out=False)
         return time
 
+    @cached_property
+    def has_spellings(self) -> bool:
+        """Whether the runtime has other kernels for other spellings of an operator."""
+        return any(name.startswith(SPELLINGS) for name in self.grids)
+
+    def spelling(self, work: Work) -> str:
+        """Return how a work is spelled for the fastest kernel: see `narrows.ir.kernels`.
+
+        Empty for the usual spelling. The seconds of a work are those of its fastest one.
+        """
+        if work.kind in CONVOLUTIONS:
+            work = dataclasses.replace(work, batch=1)  # each example is computed by itself
+            name = " ".join([self.form(work), work.kind, window_of(work)])
+        else:
+            name = f"{work.kind} {work.op} {window_of(work)}"
+        return faster(self.grids, self.layout, name, work)[0] if name in self.grids else ""
+
     def runs_blocked(self, work: Work) -> bool:
         """Whether the operator itself takes and gives blocks (a concat: if its operands do)."""
         if self.layout.block == 1 or len(work.space) != 2:
@@ -151,7 +170,7 @@ class CostTable:
         """Return what a copy of channels costs.
 
         Args:
-            kind: ``gather``, ``slice`` or ``concat``.
+            kind: ``gather``, ``pick``, ``slice`` or ``concat``.
             channels_from: How many there are (of a concat: over all operands).
             channels_to: How many are taken.
             space: The positions, ``(height, width)``.
@@ -171,7 +190,7 @@ class CostTable:
                 space=size,
                 source=size,
             )
-            time = self._grid(kind, work)
+            time = self._moved(work)
             if blocked:
                 time += self.reorder_seconds(work, out=True) + self.reorder_seconds(work, out=False)
             self._memo[key] = time
@@ -289,7 +308,7 @@ class CostTable:
         if work.batch > 1:
             one = dataclasses.replace(work, batch=1)
             return work.batch * self._windowed(form, one) * self._batched(form, work)
-        name = " ".join([form, work.kind, _window(work)])
+        name = " ".join([form, work.kind, window_of(work)])
         if name in self.grids:
             return self._grid(name, work)
         start = f"{form} {work.kind} "
@@ -301,14 +320,14 @@ class CostTable:
             return self.overhead + work.macs * 1e-10
 
         def distance(name: str) -> tuple[float, float]:
-            taps, stride = _read_window(name.split()[-1])
+            taps, stride = read_window(name.split()[-1])
             own = max(work.stride, default=1)
             return abs(math.log(taps / max(1, work.taps))), abs(math.log(stride / max(1, own)))
 
         # A 1x1 kernel is another algorithm: it stands in only where nothing else was measured.
-        others = [n for n in known if _read_window(n.split()[-1])[0] > 1]
+        others = [n for n in known if read_window(n.split()[-1])[0] > 1]
         nearest = min(others if others and work.taps > 1 else known, key=distance)
-        taps = _read_window(nearest.split()[-1])[0]
+        taps = read_window(nearest.split()[-1])[0]
         return max(self.overhead, self._grid(nearest, work) * work.taps / taps)
 
     def _batched(self, form: str, work: Work) -> float:
@@ -316,11 +335,11 @@ class CostTable:
 
         It is less where a weight is read once for all, more where activations leave a cache.
         """
-        name = " ".join([form, work.kind, _window(work)])
+        name = " ".join([form, work.kind, window_of(work)])
         if f"x8 {name}" not in self.grids:
             return 1.0
         several = self.grids[f"x8 {name}"]
-        sizes = _sizes(work)
+        sizes = sizes_of(work)
         share = several.at(sizes) / self._like(name, several).at(sizes) / 8
         return share ** min(1.0, math.log(work.batch) / math.log(8))
 
@@ -358,8 +377,10 @@ class CostTable:
                 outputs=self.layout.padded(work.outputs),
             )
         if work.kind == "pool":
-            window = _window(work)
+            window = window_of(work)
             names = [f"{n} {window}" for n in names] + names
+        if work.kind == "pick":  # a table may be older than that
+            names.append("gather")
         return self._grid(next((n for n in names if n in self.grids), "copy"), work)
 
     def _elements(self, name: str, elements: float) -> float:
@@ -370,10 +391,9 @@ class CostTable:
         return known
 
     def _grid(self, name: str, work: Work) -> float:
-        grid = self.grids.get(name)
-        if grid is None:
+        if name not in self.grids:
             return self.overhead + 1e-10 * max(work.elements, work.inputs * work.batch)
-        time = grid.at(_sizes(work)) * 1e-6
+        time = faster(self.grids, self.layout, name, work)[1] * 1e-6
         return max(self.overhead, time * (work.groups if work.kind == "grouped" else 1))
 
     # ------------------------------------------------------------------ keeping
@@ -465,27 +485,3 @@ def _family(work: Work) -> Work:
     return dataclasses.replace(
         work, batch=1, inputs=1, outputs=1, groups=1 if work.kind != "grouped" else 2
     )
-
-
-def _sizes(work: Work) -> dict[str, float]:
-    """Return what the axes of grids are called, and where a work lies on them."""
-    per = work.groups if work.kind == "grouped" else 1
-    read = work.batch * math.prod(work.source) * work.inputs if work.source else 0
-    return {
-        "batch": work.batch,
-        "positions": work.positions,
-        "rows": work.batch * work.positions,
-        "inputs": work.inputs // per,
-        "outputs": work.outputs // per,
-        "elements": max(work.elements, read if work.kind in ("pool", "reduce") else 0),
-    }
-
-
-def _window(work: Work) -> str:
-    """Return ``3x3/2``: the window and its larger step."""
-    return f"{'x'.join(map(str, work.kernel))}/{max(work.stride, default=1)}"
-
-
-def _read_window(text: str) -> tuple[int, int]:
-    window, _, stride = text.partition("/")
-    return math.prod(int(k) for k in window.split("x")), int(stride)

@@ -29,8 +29,9 @@ class Work:
     Attributes:
         kind: ``conv`` (one group), ``depthwise`` (one input channel a group), ``grouped``,
             ``conv_transpose``, ``linear``, ``matmul``, ``attention``, ``scale``, ``norm``,
-            ``softmax``, ``pointwise``, ``pool``, ``reduce``, ``gather``, ``slice``, ``concat``,
-            ``copy`` (elements moved) or ``view`` (none moved).
+            ``softmax``, ``pointwise``, ``pool``, ``reduce``, ``gather``, ``pick`` (a gather of
+            channels that lie innermost, so element by element), ``slice``, ``concat``, ``copy``
+            (elements moved) or ``view`` (none moved).
         op: The operator as ATen spells it, without the overload.
         batch: How many examples; for products of matrices, how many products.
         inputs: The channels that are read; for products and attention the depth of a sum.

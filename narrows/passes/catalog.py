@@ -24,6 +24,7 @@ BUILTIN: dict[str, str] = {
     "reorder-channels": "narrows.passes.reorder_channels:ReorderChannels",
     "legalize-reads": "narrows.passes.legalize_reads:LegalizeReads",
     "align-channels": "narrows.passes.legalize_reads:AlignChannels",
+    "choose-kernels": "narrows.passes.choose_kernels:ChooseKernels",
     "fold-batch-norm": "narrows.passes.fold_batch_norm:FoldBatchNorm",
     "eliminate-dead": "narrows.passes.eliminate_dead:EliminateDead",
     "convert-batch-norm": "narrows.passes.convert_batch_norm:ConvertBatchNorm",

@@ -54,7 +54,7 @@ class LegalizeReads(Pass):
 
     def run(self, program: Program) -> PassResult:
         """Return the program with its reads chosen; notes say which copies were not worth it."""
-        table, base = _table(self.costs, self.name), program.base or Base(program)
+        table, base = table_of(self.costs, self.name), program.base or Base(program)
         if table is None:
             return _nothing(program, NO_COSTS)
         wider = padded(base, table)
@@ -127,7 +127,8 @@ class AlignChannels(Pass):
         return _result(program, made, tuple(_width_notes(program, made)))
 
 
-def _table(costs: CostTable | str | os.PathLike | None, name: str) -> CostTable | None:
+def table_of(costs: CostTable | str | os.PathLike | None, name: str) -> CostTable | None:
+    """Return the cost table that a pass called ``name`` was given, or that a path names."""
     if costs is None or isinstance(costs, CostTable):
         return costs
     if isinstance(costs, str | os.PathLike):
@@ -198,4 +199,4 @@ def _width_notes(before: Program, after: Program) -> Iterator[Note]:
             )  # fmt: skip
 
 
-__all__ = ["AlignChannels", "Base", "LegalizeReads"]
+__all__ = ["AlignChannels", "Base", "LegalizeReads", "table_of"]

@@ -157,6 +157,7 @@ class Pipeline:
                 that target. Without it the program is the smallest one.
             batch: The number of examples to choose them for.
         """
+        from narrows.passes.choose_kernels import ChooseKernels
         from narrows.passes.eliminate_dead import EliminateDead
         from narrows.passes.fold_batch_norm import FoldBatchNorm
         from narrows.passes.legalize_reads import AlignChannels, LegalizeReads
@@ -164,10 +165,13 @@ class Pipeline:
         from narrows.passes.reorder_channels import ReorderChannels
 
         chosen: tuple[Pass, ...] = ()
+        last: tuple[Pass, ...] = ()
         if costs is not None:
             chosen = (LegalizeReads(costs=costs, batch=batch), AlignChannels())
+            if not isinstance(costs, CostTable) or costs.has_spellings:
+                last = (ChooseKernels(costs=costs, batch=batch),)
         passes = (PruneChannels(plan=plan), *chosen, ReorderChannels())
-        return Pipeline((*passes, FoldBatchNorm(), EliminateDead()))
+        return Pipeline((*passes, FoldBatchNorm(), EliminateDead(), *last))
 
     def __str__(self) -> str:
         return ", ".join(str(p) for p in self.passes)

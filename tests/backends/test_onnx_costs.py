@@ -43,6 +43,8 @@ def test_the_shipped_table_is_small_and_knows_the_stairs():
     assert table.seconds(CONV.resized(inputs=62)) > 1.1 * table.seconds(CONV)
     deep = dataclasses.replace(CONV, kind="depthwise", groups=64)
     assert table.seconds(deep.resized(outputs=63)) > 3 * table.seconds(deep)
+    copies = {k: table.copy_seconds(k, 64, 64, (28, 28), blocked=False) for k in ("gather", "pick")}
+    assert 10 * copies["gather"] < copies["pick"]
     assert table.copy_seconds("gather", 64, 64, (28, 28)) < table.seconds(CONV)
 
 

@@ -289,3 +289,27 @@ def test_a_pooling_follows_the_layout_of_what_it_reads(costs):
     made = narrows.capture(Pools().eval(), (torch.randn(2, 16, 16, 16),))
     forms = [op.form for op in costs.account(made, 1)]
     assert forms == ["plain", "blocked", "blocked", "none"]
+
+
+# ---------------------------------------------------------------------- channels that lie last
+
+
+def test_a_gather_of_innermost_channels_is_a_pick(costs):
+    """One by one: another price, and the channels are those of the axis."""
+
+    class Pick(nn.Module):
+        def forward(self, x):
+            index = torch.tensor([0, 2, 3])
+            return x.index_select(-1, index), x.index_select(1, index)
+
+    program = narrows.capture(Pick().eval(), (torch.randn(2, 5, 6, 8),))
+    last, inner = (w for w in map(work_of, program.nodes) if w and w.op == "index_select")
+    assert last == Work("pick", "index_select", 2, 8, 3, space=(5, 6), source=(5, 6))
+    assert (inner.kind, inner.outputs, inner.space) == ("gather", 3, (6, 8))
+    slow = dataclasses.replace(
+        costs, grids={**costs.grids, "pick": costs.grids["gather"].scaled(10)}
+    )
+    assert slow.seconds(last, alone=True) > 5 * costs.seconds(last, alone=True)  # it has no picks
+    assert slow.seconds(inner, alone=True) == costs.seconds(inner, alone=True)
+    one, other = (t.copy_seconds("pick", 64, 48, (14, 14), blocked=False) for t in (slow, costs))
+    assert one == pytest.approx(10 * other, rel=0.01)

@@ -107,6 +107,19 @@ def test_cheap_copies_stay() -> None:
     assert result.parameter_count == smallest.parameter_count
 
 
+@pytest.mark.parametrize(("pick", "read"), [(1e-6, 8), (1e3, 20)])
+def test_channels_that_lie_last_are_picked_or_read(pick: float, read: int) -> None:
+    """By the cost of picking them one by one, not by that of a gather of whole images."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 20), nn.LayerNorm(20), nn.Linear(20, 6), nn.GELU())
+    program = narrows.capture(net.double().eval(), (X,))
+    plan = narrows.plan(program, keep_inputs={"2.weight": range(8)}, zeros=False)
+    table = costs(1e-6)
+    table = replace(table, grids={**table.grids, "pick": table.grids["gather"].scaled(pick / 1e-6)})
+    result = run(program, plan, LegalizeReads(table), AlignChannels())
+    assert result.weights["2.weight"].shape[1] == read
+
+
 def test_widths_meet_the_blocks() -> None:
     """16 live channels fill two blocks of 8, and 9 would be as dear as 16."""
     program, plan = fork(LOW, HIGH, {0, 15})

@@ -115,9 +115,10 @@ def test_the_place_is_a_column_and_the_hint_a_suggestion():
     assert str(caught.value) == (
         "there is no pass 'fold-batch-nrm'\n"
         "  at column 17 of 'eliminate-dead, fold-batch-nrm'\n"
-        "  because known are align-channels, convert-batch-norm, decompose-attention, "
-        "eliminate-dead, equalize-channels, fold-batch-norm, fold-shifts, legalize-reads, lossy, "
-        "needs, options, prune-channels, quantize, reorder-channels, scale, widen-clips\n"
+        "  because known are align-channels, choose-kernels, convert-batch-norm, "
+        "decompose-attention, eliminate-dead, equalize-channels, fold-batch-norm, fold-shifts, "
+        "legalize-reads, lossy, needs, options, prune-channels, quantize, reorder-channels, "
+        "scale, widen-clips\n"
         "  try: did you mean 'fold-batch-norm'?"
     )
 

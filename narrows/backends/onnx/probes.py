@@ -98,9 +98,12 @@ class Bench:
         tag: str = "",
         after: str = "relu",
     ) -> str:
-        """Return a convolution with as much padding as keeps the size, and what follows it."""
+        """Return a convolution with as much padding as keeps the size, and what follows it.
+
+        A window of even size has none: it is one of a patch, as wide as its step.
+        """
         batch, inputs, *space = self._shapes[x]
-        pads = [k // 2 for k in kernel]
+        pads = [k // 2 if k % 2 else 0 for k in kernel]
         out = [(s + 2 * p - k) // stride + 1 for s, p, k in zip(space, pads, kernel, strict=True)]
         y = self.node(
             "Conv",
@@ -210,7 +213,13 @@ def convolution(
 
 
 def moved(bench: Bench, probe: Any, kind: str, batch: int, channels: int, side: int) -> None:
-    """Add a copy of channels in the midst of blocked convolutions."""
+    """Add a copy of channels in the midst of blocked convolutions, or of channels that are last."""
+    if kind == "pick":
+        x = bench.input(batch, side * side, channels)
+        order = np.random.default_rng(0).permutation(channels).astype(np.int64)
+        shape = (batch, side * side, channels)
+        y = bench.node("Gather", [x, bench.constant(order)], shape, bench.tag(probe), axis=2)
+        return bench.use(y, conv=False)
     x = bench.blocks(batch, channels, (side, side))
     shape = (batch, channels, side, side)
     tag = bench.tag(probe)

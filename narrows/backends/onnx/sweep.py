@@ -172,6 +172,7 @@ def _blocked(
             yield from _conv("blocked conv", batch, space, i, o, (3, 3), 2)
         if side < 56 and i >= 2 * block:
             yield from _conv("blocked conv", batch, space, i, o, (1, 1), 2)
+            yield from _conv("blocked conv", batch, space, i, o, (2, 2), 2)
     if side == 1:
         return
     for kernel, stride, c in product((3, 5, 7), (1, 2), ins):
@@ -210,6 +211,7 @@ def _plain(layout: Layout, quick: bool) -> Iterator[Job]:
             if not quick:
                 yield from _conv("plain conv", 1, space, i, o, (3, 3), 2)
                 yield from _conv("plain conv", 1, space, i, o, (1, 1), 2)
+                yield from _conv("plain conv", 1, space, i, o, (2, 2), 2)
         if side == 1:
             continue
         for c in (16 - odd, 64 - odd, 256 - odd):
@@ -317,7 +319,7 @@ def _pools(layout: Layout, quick: bool) -> Iterator[Job]:
 
 def _moves(quick: bool) -> Iterator[Job]:
     for side in (7, 28) if quick else (7, 14, 28, 56):
-        for kind in ("gather", "slice", "concat", "copy", "blocked concat"):
+        for kind in ("gather", "pick", "slice", "concat", "copy", "blocked concat"):
             for width in (64, 256):
                 made = width - 4 if kind == "slice" else width
                 point = Point(kind, (("elements", float(made * side * side)),))

@@ -21,6 +21,7 @@ from narrows.ir.grid import Grid, Layout
 
 TABLES = Tables("torch", Path(__file__).with_name("costs.json"))
 WARM, ROUNDS, QUICK_ROUNDS = 2, 14, 6
+ALIGN = 16  # channels that oneDNN computes together
 EVICTED = 2**22  # numbers of four bytes that are read between runs: more than one core's caches
 
 
@@ -63,7 +64,7 @@ def calibrate(
     axes = {p.grid: p.names for p in wanted}
     grids = {n: Grid.of(axes[n], found) for n, found in points.items() if not left[n]}
     table = CostTable(
-        name=TABLES.runtime, runtime=TABLES.version(), cpu=cpu_name(), layout=Layout(),
+        name=TABLES.runtime, runtime=TABLES.version(), cpu=cpu_name(), layout=Layout(align=ALIGN),
         overhead=overhead, grids=grids,
         made=f"{'quick' if quick else 'full'} calibration, {platform.system()}, one thread",
     )  # fmt: skip

@@ -11,10 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from narrows.ir.kernels import CHANNELS_LAST, DILATED
+
 LARGEST_MACS = 300_000_000  # a point larger than this follows from a smaller one
 CHANNELS = 64
 
 Call = Callable[[], Any]
+Pool = Callable[[Tensor, Tensor], Tensor]
 
 # By the names that the cost table knows them by.
 POINTWISE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -70,6 +73,7 @@ def _dense(side: int, quick: bool) -> Iterator[Probe]:
     wide = (16, 64, 256) if quick else (16, 64, 256, 1024)
     for i, o in product(wide, wide):
         yield from _conv(1, side, i, o, (1, 1), 1)
+        yield from _conv(1, side, i, o, (1, 1), 1, dilation=2)
     for i, o in product(wide[:3], wide[:3]):
         yield from _conv(1, side, i, o, (3, 3), 1)
         if not quick:
@@ -104,6 +108,7 @@ def _conv(
     kernel: tuple[int, int],
     stride: int,
     groups: int = 1,
+    dilation: int = 1,
 ) -> Iterator[Probe]:
     """Yield the probe of a convolution whose result has ``side`` rows, unless it is too large."""
     positions, taps = side * side, kernel[0] * kernel[1]
@@ -114,6 +119,7 @@ def _conv(
         return
     kind = "conv" if groups == 1 else "depthwise" if groups == inputs else "grouped"
     many = f"x{batch} " if batch > 1 else ""
+    many = f"{DILATED} " if dilation > 1 else many
     name = f"{many}plain {kind} {kernel[0]}x{kernel[1]}/{stride}"
     names, place = ("positions", "inputs", "outputs"), (inputs // groups, outputs // groups)
     if kind == "depthwise":
@@ -123,7 +129,7 @@ def _conv(
     def make() -> Call:
         x = torch.randn(batch, inputs, rows, rows)
         w, b = torch.randn(outputs, inputs // groups, *kernel), torch.randn(outputs)
-        return lambda: F.conv2d(x, w, b, stride, padding, 1, groups)
+        return lambda: F.conv2d(x, w, b, stride, padding, dilation, groups)
 
     share = groups if kind == "grouped" else 1
     yield Probe(name, names, (float(positions), *map(float, place)), make, share)
@@ -162,8 +168,13 @@ def _elements(side: int) -> Iterator[Probe]:
         def mean(x: Tensor, y: Tensor, k: int = window, s: int = stride, p: int = pad) -> Tensor:
             return F.avg_pool2d(x, k, s, p)
 
-        yield _single(f"pool max_pool2d {size}", count, each(most))
-        yield _single(f"pool avg_pool2d {size}", count, each(mean))
+        for name, pool in (("max_pool2d", most), ("avg_pool2d", mean)):
+
+            def last(x: Tensor, y: Tensor, pool: Pool = pool) -> Tensor:
+                return pool(x.contiguous(memory_format=torch.channels_last), y).contiguous()
+
+            yield _single(f"pool {name} {size}", count, each(pool))
+            yield _single(f"{CHANNELS_LAST} pool {name} {size}", count, each(last))
     average = each(lambda x, y: F.adaptive_avg_pool2d(x, 1))
     yield _single("pool adaptive_avg_pool2d", count, average)
     yield _single("reduce", count, each(lambda x, y: x.mean((2, 3), keepdim=True)))
@@ -179,6 +190,7 @@ def _moves(side: int) -> Iterator[Probe]:
     order = torch.randperm(CHANNELS, generator=torch.Generator().manual_seed(0))
     calls: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {
         "gather": (CHANNELS, lambda x: x.index_select(1, order)),
+        "pick": (CHANNELS, lambda x: x.view(1, side, side, CHANNELS).index_select(3, order)),
         "concat": (2 * CHANNELS, lambda x: torch.cat((x, x), 1)),
         "copy": (CHANNELS, lambda x: x.transpose(2, 3).contiguous()),
     }

@@ -115,6 +115,10 @@ def elementwise(node: fx.Node, kind: str) -> Work | None:
     inputs, source = outputs, ()
     if read is not None and kind in ("pool", "reduce", "gather", "slice"):
         _, inputs, source = _split(read)
+    axis = _innermost(node, shape) if kind == "gather" else None
+    if shape is not None and read is not None and axis is not None:
+        kind, inputs, outputs = "pick", read[axis], shape[axis]
+        space = source = tuple(s for a, s in enumerate(shape) if a not in (0, axis))
     kernel: tuple[int, ...] = ()
     stride: tuple[int, ...] = ()
     if kind == "pool":
@@ -133,6 +137,15 @@ def elementwise(node: fx.Node, kind: str) -> Work | None:
         source=source,
         itemsize=itemsize(node),
     )
+
+
+def _innermost(node: fx.Node, shape: Any) -> int | None:
+    """Return the axis along which a node picks, if no two elements of an index lie together."""
+    axis = arguments(node).get("dim")
+    if not isinstance(axis, int) or shape is None or len(shape) < 2:
+        return None
+    axis %= len(shape)
+    return axis if axis and math.prod(shape[axis + 1 :]) == 1 else None
 
 
 def _numbers(value: Any) -> list[int]:

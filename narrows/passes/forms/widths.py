@@ -10,7 +10,8 @@ by the seconds of a `CostTable`, space by space, from the inputs on.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from torch import fx
@@ -18,13 +19,13 @@ from torch import fx
 from narrows.ir.account import unblocked
 from narrows.ir.channels import Facts
 from narrows.ir.cost import CostTable
-from narrows.ir.labels import Bools, Ints, how_many, same
+from narrows.ir.labels import Bools, Ints, Value, how_many, same
 from narrows.ir.liveness import Demand
 from narrows.ir.ops import table as ops
 from narrows.ir.ops.contract import Contract
 from narrows.ir.ops.join import Join
 from narrows.ir.program import shape_of
-from narrows.ir.work import CONVOLUTIONS, Work, work_of
+from narrows.ir.work import CONVOLUTIONS, SUMMING, Work, work_of
 from narrows.passes.forms.spaces import Reader, Space, spaces_of
 
 # Widths that targets like: vector registers, blocks of a layout, sets of blocks.
@@ -365,9 +366,20 @@ class Chooser:
         if node not in self._works:
             work = work_of(node)
             if work is not None and work.kind not in ("matmul", "attention"):
-                work = work.resized(batch=self.batch)
+                work = self._placed(node, work).resized(batch=self.batch)
             self._works[node] = work
         return self._works[node]
+
+    def _placed(self, node: fx.Node, work: Work) -> Work:
+        """Return a work with its channels where they are: no shape tells [b, h, w, c]."""
+        shape, value = shape_of(node), self.facts.flows[node].value
+        axis = value.axes[0] if isinstance(value, Value) and len(value.axes) == 1 else 0
+        if shape is None or axis < 2:
+            return work
+        rest = math.prod(s for a, s in enumerate(shape) if a not in (0, axis))
+        if work.kind in SUMMING:
+            return replace(work, space=(rest,))
+        return replace(work, inputs=shape[axis], outputs=shape[axis], space=(rest,))
 
     def seconds(self, node: fx.Node, *, inputs: int | None, outputs: int) -> float:
         """Return the seconds of a contraction at other widths."""
@@ -410,10 +422,12 @@ class Chooser:
     def copy_seconds(self, x: fx.Node, have: int, take: int, blocked: bool = True) -> float:
         """Return the seconds of gathering ``take`` of the ``have`` channels of ``x``."""
         shape = shape_of(x)
-        space = shape[2:] if len(shape) > 3 else shape[1:-1]
-        return self.table.copy_seconds(
-            "gather", have, take, space, self.batch, blocked=blocked and len(shape) == 4
-        )
+        axes = self.facts.value(x).axes
+        axis = axes[0] if len(axes) == 1 and axes[0] else 1
+        kind = "pick" if math.prod(shape[axis + 1 :]) == 1 else "gather"
+        space = (*shape[1:axis], *shape[axis + 1 :])
+        blocked = blocked and len(shape) == 4 and axis == 1
+        return self.table.copy_seconds(kind, have, take, space, self.batch, blocked=blocked)
 
 
 def _is_grouped(node: fx.Node) -> bool:

@@ -1,0 +1,120 @@
+"""`ChooseKernels`: operators are spelled as the target computes them fastest.
+
+A runtime picks its kernel by how an operator is called, and the same function can be called in
+several ways. The cost table knows which of them is fastest (`narrows.ir.kernels`):
+
+* ``dilated``: a 1x1 convolution with a dilation, which means nothing for a window of one. Eager
+  PyTorch then takes oneDNN in place of a product of matrices, on one thread.
+* ``channels-last``: a pooling between two changes of the memory format. Eager PyTorch computes it
+  over registers of channels.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import fx
+
+from narrows.ir.cost import CostTable
+from narrows.ir.kernels import CHANNELS_LAST, DILATED
+from narrows.ir.ops.args import arguments, changed, first_tensor
+from narrows.ir.program import Meta, Program, aten, copy_meta
+from narrows.ir.work import work_of
+from narrows.passes.base import Fidelity, Note, Pass, PassResult
+from narrows.passes.legalize_reads import table_of
+
+POOLINGS = (aten.max_pool2d.default, aten.avg_pool2d.default)
+
+
+@dataclass(frozen=True)
+class ChooseKernels(Pass):
+    """Spells 1x1 convolutions and poolings as the target has the fastest kernel for them.
+
+    The costs are those of float32; what has another dtype stays as it is.
+
+    Attributes:
+        costs: The target's cost table, or the path of a saved one; without it nothing is done.
+        batch: The number of examples to choose for.
+    """
+
+    name: ClassVar[str] = "choose-kernels"
+    fidelity: ClassVar[Fidelity] = Fidelity.EXACT
+    costs: CostTable | str | os.PathLike | None = None
+    batch: int = 1
+
+    def run(self, program: Program) -> PassResult:
+        """Return the program with the spellings chosen; a note per spelling counts them."""
+        table = table_of(self.costs, self.name)
+        if table is None or not table.has_spellings:
+            why = "it was given no costs of a target that has other kernels"
+            return PassResult(program, False, (Note(program.name, "idle", why),))
+        chosen = {n.name: s for n in program.graph.nodes if (s := self._chosen(table, n))}
+        if not chosen:
+            return PassResult(program, False)
+        result = program.copy()
+        for node in [n for n in result.graph.nodes if n.name in chosen]:
+            SPELLINGS[chosen[node.name]](node)
+        counts = Counter(chosen.values())
+        notes = [
+            Note(program.name, s, f"{n} {SPELLED[s]}: the target has a faster kernel for that")
+            for s, n in sorted(counts.items())
+        ]
+        return PassResult(result, True, tuple(notes))
+
+    def _chosen(self, table: CostTable, node: fx.Node) -> str:
+        """Return the faster spelling of a node, empty where it stays."""
+        if node.op != "call_function" or Meta(node).dtype != torch.float32:
+            return ""
+        fits = _is_undilated(node) if node.target is aten.conv2d.default else _is_plain_pool(node)
+        work = work_of(node) if fits else None
+        return table.spelling(work.resized(batch=self.batch)) if work is not None else ""
+
+
+def _is_undilated(node: fx.Node) -> bool:
+    """Whether a convolution's window is one element, to which no dilation is given."""
+    given = arguments(node)
+    ones = set(Meta(given["weight"]).shape[2:]) == {1} and set(given["dilation"]) == {1}
+    return ones and len(Meta(node).shape) == 4
+
+
+def _is_plain_pool(node: fx.Node) -> bool:
+    """Whether a node is a pooling of images that nobody laid out for it."""
+    if node.target not in POOLINGS or len(Meta(node).shape) != 4:
+        return False
+    return first_tensor(node).target is not aten.contiguous.default
+
+
+def _dilate(node: fx.Node) -> None:
+    node.args, node.kwargs = changed(node, {"dilation": [2, 2]})
+
+
+def _lay_out(node: fx.Node) -> None:
+    """Put a pooling between two changes of the memory format."""
+    before = first_tensor(node)
+    graph = node.graph
+    with graph.inserting_before(node):
+        turned = graph.create_node(
+            "call_function", aten.contiguous.default, (before,),
+            {"memory_format": torch.channels_last}, name=f"{node.name}_last",
+        )  # fmt: skip
+    with graph.inserting_after(node):
+        name = f"{node.name}_first"
+        back = graph.create_node("call_function", aten.contiguous.default, (node,), name=name)
+    node.replace_all_uses_with(back, delete_user_cb=lambda user: user is not back)
+    node.replace_input_with(before, turned)
+    for made, like in ((turned, before), (back, node)):
+        copy_meta(node, made)
+        Meta(made).shape, Meta(made).dtype = Meta(like).shape, Meta(like).dtype
+        Meta(made).dynamic = Meta(like).dynamic
+
+
+SPELLED = {
+    DILATED: "1x1 convolutions are dilated",
+    CHANNELS_LAST: "poolings have their channels last",
+}
+SPELLINGS: dict[str, Callable[[fx.Node], Any]] = {DILATED: _dilate, CHANNELS_LAST: _lay_out}
