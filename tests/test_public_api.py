@@ -40,7 +40,7 @@ CLASSES = {
     "Program": "aliases base buffers canonical copy couplings dynamic_batch examples flat_inputs "
     "graph history in_spec marks memo name node nodes notes origins out_spec output "
     "parameter_count placeholders replace run_flat start state_dict stored tensor to to_module "
-    "users_of with_weights",
+    "users_of weights with_weights",
 }
 ERRORS = {
     "ArtifactError",
