@@ -8,7 +8,7 @@ padding makes its contribution differ at the border.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from narrows.ir.labels import Bools, Ints, Value, channels, match
+from narrows.ir.labels import Bools, Ints, Value, channels, match, some
 from narrows.ir.ops.args import arguments
 from narrows.ir.ops.barrier import barrier_flow
 from narrows.ir.ops.row import Flow, Read, Row, Shared, WeightAxis, labels_along
@@ -44,6 +44,8 @@ class Contraction:
             folded into a bias that no other use of the weight needs otherwise.
         names: The arguments that hold the activation, the weight and the bias.
         heard: Which input channels count, ``[groups, inputs per group]``; ``None`` for all.
+        fold: Which input channels are constants whose contribution is one number, ``[inputs]``; the
+            analysis says so once it knows the activation.
     """
 
     x: fx.Node
@@ -60,6 +62,7 @@ class Contraction:
     uniform: bool
     names: tuple[str, str, str] = ("input", "weight", "bias")
     heard: Bools | None = None
+    fold: Bools = field(default_factory=lambda: np.zeros(0, dtype=bool))
 
     @property
     def outputs(self) -> int:
@@ -203,6 +206,7 @@ class Contract(Row):
         value = channels(shape_of(node), c.y_axis)
         along = labels_along(facts.value(c.x), c.x_axis)
         columns = along.expand(-1, c.inputs) if along.shape[1] == 1 else along
+        c.fold = foldable(c, facts.value(c.x), columns.numpy())
         value.const = _constant_outputs(c, facts.value(c.x), columns.numpy())
         depthwise = c.blocks.shape[2] == 1 and c.groups > 1
         read = Read(c.x, couples=False)
@@ -284,7 +288,7 @@ class Contract(Row):
                 node, even.flatten(), "groups", "the groups of a convolution need equal widths"
             )
             rows = even
-        fold = foldable(c, value, columns)
+        fold = c.fold
         used = used_columns(c, demand.valued(node).reshape(groups, outs))
         wanted = used & ~fold.reshape(groups, ins)
         kept = rows.any(1)
@@ -328,7 +332,7 @@ class Contract(Row):
         facts = rewriter.facts
         c, columns = facts.flows[node].facts
         value = facts.value(c.x)
-        fold = foldable(c, value, columns)
+        fold = c.fold
         # Weights of constants that are there all the same must be zero, which only a weight of the
         # layer's own can be.
         fixed = c.weight.op != "get_attr" and bool(fold.any())
@@ -345,7 +349,7 @@ class Contract(Row):
                 sort = np.argsort(taken, kind="stable")
                 held, taken = rewriter.gather(held, c.x_axis, sort), taken[sort]
                 order = _group_order(taken, ins)
-            if order is None or len(np.unique(rows // outs)) != len(order):
+            if order is None or distinct(rows // outs) != len(order):
                 raise rewriter.ragged(node)
             rank = np.empty(groups, dtype=np.int64)
             rank[order] = np.arange(len(order))
@@ -373,6 +377,8 @@ class Contract(Row):
     ) -> np.ndarray | None:
         if c.heard is not None:
             fold = fold & c.heard.flatten()
+        if not some(fold):
+            return None
         amounts = np.where(fold, value.const[columns[0]], 0.0)
         if not amounts.any():
             return None
@@ -397,6 +403,11 @@ def _columns_held(columns: np.ndarray, held: Held, axis: int) -> Ints | None:
         return taken
     whole = {line.tobytes() for line in np.ascontiguousarray(columns[:, taken])}
     return taken if all(line.tobytes() in whole for line in np.ascontiguousarray(rows)) else None
+
+
+def distinct(numbers: Ints) -> int:
+    """Return how many different ones there are among small numbers from zero up."""
+    return int(np.count_nonzero(np.bincount(numbers)))
 
 
 def foldable(c: Contraction, value: Value, columns: np.ndarray) -> Bools:
@@ -428,13 +439,13 @@ def _group_order(positions: Ints, width: int) -> Ints | None:
     group = positions // width
     starts = np.flatnonzero(np.r_[True, group[1:] != group[:-1]])
     order = group[starts]
-    if len(np.unique(order)) != len(order) or len(positions) % len(order):
+    if distinct(order) != len(order) or len(positions) % len(order):
         return None
     return order if np.array_equal(group, np.repeat(order, len(positions) // len(order))) else None
 
 
 def _constant_outputs(c: Contraction, value: Value, columns: np.ndarray) -> np.ndarray:
-    fold = foldable(c, value, columns).reshape(c.blocks.shape[0], c.blocks.shape[2])
+    fold = c.fold.reshape(c.blocks.shape[0], c.blocks.shape[2])
     live = used_rows(c, ~fold)
     result = np.full(c.outputs, np.nan)
     constant = ~live.flatten()

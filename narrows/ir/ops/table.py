@@ -118,7 +118,12 @@ def integer_form(node: fx.Node) -> IntegerForm | None:
 def contraction(facts: Any, node: fx.Node) -> Contraction | None:
     """Return a node's contraction with a weight, if it is one."""
     row = find(node)
-    return row.contraction(facts, node) if isinstance(row, Contract) else None
+    if not isinstance(row, Contract):
+        return None
+    flow = facts.flows.get(node)
+    if flow is not None and isinstance(flow.facts, tuple):  # the analysis has been here
+        return flow.facts[0]
+    return row.contraction(facts, node)
 
 
 for _row in standard_rows():

@@ -26,6 +26,10 @@ def aligned(
         1).
     """
     reads = rw.facts.flows[node].reads
+    if len(reads) == 1 and reads[0].straight and skip_axis is None:
+        one = rw.operand(node, 0)
+        if rw.facts.value(reads[0].operand).shape == rw.facts.value(node).shape:
+            return [one.node], one.labels, one.shape
     constants = rw.demand.constant_operands(node) if skip_axis is None else set()
     held = {s: rw.operand(node, s) for s in range(len(reads)) if s not in constants}
     labels = _in_step(rw, node, held)

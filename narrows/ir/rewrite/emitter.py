@@ -16,7 +16,7 @@ from narrows.ir.channels import Facts
 from narrows.ir.graph import add_node
 from narrows.ir.labels import Bools, Ints, is_count
 from narrows.ir.ops.args import VIEWS, arguments, call, changed
-from narrows.ir.ops.contract import Contraction
+from narrows.ir.ops.contract import Contraction, distinct
 from narrows.ir.program import Meta, Note, Origin, Program, copy_meta, shape_of
 from narrows.ir.rewrite.held import Held, RaggedError
 
@@ -264,7 +264,7 @@ class Emitter:
         first, second = (c.in_axis, c.out_axis) if c.transposed else (c.out_axis, c.in_axis)
         groups = 1
         if c.groups > 1:
-            held, groups = held % (outs if c.transposed else ins), len(np.unique(rows // outs))
+            held, groups = held % (outs if c.transposed else ins), distinct(rows // outs)
         local = held.reshape(groups, -1)
         alike = groups == 1 or (local == local[:1]).all()
         per_row = None if alike else np.repeat(local, len(split) // groups, axis=0)
