@@ -1,13 +1,15 @@
 """Compile time beside apple-upscale and Torch-Pruning, on the same models in the same run.
 
     python -m benchmarks.compile_time [--models resnet18 densenet121] [--rounds 3] [--json r.json]
-    python -m benchmarks.compile_time --tools narrows narrows-onnx apple-upscale --amount 0.5
+    python -m benchmarks.compile_time --amount 0.5 --tools narrows narrows-onnx apple-upscale
 
 Each tool has a process of its own per model and the rounds alternate between the tools, so that a
 busy machine slows all of them. One thread. A round times, on a fresh copy of the model:
 
-* narrows: the analysis, the plan and the rewrite of a captured program (three numbers), which is
-  what the other two do: the masks' exact form, with a copy wherever a layer reads a part;
+* narrows: the channel analysis, the plan and the rewrite of a captured program (three numbers): the
+  masks' exact form, with a copy wherever a layer reads a part;
+* narrows-ordered: the same, and channels reordered so that layers read intervals, as apple-upscale
+  does it;
 * narrows-onnx: the plan and all passes for ONNX Runtime, which weigh forms by its cost table,
   choose reads, widths and order and fold the norms;
 * apple-upscale: ``compute()`` and ``prune()``;
@@ -32,11 +34,11 @@ import traceback
 import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, ClassVar
 
 from benchmarks.machine import table, write
 
-TOOLS = ("narrows", "narrows-onnx", "apple-upscale", "torch-pruning")
+TOOLS = ("narrows", "narrows-ordered", "narrows-onnx", "apple-upscale", "torch-pruning")
 WRONG = 1e-3  # float32 rounding of deep networks stays below, a channel in the wrong place does not
 Stages = dict[str, tuple[float, float]]
 
@@ -77,20 +79,23 @@ class NarrowsTool:
     def round(self, clock: Clock) -> float:
         """Time one round and return the relative error of the result."""
         import narrows
+        from narrows.ir.channels import analyse
         from narrows.ir.program import relative_error
         from narrows.passes.prune_channels import PruneChannels
 
         program = self.program.copy()
         clock.stages.update(self.clock.stages)
-        clock("analysis", program.couplings)
+        clock("analysis", lambda: analyse(program))
         plan = clock("plan", lambda: narrows.plan(program, keep_inputs=self.keep, zeros=False))
         result = clock("rewrite", lambda: PruneChannels(plan).run(program))
         x = self.inputs(1)
         return relative_error(result.program(*x), plan.masked(program)(*x))
 
 
-class TargetTool(NarrowsTool):
-    """Every pass, by the costs of ONNX Runtime."""
+class OrderedTool(NarrowsTool):
+    """The smallest form, its channels in the best order."""
+
+    options: ClassVar[dict[str, Any]] = {"pipeline": "prune-channels, reorder-channels"}
 
     def round(self, clock: Clock) -> float:
         """Time one round and return the relative error of the result."""
@@ -101,9 +106,15 @@ class TargetTool(NarrowsTool):
         program = self.program.copy()
         clock.stages.update(self.clock.stages)
         plan = clock("plan", lambda: narrows.plan(program, keep_inputs=self.keep, zeros=False))
-        result = clock("passes", lambda: rewrite(program, plan, target="onnx", check=False))
+        result = clock("passes", lambda: rewrite(program, plan, check=False, **self.options))
         x = self.inputs(1)
         return relative_error(result.program(*x), plan.masked(program)(*x))
+
+
+class TargetTool(OrderedTool):
+    """Every pass, by the costs of ONNX Runtime."""
+
+    options: ClassVar[dict[str, Any]] = {"target": "onnx"}
 
 
 class UpscaleTool:
@@ -221,6 +232,7 @@ def serve(tool: str, name: str, amount: float, pipe: Connection) -> None:
     torch.set_num_threads(1)
     kinds = {
         "narrows": NarrowsTool,
+        "narrows-ordered": OrderedTool,
         "narrows-onnx": TargetTool,
         "apple-upscale": UpscaleTool,
         "torch-pruning": TorchPruningTool,
