@@ -7,7 +7,7 @@ The examples are the same on every run, and are small enough to be read as they 
 from __future__ import annotations
 
 import torch
-from hypothesis import given, reject
+from hypothesis import example, given, reject
 from hypothesis import strategies as st
 
 import narrows
@@ -97,6 +97,12 @@ def test_plans_survive_the_round_trip(
 
 @bounded(25)
 @given(steps, heads, st.sampled_from((0.25, 0.5, 0.75)), st.booleans())
+@example(  # a sum of channels on two axes, one operand in another order than before
+    [("pixel", 0, 0), ("shuffle", 0, 0), ("attention", 0, 0), ("concat", 0, 0)],
+    "pooled",
+    0.5,
+    False,
+)
 def test_criteria_give_exact_plans(
     drawn: list[Step], head: str, ratio: float, constrained: bool
 ) -> None:

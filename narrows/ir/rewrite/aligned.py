@@ -118,7 +118,8 @@ def _put_in_step(rw: Rewriter, node: fx.Node, held: dict[int, Held]) -> dict[int
     """Gather each operand into the original order of the result's channels."""
     value = rw.facts.value(node)
     if len(value.axes) != 1:
-        raise RaggedError(node, None)
+        reads = rw.facts.flows[node].reads
+        return {slot: _in_order(rw, node, reads[slot].operand, one) for slot, one in held.items()}
     (axis,) = value.axes
     along = value.tensor.flatten().numpy()
     order = along[rw.need(node)[along]]
@@ -135,6 +136,17 @@ def _put_in_step(rw: Rewriter, node: fx.Node, held: dict[int, Held]) -> dict[int
             raise RaggedError(node, None)
         result[slot] = rw.gather(one, own, index)
     return result
+
+
+def _in_order(rw: Rewriter, node: fx.Node, operand: fx.Node, held: Held) -> Held:
+    """Gather an operand with channels on several axes into its original order along each."""
+    where = rw.positions(operand, held.labels)
+    if where is None:
+        raise RaggedError(node, None)
+    for axis, index in where.items():
+        if (np.diff(index) < 0).any():
+            held = rw.gather(held, axis, np.argsort(index, kind="stable"))
+    return held
 
 
 def _constant_operand(rw: Rewriter, node: fx.Node, slot: int, labels: Tensor) -> fx.Node:
