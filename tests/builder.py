@@ -9,7 +9,8 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx
 
-from narrows.ir.program import Meta, Program, infer_shapes
+from narrows.ir.editing import infer_shapes
+from narrows.ir.program import Meta, Program
 
 aten = torch.ops.aten
 BATCH = 2

@@ -11,6 +11,7 @@ from hypothesis import example, given, reject
 from hypothesis import strategies as st
 
 import narrows
+from narrows.api import costs_of
 from narrows.errors import PlanError
 from narrows.ir.cost import CostTable
 from narrows.ir.program import Program, relative_error
@@ -93,6 +94,21 @@ def test_plans_survive_the_round_trip(
     path = tmp_path_factory.mktemp("plan") / "plan.json"
     plan.save(path)
     assert ChannelPlan.load(path) == plan
+
+
+@bounded(25)
+@given(steps, heads, amounts, sides, seeds, st.sampled_from(("onnx", "torch")))
+def test_the_form_for_a_target_equals_masked(
+    drawn: list[Step], head: str, amount: float, side: str, seed: int, target: str
+) -> None:
+    """Made in float32, whose costs the shipped tables have, and compared in float64."""
+    program = narrows.capture(built(drawn, head, seed).float(), (images(2, 0).float(),))
+    plan = planned(program, amount, side, seed)
+    result = Pipeline.default(plan, costs_of(target)).run(program).program
+    verify(result)
+    x = images(3, 3)
+    found, wanted = (p.to(torch.float64)(x) for p in (result, plan.masked(program)))
+    assert relative_error(found, wanted) <= TOLERANCE[Fidelity.EXACT][torch.float32]
 
 
 @bounded(25)

@@ -129,11 +129,10 @@ class CostTable:
 
         Empty for the usual spelling. The seconds of a work are those of its fastest one.
         """
+        name = f"{work.kind} {work.op} {window_of(work)}"
         if work.kind in CONVOLUTIONS:
             work = dataclasses.replace(work, batch=1)  # each example is computed by itself
-            name = " ".join([self.form(work), work.kind, window_of(work)])
-        else:
-            name = f"{work.kind} {work.op} {window_of(work)}"
+            name = _windowed_grid(self.form(work), work)
         return faster(self.grids, self.layout, name, work)[0] if name in self.grids else ""
 
     def runs_blocked(self, work: Work) -> bool:
@@ -308,7 +307,7 @@ class CostTable:
         if work.batch > 1:
             one = dataclasses.replace(work, batch=1)
             return work.batch * self._windowed(form, one) * self._batched(form, work)
-        name = " ".join([form, work.kind, window_of(work)])
+        name = _windowed_grid(form, work)
         if name in self.grids:
             return self._grid(name, work)
         start = f"{form} {work.kind} "
@@ -335,7 +334,7 @@ class CostTable:
 
         It is less where a weight is read once for all, more where activations leave a cache.
         """
-        name = " ".join([form, work.kind, window_of(work)])
+        name = _windowed_grid(form, work)
         if f"x8 {name}" not in self.grids:
             return 1.0
         several = self.grids[f"x8 {name}"]
@@ -485,3 +484,8 @@ def _family(work: Work) -> Work:
     return dataclasses.replace(
         work, batch=1, inputs=1, outputs=1, groups=1 if work.kind != "grouped" else 2
     )
+
+
+def _windowed_grid(form: str, work: Work) -> str:
+    """Return the name of the grid of a convolution that is computed in a form."""
+    return f"{form} {work.kind} {window_of(work)}"

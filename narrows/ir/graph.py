@@ -127,10 +127,10 @@ def interpret(
 def add_node(
     graph: fx.Graph, op: str, target: Any, args: Any = (), kwargs: Any = None, name: str = ""
 ) -> fx.Node:
-    """Append a node to a graph; half of `torch.fx.Graph.create_node`'s time.
+    """Append a node to a graph.
 
-    That looks through the arguments for sizes that torch is still tracing, which a program never
-    has; arguments that are set afterwards are not looked through.
+    `torch.fx.Graph.create_node` looks through the arguments for sizes that torch is still tracing,
+    which a program never has; arguments that are set afterwards are not looked through.
     """
     node = graph.create_node(op, target, name=name or None)
     node.args = args

@@ -77,8 +77,8 @@ def broadcast(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     return tuple(torch.broadcast_shapes(*shapes))
 
 
-# Masks are short and asked for all the time: of their bytes, C tells in a quarter of the time what
-# numpy tells by way of Python. Numbers would not do, hence the assertions.
+# Masks are short and asked for all the time: of their bytes, C tells what numpy tells by way of
+# Python. Numbers would not do, hence the assertions.
 _BOOL = np.dtype(bool)
 
 
@@ -102,6 +102,11 @@ def same(a: Bools, b: Bools) -> bool:
 def is_count(positions: Ints) -> bool:
     """Whether positions are 0, 1, 2 and so on."""
     return not some(positions != count_to(len(positions)))
+
+
+def distinct(numbers: Ints) -> int:
+    """Return how many different ones there are among small numbers from zero up."""
+    return int(np.count_nonzero(np.bincount(numbers)))
 
 
 def count_to(size: int) -> Ints:

@@ -26,7 +26,7 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 from narrows.errors import ProgramError, suggest
-from narrows.ir.graph import Observe, Run, add_node, interpret
+from narrows.ir.graph import Observe, Run, add_node
 
 aten = torch.ops.aten
 
@@ -133,8 +133,10 @@ class Meta:
 
 
 def shape_of(node: fx.Node) -> Any:
-    """Return ``Meta(node).shape``, three times as fast: passes read shapes tens of thousands of
-    times."""
+    """Return the shape of a node's tensor, ``None`` for a node that is not one.
+
+    `Meta` says it, too; this makes no object for what passes read most.
+    """
     return node.meta.get("shape")
 
 
@@ -446,34 +448,6 @@ def format_shape(shape: Iterable[int], dynamic: Iterable[int] = ()) -> str:
     """Return ``[b,64,56,56]``: a free axis prints as ``b``."""
     free = set(dynamic)
     return "[" + ",".join("b" if i in free else str(s) for i, s in enumerate(shape)) + "]"
-
-
-def infer_shapes(program: Program) -> None:
-    """Fill ``Meta.shape``, ``dtype`` and ``size`` of every node by running it without data.
-
-    The program must be one the caller made: its nodes' meta is written.
-    """
-    inputs = [
-        torch.empty_like(e, device="meta") if isinstance(e, Tensor) else e for e in program.examples
-    ]
-    weights = {n: torch.empty_like(t, device="meta") for n, t in program.weights.items()}
-
-    def record(node: fx.Node, value: Any) -> None:
-        meta = Meta(node)
-        if isinstance(value, Tensor):
-            meta.shape, meta.dtype = tuple(value.shape), value.dtype
-        elif isinstance(value, (int, float, bool)):
-            meta.size = value
-
-    def call(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        # The memory order of attention's result is another without data, and view minds.
-        target: Any = aten.reshape.default if node.target is aten.view.default else node.target
-        schema = getattr(target, "_schema", None)
-        if schema is not None and any(a.name == "device" for a in schema.arguments):
-            kwargs = {**kwargs, "device": "meta"}
-        return target(*args, **kwargs)
-
-    interpret(program.graph, inputs, weights, observe=record, call=call)
 
 
 def relative_error(actual: Any, expected: Any) -> float:

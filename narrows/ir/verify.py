@@ -15,8 +15,9 @@ from torch import Tensor, fx
 from torch._ops import OpOverload
 
 from narrows.errors import ProgramError
+from narrows.ir.editing import infer_shapes
 from narrows.ir.graph import SIZE_FUNCTIONS
-from narrows.ir.program import Meta, Program, infer_shapes, op_name, where
+from narrows.ir.program import Meta, Program, op_name, where
 
 # What torch.export spells arithmetic on sizes with where Python's own would not be symbolic.
 SYMBOLIC = frozenset({torch.sym_float, torch.sym_int, torch.sym_max, torch.sym_min, torch.sym_not})

@@ -23,12 +23,10 @@ from torch import fx
 from narrows.ir.cost import CostTable
 from narrows.ir.kernels import CHANNELS_LAST, DILATED
 from narrows.ir.ops.args import arguments, changed, first_tensor
-from narrows.ir.program import Meta, Program, aten, copy_meta
-from narrows.ir.work import work_of
+from narrows.ir.program import Meta, Program, aten, copy_meta, shape_of
+from narrows.ir.work import CONVOLUTIONS, work_of
 from narrows.passes.base import Fidelity, Note, Pass, PassResult
 from narrows.passes.legalize_reads import table_of
-
-POOLINGS = (aten.max_pool2d.default, aten.avg_pool2d.default)
 
 
 @dataclass(frozen=True)
@@ -68,25 +66,20 @@ class ChooseKernels(Pass):
 
     def _chosen(self, table: CostTable, node: fx.Node) -> str:
         """Return the faster spelling of a node, empty where it stays."""
-        if node.op != "call_function" or Meta(node).dtype != torch.float32:
+        work = work_of(node)
+        if work is None or work.kind not in (*CONVOLUTIONS, "pool"):
             return ""
-        fits = _is_undilated(node) if node.target is aten.conv2d.default else _is_plain_pool(node)
-        work = work_of(node) if fits else None
-        return table.spelling(work.resized(batch=self.batch)) if work is not None else ""
+        if Meta(node).dtype != torch.float32 or len(shape_of(node)) != 4:
+            return ""
+        spelling = table.spelling(work.resized(batch=self.batch))
+        return spelling if spelling and not _is_spelled(node, spelling) else ""
 
 
-def _is_undilated(node: fx.Node) -> bool:
-    """Whether a convolution's window is one element, to which no dilation is given."""
-    given = arguments(node)
-    ones = set(Meta(given["weight"]).shape[2:]) == {1} and set(given["dilation"]) == {1}
-    return ones and len(Meta(node).shape) == 4
-
-
-def _is_plain_pool(node: fx.Node) -> bool:
-    """Whether a node is a pooling of images that nobody laid out for it."""
-    if node.target not in POOLINGS or len(Meta(node).shape) != 4:
-        return False
-    return first_tensor(node).target is not aten.contiguous.default
+def _is_spelled(node: fx.Node, spelling: str) -> bool:
+    """Whether a node has the spelling already, or another one of its own."""
+    if spelling == DILATED:
+        return set(arguments(node)["dilation"]) != {1}
+    return first_tensor(node).target is aten.contiguous.default
 
 
 def _dilate(node: fx.Node) -> None:
@@ -109,7 +102,7 @@ def _lay_out(node: fx.Node) -> None:
     node.replace_input_with(before, turned)
     for made, like in ((turned, before), (back, node)):
         copy_meta(node, made)
-        Meta(made).shape, Meta(made).dtype = Meta(like).shape, Meta(like).dtype
+        Meta(made).shape, Meta(made).dtype = shape_of(like), Meta(like).dtype
         Meta(made).dynamic = Meta(like).dynamic
 
 

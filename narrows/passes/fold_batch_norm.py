@@ -66,8 +66,8 @@ class FoldBatchNorm(Pass):
                 remarks[layer.name] = f"folded {name}"
             else:
                 notes.append(note)
-        changed = bool(remarks)
-        return PassResult(result if changed else program, changed, tuple(notes), remarks=remarks)
+        folded = bool(remarks)
+        return PassResult(result if folded else program, folded, tuple(notes), remarks=remarks)
 
 
 def _feeds_norm(node: fx.Node) -> bool:

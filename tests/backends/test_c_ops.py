@@ -15,11 +15,12 @@ import narrows
 from narrows.backends.c.compiler import find_compiler
 from narrows.backends.c.moves import PICKS
 from narrows.errors import LowerError, NarrowsError
+from narrows.ir.editing import infer_shapes
 from narrows.ir.ops import table
 from narrows.ir.ops.integer import Moves
 from narrows.ir.ops.integer_forms import Lookup
 from narrows.ir.ops.samples import Given, Made, Sample, Size, Weight
-from narrows.ir.program import Meta, Program, infer_shapes
+from narrows.ir.program import Meta, Program
 
 pytestmark = pytest.mark.skipif(not find_compiler(), reason="there is no C compiler")
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from narrows.errors import ProgramError
+from narrows.ir.editing import infer_shapes
 from narrows.ir.graph import live_nodes
-from narrows.ir.program import Meta, Program, format_shape, infer_shapes, relative_error, where
+from narrows.ir.program import Meta, Program, format_shape, relative_error, where
 from narrows.ir.verify import verify
 from tests.builder import Builder, ramp
 

@@ -19,7 +19,7 @@ from narrows.backends.integers import of_narrows
 from narrows.errors import LowerError
 from narrows.ir.graph import interpret, live_nodes
 from narrows.ir.integer.grid import Grid
-from narrows.ir.program import Meta, Program, op_name, where
+from narrows.ir.program import Meta, Program, op_name, shape_of, where
 
 DEQUANTIZE = torch.ops.narrows.dequantize.default
 
@@ -208,7 +208,7 @@ def _enter(sketch: Sketch, node: fx.Node) -> Port:
 def _images(node: fx.Node) -> bool:
     """Whether an operator works on tensors with the channels last."""
     name = op_name(node)
-    return name.startswith(("conv", "average_pool", "max_pool")) and len(Meta(node).shape or ()) > 2
+    return name.startswith(("conv", "average_pool", "max_pool")) and len(shape_of(node) or ()) > 2
 
 
 def _write(sketch: Sketch, node: fx.Node, parts: set[fx.Node]) -> None:

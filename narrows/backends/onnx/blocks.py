@@ -18,7 +18,7 @@ from torch import Tensor
 
 from narrows.ir.integer.blocks import dequantize_blocks
 from narrows.ir.ops.args import arguments
-from narrows.ir.program import Meta, Program, copy_meta
+from narrows.ir.program import Meta, Program, copy_meta, shape_of
 
 MICROSOFT = "com.microsoft"
 
@@ -63,7 +63,7 @@ def dense(program: Program) -> tuple[Program, dict[str, Packed]]:
         with result.graph.inserting_before(node):
             made = result.graph.get_attr(name)
         copy_meta(node, made)
-        Meta(made).shape, Meta(made).dtype = Meta(node).shape, weights[name].dtype
+        Meta(made).shape, Meta(made).dtype = shape_of(node), weights[name].dtype
         node.replace_all_uses_with(made)
         result.graph.erase_node(node)
     for node in [n for n in result.graph.nodes if n.op == "get_attr" and not n.users]:

@@ -196,9 +196,9 @@ def _specs(program: Program, leaves: Leaves) -> tuple[list[dict[str, Any]], list
 
 
 def _batch(program: Program) -> int:
-    from narrows.ir.program import Meta
+    from narrows.ir.program import Meta, shape_of
 
-    sizes = (Meta(n).shape[a] for n in program.placeholders for a in Meta(n).dynamic)
+    sizes = (shape_of(n)[a] for n in program.placeholders for a in Meta(n).dynamic)
     return next(sizes, 0)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from narrows.ir.labels import Bools, Ints, Value, channels, match, some
+from narrows.ir.labels import Bools, Ints, Value, channels, distinct, match, some
 from narrows.ir.ops.args import arguments
 from narrows.ir.ops.barrier import barrier_flow
 from narrows.ir.ops.row import Flow, Read, Row, Shared, WeightAxis, labels_along
@@ -405,11 +405,6 @@ def _columns_held(columns: np.ndarray, held: Held, axis: int) -> Ints | None:
     return taken if all(line.tobytes() in whole for line in np.ascontiguousarray(rows)) else None
 
 
-def distinct(numbers: Ints) -> int:
-    """Return how many different ones there are among small numbers from zero up."""
-    return int(np.count_nonzero(np.bincount(numbers)))
-
-
 def foldable(c: Contraction, value: Value, columns: np.ndarray) -> Bools:
     """Return which input channels are constants whose contribution is one number: ``[inputs]``."""
     const = value.const[columns]
@@ -457,52 +452,3 @@ def _constant_outputs(c: Contraction, value: Value, columns: np.ndarray) -> np.n
         total = total + amount
     result[constant] = total[constant]
     return result
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lookup(Row):
-    """``embedding``: rows of a table by index; the table's columns are the channels."""
-
-    kind = "lookup"
-
-    def flow(self, facts: Facts, node: fx.Node) -> Flow:
-        args = arguments(node)
-        if not facts.is_free(args["weight"]):
-            return barrier_flow(facts, node, "its table is computed from the inputs")
-        shape = shape_of(node)
-        value = channels(shape, len(shape) - 1)
-        data = facts.data(args["weight"])
-        same = (data == data[:1]).all(0).numpy()
-        value.const = np.where(same, data[0].double().numpy(), np.nan)
-        reads = () if facts.is_free(args["indices"]) else (Read(args["indices"], couples=False),)
-        return Flow(value, reads)
-
-    def weight_axes(self, facts: Facts, node: fx.Node) -> Iterator[WeightAxis]:
-        weight = arguments(node)["weight"]
-        if weight.op == "get_attr" and not facts.flows[node].barrier:
-            yield WeightAxis(weight, 1, "out", node, np.arange(facts.value(node).count))
-
-    def shared(self, facts: Facts, node: fx.Node) -> Shared | None:
-        for read in facts.flows[node].reads:
-            labels = np.arange(facts.value(read.operand).count)
-            return Shared(
-                read.operand, labels, np.zeros_like(labels), "they are indices into a table"
-            )
-        return None
-
-    def demand(self, demand: Demand, node: fx.Node) -> None:
-        demand.use_weight(arguments(node)["weight"], node, {1: demand.needed(node)})
-        for slot, read in enumerate(demand.facts.flows[node].reads):
-            demand.require(node, slot, np.ones(demand.facts.value(read.operand).count, dtype=bool))
-
-    def rewrite(self, rewriter: Rewriter, node: fx.Node) -> Held:
-        args = arguments(node)
-        columns = rewriter.made(node)
-        changes: dict[str, Any] = {"weight": rewriter.weight(args["weight"], {1: columns})}
-        reads = rewriter.facts.flows[node].reads
-        changes["indices"] = (
-            rewriter.operand(node, 0).node if reads else rewriter.plain(args["indices"])
-        )
-        shape = (*shape_of(node)[:-1], len(columns))
-        labels = torch.from_numpy(columns).view([*[1] * (len(shape) - 1), -1])
-        return rewriter.emit(node, changes, labels, shape)

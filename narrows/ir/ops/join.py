@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -136,18 +136,17 @@ class Join(Row):
         for n, start, count in spans:
             bound = not facts.is_free(n)
             slot += bound
-            if back is None:
-                mine = need[start : start + count]
-            else:
-                mine = need[(origin >= start) & (origin < start + count)]
+            inside: Any = slice(start, start + count)
+            if back is not None:
+                inside = (origin >= start) & (origin < start + count)
+            mine = need[inside]
             if not some(mine):
                 continue
             if bound:
                 held = rewriter.operand(node, slot - 1)
                 labels, shape, new = held.labels, held.shape, held.node
             else:
-                inside = (origin >= start) & (origin < start + count)
-                keep = origin[inside & need] - start
+                keep = origin[inside][mine] - start
                 labels = torch.from_numpy(keep).view(_along_axis(axis, len(value.shape)))
                 shape = tuple(len(keep) if a == axis else s for a, s in enumerate(shape_of(n)))
                 new = rewriter.free(n, {axis: keep})

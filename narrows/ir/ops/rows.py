@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 
-from narrows.ir.ops.contract import Contract, Lookup
+from narrows.ir.ops.contract import Contract
 from narrows.ir.ops.fill import Fill
 from narrows.ir.ops.join import Join
 from narrows.ir.ops.layout import Glu, Layout, Pad, Squeeze
+from narrows.ir.ops.lookup import Lookup
 from narrows.ir.ops.mixing import GroupNorm, Mixing, Reduce, Spatial, never, zero_only
 from narrows.ir.ops.pointwise import PerChannel, Pointwise
 from narrows.ir.ops.product import Attention, Product

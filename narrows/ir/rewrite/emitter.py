@@ -14,9 +14,9 @@ from torch.fx.node import map_arg
 
 from narrows.ir.channels import Facts
 from narrows.ir.graph import add_node
-from narrows.ir.labels import Bools, Ints, is_count
+from narrows.ir.labels import Bools, Ints, distinct, is_count
 from narrows.ir.ops.args import VIEWS, arguments, call, changed
-from narrows.ir.ops.contract import Contraction, distinct
+from narrows.ir.ops.contract import Contraction
 from narrows.ir.program import Meta, Note, Origin, Program, copy_meta, shape_of
 from narrows.ir.rewrite.held import Held, RaggedError
 
@@ -153,7 +153,7 @@ class Emitter:
         origin = Origin(name, tuple(data.shape), kept)
         return self._stored(node, key, lambda scratch: scratch.cut(data, lines), origin)
 
-    def line(self, positions: Ints) -> Line:
+    def _line(self, positions: Ints) -> Line:
         """Return what is known of positions; nobody may change them afterwards."""
         known = self._line_of.get(id(positions))
         if known is None:
@@ -164,7 +164,7 @@ class Emitter:
 
     def _cut(self, index: dict[int, Ints], shape: Sequence[int]) -> dict[int, Line]:
         """Return the lines of the axes along which something goes or moves."""
-        lines = {axis: self.line(positions) for axis, positions in index.items()}
+        lines = {axis: self._line(positions) for axis, positions in index.items()}
         return {axis: line for axis, line in lines.items() if not line.whole(shape[axis])}
 
     def free(self, node: fx.Node, index: dict[int, Ints]) -> fx.Node:
@@ -228,7 +228,7 @@ class Emitter:
             sizes = arguments(step).get("size")
             if sizes is not None:
                 lead = len(shape_of(step)) - len(sizes)
-                old = Meta(next(n for n in step.all_input_nodes if self.facts.is_free(n))).shape
+                old = shape_of(next(n for n in step.all_input_nodes if self.facts.is_free(n)))
                 shift = len(shape_of(step)) - len(old)
                 changes["size"] = [
                     -1 if i + lead >= shift and old[i + lead - shift] == s else s
@@ -277,13 +277,12 @@ class Emitter:
         key = (name, split.tobytes(), held.tobytes(), zero.tobytes())
         rank = data.dim()
         kept: list[Any] = [None] * rank
-        kept[first] = self.line(split).numbers
+        lines = {axis: self._line(positions) for axis, positions in index.items()}
+        kept[first] = lines[first].numbers
         kept[second] = (
-            self.line(local[0]).numbers if per_row is None else tuple(map(tuple, per_row.tolist()))
+            lines[second].numbers if per_row is None else tuple(map(tuple, per_row.tolist()))
         )
         origin = Origin(name, tuple(data.shape), tuple(kept))
-
-        lines = {axis: self.line(positions) for axis, positions in index.items()}
 
         def build(scratch: Scratch) -> Tensor:
             if per_row is None:
@@ -307,9 +306,9 @@ class Emitter:
         data = (base.double() + torch.from_numpy(amount)).to(base.dtype)[torch.from_numpy(rows)]
         if c.bias is not None and c.bias.op == "get_attr":
             name = str(c.bias.target)
-            origin = Origin(name, tuple(base.shape), (self.line(rows).numbers,))
+            origin = Origin(name, tuple(base.shape), (self._line(rows).numbers,))
             return self._stored(
-                c.bias, (name, self.line(rows).key, amount.tobytes()), lambda _: data, origin
+                c.bias, (name, self._line(rows).key, amount.tobytes()), lambda _: data, origin
             )
         stem = str(c.weight.target).rpartition(".")[0] if c.weight.op == "get_attr" else node.name
         name = self._free_name(f"{stem}.bias" if stem else f"{node.name}_bias")

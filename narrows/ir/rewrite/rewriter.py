@@ -50,7 +50,7 @@ class Rewriter(Emitter):
         self._held: dict[fx.Node, Held] = {}
         self._delivered: dict[tuple[Any, ...], Held] = {}
         self._calls: dict[tuple[fx.Node, fx.Node], fx.Node] = {}
-        self._places: dict[tuple[int, int], tuple[Tensor, dict[int, Ints] | None]] = {}
+        self._positions: dict[tuple[int, int], tuple[Tensor, dict[int, Ints] | None]] = {}
 
     # ------------------------------------------------------------------ the walk
 
@@ -350,9 +350,9 @@ class Rewriter(Emitter):
         entangled."""
         value = self.facts.value(node)
         key = (id(value.tensor), id(labels))
-        if key not in self._places:  # with the labels, so that no others get their identity
-            self._places[key] = (labels, self._placed(value, labels))
-        return self._places[key][1]
+        if key not in self._positions:  # with the labels, so that no others get their identity
+            self._positions[key] = (labels, self._placed(value, labels))
+        return self._positions[key][1]
 
     @staticmethod
     def _placed(value: Value, labels: Tensor) -> dict[int, Ints] | None:

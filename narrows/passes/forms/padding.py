@@ -20,12 +20,13 @@ from torch import Tensor, fx
 from narrows.ir.channels import Facts
 from narrows.ir.cost import CostTable
 from narrows.ir.couplings import Coupling, couplings
+from narrows.ir.editing import infer_shapes
 from narrows.ir.labels import Bools, Ints, Value
 from narrows.ir.ops import table as ops
 from narrows.ir.ops.args import arguments, changed
 from narrows.ir.ops.contract import Contract
 from narrows.ir.ops.join import Join
-from narrows.ir.program import Origin, Program, infer_shapes, shape_of
+from narrows.ir.program import Origin, Program, shape_of
 from narrows.ir.rewrite import Base
 from narrows.ir.work import CONVOLUTIONS, work_of
 

@@ -18,13 +18,14 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 from narrows.errors import PassError
+from narrows.ir.editing import infer_shapes
 from narrows.ir.integer.bounds import EXACT, SAFE, SHIFTS, accumulator_bound
 from narrows.ir.integer.grid import HALF_EVEN, Grid, WeightGrid
 from narrows.ir.integer.library import weight_codes
 from narrows.ir.ops import table
 from narrows.ir.ops.args import arguments
 from narrows.ir.ops.integer import Clip, IntegerForm, LayerWeights, Moves, Padding, Settled
-from narrows.ir.program import Meta, Note, Program, copy_meta, infer_shapes, shape_of, where
+from narrows.ir.program import Meta, Note, Program, copy_meta, shape_of, where
 from narrows.passes.base import Fidelity, Pass, PassResult
 
 ops: Any = torch.ops.narrows

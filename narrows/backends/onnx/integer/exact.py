@@ -15,7 +15,7 @@ from torch import fx
 from narrows.backends.onnx.integer.graph import Graph, given
 from narrows.ir.integer.bounds import EXACT
 from narrows.ir.integer.grid import CENTRE
-from narrows.ir.program import Meta
+from narrows.ir.program import Meta, shape_of
 
 
 def quantize(graph: Graph, node: fx.Node) -> None:
@@ -61,7 +61,7 @@ def softmax(graph: Graph, node: fx.Node) -> None:
     not meet, and binary64 is exact to ``2**-45`` there: dividing, then rounding, rounds once.
     """
     args, at = given(node), f"{node.name}."
-    axes = graph.constant([args["axis"] % len(Meta(node).shape)], "int64")
+    axes = graph.constant([args["axis"] % len(shape_of(node))], "int64")
     x = graph.cast(graph.name(args["x"]), "int32", at)
     top = graph.add("ReduceMax", [x, axes], at, keepdims=1)
     powers = graph.constant(graph.tensor(args["table"]).numpy(), "float64")
@@ -91,7 +91,7 @@ def layer_norm(graph: Graph, node: fx.Node) -> None:
 
 def _normalised(node: fx.Node) -> tuple[int, ...]:
     """Return the sizes of the axes that a layer normalises over."""
-    return Meta(node).shape[-given(node)["axes"] :]
+    return shape_of(node)[-given(node)["axes"] :]
 
 
 def _moments(graph: Graph, node: fx.Node) -> tuple[str, str, str]:
@@ -102,7 +102,7 @@ def _moments(graph: Graph, node: fx.Node) -> tuple[str, str, str]:
     as fast as integers.
     """
     args, at = given(node), f"{node.name}."
-    codes, grid, rank = graph.name(args["x"]), graph.grid(args["x"]), len(Meta(node).shape)
+    codes, grid, rank = graph.name(args["x"]), graph.grid(args["x"]), len(shape_of(node))
     count = math.prod(_normalised(node))
     axes = graph.constant(list(range(rank - args["axes"], rank)), "int64")
 

@@ -11,7 +11,8 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx
 
 from narrows.backends.onnx.integer.graph import Graph
-from narrows.ir.program import Meta, Program, infer_shapes
+from narrows.ir.editing import infer_shapes
+from narrows.ir.program import Meta, Program, shape_of
 
 
 def write_island(graph: Graph, node: fx.Node, opset: int) -> None:
@@ -26,7 +27,7 @@ def write_island(graph: Graph, node: fx.Node, opset: int) -> None:
 
     from narrows.backends.onnx.export import export
 
-    if Meta(node).shape is None:
+    if shape_of(node) is None:
         return
     cut = _Cut(graph.program)
     single, result = cut.program(node)
@@ -73,7 +74,7 @@ class _Cut:
             self.made[operand] = self._described(operand, self.graph.placeholder(operand.name))
         result = self._emit(node)
         self.graph.output((result,))
-        examples = tuple(torch.zeros(Meta(n).shape, dtype=Meta(n).dtype) for n in self.operands)
+        examples = tuple(torch.zeros(shape_of(n), dtype=Meta(n).dtype) for n in self.operands)
         specs = pytree.tree_structure((examples, {})), pytree.tree_structure((0,))
         single = Program(
             self.graph, self.weights, *specs, examples=examples,
@@ -84,7 +85,7 @@ class _Cut:
 
     def _collect(self, node: fx.Node, *, top: bool = False) -> None:
         """Note the tensors that a node reads, also through arithmetic on sizes."""
-        if not top and Meta(node).shape is not None:
+        if not top and shape_of(node) is not None:
             if node.op != "get_attr" and node not in self.operands:
                 self.operands.append(node)
             return

@@ -19,7 +19,7 @@ from narrows.ir.graph import live_nodes
 from narrows.ir.integer.bounds import EXACT, accumulator_bound
 from narrows.ir.integer.grid import HALF_UP
 from narrows.ir.ops.args import arguments
-from narrows.ir.program import Meta, Program, op_name
+from narrows.ir.program import Meta, Program, op_name, shape_of
 
 FORMS: dict[str, dict[str, Callable[[Graph, fx.Node], None]]] = {
     "qdq": qdq.FORM,
@@ -68,7 +68,7 @@ def lower(program: Program, outputs: list[fx.Node], form: str, opset: int) -> on
             emit(graph, node)
         else:
             write_island(graph, node, opset)
-    inputs = [n for n in program.placeholders if Meta(n).shape is not None]
+    inputs = [n for n in program.placeholders if shape_of(n) is not None]
     _name_outputs(graph, outputs)
     return graph.model(inputs, outputs, opset)
 
@@ -83,9 +83,7 @@ def _on_codes(node: fx.Node) -> bool:
     """Whether an operator works on codes, or on the parts of a split of codes."""
     while node.target is operator.getitem:
         node = node.args[0]  # type: ignore[assignment]
-    dtype = (
-        Meta(node).dtype if Meta(node).shape is not None else Meta(node.all_input_nodes[0]).dtype
-    )
+    dtype = Meta(node).dtype if shape_of(node) is not None else Meta(node.all_input_nodes[0]).dtype
     return dtype == torch.uint8
 
 
@@ -95,7 +93,7 @@ def _check_exact(graph: Graph, node: fx.Node) -> None:
     if op_name(node).startswith("matmul"):
         grids = [graph.grid(args[side]) for side in ("a", "b")]
         most = [max(g.zero - g.low, g.high - g.zero) for g in grids]
-        bound = torch.tensor([Meta(args["a"]).shape[-1] * most[0] * most[1]])
+        bound = torch.tensor([shape_of(args["a"])[-1] * most[0] * most[1]])
         by = torch.tensor([args["shift_by"]])
     elif op_name(node).startswith(("conv", "linear")):
         turned = op_name(node).startswith("conv_transpose")

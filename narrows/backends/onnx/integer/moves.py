@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from narrows.backends.onnx.integer.graph import Graph, given
-from narrows.ir.program import Meta, op_name
+from narrows.ir.program import Meta, op_name, shape_of
 
 Emit = Callable[[Graph, fx.Node], None]
 
@@ -38,7 +38,7 @@ def _first(graph: Graph, node: fx.Node) -> str:
 
 
 def _rank(node: fx.Node) -> int:
-    return len(Meta(node).shape)
+    return len(shape_of(node))
 
 
 def _source(node: fx.Node) -> fx.Node:
@@ -89,7 +89,7 @@ def _movedim(graph: Graph, node: fx.Node) -> None:
 @moves("slice.Tensor", "narrow")
 def _slice(graph: Graph, node: fx.Node) -> None:
     args = given(node)
-    shape = Meta(_source(node)).shape
+    shape = shape_of(_source(node))
     axis = args["dim"] % len(shape)
     if "length" in args:
         start, end, step = args["start"], args["start"] + args["length"], 1
@@ -154,9 +154,9 @@ def _getitem(graph: Graph, node: fx.Node) -> None:
         i = graph.constant(index, "int64")
         graph.add("Gather", [graph.name(source), i], node.name, axis=axis)
         return
-    widths = [Meta(u).shape[axis] for u in _parts(parts)]  # type: ignore[arg-type]
-    start = _starts(args, Meta(source).shape[axis], op_name(parts))[index]  # type: ignore
-    bounds = [graph.constant([v], "int64") for v in (start, start + Meta(node).shape[axis])]
+    widths = [shape_of(u)[axis] for u in _parts(parts)]  # type: ignore[arg-type]
+    start = _starts(args, shape_of(source)[axis], op_name(parts))[index]  # type: ignore
+    bounds = [graph.constant([v], "int64") for v in (start, start + shape_of(node)[axis])]
     rest = [graph.constant([v], "int64") for v in (axis, 1)]
     assert widths
     graph.add("Slice", [graph.name(source), *bounds, *rest], node.name)
@@ -214,7 +214,7 @@ def _reorder(graph: Graph, node: fx.Node) -> None:
         raise graph.refuse(node, f"{op_name(node)} has no ONNX form here", "it reorders the batch")
     x = _first(graph, node)
     for i, (axis, by) in enumerate(zip(axes, shifts, strict=True)):
-        order = np.arange(Meta(node).shape[axis])
+        order = np.arange(shape_of(node)[axis])
         order = order[::-1] if by is None else np.roll(order, by)
         out = node.name if i == len(axes) - 1 else f"{node.name}."
         x = graph.add("Gather", [x, graph.constant(order.copy(), "int64")], out, axis=axis)
@@ -224,7 +224,7 @@ def _reorder(graph: Graph, node: fx.Node) -> None:
 def _repeat_interleave(graph: Graph, node: fx.Node) -> None:
     args, rank = given(node), _rank(node)
     axis = (args["dim"] or 0) % rank
-    size = Meta(_source(node)).shape[axis]
+    size = shape_of(_source(node))[axis]
     if args["dim"] is None or axis in Meta(node).dynamic:
         raise graph.refuse(node, "repeat_interleave has no ONNX form here", "it repeats the batch")
     order = np.repeat(np.arange(size), args["repeats"])
@@ -292,7 +292,7 @@ def _max_pool(graph: Graph, node: fx.Node) -> None:
 
 @moves("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_nearest2d.vec")
 def _nearest(graph: Graph, node: fx.Node) -> None:
-    sizes = zip(Meta(node).shape[2:], Meta(_source(node)).shape[2:], strict=True)
+    sizes = zip(shape_of(node)[2:], shape_of(_source(node))[2:], strict=True)
     ratios = [new / old for new, old in sizes]
     if not all(r == int(r) for r in ratios):  # runtimes round positions in their own ways
         _pick(graph, node)
@@ -308,7 +308,7 @@ def _pick(graph: Graph, node: fx.Node) -> None:
     """Write nearest resizing as the positions that torch picks, axis by axis."""
     x, rank = _first(graph, node), _rank(node)
     for axis in range(2, rank):
-        old, new = Meta(_source(node)).shape[axis], Meta(node).shape[axis]
+        old, new = shape_of(_source(node))[axis], shape_of(node)[axis]
         line = torch.arange(old, dtype=torch.float64).view(1, 1, old)
         picked = torch.nn.functional.interpolate(line, size=new).flatten().long().numpy()
         out = node.name if axis == rank - 1 else f"{node.name}."

@@ -15,13 +15,13 @@ from torch import fx
 from narrows.backends.onnx.integer import exact
 from narrows.backends.onnx.integer.graph import Graph, given
 from narrows.ir.integer.library import average_counts
-from narrows.ir.program import Meta
+from narrows.ir.program import shape_of
 
 
 def conv(graph: Graph, node: fx.Node) -> None:
     """Write a convolution."""
     args, at = given(node), f"{node.name}."
-    rank = len(Meta(node).shape)
+    rank = len(shape_of(node))
     acc = graph.add(
         "ConvInteger",
         [graph.name(args["x"]), graph.name(args["weight"]), graph.scalar(args["x_zero"], "uint8")],
@@ -42,7 +42,7 @@ def conv_transpose(graph: Graph, node: fx.Node) -> None:
     axes, zero = len(args["stride"]), graph.scalar(args["x_zero"], "uint8")
     x = _spread(graph, node, graph.name(args["x"]), zero)
     reach = [
-        d * (k - 1) for d, k in zip(args["dilation"], Meta(args["weight"]).shape[2:], strict=True)
+        d * (k - 1) for d, k in zip(args["dilation"], shape_of(args["weight"])[2:], strict=True)
     ]
     before = [r - p for r, p in zip(reach, args["padding"], strict=True)]
     after = [b + o for b, o in zip(before, args["output_padding"], strict=True)]
@@ -84,7 +84,7 @@ def linear(graph: Graph, node: fx.Node) -> None:
     weight = graph.add("Transpose", [graph.name(args["weight"])], at, perm=[1, 0])
     zeros = graph.scalar(args["x_zero"], "uint8")
     acc = graph.add("MatMulInteger", [graph.name(args["x"]), weight, zeros], at)
-    rank = len(Meta(node).shape)
+    rank = len(shape_of(node))
     _finish(graph, node, acc, rank - 1, rank)
 
 
@@ -167,7 +167,7 @@ def moved(by: int, zero: int, tail: tuple[int, int, int], rounding: str) -> np.n
 def mean(graph: Graph, node: fx.Node) -> None:
     """Write an average over axes."""
     args, at = given(node), f"{node.name}."
-    shape = Meta(args["x"]).shape
+    shape = shape_of(args["x"])
     acc = exact.whole(graph, args["x"], args["x_zero"], at)
     axes = graph.constant(args["axes"], "int64")
     acc = graph.add("ReduceSum", [acc, axes], at, keepdims=int(args["keepdim"]))
@@ -181,7 +181,7 @@ def average_pool(graph: Graph, node: fx.Node) -> None:
     batch, width, height, breadth = graph.sizes(args["x"])
     x = graph.reshape(graph.name(args["x"]), [-1, 1, height, breadth])
     zero = graph.scalar(args["x_zero"], "uint8")
-    out = Meta(node).shape[2:]
+    out = shape_of(node)[2:]
     pads = _pads(args, (height, breadth), out)
     kernel = graph.constant(np.ones((1, 1, *args["kernel"])), "int8")
     acc = graph.add("ConvInteger", [x, kernel, zero], at, strides=args["stride"], pads=pads)
@@ -193,7 +193,7 @@ def average_pool(graph: Graph, node: fx.Node) -> None:
 def divisors(node: fx.Node) -> list[int]:
     """Return what the windows of an average pooling are divided by, each number once."""
     args = given(node)
-    counts = average_counts(*Meta(args["x"]).shape[-2:], *_window(args))
+    counts = average_counts(*shape_of(args["x"])[-2:], *_window(args))
     return counts.unique().tolist()
 
 

@@ -21,7 +21,7 @@ from narrows.backends.onnx.integer.graph import Graph, given
 from narrows.ir.integer.bounds import EXACT
 from narrows.ir.integer.grid import Grid
 from narrows.ir.integer.statistics import distinct
-from narrows.ir.program import Meta
+from narrows.ir.program import Meta, shape_of
 
 # Up to this many numbers a sum of codes is a float32. ONNX Runtime's averages were compared with
 # the exact ones at every tie and next to it.
@@ -73,7 +73,7 @@ def layer(graph: Graph, node: fx.Node, x: str, *, axis: int = 0) -> list[str]:
     if args["bias"] is None:
         return inputs
     # A scale per channel even where all are one: ONNX Runtime reads the bias along axis 0.
-    both = np.broadcast_to(scales([grid.exponent + e for e in finer]), Meta(args["bias"]).shape)
+    both = np.broadcast_to(scales([grid.exponent + e for e in finer]), shape_of(args["bias"]))
     terms = [graph.constant(both, "float32"), graph.constant(np.zeros(both.shape), "int32")]
     bias = graph.add("DequantizeLinear", [graph.name(args["bias"]), *terms], at, axis=0)
     return [*inputs, bias]
@@ -84,7 +84,7 @@ def conv(graph: Graph, node: fx.Node) -> None:
     args = given(node)
     y = graph.add(
         "Conv", layer(graph, node, graph.name(args["x"])), f"{node.name}.",
-        kernel_shape=list(Meta(args["weight"]).shape[2:]), strides=args["stride"],
+        kernel_shape=list(shape_of(args["weight"])[2:]), strides=args["stride"],
         pads=[*args["padding"], *args["padding"]], dilations=args["dilation"],
         group=args["groups"],
     )  # fmt: skip
@@ -96,7 +96,7 @@ def conv_transpose(graph: Graph, node: fx.Node) -> None:
     args = given(node)
     y = graph.add(
         "ConvTranspose", layer(graph, node, graph.name(args["x"]), axis=1), f"{node.name}.",
-        kernel_shape=list(Meta(args["weight"]).shape[2:]), strides=args["stride"],
+        kernel_shape=list(shape_of(args["weight"])[2:]), strides=args["stride"],
         pads=[*args["padding"], *args["padding"]], dilations=args["dilation"],
         output_padding=args["output_padding"], group=args["groups"],
     )  # fmt: skip
@@ -106,7 +106,7 @@ def conv_transpose(graph: Graph, node: fx.Node) -> None:
 def rows(graph: Graph, node: fx.Node) -> tuple[str, bool]:
     """Return a linear layer's operand as a matrix, and whether it had more axes."""
     x = given(node)["x"]
-    shape = Meta(x).shape
+    shape = shape_of(x)
     if len(shape) == 2:
         return graph.name(x), False
     return graph.reshape(graph.name(x), [-1, shape[-1]], graph.fresh(f"{node.name}.rows")), True
@@ -207,7 +207,7 @@ def _distinct(graph: Graph, node: fx.Node) -> bool:
 def softmax(graph: Graph, node: fx.Node) -> None:
     """Write softmax in float32 where that is exact (`narrows.ir.integer.statistics`)."""
     args, at = given(node), f"{node.name}."
-    shape, source = Meta(node).shape, graph.grid(args["x"])
+    shape, source = shape_of(node), graph.grid(args["x"])
     axis = args["axis"] % len(shape)
     table = graph.tensor(args["table"])
     most = int(table[0])
@@ -244,7 +244,7 @@ def aligned(args: dict[str, Any]) -> bool:
 def mean(graph: Graph, node: fx.Node) -> None:
     """Write an average as GlobalAveragePool, with the averaged axes last."""
     args, at = given(node), f"{node.name}."
-    shape = Meta(args["x"]).shape
+    shape = shape_of(args["x"])
     axes = args["axes"]
     count = math.prod(shape[a] for a in axes)
     others = [a for a in range(len(shape)) if a not in axes]

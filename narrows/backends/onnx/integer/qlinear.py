@@ -17,7 +17,7 @@ from torch import fx
 from narrows.backends.onnx.integer import exact, portable, qdq
 from narrows.backends.onnx.integer.graph import MICROSOFT, Graph, given
 from narrows.ir.integer.grid import Grid
-from narrows.ir.program import Meta
+from narrows.ir.program import shape_of
 
 NUDGE = np.float32(1 + 2.0**-23)
 NUDGED_SHIFTS = 14  # a float32 product still tells a tie from its neighbours
@@ -81,7 +81,7 @@ def conv(graph: Graph, node: fx.Node) -> None:
     inputs = [*operand(graph, args["x"]), *weight(graph, node), *terms(graph, graph.grid(node))]
     settled(
         graph, "QLinearConv", [*inputs, *bias], node,
-        kernel_shape=list(Meta(args["weight"]).shape[2:]), strides=args["stride"],
+        kernel_shape=list(shape_of(args["weight"])[2:]), strides=args["stride"],
         pads=[*args["padding"], *args["padding"]], dilations=args["dilation"],
         group=args["groups"],
     )  # fmt: skip
@@ -147,7 +147,7 @@ def concat(graph: Graph, node: fx.Node) -> None:
 def mean(graph: Graph, node: fx.Node) -> None:
     """Write an average over the spatial axes, any other in whole numbers."""
     args = given(node)
-    shape = Meta(args["x"]).shape
+    shape = shape_of(args["x"])
     count = int(np.prod([shape[a] for a in args["axes"]]))
     spatial = (len(shape), args["axes"]) == (4, [2, 3])
     if graph.half_up or not spatial or count > qdq.LARGEST_AVERAGE:
