@@ -78,18 +78,23 @@ class NarrowsTool:
 
     def round(self, clock: Clock) -> float:
         """Time one round and return the relative error of the result."""
-        import narrows
-        from narrows.ir.channels import analyse
         from narrows.ir.program import relative_error
-        from narrows.passes.prune_channels import PruneChannels
 
         program = self.program.copy()
         clock.stages.update(self.clock.stages)
-        clock("analysis", lambda: analyse(program))
-        plan = clock("plan", lambda: narrows.plan(program, keep_inputs=self.keep, zeros=False))
-        result = clock("rewrite", lambda: PruneChannels(plan).run(program))
+        plan, result = self.rewritten(program, clock)
         x = self.inputs(1)
         return relative_error(result.program(*x), plan.masked(program)(*x))
+
+    def rewritten(self, program: Any, clock: Clock) -> tuple[Any, Any]:
+        """Return the plan and the result, with what is timed of it in stages."""
+        import narrows
+        from narrows.ir.channels import analyse
+        from narrows.passes.prune_channels import PruneChannels
+
+        clock("analysis", lambda: analyse(program))
+        plan = clock("plan", lambda: narrows.plan(program, keep_inputs=self.keep, zeros=False))
+        return plan, clock("rewrite", lambda: PruneChannels(plan).run(program))
 
 
 class OrderedTool(NarrowsTool):
@@ -97,18 +102,13 @@ class OrderedTool(NarrowsTool):
 
     options: ClassVar[dict[str, Any]] = {"pipeline": "prune-channels, reorder-channels"}
 
-    def round(self, clock: Clock) -> float:
-        """Time one round and return the relative error of the result."""
+    def rewritten(self, program: Any, clock: Clock) -> tuple[Any, Any]:
+        """Return the plan and the result of all passes."""
         import narrows
         from narrows.api import rewrite
-        from narrows.ir.program import relative_error
 
-        program = self.program.copy()
-        clock.stages.update(self.clock.stages)
         plan = clock("plan", lambda: narrows.plan(program, keep_inputs=self.keep, zeros=False))
-        result = clock("passes", lambda: rewrite(program, plan, check=False, **self.options))
-        x = self.inputs(1)
-        return relative_error(result.program(*x), plan.masked(program)(*x))
+        return plan, clock("passes", lambda: rewrite(program, plan, check=False, **self.options))
 
 
 class TargetTool(OrderedTool):

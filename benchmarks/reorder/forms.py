@@ -16,15 +16,15 @@ import torch
 
 import narrows
 from benchmarks.reorder.case import Keep
-from narrows.api import rewrite
+from narrows.api import costs_of, rewrite
 from narrows.backends.base import target_names
 from narrows.ir.program import Origin, Program
+from narrows.passes.choose_kernels import ChooseKernels
 from narrows.passes.pipeline import Pipeline, PipelineResult
 from narrows.passes.plans.plan import ChannelPlan
 
 TIDY = "fold-batch-norm, eliminate-dead"
 PLAIN = f"prune-channels, {TIDY}"
-MASKS_ALONE = f"prune-channels, legalize-reads, align-channels, reorder-channels, {TIDY}"
 STEP = 16  # channels
 
 # The runtimes by the names of this benchmark, and as targets of narrows.
@@ -77,7 +77,9 @@ def rewritten(source: Source, runtime: str) -> PipelineResult:
 
 def masks_alone(source: Source, runtime: str) -> Program:
     """Return what narrows makes of the masks for a runtime, every operator as it was called."""
-    return compiled(replace(source, pipeline=source.pipeline or MASKS_ALONE), runtime)
+    usual = Pipeline.default(costs=costs_of(TARGETS[runtime])).passes
+    pipeline = ", ".join(p.name for p in usual if p.name != ChooseKernels.name)
+    return compiled(replace(source, pipeline=source.pipeline or pipeline), runtime)
 
 
 def plain(source: Source, runtime: str) -> Program:

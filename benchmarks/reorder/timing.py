@@ -50,8 +50,8 @@ def keep_memory() -> None:
     """Have the C library keep what is freed, for the rest of the process; of glibc alone.
 
     Eager code takes and frees a tensor per operator. What goes back to the system in between costs
-    page faults, up to a third of the time, more or less of them by what else the process holds:
-    the same form twice in a process differed by 5 %.
+    page faults, more or less of them by what else the process holds, so that the same form twice in
+    a process can differ.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
