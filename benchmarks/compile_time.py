@@ -100,7 +100,7 @@ class NarrowsTool:
 class OrderedTool(NarrowsTool):
     """The smallest form, its channels in the best order."""
 
-    options: ClassVar[dict[str, Any]] = {"pipeline": "prune-channels, reorder-channels"}
+    options: ClassVar[dict[str, Any]] = {"pipeline": "prune-channels{order=true}"}
 
     def rewritten(self, program: Any, clock: Clock) -> tuple[Any, Any]:
         """Return the plan and the result of all passes."""

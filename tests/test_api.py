@@ -94,7 +94,7 @@ def test_apply_removes_what_the_plan_drops(program: narrows.Program):
     assert relative_error(result(*program.examples), masked(*program.examples)) <= EXACT
     assert result.parameter_count < program.parameter_count
     assert "batch_norm" not in ops(result)
-    assert len(result.history) == 4
+    assert len(result.history) == 3
     assert program.history == ()
 
 
@@ -156,7 +156,6 @@ def test_rewrite_reports(program: narrows.Program):
     assert isinstance(result, PipelineResult)
     assert [r.name for r in result.reports] == [
         "prune-channels",
-        "reorder-channels",
         "fold-batch-norm",
         "eliminate-dead",
     ]
@@ -165,12 +164,12 @@ def test_rewrite_reports(program: narrows.Program):
 
 
 def test_the_default_pipeline_takes_the_plan():
-    assert Pipeline.default("p.json").passes[0] == PruneChannels(plan="p.json")
+    assert Pipeline.default("p.json").passes[0] == PruneChannels(plan="p.json", order=True)
     assert str(Pipeline.default("p.json")) == (
-        "prune-channels{plan=p.json}, reorder-channels, fold-batch-norm, eliminate-dead"
+        "prune-channels{plan=p.json, order=true}, fold-batch-norm, eliminate-dead"
     )
     assert str(Pipeline.default()) == (
-        "prune-channels, reorder-channels, fold-batch-norm, eliminate-dead"
+        "prune-channels{order=true}, fold-batch-norm, eliminate-dead"
     )
 
 

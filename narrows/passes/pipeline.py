@@ -164,14 +164,14 @@ class Pipeline:
         from narrows.passes.prune_channels import PruneChannels
         from narrows.passes.reorder_channels import ReorderChannels
 
-        chosen: tuple[Pass, ...] = ()
+        first: tuple[Pass, ...] = (PruneChannels(plan=plan, order=True),)
         last: tuple[Pass, ...] = ()
         if costs is not None:
-            chosen = (LegalizeReads(costs=costs, batch=batch), AlignChannels())
+            reads = LegalizeReads(costs=costs, batch=batch)
+            first = (PruneChannels(plan=plan), reads, AlignChannels(), ReorderChannels())
             if not isinstance(costs, CostTable) or costs.has_spellings:
                 last = (ChooseKernels(costs=costs, batch=batch),)
-        passes = (PruneChannels(plan=plan), *chosen, ReorderChannels())
-        return Pipeline((*passes, FoldBatchNorm(), EliminateDead(), *last))
+        return Pipeline((*first, FoldBatchNorm(), EliminateDead(), *last))
 
     def __str__(self) -> str:
         return ", ".join(str(p) for p in self.passes)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -19,6 +19,7 @@ from narrows.ir.labels import Bools
 from narrows.ir.program import Note, Program, aten, shape_of
 from narrows.ir.rewrite import Base, rewrite
 from narrows.passes.base import Fidelity, Pass, PassResult
+from narrows.passes.forms.families import orders
 from narrows.passes.plans.plan import ChannelPlan, fingerprint, refuse_nan
 
 # Rounds that a program gets to settle in; the second finds nothing, as a rule.
@@ -31,17 +32,20 @@ class PruneChannels(Pass):
 
     Attributes:
         plan: The plan, or the path of a saved one; ``None`` for no more than what is dead anyway.
+        order: Whether the channels that stay are put in the order of `reorder-channels` as well.
+            The form is the one that both passes make one after the other, made once.
     """
 
     name: ClassVar[str] = "prune-channels"
     fidelity: ClassVar[Fidelity] = Fidelity.EXACT
     plan: ChannelPlan | str | os.PathLike | None = None
+    order: bool = False
 
     def run(self, program: Program) -> PassResult:
         """Return the program that computes only what is needed; notes say what stays, and why."""
         refuse_nan(program)
         plan = self._loaded()
-        result, found = _settled(*plan.split(program))
+        result, found = _settled(*plan.split(program), order=self.order)
         result = result.replace(notes=program.notes)
         notes = (*plan.notes, *_on_plan(plan, program), *found)
         if is_idle(program, result):
@@ -78,15 +82,21 @@ def _on_plan(plan: ChannelPlan, program: Program) -> Iterator[Note]:
         )
 
 
-def _settled(program: Program, ignored: Mapping[str, Bools]) -> tuple[Program, tuple[Note, ...]]:
+def _settled(
+    program: Program, ignored: Mapping[str, Bools], *, order: bool
+) -> tuple[Program, tuple[Note, ...]]:
     """Return a program rewritten until nothing more goes, and what the last removal had to say."""
     program = program.replace(notes=())
     notes: tuple[Note, ...] = ()
     for turn in range(ROUNDS):
-        pruned = emit(Base(program, {} if turn else ignored))
+        base = Base(program, {} if turn else ignored)
+        ranks, told = orders(base) if order else ({}, ())
+        pruned = emit(base.choose(replace(base.choices, order=ranks)))
+        if ranks and _are_alike(program, pruned):  # nothing went, so nothing is to be put in order
+            pruned, told = emit(base), ()
         if turn and is_idle(program, pruned):
             break
-        notes, program = pruned.notes, pruned.replace(notes=())
+        notes, program = (*pruned.notes, *told), pruned.replace(notes=())
         if not _is_restless(program, notes):
             break
     return program, notes
@@ -140,13 +150,20 @@ def is_idle(old: Program, new: Program) -> bool:
 
     The rewriter may spell some operators otherwise, ``unbind`` as slices; that alone is no change.
     """
+    return _are_alike(old, new) and all(
+        _same_tensor(t, new.weights[name]) for name, t in old.weights.items()
+    )
+
+
+def _are_alike(old: Program, new: Program) -> bool:
+    """Whether two programs have the same names of weights and the same shapes."""
     if old.weights.keys() != new.weights.keys() or old.aliases != new.aliases:
         return False
     shapes = {node.name: shape_of(node) for node in new.graph.nodes}
-    for node in old.graph.nodes:
-        if shape_of(node) is not None and shapes.get(node.name) != shape_of(node):
-            return False
-    return all(_same_tensor(t, new.weights[name]) for name, t in old.weights.items())
+    return all(
+        shape_of(node) is None or shapes.get(node.name) == shape_of(node)
+        for node in old.graph.nodes
+    )
 
 
 def _same_tensor(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -245,6 +245,40 @@ def test_a_concat_is_ordered_with_its_operands() -> None:
     assert len(copies(result)) == 2  # slices, which are views
 
 
+def test_pruning_in_order_is_pruning_and_then_ordering() -> None:
+    torch.manual_seed(0)
+    joined = narrows.capture(Joined().double().eval(), (X,))
+    keep = {"own.weight": [1, 3, 5], "part.weight": [0, 2, 6, 10, 11]}
+    plan = narrows.plan(joined, keep_inputs=keep, zeros=False)
+    for program, masks in ((joined, plan), fork({0, 1, 4, 9}, {1, 2, 9}, {0, 2})):
+        twice = run(program, masks, ReorderChannels())
+        once = PruneChannels(masks, order=True).run(program).program
+        assert [(n.name, n.target, str(n.args)) for n in once.graph.nodes] == [
+            (n.name, n.target, str(n.args)) for n in twice.graph.nodes
+        ]
+        assert all(torch.equal(w, twice.weights[name]) for name, w in once.weights.items())
+        plain = PruneChannels(masks).run(program).program
+        assert any(not torch.equal(w, plain.weights[name]) for name, w in once.weights.items())
+        assert not ReorderChannels().run(once).changed
+
+
+def test_what_is_not_pruned_is_not_put_in_order() -> None:
+    class Halves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Conv2d(3, 8, 1)
+            self.odd, self.even = nn.Conv2d(4, 2, 1), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            return self.odd(x[:, 1::2]) + self.even(x[:, ::2])
+
+    program = narrows.capture(Halves().double().eval(), (X,))
+    result = PruneChannels(order=True).run(program)
+    assert not result.changed
+    assert result.program is program
+
+
 def test_an_order_is_noted_with_what_it_leaves() -> None:
     program, plan = fork({0, 1, 4, 9}, {1, 2, 9}, {0, 2})
     pruned = PruneChannels(plan).run(program).program

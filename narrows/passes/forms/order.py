@@ -19,17 +19,17 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 
 from narrows.errors import PassError
+from narrows.ir.labels import Bools, Ints, how_many, is_count, some
 from narrows.passes.forms.ordersearch import Search
 from narrows.passes.forms.pqtree import PQTree
 
 __all__ = ["EFFORT", "Order", "Reader", "choose_order", "consecutive", "runs_needed"]
 
-# Looks at children of the tree (`PQTree.looks`): 0.1 to 0.2 s on one core.
+# Looks at children of the tree (`PQTree.looks`): some 0.1 s on one core.
 EFFORT = 1_000_000
 
 
@@ -38,13 +38,13 @@ class Reader:
     """A consumer of some of the channels.
 
     Attributes:
-        channels: What it reads, in any order.
+        channels: What it reads, in any order; an array, or any collection of whole numbers.
         weight: What is saved when an order serves it: finite, not negative, in any unit.
         prefix: It wants its channels to come first, and not only side by side. A residual stream
             whose later readers want fewer channels shrinks by prefix.
     """
 
-    channels: Collection[int]
+    channels: Collection[int] | Ints
     weight: float = 1.0
     prefix: bool = False
 
@@ -81,9 +81,8 @@ def runs_needed(order: Sequence[int], channels: Iterable[int]) -> int:
     Raises:
         PassError: A channel is not in the order.
     """
-    place = _places(order)
-    found = sorted(_found(place, channels))
-    return bool(found) + sum(after - before > 1 for before, after in pairwise(found))
+    places = np.flatnonzero(_Universe(order).row(channels))
+    return bool(len(places)) + int((np.diff(places) > 1).sum())
 
 
 def consecutive(universe: Sequence[int], sets: Iterable[Collection[int]]) -> tuple[int, ...] | None:
@@ -96,14 +95,13 @@ def consecutive(universe: Sequence[int], sets: Iterable[Collection[int]]) -> tup
     Raises:
         PassError: A channel stands twice in ``universe``, or a set has one that is not in it.
     """
-    place = _places(universe)
-    family = [_row(len(universe), _found(place, channels)) for channels in sets]
-    order, _ = _arranged(range(len(universe)), family)
-    return None if order is None else tuple(universe[i] for i in order)
+    known = _Universe(universe)
+    order, _ = _arranged(np.arange(len(universe)), [known.row(channels) for channels in sets])
+    return None if order is None else tuple(known.channels[order].tolist())
 
 
 def choose_order(
-    universe: Sequence[int],
+    universe: Sequence[int] | Ints,
     readers: Iterable[Reader],
     *,
     together: Iterable[Collection[int]] = (),
@@ -130,8 +128,8 @@ def choose_order(
         PassError: No order keeps ``together``; a channel is twice in ``universe``, or one of a
             reader is not in it; or a weight is negative or not finite.
     """
-    universe, readers = tuple(universe), tuple(readers)
-    problem = _Problem(universe, readers, together)
+    readers = tuple(readers)
+    problem = _Problem(_Universe(universe), readers, together)
     bound, order = 0, problem.order(range(len(problem.rows)))
     if order is None:
         kept, bound = problem.solve(effort)
@@ -143,7 +141,7 @@ def choose_order(
     cost = math.fsum(lost)
     exact = problem.scaled(lost) <= bound
     return Order(
-        channels=tuple(universe[column - problem.anchored] for column in order[problem.anchored :]),
+        channels=problem.channels(order),
         satisfied=satisfied,
         cost=cost,
         bound=cost if exact else bound / problem.scale,
@@ -165,18 +163,18 @@ class _Problem:
 
     def __init__(
         self,
-        universe: tuple[int, ...],
+        universe: _Universe,
         readers: tuple[Reader, ...],
         together: Iterable[Collection[int]],
     ) -> None:
-        self.place = _places(universe)
+        self.universe = universe
         self.scale = max((_ratio(reader)[1] for reader in readers), default=1)
         self.anchored = int(any(reader.prefix for reader in readers))
-        self.width = len(universe) + self.anchored
+        self.width = len(universe.channels) + self.anchored
 
         must = [self._row(channels) for channels in together]
-        must += [self._row(universe)] if self.anchored else []
-        self.rows: dict[bytes, np.ndarray] = {row.tobytes(): row for row in must if _binds(row)}
+        must += [self._row(universe.channels)] if self.anchored else []
+        self.rows: dict[bytes, Bools] = {row.tobytes(): row for row in must if _binds(row)}
         self.musts = len(self.rows)
         self.wants = [self._row(reader.channels, reader.prefix) for reader in readers]
         wanted: dict[bytes, int] = {}
@@ -194,33 +192,35 @@ class _Problem:
         ratios = (float(weight).as_integer_ratio() for weight in weights)
         return sum(above * (self.scale // below) for above, below in ratios)
 
-    def order(self, kept: Iterable[int]) -> list[int] | None:
+    def channels(self, order: Ints) -> tuple[int, ...]:
+        """Return the channels of columns in order."""
+        return tuple(self.universe.channels[order[self.anchored :] - self.anchored].tolist())
+
+    def order(self, kept: Iterable[int]) -> Ints | None:
         """Return the columns in the order nearest to theirs that makes the kept rows intervals.
 
         ``None`` when there is no such order.
         """
         rows = list(self.rows.values())
         # Far enough in front, the artificial channel turns the whole order its way round.
-        first = [-(self.width**2)] * self.anchored
-        places = [*first, *range(self.anchored, self.width)]
+        places = np.arange(self.width)
+        places[: self.anchored] = -(self.width**2)
         order, looks = _arranged(places, [rows[i] for i in kept])
         self.looks += looks
         return order
 
-    def served(self, order: Sequence[int]) -> tuple[bool, ...]:
+    def served(self, order: Ints) -> tuple[bool, ...]:
         """Return whether an order of the columns serves each reader."""
-        place = np.empty(self.width, dtype=np.int64)
-        place[list(order)] = np.arange(self.width)
-        return tuple(_is_run(np.sort(place[row])) for row in self.wants)
+        return tuple(_is_run(row[order]) for row in self.wants)
 
     def solve(self, effort: int) -> tuple[list[int], int]:
         """Return the rows to keep, and a lower bound of the weight that any choice loses."""
         rows = list(self.rows.values())
         matrix = np.stack(rows)
-        masks, atoms = _atoms(matrix)
-        possible = self._possible(masks, len(atoms))
+        masks, _, first = _atoms(matrix)
+        possible = self._possible(masks, len(first))
         bound = sum(self.weights) - sum(self.weights[i] for i in possible)
-        matrix = matrix[:, [own[0] for own in atoms]]
+        matrix = matrix[:, first]
         # What a small component leaves of its share goes to the larger ones.
         parts = sorted(_overlapping(matrix[possible]), key=len)
         kept: list[int] = []
@@ -229,9 +229,9 @@ class _Problem:
             if len(members) < 3:  # two sets are never in conflict
                 kept += members
                 continue
-            masks, atoms = _atoms(matrix[members])
-            search = Search(len(atoms), masks, [self.weights[i] for i in members])
-            at_hand = (i < self.musts or _is_run(np.flatnonzero(rows[i])) for i in members)
+            masks, _, first = _atoms(matrix[members])
+            search = Search(len(first), masks, [self.weights[i] for i in members])
+            at_hand = (i < self.musts or _is_run(rows[i]) for i in members)
             served = [n for n, serves in enumerate(at_hand) if serves]
             share = max(0, effort - self.looks) // (len(parts) - number)
             chosen, least = search.best(served, share)
@@ -244,9 +244,10 @@ class _Problem:
         """Return the rows that must be kept, and those that can be kept beside them."""
         tree = PQTree(atoms)
         if not tree.reduce_all(masks[: self.musts]):
+            size = len(self.universe.channels)
             raise PassError(
                 "the sets that must stay together cannot all be intervals of one order",
-                why=f"{self.musts} sets over {len(self.place)} channels overlap in conflict",
+                why=f"{self.musts} sets over {size} channels overlap in conflict",
                 hint="give blocks that are disjoint or nested, as those of a concat are",
             )
         root, possible = tree.root, list(range(self.musts))
@@ -256,9 +257,55 @@ class _Problem:
         self.looks += tree.looks
         return possible
 
-    def _row(self, channels: Iterable[int], prefix: bool = False) -> np.ndarray:
-        found = [i + self.anchored for i in _found(self.place, channels)]
-        return _row(self.width, [0, *found] if prefix else found)
+    def _row(self, channels: Iterable[int] | Ints, prefix: bool = False) -> Bools:
+        row = self.universe.row(channels)
+        return np.concatenate([[prefix], row]) if self.anchored else row
+
+
+class _Universe:
+    """Channels to order, and where each of them stands.
+
+    Attributes:
+        channels: The channels.
+    """
+
+    def __init__(self, channels: Iterable[int] | Ints) -> None:
+        self.channels = _numbers(channels)
+        self._counts = is_count(self.channels)
+        self._by_number = np.argsort(self.channels, kind="stable")
+        self._ascending = self.channels[self._by_number]
+        twice = self._by_number[1:][np.diff(self._ascending) == 0]
+        if len(twice):
+            raise PassError(
+                f"channel {self.channels[min(twice)]} stands twice in the order",
+                why="an order has each once",
+            )
+
+    def row(self, channels: Iterable[int] | Ints) -> Bools:
+        """Return some of the channels as booleans."""
+        places = numbers = _numbers(channels)
+        size = len(self.channels)
+        row = np.zeros(size, dtype=bool)
+        if self._counts:
+            known = (numbers >= 0) & (numbers < size)
+        else:
+            at = np.searchsorted(self._ascending, numbers)
+            known = np.append(self._ascending, 0)[at] == numbers
+            known &= at < size
+            places = np.append(self._by_number, 0)[at]
+        if not known.all():
+            raise PassError(
+                f"channel {numbers[~known].min()} is not one of the {size} channels to order",
+                hint="give readers and sets the channel numbers of the universe",
+            )
+        row[places] = True
+        return row
+
+
+def _numbers(channels: Iterable[int] | Ints) -> Ints:
+    if isinstance(channels, np.ndarray):
+        return channels
+    return np.fromiter(channels, dtype=np.int64)
 
 
 def _ratio(reader: Reader) -> tuple[int, int]:
@@ -271,60 +318,45 @@ def _ratio(reader: Reader) -> tuple[int, int]:
     return float(reader.weight).as_integer_ratio()
 
 
-def _places(universe: Sequence[int]) -> dict[int, int]:
-    """Return the place of each channel."""
-    place = {channel: i for i, channel in enumerate(universe)}
-    if len(place) < len(universe):
-        twice = next(channel for i, channel in enumerate(universe) if place[channel] != i)
-        raise PassError(f"channel {twice} stands twice in the order", why="an order has each once")
-    return place
-
-
-def _found(place: dict[int, int], channels: Iterable[int]) -> set[int]:
-    """Return the places of ``channels``."""
-    channels = set(channels)
-    if strange := channels - place.keys():
-        raise PassError(
-            f"channel {min(strange)} is not one of the {len(place)} channels to order",
-            hint="give readers and sets the channel numbers of the universe",
-        )
-    return {place[channel] for channel in channels}
-
-
-def _row(width: int, places: Iterable[int]) -> np.ndarray:
-    """Return a set as booleans."""
-    row = np.zeros(width, dtype=bool)
-    row[list(places)] = True
-    return row
-
-
-def _binds(row: np.ndarray) -> bool:
+def _binds(row: Bools) -> bool:
     """Return whether a set is an interval in some orders only."""
-    return 1 < int(row.sum()) < len(row)
+    return 1 < how_many(row) < len(row)
 
 
-def _is_run(places: np.ndarray) -> bool:
-    """Return whether ascending places have no gap."""
-    return len(places) == 0 or bool(places[-1] - places[0] == len(places) - 1)
+def _is_run(row: Bools) -> bool:
+    """Return whether the true entries of a row have no gap."""
+    return 0 not in row.tobytes().strip(b"\0")
 
 
-def _atoms(matrix: np.ndarray) -> tuple[list[int], list[list[int]]]:
+def _atoms(matrix: np.ndarray) -> tuple[list[int], Ints, Ints]:
     """Group channels that the same sets contain.
 
     Args:
         matrix: ``[sets, channels]``, booleans.
 
     Returns:
-        Each set as the bits of an integer, bit i for atom i; and the channels of each atom.
+        Each set as the bits of an integer, bit i for atom i; the atom of each channel; and the
+        first channel of each atom, ascending.
     """
-    atoms: dict[bytes, list[int]] = {}
-    for channel, key in enumerate(np.packbits(matrix, axis=0).T.copy()):
-        atoms.setdefault(key.tobytes(), []).append(channel)
-    packed = np.packbits(matrix[:, [own[0] for own in atoms.values()]], axis=1, bitorder="little")
-    return [int.from_bytes(row.tobytes(), "little") for row in packed], list(atoms.values())
+    sets, channels = matrix.shape
+    packed = np.zeros((channels, -(-sets // 64) * 8), dtype=np.uint8)
+    packed[:, : -(-sets // 8)] = np.packbits(matrix, axis=0).T
+    words = packed.view(np.uint64)
+    alike: Ints = np.zeros(channels, dtype=np.int64)
+    for word in words.T:
+        _, first, number = np.unique(word, return_index=True, return_inverse=True)
+        if len(words.T) > 1:
+            both = alike * len(first) + number
+            _, first, number = np.unique(both, return_index=True, return_inverse=True)
+        alike = number
+    rank = np.empty(len(first), dtype=np.int64)
+    rank[np.argsort(first)] = np.arange(len(first))
+    first = np.sort(first)
+    bits = np.packbits(matrix[:, first], axis=1, bitorder="little")
+    return [int.from_bytes(row.tobytes(), "little") for row in bits], rank[alike], first
 
 
-def _arranged(places: Sequence[int], rows: Sequence[np.ndarray]) -> tuple[list[int] | None, int]:
+def _arranged(places: Ints, rows: Sequence[Bools]) -> tuple[Ints | None, int]:
     """Put columns in an order in which every row is an interval, as near to theirs as can be.
 
     Args:
@@ -334,24 +366,28 @@ def _arranged(places: Sequence[int], rows: Sequence[np.ndarray]) -> tuple[list[i
     Returns:
         The columns in order, or ``None`` if there is none; and the looks it took.
     """
-    if not rows or not places:
-        return list(range(len(places))), 0
-    masks, atoms = _atoms(np.stack(rows))
-    tree = PQTree(len(atoms))
+    if not rows or not len(places):
+        return np.arange(len(places)), 0
+    masks, atom, first = _atoms(np.stack(rows))
+    tree = PQTree(len(first))
     if not tree.reduce_all(masks):
         return None, tree.looks
-    nearest = tree.nearest_order([[places[c] for c in own] for own in atoms], set(masks))
-    column = {place: c for c, place in enumerate(places)}
-    return [column[place] for place in nearest], tree.looks
+    by_atom = np.argsort(atom, kind="stable")
+    ends = np.cumsum(np.bincount(atom))[:-1]
+    own = [part.tolist() for part in np.split(places[by_atom], ends)]
+    nearest = tree.nearest_order(own, set(masks))
+    return np.searchsorted(places, nearest), tree.looks
 
 
 def _overlapping(matrix: np.ndarray) -> list[list[int]]:
     """Return the connected components of the overlaps of some sets, ``[sets, channels]``.
 
-    Most sets share no channel with most others, so each is looked at beside those that do.
+    Most sets share no channel with most others, so each is looked at beside those that do, and as
+    soon as all have a component none is looked at any more.
     """
     sizes = matrix.sum(1)
-    holders = [np.flatnonzero(column) for column in matrix.T]
+    columns, sets = np.nonzero(matrix.T)
+    holders = np.split(sets, np.searchsorted(columns, np.arange(1, matrix.shape[1])))
     components: list[list[int]] = []
     left = np.ones(len(matrix), dtype=bool)
     for start in range(len(matrix)):
@@ -360,6 +396,8 @@ def _overlapping(matrix: np.ndarray) -> list[list[int]]:
         left[start] = False
         component = [start]
         for member in component:
+            if not some(left):
+                break
             met = [holders[channel] for channel in np.flatnonzero(matrix[member])]
             if not met:
                 continue

@@ -182,9 +182,11 @@ class Search:
             if self.looks >= self._limit:
                 break
             self._tree.looks += len(tried) ** 3 // _TABLE
-            triples = conflicting_triples([self.masks[i] for i in tried], self.atoms)
-            while clique := _clique(triples, np.array([left[i] > 0 for i in tried])):
-                charge([tried[i] for i in clique], len(clique) - 2)
+            triples = _Triples([self.masks[i] for i in tried], self.atoms)
+            triples.drop([n for n, i in enumerate(tried) if not left[i]])
+            while clique := triples.clique():
+                charge([tried[n] for n in clique], len(clique) - 2)
+                triples.drop([n for n in clique if not left[tried[n]]])
         while self.looks < self._limit and (sets := self._minimal(left)):
             charge(sets, 1)
         return found, [i for i, weight in enumerate(left) if weight] + used[::-1]
@@ -232,22 +234,42 @@ def conflicting_triples(masks: Sequence[int], atoms: int) -> np.ndarray:
     return cycle | star
 
 
-def _clique(triples: np.ndarray, live: np.ndarray) -> list[int]:
-    """Return live sets of which every three are in conflict, or nothing: the first found greedily.
+class _Triples:
+    """Which three of some sets are in conflict, as sets are used up.
 
     Args:
-        triples: ``[sets, sets, sets]``, booleans.
-        live: The sets that count, ``[sets]``, booleans.
+        masks: The sets, the heaviest first, at most 64 of them; bit i for element i.
+        atoms: The number of elements.
     """
-    degrees = triples[live][:, live][:, :, live].sum(axis=2)
-    if not degrees.any():
-        return []
-    numbers = np.flatnonzero(live)
-    first, second = np.unravel_index(degrees.argmax(), degrees.shape)
-    clique = [int(numbers[first]), int(numbers[second])]
-    fitting = triples[clique[0], clique[1]] & live
-    while fitting.any():
-        member = int(fitting.argmax())  # the heaviest, as sets come by weight
-        fitting = fitting & triples[clique, member].all(axis=0)
-        clique.append(member)
-    return clique
+
+    def __init__(self, masks: Sequence[int], atoms: int) -> None:
+        conflicts = conflicting_triples(masks, atoms)
+        # How many sets are in conflict with each two; none with one that is used up.
+        self._degrees = conflicts.sum(axis=2, dtype=np.int16)
+        self._conflicts = conflicts
+        packed = np.zeros((*conflicts.shape[:2], _TRIPLES // 8), dtype=np.uint8)
+        packed[..., : -(-len(masks) // 8)] = np.packbits(conflicts, axis=2, bitorder="little")
+        # Per two sets those in conflict with both, as bits.
+        self._beside = packed.view("<u8")[..., 0].tolist()
+        self._live = (1 << len(masks)) - 1
+
+    def drop(self, sets: Sequence[int]) -> None:
+        """Look at some sets no more."""
+        for i in sets:
+            self._live &= ~(1 << i)
+            self._degrees -= self._conflicts[:, :, i]
+        self._degrees[sets] = self._degrees[:, sets] = 0
+
+    def clique(self) -> list[int]:
+        """Return the first sets found of which every three are in conflict, or nothing."""
+        first, second = divmod(int(self._degrees.argmax()), len(self._degrees))
+        if self._degrees[first, second] <= 0:
+            return []
+        clique = [first, second]
+        fitting = self._beside[first][second] & self._live
+        while fitting:
+            member = (fitting & -fitting).bit_length() - 1  # the heaviest, as sets come by weight
+            for other in clique:
+                fitting &= self._beside[other][member]
+            clique.append(member)
+        return clique

@@ -4,8 +4,9 @@ The structure is that of Booth & Lueker, "Testing for the consecutive ones prope
 graphs, and graph planarity using PQ-tree algorithms" (1976). The children of a P node may stand in
 any order, those of a Q node in theirs or the reverse; what the tree can be read as is exactly what
 its sets allow. The reduction is one of our own, for few leaves and many trials: a node never
-changes once made, so to keep a tree is to keep its root, and every node carries the leaves below it
-as the bits of one integer, so that a subtree that a set misses or covers costs one operation.
+changes once made, so to keep a tree is to keep its root; every node carries the leaves below it as
+the bits of one integer, so that a subtree that a set misses or covers costs one operation; and the
+leaves right below a P node are no nodes, but bits as well, so that all of them cost one operation.
 
 A set costs the children of the nodes on the way down to where it splits, and those of the nodes
 that it splits: never more than four looks per leaf, and mostly far fewer.
@@ -14,6 +15,8 @@ that it splits: never more than four looks per leaf, and mostly far fewer.
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Sequence
+
+import numpy as np
 
 __all__ = ["Node", "PQTree"]
 
@@ -25,14 +28,17 @@ class Node:
 
     Attributes:
         leaves: The leaves below it: bit i is leaf i.
-        children: Empty for a leaf.
+        children: The nodes right below it; none for a single leaf.
+        loose: The leaves right below it, of a P node. A single leaf is a P node of one.
         ordered: Whether it is a Q node.
     """
 
-    __slots__ = ("children", "leaves", "ordered")
+    __slots__ = ("children", "leaves", "loose", "ordered")
 
-    def __init__(self, leaves: int, children: tuple[Node, ...] = (), ordered: bool = False) -> None:
-        self.leaves, self.children, self.ordered = leaves, children, ordered
+    def __init__(
+        self, leaves: int, children: tuple[Node, ...] = (), loose: int = 0, ordered: bool = False
+    ) -> None:
+        self.leaves, self.children, self.loose, self.ordered = leaves, children, loose, ordered
 
 
 class PQTree:
@@ -45,7 +51,7 @@ class PQTree:
     """
 
     def __init__(self, leaves: int) -> None:
-        self.root = _any_order([Node(1 << leaf) for leaf in range(leaves)])
+        self.root = _any_order([], (1 << leaves) - 1)
         self.looks = 0
 
     def reduce(self, subset: int) -> bool:
@@ -60,7 +66,13 @@ class PQTree:
         path: list[tuple[Node, int]] = []
         node = self.root
         while node.leaves != subset:
-            place = next(i for i, child in enumerate(node.children) if child.leaves & subset)
+            if subset & node.loose:
+                if not subset & (subset - 1):
+                    return True
+                break
+            place = 0
+            while not node.children[place].leaves & subset:
+                place += 1
             self.looks += place + 1
             child = node.children[place]
             if subset & ~child.leaves:
@@ -74,9 +86,8 @@ class PQTree:
             return False
         for parent, place in reversed(path):
             around = parent.children
-            joined = Node(
-                parent.leaves, (*around[:place], joined, *around[place + 1 :]), parent.ordered
-            )
+            children = (*around[:place], joined, *around[place + 1 :])
+            joined = Node(parent.leaves, children, parent.loose, parent.ordered)
         self.root = joined
         return True
 
@@ -102,21 +113,19 @@ class PQTree:
         """
         sums: dict[int, tuple[int, int, int]] = {}  # by leaves: size, sum and first of the places
         for node in reversed(self._nodes()):
-            if node.children:
-                below = [sums[child.leaves] for child in node.children]
-            else:
-                below = [(1, place, place) for place in places[node.leaves.bit_length() - 1]]
+            below = [sums[child.leaves] for child in node.children]
+            for leaf in _bits(node.loose):
+                own = places[leaf]
+                below.append((len(own), sum(own), min(own)))
             sizes, totals, firsts = zip(*below, strict=True)
             sums[node.leaves] = sum(sizes), sum(totals), min(firsts)
 
         order: list[int] = []
-        stack: list[Node | list[int]] = [self.root]
+        stack: list[Node | Sequence[int]] = [self.root]
         while stack:
             item = stack.pop()
-            if isinstance(item, list):
+            if not isinstance(item, Node):
                 order.extend(item)
-            elif not item.children:
-                order.extend(sorted(places[item.leaves.bit_length() - 1]))
             elif item.ordered:
                 forward = [sums[child.leaves] for child in item.children]
                 backward = forward[::-1]
@@ -146,7 +155,8 @@ class PQTree:
         empty, full, partial = self._split(node, subset, 2)
         if len(partial) > 2:
             return None
-        block = [_any_order(full)] if full else []
+        inside = node.loose & subset
+        block = [_any_order(full, inside)] if full or inside else []
         if partial:
             left = self._line(partial[0], subset)
             right = self._line(partial[1], subset) if len(partial) == 2 else []
@@ -154,7 +164,7 @@ class PQTree:
                 return None
             children = (*left, *block, *reversed(right))
             block = [Node(_union(children), children, ordered=True)]
-        return _any_order(empty + block)
+        return _any_order([*empty, *block], node.loose & ~subset)
 
     def _row(self, node: Node, subset: int) -> list[Node] | None:
         """Return the children of a Q node with ``subset`` as an interval, or ``None``."""
@@ -192,8 +202,9 @@ class PQTree:
             if len(partial) > 1:
                 return None
             if not node.ordered:
-                outside += [_any_order(empty)] if empty else []
-                inside += [_any_order(full)] if full else []
+                missed, covered = node.loose & ~subset, node.loose & subset
+                outside += [_any_order(empty, missed)] if empty or missed else []
+                inside += [_any_order(full, covered)] if full or covered else []
             else:
                 line = node.children
                 if not line[0].leaves & ~subset or not line[-1].leaves & subset:
@@ -212,7 +223,8 @@ class PQTree:
     ) -> tuple[list[Node], list[Node], list[Node]]:
         """Return the children that ``subset`` misses, covers, and covers in part.
 
-        More than ``most`` of the last are a conflict, so the split ends with the first too many.
+        Loose leaves are none of them. More than ``most`` of the last are a conflict, so the split
+        ends with the first too many.
         """
         empty: list[Node] = []
         full: list[Node] = []
@@ -231,9 +243,11 @@ class PQTree:
         return empty, full, partial
 
 
-def _any_order(nodes: list[Node]) -> Node:
-    """Return a P node over ``nodes``, or the only one."""
-    return nodes[0] if len(nodes) == 1 else Node(_union(nodes), tuple(nodes))
+def _any_order(nodes: list[Node], loose: int) -> Node:
+    """Return a P node over ``nodes`` and leaves, or the only node."""
+    if len(nodes) == 1 and not loose:
+        return nodes[0]
+    return Node(_union(nodes) | loose, tuple(nodes), loose)
 
 
 def _union(nodes: Iterable[Node]) -> int:
@@ -244,20 +258,32 @@ def _union(nodes: Iterable[Node]) -> int:
     return leaves
 
 
+def _bits(leaves: int) -> list[int]:
+    """Return the numbers of the leaves."""
+    if not leaves:
+        return []
+    size = -(-leaves.bit_length() // 8)
+    packed = np.frombuffer(leaves.to_bytes(size, "little"), dtype=np.uint8)
+    return np.flatnonzero(np.unpackbits(packed, bitorder="little")).tolist()
+
+
 def _by_mean(
     node: Node,
     sums: dict[int, tuple[int, int, int]],
     places: Sequence[Sequence[int]],
     blocks: Container[int],
-) -> list[Node | list[int]]:
+) -> list[Node | Sequence[int]]:
     """Return what a P node stands for, by mean old place: subtrees, and the places of leaves."""
-    items: list[tuple[float, int, Node | list[int]]] = []
+    items: list[tuple[float, int, Node | Sequence[int]]] = []
     for child in node.children:
-        if child.children or child.leaves in blocks:
-            size, total, first = sums[child.leaves]
-            items.append((total / size, first, child))
+        size, total, first = sums[child.leaves]
+        items.append((total / size, first, child))
+    alone = node.loose == node.leaves and not node.loose & (node.loose - 1)
+    for leaf in _bits(node.loose):
+        own = places[leaf]
+        if alone or 1 << leaf in blocks:
+            items.append((sum(own) / len(own), min(own), sorted(own)))
         else:
-            own = places[child.leaves.bit_length() - 1]
             items.extend((place, place, [place]) for place in own)
     return [item for _, _, item in sorted(items, key=lambda item: item[:2])]
 
