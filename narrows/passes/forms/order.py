@@ -17,13 +17,13 @@ one channel, or lie within one atom of it. So components are searched one by one
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from narrows.errors import PassError
-from narrows.ir.labels import Bools, Ints, how_many, is_count, some
+from narrows.ir.labels import Ints, is_count, some
 from narrows.passes.forms.ordersearch import Search
 from narrows.passes.forms.pqtree import PQTree
 
@@ -31,6 +31,9 @@ __all__ = ["EFFORT", "Order", "Reader", "choose_order", "consecutive", "runs_nee
 
 # Looks at children of the tree (`PQTree.looks`): some 0.1 s on one core.
 EFFORT = 1_000_000
+
+_WORD = 64  # sets that are told apart at once: the bits of a number
+_ROWS = 256  # sets that are written out at once, a byte for each atom
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ def runs_needed(order: Sequence[int], channels: Iterable[int]) -> int:
     Raises:
         PassError: A channel is not in the order.
     """
-    places = np.flatnonzero(_Universe(order).row(channels))
+    places = _Universe(order).places(channels)
     return bool(len(places)) + int((np.diff(places) > 1).sum())
 
 
@@ -96,7 +99,7 @@ def consecutive(universe: Sequence[int], sets: Iterable[Collection[int]]) -> tup
         PassError: A channel stands twice in ``universe``, or a set has one that is not in it.
     """
     known = _Universe(universe)
-    order, _ = _arranged(np.arange(len(universe)), [known.row(channels) for channels in sets])
+    order, _ = _arranged(np.arange(len(universe)), [known.places(channels) for channels in sets])
     return None if order is None else tuple(known.channels[order].tolist())
 
 
@@ -130,7 +133,7 @@ def choose_order(
     """
     readers = tuple(readers)
     problem = _Problem(_Universe(universe), readers, together)
-    bound, order = 0, problem.order(range(len(problem.rows)))
+    bound, order = 0, problem.order(range(len(problem.sets)))
     if order is None:
         kept, bound = problem.solve(effort)
         order = problem.order(kept)
@@ -151,7 +154,7 @@ def choose_order(
 
 
 class _Problem:
-    """The sets that a choice is about, as rows over channels, and their weights as integers.
+    """The sets that a choice is about, as ascending columns, and their weights as integers.
 
     Every float is a whole multiple of some power of two, so weights are scaled to integers without
     loss and a bound is a proof, not a rounding. A set that must be kept weighs more than all
@@ -172,17 +175,18 @@ class _Problem:
         self.anchored = int(any(reader.prefix for reader in readers))
         self.width = len(universe.channels) + self.anchored
 
-        must = [self._row(channels) for channels in together]
-        must += [self._row(universe.channels)] if self.anchored else []
-        self.rows: dict[bytes, Bools] = {row.tobytes(): row for row in must if _binds(row)}
-        self.musts = len(self.rows)
-        self.wants = [self._row(reader.channels, reader.prefix) for reader in readers]
+        must = [self._columns(channels) for channels in together]
+        must += [self._columns(universe.channels)] if self.anchored else []
+        sets = {columns.tobytes(): columns for columns in must if self._binds(columns)}
+        self.musts = len(sets)
+        self.wants = [self._columns(reader.channels, reader.prefix) for reader in readers]
         wanted: dict[bytes, int] = {}
-        for reader, row in zip(readers, self.wants, strict=True):
-            key = row.tobytes()
-            if reader.weight and _binds(row) and (key not in self.rows or key in wanted):
+        for reader, columns in zip(readers, self.wants, strict=True):
+            key = columns.tobytes()
+            if reader.weight and self._binds(columns) and (key not in sets or key in wanted):
                 wanted[key] = wanted.get(key, 0) + self.scaled([reader.weight])
-                self.rows[key] = row
+                sets[key] = columns
+        self.sets = list(sets.values())
         every = 1 + sum(wanted.values())
         self.weights = [every] * self.musts + list(wanted.values())
         self.looks = 0
@@ -197,41 +201,50 @@ class _Problem:
         return tuple(self.universe.channels[order[self.anchored :] - self.anchored].tolist())
 
     def order(self, kept: Iterable[int]) -> Ints | None:
-        """Return the columns in the order nearest to theirs that makes the kept rows intervals.
+        """Return the columns in the order nearest to theirs that makes the kept sets intervals.
 
         ``None`` when there is no such order.
         """
-        rows = list(self.rows.values())
         # Far enough in front, the artificial channel turns the whole order its way round.
         places = np.arange(self.width)
         places[: self.anchored] = -(self.width**2)
-        order, looks = _arranged(places, [rows[i] for i in kept])
+        order, looks = _arranged(places, [self.sets[i] for i in kept])
         self.looks += looks
         return order
 
     def served(self, order: Ints) -> tuple[bool, ...]:
         """Return whether an order of the columns serves each reader."""
-        return tuple(_is_run(row[order]) for row in self.wants)
+        sizes = np.array([len(columns) for columns in self.wants], dtype=np.int64)
+        serves = np.ones(len(sizes), dtype=bool)
+        reads = np.flatnonzero(sizes)
+        if len(reads):
+            place = np.empty(self.width, dtype=np.int64)
+            place[order] = np.arange(self.width)
+            found = place[np.concatenate(self.wants)]
+            starts = np.cumsum(sizes[reads]) - sizes[reads]
+            spans = np.maximum.reduceat(found, starts) - np.minimum.reduceat(found, starts)
+            serves[reads] = spans < sizes[reads]
+        return tuple(serves.tolist())
 
     def solve(self, effort: int) -> tuple[list[int], int]:
-        """Return the rows to keep, and a lower bound of the weight that any choice loses."""
-        rows = list(self.rows.values())
-        matrix = np.stack(rows)
-        masks, _, first = _atoms(matrix)
+        """Return the sets to keep, and a lower bound of the weight that any choice loses."""
+        masks, atom, first = _atoms(self.sets, self.width)
         possible = self._possible(masks, len(first))
         bound = sum(self.weights) - sum(self.weights[i] for i in possible)
-        matrix = matrix[:, first]
+        one = np.zeros(self.width, dtype=bool)  # a column of each atom
+        one[first] = True
+        atoms = [atom[columns[one[columns]]] for columns in self.sets]
         # What a small component leaves of its share goes to the larger ones.
-        parts = sorted(_overlapping(matrix[possible]), key=len)
+        parts = sorted(_overlapping([atoms[i] for i in possible], len(first)), key=len)
         kept: list[int] = []
         for number, part in enumerate(parts):
             members = sorted((possible[i] for i in part), key=lambda i: (-self.weights[i], i))
             if len(members) < 3:  # two sets are never in conflict
                 kept += members
                 continue
-            masks, _, first = _atoms(matrix[members])
-            search = Search(len(first), masks, [self.weights[i] for i in members])
-            at_hand = (i < self.musts or _is_run(rows[i]) for i in members)
+            masks, _, own = _atoms([atoms[i] for i in members], len(first))
+            search = Search(len(own), masks, [self.weights[i] for i in members])
+            at_hand = (i < self.musts or _is_run(self.sets[i]) for i in members)
             served = [n for n, serves in enumerate(at_hand) if serves]
             share = max(0, effort - self.looks) // (len(parts) - number)
             chosen, least = search.best(served, share)
@@ -241,7 +254,7 @@ class _Problem:
         return sorted(kept), bound
 
     def _possible(self, masks: Sequence[int], atoms: int) -> list[int]:
-        """Return the rows that must be kept, and those that can be kept beside them."""
+        """Return the sets that must be kept, and those that can be kept beside them."""
         tree = PQTree(atoms)
         if not tree.reduce_all(masks[: self.musts]):
             size = len(self.universe.channels)
@@ -257,9 +270,13 @@ class _Problem:
         self.looks += tree.looks
         return possible
 
-    def _row(self, channels: Iterable[int] | Ints, prefix: bool = False) -> Bools:
-        row = self.universe.row(channels)
-        return np.concatenate([[prefix], row]) if self.anchored else row
+    def _columns(self, channels: Iterable[int] | Ints, prefix: bool = False) -> Ints:
+        columns = self.universe.places(channels) + self.anchored
+        return np.concatenate([[0], columns]) if prefix else columns
+
+    def _binds(self, columns: Ints) -> bool:
+        """Return whether a set is an interval in some orders only."""
+        return 1 < len(columns) < self.width
 
 
 class _Universe:
@@ -281,11 +298,10 @@ class _Universe:
                 why="an order has each once",
             )
 
-    def row(self, channels: Iterable[int] | Ints) -> Bools:
-        """Return some of the channels as booleans."""
+    def places(self, channels: Iterable[int] | Ints) -> Ints:
+        """Return where some of the channels stand, ascending, each once."""
         places = numbers = _numbers(channels)
         size = len(self.channels)
-        row = np.zeros(size, dtype=bool)
         if self._counts:
             known = (numbers >= 0) & (numbers < size)
         else:
@@ -293,13 +309,12 @@ class _Universe:
             known = np.append(self._ascending, 0)[at] == numbers
             known &= at < size
             places = np.append(self._by_number, 0)[at]
-        if not known.all():
+        if some(~known):
             raise PassError(
                 f"channel {numbers[~known].min()} is not one of the {size} channels to order",
                 hint="give readers and sets the channel numbers of the universe",
             )
-        row[places] = True
-        return row
+        return np.unique(places) if some(places[1:] <= places[:-1]) else places
 
 
 def _numbers(channels: Iterable[int] | Ints) -> Ints:
@@ -318,57 +333,74 @@ def _ratio(reader: Reader) -> tuple[int, int]:
     return float(reader.weight).as_integer_ratio()
 
 
-def _binds(row: Bools) -> bool:
-    """Return whether a set is an interval in some orders only."""
-    return 1 < how_many(row) < len(row)
+def _is_run(places: Ints) -> bool:
+    """Return whether ascending places have no gap."""
+    return len(places) == 0 or bool(places[-1] - places[0] == len(places) - 1)
 
 
-def _is_run(row: Bools) -> bool:
-    """Return whether the true entries of a row have no gap."""
-    return 0 not in row.tobytes().strip(b"\0")
-
-
-def _atoms(matrix: np.ndarray) -> tuple[list[int], Ints, Ints]:
-    """Group channels that the same sets contain.
+def _atoms(sets: Sequence[Ints], width: int) -> tuple[list[int], Ints, Ints]:
+    """Group columns that the same sets contain.
 
     Args:
-        matrix: ``[sets, channels]``, booleans.
+        sets: Columns, each set's ascending.
+        width: The number of columns.
 
     Returns:
-        Each set as the bits of an integer, bit i for atom i; the atom of each channel; and the
-        first channel of each atom, ascending.
+        Each set as the bits of an integer, bit i for atom i; the atom of each column; and the
+        first column of each atom, ascending.
     """
-    sets, channels = matrix.shape
-    packed = np.zeros((channels, -(-sets // 64) * 8), dtype=np.uint8)
-    packed[:, : -(-sets // 8)] = np.packbits(matrix, axis=0).T
-    words = packed.view(np.uint64)
-    alike: Ints = np.zeros(channels, dtype=np.int64)
-    for word in words.T:
-        _, first, number = np.unique(word, return_index=True, return_inverse=True)
-        if len(words.T) > 1:
-            both = alike * len(first) + number
-            _, first, number = np.unique(both, return_index=True, return_inverse=True)
-        alike = number
+    atom, count = np.zeros(width, dtype=np.int64), 1
+    for some_sets in _by(_WORD, sets):
+        inside, low = _written(some_sets)
+        bits = np.zeros((inside.shape[1], _WORD // 8), dtype=np.uint8)
+        bits[:, : -(-len(some_sets) // 8)] = np.packbits(inside, axis=0).T
+        words = bits.view(np.uint64)[:, 0]
+        touched = np.flatnonzero(words)
+        parts, number = np.unique(words[touched], return_inverse=True)
+        touched += low
+        if count > 1:  # some columns are told apart already
+            number += atom[touched] * len(parts)
+            parts, number = np.unique(number, return_inverse=True)
+        atom[touched] = count + number
+        count += len(parts)
+    _, first, number = np.unique(atom, return_index=True, return_inverse=True)
     rank = np.empty(len(first), dtype=np.int64)
     rank[np.argsort(first)] = np.arange(len(first))
-    first = np.sort(first)
-    bits = np.packbits(matrix[:, first], axis=1, bitorder="little")
-    return [int.from_bytes(row.tobytes(), "little") for row in bits], rank[alike], first
+    atom, first = rank[number], np.sort(first)
+    masks: list[int] = []
+    for some_sets in _by(_ROWS, sets):
+        inside, low = _written([atom[columns] for columns in some_sets])
+        bits = np.packbits(inside, axis=1, bitorder="little")
+        masks += [int.from_bytes(row.tobytes(), "little") << low for row in bits]
+    return masks, atom, first
 
 
-def _arranged(places: Ints, rows: Sequence[Bools]) -> tuple[Ints | None, int]:
-    """Put columns in an order in which every row is an interval, as near to theirs as can be.
+def _written(sets: Sequence[Ints]) -> tuple[np.ndarray, int]:
+    """Return sets as booleans, ``[sets, numbers]``, and the number that the first column is for."""
+    numbers = np.concatenate(sets)
+    low, high = (int(numbers.min()), int(numbers.max())) if len(numbers) else (0, 0)
+    inside = np.zeros((len(sets), high + 1 - low), dtype=bool)
+    inside[np.repeat(np.arange(len(sets)), [len(own) for own in sets]), numbers - low] = True
+    return inside, low
+
+
+def _by(count: int, sets: Sequence[Ints]) -> Iterator[Sequence[Ints]]:
+    return (sets[start : start + count] for start in range(0, len(sets), count))
+
+
+def _arranged(places: Ints, sets: Sequence[Ints]) -> tuple[Ints | None, int]:
+    """Put columns in an order in which every set is an interval, as near to theirs as can be.
 
     Args:
         places: Where each column stands now, ascending.
-        rows: The sets.
+        sets: Columns, each set's ascending.
 
     Returns:
         The columns in order, or ``None`` if there is none; and the looks it took.
     """
-    if not rows or not len(places):
+    if not sets or not len(places):
         return np.arange(len(places)), 0
-    masks, atom, first = _atoms(np.stack(rows))
+    masks, atom, first = _atoms(sets, len(places))
     tree = PQTree(len(first))
     if not tree.reduce_all(masks):
         return None, tree.looks
@@ -379,31 +411,35 @@ def _arranged(places: Ints, rows: Sequence[Bools]) -> tuple[Ints | None, int]:
     return np.searchsorted(places, nearest), tree.looks
 
 
-def _overlapping(matrix: np.ndarray) -> list[list[int]]:
-    """Return the connected components of the overlaps of some sets, ``[sets, channels]``.
+def _overlapping(sets: Sequence[Ints], width: int) -> list[list[int]]:
+    """Return the connected components of the overlaps of some sets of columns.
 
-    Most sets share no channel with most others, so each is looked at beside those that do, and as
-    soon as all have a component none is looked at any more.
+    Most sets share no column with most others, so each is looked at beside those that do; and of a
+    column only the sets that have no component yet are kept.
     """
-    sizes = matrix.sum(1)
-    columns, sets = np.nonzero(matrix.T)
-    holders = np.split(sets, np.searchsorted(columns, np.arange(1, matrix.shape[1])))
+    sizes = np.array([len(columns) for columns in sets])
+    columns = np.concatenate(sets)
+    by_column = np.argsort(columns, kind="stable")
+    ends = np.cumsum(np.bincount(columns, minlength=width))[:-1]
+    holders = np.split(np.repeat(np.arange(len(sets)), sizes)[by_column], ends)
     components: list[list[int]] = []
-    left = np.ones(len(matrix), dtype=bool)
-    for start in range(len(matrix)):
+    left = np.ones(len(sets), dtype=bool)
+    for start in range(len(sets)):
         if not left[start]:
             continue
         left[start] = False
         component = [start]
         for member in component:
-            if not some(left):
-                break
-            met = [holders[channel] for channel in np.flatnonzero(matrix[member])]
+            met = []
+            for column in sets[member].tolist():
+                if len(holders[column]):
+                    holders[column] = holders[column][left[holders[column]]]
+                    met.append(holders[column])
             if not met:
                 continue
-            common = np.bincount(np.concatenate(met), minlength=len(matrix))
-            near = (common > 0) & (common < np.minimum(sizes[member], sizes)) & left
+            others, common = np.unique(np.concatenate(met), return_counts=True)
+            near = others[common < np.minimum(sizes[member], sizes[others])]
             left[near] = False
-            component.extend(np.flatnonzero(near).tolist())
+            component.extend(near.tolist())
         components.append(component)
     return components
