@@ -7,7 +7,7 @@ padding makes its contribution differ at the border.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -121,7 +121,7 @@ def _settled(data: Any, rows: Ints, among: Bools | None = None) -> Bools:
     if among is not None:
         found &= among
     open_ = ~found if among is None else among & ~found
-    if not open_.any() or len(rows) <= 8:
+    if not some(open_) or len(rows) <= 8:
         return found
     which = np.flatnonzero(open_)
     if len(which) * 4 > len(found):  # one pass over all of it is quicker than picking
@@ -190,7 +190,7 @@ class Contract(Row):
         padding = args.get("padding", 0)
         if isinstance(padding, str):
             return padding == "valid"
-        return not np.any(padding)
+        return not any(padding) if isinstance(padding, Sequence) else not padding
 
     def flow(self, facts: Facts, node: fx.Node) -> Flow:
         c = self.contraction(facts, node)
@@ -301,13 +301,13 @@ class Contract(Row):
         full[kept] = fill_up(full[kept], 1, asked[kept])
         demand.use_weight(c.weight, node, {c.out_axis: rows.flatten(), c.in_axis: full.flatten()})
         mask = np.zeros(value.count, dtype=bool)
-        flat = wanted.flatten()
-        mask[columns[:, flat].flatten()] = True
-        filled = np.zeros(value.count, dtype=bool)
-        filled[columns[:, full.flatten()].flatten()] = True
-        known = value.known()
-        stuck = mask & known
-        if stuck.any():
+        mask[columns[:, wanted.reshape(-1)]] = True
+        filled = mask
+        if not np.array_equal(full, wanted):
+            filled = np.zeros(value.count, dtype=bool)
+            filled[columns[:, full.reshape(-1)]] = True
+        stuck = mask & value.known()
+        if some(stuck):
             demand.note(
                 node,
                 "padding",
@@ -315,7 +315,7 @@ class Contract(Row):
                 stuck,
             )
         extra = filled & ~mask
-        if extra.any() and others is None:
+        if others is None and some(extra):
             reason = "groups" if ins > 1 and groups > 1 else "shape"
             why = (
                 "the groups of a convolution need equal widths"
@@ -419,6 +419,8 @@ def fill_up(mask: Bools, least: int = 0, prefer: Bools | None = None) -> Bools:
     Entries in ``prefer`` are taken first, then the first free ones. Rows without an entry stay
     empty, unless ``least`` asks for that many in each.
     """
+    if len(mask) == 1 and least <= 1 and some(mask):
+        return mask.copy()
     counts = mask.sum(1)
     width = max(int(counts.max(initial=0)), least)
     result = mask.copy()

@@ -12,7 +12,7 @@ import torch
 from torch import fx
 from torch.fx.node import map_arg
 
-from narrows.ir.labels import Bools, Ints, Value, broadcast, merge, unknown
+from narrows.ir.labels import Bools, Ints, Value, broadcast, merge, some, unknown
 from narrows.ir.ops.args import arguments, is_tensor
 from narrows.ir.ops.constants import constants_of, per_label
 from narrows.ir.ops.row import Flow, Read, Row, Shared, WeightAxis, labels_along
@@ -107,7 +107,7 @@ class Pointwise(Row):
             )
             meets = weighs if len(_tensors(node)) > 1 else weighs & np.isnan(const)
             lost = read.reached(meets, source.count) & source.known()
-            if lost.any():
+            if some(lost):
                 demand.note(node, "merge", "they are constants that meet others", lost)
 
     def rewrite(self, rewriter: Rewriter, node: fx.Node) -> Held:

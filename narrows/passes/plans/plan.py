@@ -258,8 +258,11 @@ def listed(mask: Any, weight: str) -> list[bool] | list[int]:
     wrong = f"the mask of {weight!r} is neither booleans nor kept channels"
     if isinstance(mask, str | Mapping) or not isinstance(mask, Iterable):
         raise PlanError(wrong, why=f"it is {mask!r:.60}")
-    values = [v.item() if hasattr(v, "item") else v for v in mask]
-    kinds = {type(v) for v in values}
+    values = list(mask)
+    kinds = set(map(type, values))
+    if not kinds <= {bool, int}:
+        values = [v.item() if hasattr(v, "item") else v for v in values]
+        kinds = set(map(type, values))
     if not kinds <= {bool} and not kinds <= {int}:
         names = ", ".join(sorted(k.__name__ for k in kinds))
         raise PlanError(wrong, why=f"it holds {names}", hint="convert it: mask.bool()")
@@ -280,16 +283,16 @@ def kept(values: Sequence[Any], width: int, what: str) -> Keep:
             raise PlanError(f"{what} take a mask of {width} entries, got {len(values)}")
         return tuple(i for i, v in enumerate(values) if v)
     keep = tuple(sorted(values))
-    outside = [v for v in keep if not 0 <= v < width]
-    if outside:
+    if keep and (keep[0] < 0 or keep[-1] >= width):
+        outside = next(v for v in keep if not 0 <= v < width)
         raise PlanError(
-            f"{what} are 0 to {width - 1}, got {outside[0]}",
+            f"{what} are 0 to {width - 1}, got {outside}",
             hint="a list of integers names the kept channels; a mask is made of booleans",
         )
-    twice = [a for a, b in pairwise(keep) if a == b]
-    if twice:
+    if len(set(keep)) < len(keep):
+        twice = next(a for a, b in pairwise(keep) if a == b)
         raise PlanError(
-            f"{what} name channel {twice[0]} twice",
+            f"{what} name channel {twice} twice",
             hint="a list of integers names the kept channels; a mask is made of booleans",
         )
     return keep
