@@ -7,6 +7,7 @@ With ``scale = gamma / sqrt(var + eps)``, one number per output channel::
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -94,8 +95,8 @@ def _obstacle(norm: fx.Node) -> Note | None:
     if given["training"] or given["running_mean"] is None or given["running_var"] is None:
         return note("training", "it normalises by the statistics of its input")
     if any(user is not norm for user in layer.users):
-        others = ", ".join(u.name for u in layer.users if u is not norm)
-        return note("branch", f"the output of {layer.name} is also read by {others}")
+        others = [user for user in layer.users if user is not norm]
+        return note("branch", f"the output of {layer.name} is also read by {_named(others)}")
     rank = len(shape_of(layer) or ())
     spatial = PRODUCERS[layer.target]
     if rank != (2 if spatial is None else spatial + 2):
@@ -121,8 +122,15 @@ def _unfit(layer: fx.Node, role: str) -> str:
     readers = [u for u in source.users if u is not layer]
     uses = sum(a is source for a in arguments(layer).values())
     if readers:
-        return f"{source.target} is also read by {', '.join(u.name for u in readers)}"
+        return f"{source.target} is also read by {_named(readers)}"
     return "" if uses == 1 else f"{layer.name} reads {source.target} twice"
+
+
+def _named(nodes: Sequence[fx.Node]) -> str:
+    """Return the names of some nodes, of many of them the first three."""
+    names = [node.name for node in nodes]
+    rest = names[3:]
+    return ", ".join(names) if len(rest) < 2 else f"{', '.join(names[:3])} and {len(rest)} more"
 
 
 def _fold(program: Program, norm: fx.Node) -> fx.Node:

@@ -153,6 +153,14 @@ def test_an_output_that_is_read_elsewhere_stays():
     assert stays(program) == ("branch", "not folded: the output of conv is also read by relu")
 
 
+def test_of_many_other_readers_three_are_named():
+    b = Builder((2, 2, 4, 4))
+    y = b.conv(b.inputs[0], "conv", 4, 2)
+    others = [b.call(aten.relu.default, y, name=f"reader_{i}") for i in range(6)]
+    program = b.program(b.norm(y, "norm", 4), *others)
+    assert stays(program)[1].endswith("read by reader_0, reader_1, reader_2 and 3 more")
+
+
 def test_a_shared_weight_stays():
     b = Builder((2, 4, 4, 4))
     y = b.norm(b.conv(b.inputs[0], "conv", 4, 4), "norm", 4)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from torch import fx
@@ -64,10 +65,19 @@ class Family:
     channel: dict[Space, Ints]
     count: int
 
+    @cached_property
+    def sizes(self) -> Ints:
+        """How many channels each source has: a range of the family's, one source after another."""
+        return np.array([how_many(space.live) for space in self.sources], dtype=np.int64)
+
+    @cached_property
+    def source(self) -> Ints:
+        """The number of the source of each channel."""
+        return np.repeat(np.arange(len(self.sizes)), self.sizes)
+
     def blocks(self) -> list[Ints]:
-        """Return what must stay together: the channels of each source, which are a range."""
-        sizes = [how_many(space.live) for space in self.sources]
-        return np.split(np.arange(self.count), np.cumsum(sizes)[:-1])
+        """Return what must stay together: the channels of each source."""
+        return np.split(np.arange(self.count), np.cumsum(self.sizes)[:-1])
 
     def readers(self, facts: Facts, demand: Demand) -> Iterator[Reader]:
         """Yield every read: the channels that it takes, weighed by the elements that it copies."""
@@ -89,9 +99,8 @@ class Family:
 
     def is_cut(self, reader: Reader) -> bool:
         """Whether a reader leaves out channels of a source that it reads."""
-        taken = np.zeros(self.count, dtype=bool)
-        taken[np.asarray(reader.channels)] = True
-        return any(some(part) and some(~part) for part in (taken[b] for b in self.blocks()))
+        taken = np.bincount(self.source[np.asarray(reader.channels)], minlength=len(self.sizes))
+        return some((taken > 0) & (taken < self.sizes))
 
     def ordered(self) -> Iterator[tuple[fx.Node, Ints]]:
         """Yield the nodes that put channels in order, and their labels' channels."""
