@@ -34,7 +34,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from typing import Any, ClassVar
+from typing import Any
 
 from benchmarks.machine import table, write
 
@@ -100,21 +100,29 @@ class NarrowsTool:
 class OrderedTool(NarrowsTool):
     """The smallest form, its channels in the best order."""
 
-    options: ClassVar[dict[str, Any]] = {"pipeline": "prune-channels{order=true}"}
+    def options(self) -> dict[str, Any]:
+        """Return what `narrows.api.rewrite` is asked for."""
+        from narrows.passes.pipeline import Pipeline
+        from narrows.passes.prune_channels import PruneChannels
+
+        return {"pipeline": Pipeline([PruneChannels(order=True)])}
 
     def rewritten(self, program: Any, clock: Clock) -> tuple[Any, Any]:
         """Return the plan and the result of all passes."""
         import narrows
         from narrows.api import rewrite
 
+        options = self.options()
         plan = clock("plan", lambda: narrows.plan(program, keep_inputs=self.keep, zeros=False))
-        return plan, clock("passes", lambda: rewrite(program, plan, check=False, **self.options))
+        return plan, clock("passes", lambda: rewrite(program, plan, check=False, **options))
 
 
 class TargetTool(OrderedTool):
     """Every pass, by the costs of ONNX Runtime."""
 
-    options: ClassVar[dict[str, Any]] = {"target": "onnx"}
+    def options(self) -> dict[str, Any]:
+        """Return what `narrows.api.rewrite` is asked for."""
+        return {"target": "onnx"}
 
 
 class UpscaleTool:

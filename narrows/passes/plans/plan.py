@@ -194,8 +194,8 @@ class ChannelPlan:
                         f"{found[0].width(side)} here",
                         hint="make a plan for this program with narrows.plan",
                     )
-                keep = kept(list(keep), width, f"the {side} of {weight!r}")
-                gone = tuple(sorted({*range(width)} - {*keep}))
+                stays = {*kept(keep, width, f"the {side} of {weight!r}")}
+                gone = tuple(i for i in range(width) if i not in stays)
                 for use in own if gone else ():
                     dead.setdefault(use, {})[side] = gone
         return [Mask(use, **sides) for use, sides in dead.items()]
@@ -319,6 +319,10 @@ def fingerprint(program: Program) -> str:
 
     Values do not count: every checkpoint of a model has the same one.
     """
+    return program.memo("fingerprint", lambda: _fingerprint(program))
+
+
+def _fingerprint(program: Program) -> str:
     place = {node: i for i, node in enumerate(program.graph.nodes)}
     lines = [_line(node, place) for node in program.graph.nodes]
     lines += [f"{name} {list(t.shape)}" for name, t in sorted(program.weights.items())]
