@@ -105,30 +105,33 @@ def goal_6(results: Sequence[Result], amount: float) -> Iterator[str]:
 
 
 def goal_7(results: Sequence[Result], amount: float) -> Iterator[str]:
-    """Plan and rewrite beside apple-upscale's compute and prune."""
-    ours = {
-        r["model"]: f["seconds"]
-        for r in results
-        if "seconds" in (f := r["forms"].get("narrows", {}))
+    """Plan and rewrite beside apple-upscale's compute and prune.
+
+    What is alike is compared with the goal: the masks' form with its channels ordered. What narrows
+    does for a target beyond that, apple-upscale does not.
+    """
+    narrows = {
+        r["model"]: f for r in results if "ordered_seconds" in (f := r["forms"].get("narrows", {}))
     }
-    if not ours:
+    if not narrows:
         return
+    ours = {model: facts["seconds"] for model, facts in narrows.items()}
     slowest = max(ours, key=lambda m: ours[m])
     yield (
         f"goal 7 at {amount:g}: slowest plan and rewrite {slowest} {ours[slowest]:.2f} s "
         f"(goal {GOAL_7_SECONDS:g}): {verdict(ours[slowest] <= GOAL_7_SECONDS)}"
     )
-    found = [
-        q["seconds"] / ours[r["model"]]
-        for r in results
-        if r["model"] in ours and "seconds" in (q := quickest(r))
-    ]
-    if found:
-        mean = geomean(found)
-        yield (
-            f"goal 7 at {amount:g}: geomean {mean:.1f}x faster than apple-upscale over "
-            f"{len(found)}, least {min(found):.1f}x (goal {GOAL_7:g}x): {verdict(mean >= GOAL_7)}"
-        )
+    theirs = {r["model"]: q["seconds"] for r in results if "seconds" in (q := quickest(r))}
+    for key, what in (("ordered_seconds", "to the ordered form"), ("seconds", "all for a target")):
+        found = [theirs[m] / facts[key] for m, facts in narrows.items() if m in theirs]
+        if found:
+            mean = geomean(found)
+            line = (
+                f"goal 7 at {amount:g}: {what}, geomean {mean:.1f}x faster than apple-upscale over "
+                f"{len(found)}, least {min(found):.1f}x"
+            )
+            goal = f" (goal {GOAL_7:g}x): {verdict(mean >= GOAL_7)}"
+            yield line + (goal if key == "ordered_seconds" else "")
 
 
 def _never_slower(
