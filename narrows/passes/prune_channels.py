@@ -2,7 +2,8 @@
 
 Three steps, each of its own module: the plan's masked program (`narrows.passes.plans.masking`), the
 analysis of its channels (`narrows.ir.channels`), and the rewrite (`narrows.ir.rewrite`). Zeros that
-are in the weights without a plan are found in the same way.
+are in the weights without a plan are found in the same way. Which order the channels come out in is
+for `narrows.passes.forms.families` to say.
 """
 
 from __future__ import annotations
