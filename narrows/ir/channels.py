@@ -68,7 +68,7 @@ def analyse(program: Program, ignored: Mapping[str, Bools] | None = None) -> Fac
 
     A program is analysed once: with channels ignored, only what that changes is looked at again.
     """
-    if ignored and not program.has_memo("facts"):
+    if ignored and program.memo("facts") is None:
         return _fill(Facts(program, ignored))
     plain: Facts = program.memo("facts", lambda: _fill(Facts(program)))
     facts = Facts(program, ignored)

@@ -338,31 +338,22 @@ class Program:
             changes["_memo"] = {}
         return dataclasses.replace(self, **changes)
 
-    def memo(self, key: str, build: Callable[[], Any]) -> Any:
+    def memo(self, key: str, build: Callable[[], Any] | None = None) -> Any:
         """Return what ``build`` made of graph and weights last time, or now if either changed.
 
-        Nobody may change what it returns. It is not for values that depend on anything else.
+        Without ``build``, ``None`` where it would have to be made. Nobody may change what it
+        returns. It is not for values that depend on anything else.
         """
-        if not self._is_counted():
-            return build()
-        if key not in self._memo:
-            self._memo[key] = build()
-        return self._memo[key]
-
-    def has_memo(self, key: str) -> bool:
-        """Whether `memo` would find ``key`` made already."""
-        return self._is_counted() and key in self._memo
-
-    def _is_counted(self) -> bool:
-        """Whether changes of the tensors can be told; forgets what was made before the last."""
         try:
             state = (len(self.graph.nodes), *(w._version for w in self.weights.values()))
         except RuntimeError:  # tensors of inference mode do not count their changes
-            return False
+            return None if build is None else build()
         if self._memo.get("state") != state:
             self._memo.clear()
             self._memo["state"] = state
-        return True
+        if key not in self._memo and build is not None:
+            self._memo[key] = build()
+        return self._memo.get(key)
 
     def copy(self) -> Program:
         """Return a copy with a graph of its own; the tensors are shared."""
