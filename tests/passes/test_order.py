@@ -322,6 +322,22 @@ def test_of_unrelated_readers_two_are_served_and_that_is_proven() -> None:
     assert chosen.cost == pytest.approx(sum(r.weight for r in readers) - sum(heaviest))
 
 
+def test_blocks_that_no_reader_joins_are_ordered_each_for_itself() -> None:
+    """More sets than are told apart at once, and they fall into two components."""
+    draw = random.Random(5)
+    blocks = [range(40), range(40, 80)]
+    readers = [
+        [Reader(draw.sample(block, draw.randint(2, 30)), draw.randint(1, 9)) for _ in range(36)]
+        for block in blocks
+    ]
+    joint = choose_order(range(80), [*readers[0], *readers[1]], together=blocks, effort=10**9)
+    alone = [choose_order(b, r, effort=10**9) for b, r in zip(blocks, readers, strict=True)]
+    assert joint.bound <= joint.cost
+    assert {*joint.channels[:40]} in ({*blocks[0]}, {*blocks[1]})
+    assert joint.cost == sum(chosen.cost for chosen in alone)
+    assert joint.bound == sum(chosen.bound for chosen in alone)
+
+
 def test_the_search_costs_by_readers_and_not_by_channels() -> None:
     few = shuffled_intervals(48, 16, seed=1)
     orders = []
