@@ -167,7 +167,6 @@ def test_goals_compare_with_the_faster_export() -> None:
         "upscale-narrow": [8.0, 16.0],
     }  # fmt: skip
     known = {"onnx": {"macs": 1, "copies": 0, "bytes": 0, "error": 0.0}, "seconds": 0.5}
-    known["ordered_seconds"] = 0.02
     made = {
         "model": "resnet18", "amount": 0.3, "forms": {form: known for form in rounds},
         "latency": {"onnx-1": {"rounds": rounds}},
@@ -179,9 +178,6 @@ def test_goals_compare_with_the_faster_export() -> None:
     lines = goals([made], 0.3)
     assert "geomean 0.750 of apple-upscale's" in lines[1]
     assert lines[1].endswith("(goal 0.75): met")
-    assert "to the ordered form, geomean 25.0x faster" in lines[-2]
-    assert lines[-2].endswith("(goal 20x): met")
-    assert "all for a target, geomean 1.0x faster" in lines[-1]
     wrong = {**known, "onnx": {**known["onnx"], "error": 1.0}}
     made["forms"] = {**made["forms"], "upscale-narrow": wrong}  # a wrong form is no rival
     assert against_best(made, "onnx-1", ["upscale-default", "upscale-narrow"]) == (

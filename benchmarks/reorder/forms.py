@@ -22,7 +22,6 @@ from narrows.ir.program import Origin, Program
 from narrows.passes.choose_kernels import ChooseKernels
 from narrows.passes.pipeline import Pipeline, PipelineResult
 from narrows.passes.plans.plan import ChannelPlan
-from narrows.passes.prune_channels import PruneChannels
 
 TIDY = "fold-batch-norm, eliminate-dead"
 PLAIN = f"prune-channels, {TIDY}"
@@ -81,12 +80,6 @@ def masks_alone(source: Source, runtime: str) -> Program:
     usual = Pipeline.default(costs=costs_of(TARGETS[runtime])).passes
     pipeline = ", ".join(p.name for p in usual if p.name != ChooseKernels.name)
     return compiled(replace(source, pipeline=source.pipeline or pipeline), runtime)
-
-
-def ordered(source: Source, runtime: str) -> Program:
-    """Return the pruned model with its channels in order, norms and idle nodes left as they are."""
-    passes = Pipeline([PruneChannels(order=True)])
-    return rewrite(source.program, source.plan(), check=False, pipeline=passes).program
 
 
 def plain(source: Source, runtime: str) -> Program:

@@ -27,7 +27,7 @@ import narrows
 from benchmarks.reorder.bound import bound
 from benchmarks.reorder.case import CAPTURED, Case, Keep
 from benchmarks.reorder.copies import introduced
-from benchmarks.reorder.forms import CHANGING, FORMS, Source, ordered, plain, rewritten, unpruned
+from benchmarks.reorder.forms import CHANGING, FORMS, Source, plain, rewritten, unpruned
 from narrows.ir.program import Program, relative_error
 from narrows.passes.pipeline import macs
 
@@ -263,20 +263,14 @@ def _make_one(
 
 
 def timed(name: str, source: Source, runtime: str) -> Facts:
-    """Return the CPU seconds of planning and rewriting: all passes, no capture, no check.
-
-    Beside them those of the masks' form with its channels ordered: what apple-upscale makes, too.
-    """
-    made = {"": FORMS[name], "ordered_": ordered}
-    seconds: dict[str, list[float]] = {key: [] for key in made}
+    """Return the CPU seconds of planning and rewriting: all passes, no capture, no check."""
+    seconds = []
     for _ in range(ROUNDS + 1):
-        for key, form in made.items():
-            fresh = replace(source, program=source.program.copy())
-            start = time.thread_time()
-            form(fresh, runtime)
-            seconds[key].append(time.thread_time() - start)
-    facts: Facts = {f"{key}seconds": statistics.median(s[1:]) for key, s in seconds.items()}
-    facts["cold_seconds"] = seconds[""][0]
+        fresh = replace(source, program=source.program.copy())
+        start = time.thread_time()
+        FORMS[name](fresh, runtime)
+        seconds.append(time.thread_time() - start)
+    facts: Facts = {"seconds": statistics.median(seconds[1:]), "cold_seconds": seconds[0]}
     if name == "narrows":
         facts["passes"] = {r.name: r.seconds for r in rewritten(source, runtime).reports}
     return facts

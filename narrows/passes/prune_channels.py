@@ -93,8 +93,6 @@ def _settled(
         base = Base(program, {} if turn else ignored)
         ranks, told = orders(base) if order else ({}, ())
         pruned = emit(base.choose(replace(base.choices, order=ranks)))
-        if ranks and _are_alike(program, pruned):  # nothing went, so nothing is to be put in order
-            pruned, told = emit(base), ()
         if turn and is_idle(program, pruned):
             break
         notes, program = (*pruned.notes, *told), pruned.replace(notes=())
@@ -151,20 +149,13 @@ def is_idle(old: Program, new: Program) -> bool:
 
     The rewriter may spell some operators otherwise, ``unbind`` as slices; that alone is no change.
     """
-    return _are_alike(old, new) and all(
-        _same_tensor(t, new.weights[name]) for name, t in old.weights.items()
-    )
-
-
-def _are_alike(old: Program, new: Program) -> bool:
-    """Whether two programs have the same names of weights and the same shapes."""
     if old.weights.keys() != new.weights.keys() or old.aliases != new.aliases:
         return False
     shapes = {node.name: shape_of(node) for node in new.graph.nodes}
-    return all(
-        shape_of(node) is None or shapes.get(node.name) == shape_of(node)
-        for node in old.graph.nodes
-    )
+    for node in old.graph.nodes:
+        if shape_of(node) is not None and shapes.get(node.name) != shape_of(node):
+            return False
+    return all(_same_tensor(t, new.weights[name]) for name, t in old.weights.items())
 
 
 def _same_tensor(a: torch.Tensor, b: torch.Tensor) -> bool:

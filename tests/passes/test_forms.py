@@ -263,17 +263,7 @@ def test_pruning_in_order_is_pruning_and_then_ordering() -> None:
 
 
 def test_what_is_not_pruned_is_not_put_in_order() -> None:
-    class Halves(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first = nn.Conv2d(3, 8, 1)
-            self.odd, self.even = nn.Conv2d(4, 2, 1), nn.Conv2d(4, 2, 1)
-
-        def forward(self, x: Tensor) -> Tensor:
-            x = self.first(x)
-            return self.odd(x[:, 1::2]) + self.even(x[:, ::2])
-
-    program = narrows.capture(Halves().double().eval(), (X,))
+    program = narrows.capture(Joined().double().eval(), (X,))
     result = PruneChannels(order=True).run(program)
     assert not result.changed
     assert result.program is program

@@ -25,7 +25,7 @@ from narrows.ir.rewrite import Base
 from narrows.passes.forms.order import Order, Reader, choose_order
 from narrows.passes.forms.spaces import Space, handed, spaces_of
 
-# Looks at the order's tree per family of tensors; some 10 ms.
+# Looks at the order's tree per family of tensors.
 EFFORT = 100_000
 
 

@@ -29,7 +29,7 @@ from narrows.passes.forms.pqtree import PQTree
 
 __all__ = ["EFFORT", "Order", "Reader", "choose_order", "consecutive", "runs_needed"]
 
-# Looks at children of the tree (`PQTree.looks`): some 0.1 s on one core.
+# Looks at children of the tree (`PQTree.looks`).
 EFFORT = 1_000_000
 
 _WORD = 64  # sets that are told apart at once: the bits of a number
