@@ -33,6 +33,7 @@ KEPT_WHOLE = {
     "layer_norm_tokens": "the norm's statistics need all channels",
     "layer_norm_plain": "the norm's statistics need all channels",
     "rms_norm": "the norm's statistics need all channels",
+    "shifted_copies": "copies are joined along an axis beside that of the channels",
 }
 
 

@@ -7,13 +7,15 @@ joins labels that live or die together; `narrows.ir.liveness` finds the ones tha
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, fx
 
-from narrows.ir.labels import Bools, Value, channels, free, opaque
+from narrows.ir.labels import Bools, Value, channels, compact, free, opaque
 from narrows.ir.ops import table
 from narrows.ir.ops.args import call
 from narrows.ir.ops.row import Flow, Read
@@ -35,6 +37,7 @@ class Facts:
         self.ignored: Mapping[str, Bools] = ignored or {}
         self.flows: dict[fx.Node, Flow] = {}
         self._data: dict[fx.Node, Tensor] = {}
+        self._came: dict[fx.Node, Tensor] = {}
 
     def value(self, node: fx.Node) -> Value:
         """Return the channels of a node that is one tensor."""
@@ -57,6 +60,33 @@ class Facts:
                 self._data[node] = call(node, operands)
         return self._data[node]
 
+    def moved_operand(self, node: fx.Node) -> fx.Node:
+        """Return what a node that only moves elements moves; of a part, what was split."""
+        return self.flows[node].reads[0].operand
+
+    def came(self, node: fx.Node) -> Tensor:
+        """Return where each place of a node that only moves elements has its operand's place.
+
+        The shape is that of the node's labels. Where its operand's places change along an axis
+        along which the labels do not (a batch that was one axis with the heads), it is full there.
+        """
+        if node not in self._came:
+            self._came[node] = self._find_came(node)
+        return self._came[node]
+
+    def _find_came(self, node: fx.Node) -> Tensor:
+        x, value = self.moved_operand(node), self.value(node)
+        source, origin = self.value(x), self.flows[node].reads[0].source
+        assert origin is not None
+        if source.natural:
+            return torch.from_numpy(origin)[value.tensor]
+        parent = node.args[0] if node.target is operator.getitem else node
+        assert isinstance(parent, fx.Node)
+        free = {n: self.data(n) for n in parent.all_input_nodes if self.is_free(n)}
+        moved = call(parent, {x: source.places.expand(source.shape), **free})
+        places = moved if parent is node else moved[node.args[1]]
+        return compact(places, value.axes)
+
     @property
     def barriers(self) -> dict[fx.Node, str]:
         """The nodes through which nothing can be removed, each with the reason."""
@@ -72,7 +102,7 @@ def analyse(program: Program, ignored: Mapping[str, Bools] | None = None) -> Fac
         return _fill(Facts(program, ignored))
     plain: Facts = program.memo("facts", lambda: _fill(Facts(program)))
     facts = Facts(program, ignored)
-    facts._data = plain._data
+    facts._data, facts._came = plain._data, plain._came
     if not ignored:
         facts.flows = plain.flows
         return facts

@@ -12,7 +12,7 @@ running it on them. This module holds the arithmetic; `narrows.ir.channels` walk
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -63,6 +63,40 @@ class Value:
         """Whether every label stands at one position, in the order of their numbers."""
         labels = self.tensor
         return labels.numel() == self.count and is_count(labels.reshape(-1).numpy())
+
+    @cached_property
+    def places(self) -> Tensor:
+        """The number of each position of the label tensor, in its shape.
+
+        A label says which channel stands somewhere, its place says where. They differ where one
+        channel fills several positions: a flattened one, one joined to itself, one whose head is
+        repeated.
+        """
+        if self.natural:
+            return self.tensor
+        return torch.arange(self.tensor.numel()).view(self.tensor.shape)
+
+    def at(self, places: Tensor) -> Tensor:
+        """Return the labels at places."""
+        if self.natural:
+            return places
+        return self.tensor if places is self.places else self.tensor.reshape(-1)[places]
+
+    def index(self, places: Tensor) -> dict[int, Tensor]:
+        """Return per labelled axis the index at each of some places, compact like labels."""
+        if len(self.axes) < 2:
+            return dict.fromkeys(self.axes, places)
+        grids = np.unravel_index(places.numpy(), tuple(self.tensor.shape))
+        return {axis: compact(torch.from_numpy(grids[axis]), (axis,)) for axis in self.axes}
+
+    def placed(self, index: Mapping[int, Tensor]) -> Tensor:
+        """Return the places at the given indices along each labelled axis, which broadcast."""
+        if not self.axes:
+            return self.places
+        places = index[self.axes[0]]
+        for axis in self.axes[1:]:
+            places = places * self.tensor.shape[axis] + index[axis]
+        return places
 
     def known(self) -> Bools:
         """Which labels are constants."""
@@ -153,11 +187,12 @@ def varying(labels: Tensor) -> tuple[int, ...]:
     return tuple(a for a, s in enumerate(labels.shape) if s > 1)
 
 
-def compact(labels: Tensor) -> Tensor:
-    """Return the label tensor with every axis along which it is constant cut to size 1."""
+def compact(labels: Tensor, keep: Sequence[int] = ()) -> Tensor:
+    """Return the label tensor with every axis along which it is constant cut to size 1, but for
+    those in ``keep``."""
     for axis in range(labels.dim()):
         size = labels.shape[axis]
-        if size < 2:
+        if size < 2 or axis in keep:
             continue
         first = labels.narrow(axis, 0, 1)
         if labels.stride(axis) == 0:
@@ -192,7 +227,6 @@ def merge(values: Sequence[Value], rank: int) -> tuple[Tensor, int, list[Ints]]:
         v.tensor.reshape([1] * (rank - v.tensor.dim()) + list(v.tensor.shape)) for v in values
     ]
     wide = [i for i, v in enumerate(values) if v.count > 1]
-    sources: list[Ints] = []
     if not wide:
         labels, count = torch.zeros([1] * rank, dtype=torch.int64), 1
         return labels, count, [np.zeros(1, dtype=np.int64) for _ in values]
@@ -204,12 +238,11 @@ def merge(values: Sequence[Value], rank: int) -> tuple[Tensor, int, list[Ints]]:
         return tensors[lead], count, [identity if v.count > 1 else zeros for v in values]
     code = torch.zeros([1] * rank, dtype=torch.int64)
     for value, tensor in zip(values, tensors, strict=True):
-        code = code * value.count + tensor
-    labels, codes = number(code)
-    for value in reversed(values):
-        sources.insert(0, codes % value.count)
-        codes = codes // value.count
-    return labels, len(sources[0]), sources
+        # Numbered anew at each step, for the product of many counts has no place in 64 bits.
+        code = number(code * value.count + tensor)[0]
+    labels, first = np.unique(code.reshape(-1).numpy(), return_index=True)
+    sources = [t.expand(code.shape).reshape(-1).numpy()[first] for t in tensors]
+    return code, len(labels), sources
 
 
 def occurrence(labels: Ints) -> Ints:

@@ -3,7 +3,7 @@
 Start at `NETWORKS`; each family of networks has a file of its own.
 """
 
-from . import attention, branches, layout, norms, operators
+from . import attention, branches, layout, norms, operators, placement
 from .masks import Contraction, Masks, contraction, contractions, random_masks
 from .registry import NETWORKS, Ids, Network, randomise
 
@@ -18,4 +18,4 @@ __all__ = [
     "random_masks",
     "randomise",
 ]
-del attention, branches, layout, norms, operators
+del attention, branches, layout, norms, operators, placement

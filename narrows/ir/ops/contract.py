@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from narrows.ir.labels import Bools, Ints, Value, channels, distinct, match, some
+from narrows.ir.labels import Bools, Ints, Value, channels, count_to, distinct, is_count, some
 from narrows.ir.ops.args import arguments
 from narrows.ir.ops.barrier import barrier_flow
 from narrows.ir.ops.row import Flow, Read, Row, Shared, WeightAxis, labels_along
@@ -339,9 +339,7 @@ class Contract(Row):
         exact = c.groups > 1 or len(c.weight.users) > 1 or fixed
         held = rewriter.operand(node, 0, exact=exact)
         rows = rewriter.made(node)
-        taken = _columns_held(columns, held, c.x_axis)
-        if taken is None:
-            raise rewriter.ragged(node)
+        held, taken = _columns_held(rewriter, node, c, held)
         groups, outs, ins, _ = c.blocks.shape
         if groups > 1:
             order = _group_order(taken, ins)
@@ -365,11 +363,11 @@ class Contract(Row):
             changes[c.names[2]] = bias
         if "groups" in args:
             changes["groups"] = len(order) if groups > 1 else 1
-        labels = torch.from_numpy(rows).view(
+        places = torch.from_numpy(rows).view(
             [-1 if a == c.y_axis else 1 for a in range(len(shape_of(node)))]
         )
         shape = tuple(len(rows) if a == c.y_axis else s for a, s in enumerate(shape_of(node)))
-        return rewriter.emit(node, changes, labels, shape)
+        return rewriter.emit(node, changes, places, shape)
 
     @staticmethod
     def _fold_amount(
@@ -389,20 +387,24 @@ class Contract(Row):
         return torch.einsum("goi,gi->go", part, per).flatten().numpy()
 
 
-def _columns_held(columns: np.ndarray, held: Held, axis: int) -> Ints | None:
-    """Return the original input channel at each position of a rewritten operand.
+def _columns_held(
+    rewriter: Rewriter, node: fx.Node, c: Contraction, held: Held
+) -> tuple[Held, Ints]:
+    """Return the operand, and the original input channel at each of its positions.
 
-    Where channels lie on further axes (heads), the weight is shared by all of them, so every row
-    must hold the same; ``None`` if it does not.
+    Where channels lie on further axes (heads, or positions that a kernel slides over), each of
+    their positions must be there, in order.
     """
-    tensor = held.labels.movedim(axis, -1).reshape(-1, held.labels.shape[axis])
-    rows = tensor.expand(-1, held.shape[axis]).numpy()
-    row = int(np.flatnonzero((columns == rows[0, 0]).any(1))[0])
-    taken = match(columns[row], rows[0])
-    if taken is None or len(rows) == 1:
-        return taken
-    whole = {line.tobytes() for line in np.ascontiguousarray(columns[:, taken])}
-    return taken if all(line.tobytes() in whole for line in np.ascontiguousarray(rows)) else None
+    where = rewriter.positions(c.x, held.places)
+    if where is None:
+        raise rewriter.ragged(node)
+    for axis, along in where.items():
+        if axis == c.x_axis or (is_count(along) and len(along) == shape_of(c.x)[axis]):
+            continue
+        if not np.array_equal(np.sort(along), count_to(shape_of(c.x)[axis])):
+            raise rewriter.ragged(node)
+        held = rewriter.gather(held, axis, np.argsort(along))
+    return held, where.get(c.x_axis, count_to(c.inputs))
 
 
 def foldable(c: Contraction, value: Value, columns: np.ndarray) -> Bools:

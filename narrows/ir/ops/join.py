@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, fx
 
-from narrows.ir.labels import Value, channels, compact, is_count, merge, number, some, unknown
+from narrows.ir.labels import Value, channels, compact, merge, number, unknown
 from narrows.ir.ops.args import arguments
 from narrows.ir.ops.barrier import barrier_flow
 from narrows.ir.ops.constants import constants_of
@@ -109,74 +109,86 @@ class Join(Row):
         args = arguments(node)
         axis = args["dim"] % len(shape_of(node))
         if facts.flows[node].facts == "beside":
-            held, labels, shape = rewriter.aligned(node, skip_axis=axis)
+            held, places, shape = rewriter.aligned(node, skip_axis=axis)
             feed = iter(held)
             tensors = [
-                rewriter.sliced_free(node, n, labels) if facts.is_free(n) else next(feed)
+                rewriter.sliced_free(node, n, places) if facts.is_free(n) else next(feed)
                 for n in args["tensors"]
             ]
             shape = (*shape[:axis], shape_of(node)[axis], *shape[axis + 1 :])
-            return rewriter.emit(node, {"tensors": tensors}, labels, shape)
+            return rewriter.emit(node, {"tensors": tensors}, places, shape)
         return self._rewrite_along(rewriter, node, axis)
 
     def _rewrite_along(self, rewriter: Rewriter, node: fx.Node, axis: int) -> Held:
-        facts = rewriter.facts
-        spans, origin = facts.flows[node].facts
-        value = facts.value(node)
-        back: np.ndarray | None = None  # where every operand's labels are the result's, in order
-        if not is_count(origin):
-            back = np.full(int(origin.max()) + 1, -1)
-            back[origin] = np.arange(len(origin))
-        need = rewriter.need(node)
-        kept = {axis, *value.axes}
-        tensors: list[fx.Node] = []
-        parts: list[Tensor] = []
-        shapes: list[tuple[int, ...]] = []
-        slot = 0
-        for n, start, count in spans:
-            bound = not facts.is_free(n)
-            slot += bound
-            inside: Any = slice(start, start + count)
-            if back is not None:
-                inside = (origin >= start) & (origin < start + count)
-            mine = need[inside]
-            if not some(mine):
-                continue
-            if bound:
-                held = rewriter.operand(node, slot - 1)
-                labels, shape, new = held.labels, held.shape, held.node
+        value = rewriter.facts.value(node)
+        rank = len(value.shape)
+        stands = [a for a in range(rank) if not (self.stacks and a == axis)]
+        blocks = self._blocks(rewriter, node, axis)
+        bound = [
+            (n, rewriter.operand(node, slot), stands) for n, _, slot in blocks if slot is not None
+        ]
+        beside = [a for a in value.axes if a != axis]
+        sides = rewriter.sides(node, bound, rank, value.axes, beside)
+        common = {a: s.index[a] for s in sides[:1] for a in beside}
+        feed, tensors, places, shapes = iter(sides), [], [], []
+        for n, start, slot in blocks:
+            if slot is None:
+                new, shape, along = self._weights(rewriter, node, n, start, axis, common)
             else:
-                keep = origin[inside][mine] - start
-                labels = torch.from_numpy(keep).view(_along_axis(axis, len(value.shape)))
-                shape = tuple(len(keep) if a == axis else s for a, s in enumerate(shape_of(n)))
-                new = rewriter.free(n, {axis: keep})
-            local = labels + start if back is None else torch.from_numpy(back)[labels + start]
-            if self.stacks:
-                local, shape = local.unsqueeze(axis), (*shape[:axis], 1, *shape[axis:])
+                side = next(feed)
+                new, shape = side.held.node, side.held.shape
+                along = side.index.get(axis, torch.zeros([1] * rank, dtype=torch.int64))
+                shape = (*shape[:axis], 1, *shape[axis:]) if self.stacks else shape
             tensors.append(new)
             shapes.append(shape)
-            parts.append(_only(local, kept, shape))
-        rank = rewriter.choices.order.get(node.name)
-        if rank is not None:  # the operands' order is free, too
-            first = [int(rank[p.flatten().numpy()].min()) for p in parts]
-            order = sorted(range(len(parts)), key=first.__getitem__)
-            tensors, parts = [tensors[i] for i in order], [parts[i] for i in order]
+            places.append(value.placed({**common, axis: along + start}))
+        rank_of = rewriter.choices.order.get(node.name)
+        if rank_of is not None:  # the operands' order is free, too
+            first = [int(rank_of[value.at(p).flatten().numpy()].min()) for p in places]
+            order = sorted(range(len(places)), key=first.__getitem__)
+            tensors, places = [tensors[i] for i in order], [places[i] for i in order]
             shapes = [shapes[i] for i in order]
         shape = tuple(
-            sum(s[a] for s in shapes) if a == axis else max(s[a] for s in shapes)
-            for a in range(len(value.shape))
+            sum(s[a] for s in shapes) if a == axis else size for a, size in enumerate(shapes[0])
         )
-        if len(parts) == 1 and not self.stacks:
-            return rewriter.retag_node(tensors[0], rewriter.trim(parts[0], value), shape)
-        widest = [max(p.shape[a] for p in parts) for a in range(len(shape))]
-        try:
-            parts = [
-                p.expand([-1 if a == axis else s for a, s in enumerate(widest)]) for p in parts
-            ]
-            result = torch.cat(parts, axis)
-        except RuntimeError:
-            raise rewriter.ragged(node) from None
-        return rewriter.emit(node, {"tensors": tensors}, rewriter.trim(result, value), shape)
+        if len(places) == 1 and not self.stacks:
+            return rewriter.retag(node, tensors[0], places[0], shape)
+        joined = torch.cat(places, axis) if axis in value.axes else places[0]
+        return rewriter.emit(node, {"tensors": tensors}, joined, shape)
+
+    def _blocks(
+        self, rewriter: Rewriter, node: fx.Node, axis: int
+    ) -> list[tuple[fx.Node, int, int | None]]:
+        """Return the operands of which anything is needed: each with where it starts along the
+        axis and its slot, ``None`` for what is made of weights."""
+        facts = rewriter.facts
+        spans, _ = facts.flows[node].facts
+        wanted = rewriter.wanted(node, axis)
+        labelled = axis in facts.value(node).axes
+        found: list[tuple[fx.Node, int, int | None]] = []
+        start, slot = 0, 0
+        for n, _, _ in spans:
+            width = 1 if self.stacks else shape_of(n)[axis]
+            bound = not facts.is_free(n)
+            if width and (not labelled or ((wanted >= start) & (wanted < start + width)).any()):
+                found.append((n, start, slot if bound else None))
+            start, slot = start + width, slot + bound
+        return found
+
+    @staticmethod
+    def _weights(
+        rewriter: Rewriter, node: fx.Node, n: fx.Node, start: int, axis: int,
+        common: dict[int, Tensor],
+    ) -> tuple[fx.Node, tuple[int, ...], Tensor]:  # fmt: skip
+        """Return an operand made of weights with the indices that are needed of it."""
+        shape, wanted = shape_of(n), rewriter.wanted(node, axis)
+        index = {a: rewriter.line(node, i, a) for a, i in common.items()}
+        if axis in rewriter.facts.value(node).axes:
+            index[axis] = wanted[(wanted >= start) & (wanted < start + shape[axis])] - start
+        kept = index.get(axis, np.zeros(1, dtype=np.int64))
+        along = torch.from_numpy(kept).view(_along_axis(axis, len(shape)))
+        shape = tuple(len(index[a]) if a in index else s for a, s in enumerate(shape))
+        return rewriter.free(n, index), shape, along
 
 
 def _along_axis(axis: int, rank: int) -> list[int]:

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from narrows.ir.labels import Value, compact, even_sizes, number
+from narrows.ir.labels import Ints, Value, compact, even_sizes, number
 from narrows.ir.ops.args import arguments, call, first_tensor
 from narrows.ir.ops.barrier import barrier_flow
-from narrows.ir.ops.row import Flow, Read, Row, labels_along
+from narrows.ir.ops.row import Flow, Read, Row
 from narrows.ir.program import shape_of
 
 if TYPE_CHECKING:
@@ -68,29 +68,27 @@ class Layout(Row):
         return self.apply(rewriter, node, rewriter.operand(node, 0))
 
     def apply(self, rewriter: Rewriter, node: fx.Node, x: Held) -> Held:
-        """Emit the operator on ``x``, whose labels are exactly those that the result holds."""
-        value = rewriter.facts.value(node)
-        origin = rewriter.facts.flows[node].reads[0].source
-        assert origin is not None
-        back = np.full(rewriter.facts.value(first_tensor(node)).count, -1)
-        back[origin] = np.arange(len(origin))
-        inner = torch.from_numpy(back)[
-            x.labels
-        ]  # the result's own labels, where the operand has them
+        """Emit the operator on ``x``, which holds just what the result is to hold."""
+        facts = rewriter.facts
+        value = facts.value(node)
         changes: dict[str, Any] = {next(iter(arguments(node))): x.node}
         if self.sizes:
-            mask = torch.zeros(value.count, dtype=torch.bool)
-            mask[inner.flatten()] = True
-            sizes = even_sizes(mask[value.tensor])
+            there = torch.zeros(facts.value(first_tensor(node)).tensor.numel(), dtype=torch.bool)
+            there[x.places.flatten()] = True
+            kept = there[facts.came(node)]
+            kept = kept.sum_to_size(value.tensor.shape) > 0
+            sizes = even_sizes(kept)
             if sizes is None:
-                raise rewriter.ragged(node, mask.numpy())
+                mask = np.zeros(value.count, dtype=bool)
+                mask[value.tensor[kept].numpy()] = True
+                raise rewriter.ragged(node, mask)
             changes[self.sizes] = self._resized(rewriter, node, value, sizes)
-        shown = {**changes, next(iter(arguments(node))): inner.expand(x.shape)}
+        shown = {**changes, next(iter(arguments(node))): x.places.expand(x.shape)}
         try:
             result = rewriter.preview(node, shown)
         except RuntimeError:
             raise rewriter.ragged(node) from None
-        return rewriter.emit(node, changes, rewriter.trim(result, value), tuple(result.shape))
+        return rewriter.emit(node, changes, rewriter.carried(node, x, result), tuple(result.shape))
 
     def _resized(
         self, rewriter: Rewriter, node: fx.Node, value: Value, sizes: list[int]
@@ -119,9 +117,8 @@ class Squeeze(Layout):
         before = shape_of(first_tensor(node))
         if all(new != 1 or old == 1 for new, old in zip(x.shape, before, strict=True)):
             return super().apply(rewriter, node, x)
-        x = rewriter.retag(node, x, rewriter.inward(node, x))
         for axis in reversed([a for a, size in enumerate(before) if size == 1]):
-            x = rewriter.squeezed(node, x, x.labels, axis)
+            x = rewriter.squeezed(node, x, x.places, axis)
         return x
 
 
@@ -189,44 +186,53 @@ class Pad(Row):
 
     def rewrite(self, rewriter: Rewriter, node: fx.Node) -> Held:
         args = arguments(node)
-        value = rewriter.facts.value(node)
-        x = first_tensor(node)
+        value, x = rewriter.facts.value(node), first_tensor(node)
         source = rewriter.facts.value(x)
         rank = len(value.shape)
         pads = self._pads(args, rank)
-        read = rewriter.facts.flows[node].reads[0]
-        assert read.source is not None
-        need = rewriter.need(node)
         held = rewriter.operand(node, 0)
-        back = np.full(source.count, -1)
-        inside = read.source >= 0
-        back[read.source[inside]] = np.flatnonzero(inside)
-        inner = torch.from_numpy(back)[held.labels]
-        added = need & ~inside
+        where = rewriter.positions(x, held.places)
         changed = dict(pads)
-        for axis in set(value.axes) & {a for a, p in pads.items() if p != (0, 0)}:
-            if len(value.axes) > 1:
-                if (need != np.ones_like(need)).any():
-                    raise rewriter.ragged(node)
-                continue
-            along = labels_along(value, axis)[0].numpy()
-            before = along[: pads[axis][0]]
-            after = along[len(along) - pads[axis][1] :]
-            changed[axis] = (int(added[before].sum()), int(added[after].sum()))
-            view = [-1 if a == axis else 1 for a in range(rank)]
-            ends = [torch.from_numpy(e[added[e]]).view(view) for e in (before, after)]
-            inner = torch.cat([ends[0], inner, ends[1]], axis)
+        places = held.places
+        if bordered := {a for a, p in pads.items() if p != (0, 0)} & set(source.axes):
+            if where is None:
+                raise rewriter.ragged(node)
+            lines = dict(where)
+            for axis in bordered:
+                held, changed[axis], lines[axis] = self._bordered(
+                    rewriter, node, held, axis, pads[axis]
+                )
+            views = {a: [-1 if b == a else 1 for b in range(rank)] for a in lines}
+            places = value.placed(
+                {a: torch.from_numpy(i.copy()).view(views[a]) for a, i in lines.items()}
+            )
         widest = max((rank - a for a in changed), default=0)
         flat = [p for a in reversed(range(rank - widest, rank)) for p in changed.get(a, (0, 0))]
         shape = tuple(
             s + (sum(changed[a]) if a in changed else 0) for a, s in enumerate(held.shape)
         )
         if all(p == 0 for p in flat):
-            return rewriter.retag_node(held.node, rewriter.trim(inner, value), shape)
+            return rewriter.retag(node, held.node, places, shape)
         first = next(iter(args))
-        return rewriter.emit(
-            node, {first: held.node, "pad": flat}, rewriter.trim(inner, value), shape
-        )
+        return rewriter.emit(node, {first: held.node, "pad": flat}, places, shape)
+
+    @staticmethod
+    def _bordered(
+        rewriter: Rewriter, node: fx.Node, held: Held, axis: int, pads: tuple[int, int]
+    ) -> tuple[Held, tuple[int, int], Ints]:
+        """Return the operand without what is cut off along an axis, the constants to put around
+        it, and the result's original index at each position."""
+        value, x = rewriter.facts.value(node), first_tensor(node)
+        lower, size = pads[0], value.shape[axis]
+        moved = (rewriter.positions(x, held.places) or {})[axis] + lower
+        inside = (moved >= 0) & (moved < size)
+        if not inside.any():
+            raise rewriter.ragged(node)
+        held, moved = rewriter.gather(held, axis, np.flatnonzero(inside)), moved[inside]
+        wanted = rewriter.wanted(node, axis)
+        before = wanted[wanted < lower]
+        after = wanted[wanted >= size - pads[1]] if pads[1] > 0 else wanted[:0]
+        return held, (len(before), len(after)), np.concatenate([before, moved, after])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,17 +260,17 @@ class Glu(Row):
         x = first_tensor(node)
         mask = rewriter.required(node, 0) | rewriter.required(node, 1)
         held = rewriter.deliver(x, mask)
-        first, second = (r.source for r in facts.flows[node].reads)
-        count = facts.value(x).count
-        known = {int(a * count + b): i for i, (a, b) in enumerate(zip(first, second, strict=True))}  # type: ignore[arg-type]
-        full = held.labels.expand(held.shape)
-        axis = arguments(node)["dim"]
-        if full.shape[axis] % 2:
-            raise rewriter.ragged(node)
-        a, b = full.chunk(2, axis)
-        code = rewriter.trim(a * count + b, facts.value(node))
-        found = [known.get(int(c), -1) for c in code.flatten()]
-        if min(found) < 0:
-            raise rewriter.ragged(node)
-        labels = torch.tensor(found).view(code.shape)
-        return rewriter.emit(node, {"self": held.node}, labels, tuple(a.shape))
+        source, value = facts.value(x), facts.value(node)
+        axis = arguments(node)["dim"] % len(source.shape)
+        half, now = source.shape[axis] // 2, held.shape[axis]
+        index = source.index(held.places)
+        if axis in index:
+            if now % 2:
+                raise rewriter.ragged(node)
+            pairs = {a: i.tensor_split(2, axis) for a, i in index.items()}
+            away = {a: half if a == axis else 0 for a in pairs}
+            if not all(torch.equal(one + away[a], two) for a, (one, two) in pairs.items()):
+                raise rewriter.ragged(node)
+            index = {a: one for a, (one, _) in pairs.items()}
+        shape = tuple(s // 2 if a == axis else s for a, s in enumerate(held.shape))
+        return rewriter.emit(node, {"self": held.node}, value.placed(index), shape)

@@ -67,5 +67,5 @@ class Lookup(Row):
             rewriter.operand(node, 0).node if reads else rewriter.plain(args["indices"])
         )
         shape = (*shape_of(node)[:-1], len(columns))
-        labels = torch.from_numpy(columns).view([*[1] * (len(shape) - 1), -1])
-        return rewriter.emit(node, changes, labels, shape)
+        places = torch.from_numpy(columns).view([*[1] * (len(shape) - 1), -1])
+        return rewriter.emit(node, changes, places, shape)

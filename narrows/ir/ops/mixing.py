@@ -99,7 +99,7 @@ class Spatial(Row):
         old, new = shape_of(first_tensor(node)), shape_of(node)
         moving = self.axes(node, len(old))
         shape = tuple(new[a] if a in moving else s for a, s in enumerate(held.shape))
-        return rewriter.emit(node, {next(iter(arguments(node))): held.node}, held.labels, shape)
+        return rewriter.emit(node, {next(iter(arguments(node))): held.node}, held.places, shape)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,10 +217,10 @@ class Mixing(Spatial):
         value = rewriter.facts.value(node)
         if flow.facts is not None:
             axes = sorted(self.axes(node, len(value.shape)) & set(value.axes))
-            moved = self.ordered and not torch.equal(held.labels, value.tensor)
-            if moved or not _intact(flow.facts, held.labels, axes):
+            moved = self.ordered and rewriter.narrowed(node, held.places)
+            if moved or not _intact(value.places, held.places, axes):
                 raise rewriter.ragged(node)
-        where = rewriter.positions(node, held.labels)
+        where = rewriter.positions(node, held.places)
         changes: dict[str, Any] = {next(iter(args)): held.node}
         rank = len(held.shape)
         for p in self.parameters:
@@ -229,14 +229,14 @@ class Mixing(Spatial):
         if self.shape_arg:
             count = len(args[self.shape_arg])
             changes[self.shape_arg] = list(held.shape[rank - count :])
-        return rewriter.emit(node, changes, held.labels, held.shape)
+        return rewriter.emit(node, changes, held.places, held.shape)
 
     @staticmethod
     def _parameter(
         rewriter: Rewriter, node: fx.Node, weight: fx.Node, where: Any, rank: int
     ) -> Any:
         if where is None:
-            if rewriter.narrowed(node, rewriter.held(first_tensor(node)).labels):
+            if rewriter.narrowed(node, rewriter.held(first_tensor(node)).places):
                 raise rewriter.ragged(node)
             return rewriter.weight(weight, {})
         own = rank - len(shape_of(weight))
@@ -244,15 +244,14 @@ class Mixing(Spatial):
         return rewriter.weight(weight, index)
 
 
-def _intact(rows: np.ndarray, labels: Tensor, axes: list[int]) -> bool:
+def _intact(old: Tensor, new: Tensor, axes: list[int]) -> bool:
     """Whether what mixes in the new tensor is, row by row, what mixed in the old one."""
-    moved = labels.movedim(axes, list(range(-len(axes), 0)))
-    new = np.sort(moved.reshape(-1, int(np.prod(moved.shape[-len(axes) :]))).numpy(), axis=1)
-    old = np.sort(rows, axis=1)
-    if new.shape[1] != old.shape[1]:
-        return False
-    known = {row.tobytes() for row in old}
-    return all(row.tobytes() in known for row in new)
+    before, after = (
+        t.movedim(axes, list(range(-len(axes), 0))).flatten(-len(axes)).flatten(0, -2).sort(1)[0]
+        for t in (old, new)
+    )
+    known = {row.tobytes() for row in before.numpy()}
+    return all(row.tobytes() in known for row in after.numpy())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -326,7 +325,7 @@ class GroupNorm(Row):
         args = arguments(node)
         along, group = rewriter.facts.flows[node].facts
         held = rewriter.operand(node, 0, exact=True)
-        where = rewriter.positions(node, held.labels)
+        where = rewriter.positions(node, held.places)
         index = where.get(1) if where else None
         changes: dict[str, Any] = {"input": held.node}
         if index is not None:
@@ -340,12 +339,12 @@ class GroupNorm(Row):
             ):
                 raise rewriter.ragged(node)
             changes["num_groups"] = len(starts)
-        elif rewriter.narrowed(node, held.labels):
+        elif rewriter.narrowed(node, held.places):
             raise rewriter.ragged(node)
         for p in ("weight", "bias"):
             if is_tensor(args[p]):
                 changes[p] = rewriter.weight(args[p], {} if index is None else {0: index})
-        return rewriter.emit(node, changes, held.labels, held.shape)
+        return rewriter.emit(node, changes, held.places, held.shape)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -433,19 +432,16 @@ class Reduce(Spatial):
         else:
             shape = tuple(s for a, s in enumerate(held.shape) if a not in axes)
         if flow.facts is None:
-            return rewriter.emit(node, changes, self._cut(node, held.labels), shape)
-        if torch.equal(held.labels, rewriter.facts.value(first_tensor(node)).tensor):
-            return rewriter.emit(node, changes, rewriter.facts.value(node).tensor, shape)
-        # Every kept row lies in one class of the original; any of its labels tells which.
-        classes = flow.facts
+            return rewriter.emit(node, changes, self._cut(node, held.places), shape)
         source = rewriter.facts.value(first_tensor(node))
-        place = np.full(source.count, -1)
-        out = np.arange(len(classes))[:, None]
-        place[classes] = out
-        rows = torch.from_numpy(place)[held.labels]
-        first = rows
-        for axis in sorted(axes & set(source.axes)):
-            first = first.narrow(axis, 0, 1)
-        if (place[classes] != out).any() or not bool((rows == first).all()):
+        over = axes & set(source.axes)
+        if not self.skips_zeros and any(held.shape[a] != source.shape[a] for a in over):
             raise rewriter.ragged(node)
-        return rewriter.emit(node, changes, self._cut(node, first), shape)
+        index = {a: i for a, i in source.index(held.places).items() if a not in over}
+        if any(i.shape[a] > 1 for i in index.values() for a in over):
+            raise rewriter.ragged(node)  # what it sums belongs to different results
+        order = [a for a in range(rank) if keep or a not in axes]
+        places = rewriter.facts.value(node).placed(
+            {order.index(a): self._cut(node, i) for a, i in index.items()}
+        )
+        return rewriter.emit(node, changes, places, shape)

@@ -111,15 +111,15 @@ class Pointwise(Row):
                 demand.note(node, "merge", "they are constants that meet others", lost)
 
     def rewrite(self, rewriter: Rewriter, node: fx.Node) -> Held:
-        held, labels, shape = rewriter.aligned(node)
+        held, places, shape = rewriter.aligned(node)
         replaced: dict[fx.Node, fx.Node] = {}
         for slot, read in enumerate(rewriter.facts.flows[node].reads):
             replaced[read.operand] = held[slot]
         for n in _tensors(node):
             if rewriter.facts.is_free(n):
-                replaced[n] = rewriter.sliced_free(node, n, labels)
+                replaced[n] = rewriter.sliced_free(node, n, places)
                 shape = broadcast((shape, shape_of(replaced[n])))
-        return rewriter.emit_mapped(node, replaced, labels, shape)
+        return rewriter.emit_mapped(node, replaced, places, shape)
 
 
 def _tensors(node: fx.Node) -> list[fx.Node]:
@@ -236,9 +236,9 @@ class PerChannel(Row):
     def rewrite(self, rewriter: Rewriter, node: fx.Node) -> Held:
         args = arguments(node)
         held = rewriter.operand(node, 0)
-        where = rewriter.positions(node, held.labels)
+        where = rewriter.positions(node, held.places)
         index = where.get(self.axis) if where else None
-        if rewriter.narrowed(node, held.labels) and where is None:
+        if rewriter.narrowed(node, held.places) and where is None:
             raise rewriter.ragged(node)
         changes: dict[str, Any] = {next(iter(args)): held.node}
         for p in self.parameters:
@@ -247,4 +247,4 @@ class PerChannel(Row):
                 changes[p] = rewriter.weight(
                     args[p], {0: index} if index is not None and wide else {}
                 )
-        return rewriter.emit(node, changes, held.labels, held.shape)
+        return rewriter.emit(node, changes, held.places, held.shape)

@@ -4,6 +4,7 @@ contractions."""
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from narrows.ir.labels import Bools, Value, merge, number, unknown
+from narrows.ir.labels import Bools, Value, merge, unknown
 from narrows.ir.ops.args import arguments, is_tensor
 from narrows.ir.ops.barrier import barrier_flow
-from narrows.ir.ops.contract import Contract, Contraction
+from narrows.ir.ops.contract import Contract, Contraction, fill_up
 from narrows.ir.ops.row import Flow, Read, Row, Shared
 from narrows.ir.program import shape_of
 
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from narrows.ir.channels import Facts
     from narrows.ir.liveness import Demand
     from narrows.ir.rewrite import Held, Rewriter
+    from narrows.ir.rewrite.aligned import Side
+
+    Part = tuple[fx.Node, Held, Sequence[int]]
 
 # Labels of one factor beyond which each of its entries being a channel costs too much to follow.
 LARGE = 1 << 20
@@ -138,12 +142,19 @@ class Product(Contract):
         if not isinstance(flow.facts, Paired):
             return super().rewrite(rewriter, node)
         a, b = rewriter.operand(node, 0, exact=True), rewriter.operand(node, 1, exact=True)
-        labels = paired_labels(
-            rewriter, node, flow.facts, a.labels, b.labels.transpose(-1, -2),
-            a.shape[-1], b.shape[-2], len(shape_of(node)),
-        )  # fmt: skip
+        args, value = arguments(node), rewriter.facts.value(node)
+        rank = len(value.shape)
+        summed = rank  # an axis of its own behind those of the result
+        lead = [range(rank - len(x.shape), rank - 2) for x in (a, b)]
+        parts = [
+            (args[self.left], a, [*lead[0], rank - 2, summed]),
+            (args[self.right], b, [*lead[1], summed, rank - 1]),
+        ]
+        sides = rewriter.sides(node, parts, rank + 1, [*value.axes, summed])
+        a, b = (s.held for s in sides)
+        places = _result_places(rewriter, node, sides)
         shape = (*torch.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
-        return rewriter.emit(node, {self.left: a.node, self.right: b.node}, labels, shape)
+        return rewriter.emit(node, {self.left: a.node, self.right: b.node}, places, shape)
 
     def joins(self, facts: Facts, node: fx.Node) -> list[tuple[fx.Node, Any, fx.Node, Any]]:
         paired = facts.flows[node].facts
@@ -228,37 +239,17 @@ def demand_pairs(
         demand.require(node, slot, mask, valued)
 
 
-def paired_labels(
-    rewriter: Rewriter,
-    node: fx.Node,
-    paired: Paired,
-    left: Tensor,
-    right: Tensor,
-    left_width: int,
-    right_width: int,
-    rank: int,
-) -> Tensor:
-    """Return the result's labels for rewritten factors, or raise where their pairs do not line
-    up."""
-    if left_width != right_width:
-        raise rewriter.ragged(node)
-    known = paired.left * (int(paired.right.max()) + 1) + paired.right
-    base = int(paired.right.max()) + 1
-    try:
-        labels, new = pair_up(left, right, rank)
-    except RuntimeError:
-        raise rewriter.ragged(node) from None
-    order = np.argsort(known, kind="stable")
-    code = new.left * base + new.right
-    at = np.minimum(np.searchsorted(known[order], code), len(order) - 1)
-    if not np.array_equal(known[order][at], code):
-        raise rewriter.ragged(node)
-    found = paired.out[order][at]
-    count = int(new.out[-1]) + 1
-    first = found[np.searchsorted(new.out, np.arange(count))]
-    if not np.array_equal(first[new.out], found):
-        raise rewriter.ragged(node)
-    return torch.from_numpy(first)[labels]
+def _result_places(rewriter: Rewriter, node: fx.Node, sides: Sequence[Side]) -> Tensor:
+    """Return the places of a result whose factors are in step."""
+    value = rewriter.facts.value(node)
+    rank = len(value.shape)
+    index = {}
+    for axis in value.axes:
+        one = max((s.index[axis] for s in sides if axis in s.index), key=Tensor.numel)
+        if any(size > 1 for size in one.shape[rank:]):  # it depends on what is summed over
+            raise rewriter.ragged(node)
+        index[axis] = one.reshape(one.shape[:rank])
+    return value.placed(index)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -351,91 +342,87 @@ class Attention(Row):
 
     def rewrite(self, rewriter: Rewriter, node: fx.Node) -> Held:
         args = arguments(node)
-        facts = rewriter.facts
-        flow = facts.flows[node]
-        q, k, v = (rewriter.operand(node, i, exact=i < 2) for i in range(3))
-        key, passed = k.labels, v.labels
-        if args["enable_gqa"]:
-            if q.shape[-3] % k.shape[-3] or k.shape[-3] != v.shape[-3]:
-                raise rewriter.ragged(node)
-            ratio = q.shape[-3] // k.shape[-3]
-            key, passed = _spread(key, k.shape[-3], ratio), _spread(passed, v.shape[-3], ratio)
-        rank = len(shape_of(node))
-        # The score of each head must be made of the head's own pairs; then values decide the
-        # labels.
-        labels = _attended(
-            rewriter, node, flow, q.labels, key, passed, q.shape[-1], k.shape[-1], rank
-        )
+        sides = self._in_step(rewriter, node)
+        q, k, v = (s.held for s in sides[:3])
+        places = _result_places(rewriter, node, [sides[0], sides[2]])
         width = shape_of(args["query"])[-1]
         changes: dict[str, Any] = {"query": q.node, "key": k.node, "value": v.node}
         if args["scale"] is None and q.shape[-1] != width:
             changes["scale"] = 1.0 / math.sqrt(width)
         mask = args["attn_mask"]
         if is_tensor(mask):
+            free = rewriter.facts.is_free(mask)
             changes["attn_mask"] = (
-                _sliced_mask(rewriter, node, mask, labels)
-                if facts.is_free(mask)
-                else rewriter.operand(node, 3).node
+                _sliced_mask(rewriter, node, mask, sides[0]) if free else sides[3].held.node
             )
         others = q.shape[:-2] if args["enable_gqa"] else v.shape[:-2]
         lead = torch.broadcast_shapes(q.shape[:-2], others)
-        shape = (*lead, q.shape[-2], v.shape[-1])
-        return rewriter.emit(node, changes, labels, shape)
+        return rewriter.emit(node, changes, places, (*lead, q.shape[-2], v.shape[-1]))
+
+    def _in_step(self, rewriter: Rewriter, node: fx.Node) -> list[Side]:
+        """Return query, key and value, and a mask that is computed, each head beside its own."""
+        args, value = arguments(node), rewriter.facts.value(node)
+        reads = rewriter.facts.flows[node].reads
+        rank = len(value.shape)
+        summed, keys = rank, rank + 1  # axes behind those of the result
+        tails = [(rank - 2, summed), (keys, summed), (keys, rank - 1), (rank - 2, keys)]
+        parts = []
+        for slot, (read, tail) in enumerate(zip(reads, tails, strict=False)):
+            held = rewriter.operand(node, slot, exact=slot < 2)
+            parts.append((read.operand, held, [*range(rank - len(held.shape), rank - 2), *tail]))
+        axes = [*value.axes, summed]
+        ratio = self._ratio(args["query"], args["key"], args["enable_gqa"])
+        if ratio == 1 or rank - 3 not in axes:
+            return rewriter.sides(node, parts, rank + 2, axes)
+        return _grouped(rewriter, node, parts, axes, ratio)
 
 
-def _sliced_mask(rewriter: Rewriter, node: fx.Node, mask: fx.Node, labels: Tensor) -> fx.Node:
+def _grouped(
+    rewriter: Rewriter, node: fx.Node, parts: list[Part], axes: list[int], ratio: int
+) -> list[Side]:
+    """Return the factors in step where each head of key and value serves ``ratio`` query heads."""
+    rank = len(rewriter.facts.value(node).shape)
+    head, served = rank - 3, rank + 2  # the heads of key and value are an axis of their own
+    for slot in (1, 2):
+        one, held, stands = parts[slot]
+        parts[slot] = one, held, [served if a == head else a for a in stands]
+    heads = np.zeros(shape_of(parts[0][0])[-3], dtype=bool)
+    heads[rewriter.wanted(node, head)] = True
+    rows = heads.reshape(-1, ratio)
+    counts = rows.sum(1)
+    if len(set(counts[counts > 0].tolist())) > 1:
+        raise rewriter.ragged(node, _with_heads(rewriter, node, fill_up(rows).flatten()))
+    wanted = {head: np.flatnonzero(heads), served: np.flatnonzero(counts)}
+    sides = rewriter.sides(node, parts, rank + 3, [*axes, served], [a for a in axes if a != head])
+    for side in sides:
+        for axis, index in wanted.items():
+            if axis in side.index and not side.cut(rewriter, axis, index):
+                raise rewriter.ragged(node)
+    return sides
+
+
+def _with_heads(rewriter: Rewriter, node: fx.Node, heads: Bools) -> Bools:
+    """Return the labels of an attention's result in some heads, as wide as the needed ones."""
+    value = rewriter.facts.value(node)
+    kept = torch.from_numpy(rewriter.need(node))[value.tensor]
+    axis = kept.dim() - 3
+    view = [-1 if a == axis else 1 for a in range(kept.dim())]
+    wider = kept.any(axis, keepdim=True) & torch.from_numpy(heads).view(view)
+    mask = np.zeros(value.count, dtype=bool)
+    mask[value.tensor[wider].numpy()] = True
+    return mask
+
+
+def _sliced_mask(rewriter: Rewriter, node: fx.Node, mask: fx.Node, query: Side) -> fx.Node:
     """Return a mask made of weights for the heads that stay; its last two axes are positions."""
     value, own = rewriter.facts.value(node), len(shape_of(mask))
-    old, rank = value.tensor, value.tensor.dim()
+    rank = len(value.shape)
     index = {}
     for axis in range(rank - own, rank - 2):
-        if old.shape[axis] == 1 or shape_of(mask)[axis - rank + own] == 1:
-            continue
-        head = torch.arange(old.shape[axis]).view([-1 if a == axis else 1 for a in range(rank)])
-        head_of = torch.zeros(value.count, dtype=torch.int64)
-        head_of[old.flatten()] = head.expand(old.shape).flatten()
-        index[axis - rank + own] = head_of[labels].movedim(axis, 0).flatten(1)[:, 0].numpy()
+        at = axis - rank + own
+        if axis in value.axes and axis in query.index and shape_of(mask)[at] > 1:
+            index[at] = rewriter.line(node, query.index[axis], axis)
     return rewriter.free(mask, index)
-
-
-def _attended(
-    rewriter: Rewriter,
-    node: fx.Node,
-    flow: Flow,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    qw: int,
-    kw: int,
-    rank: int,
-) -> Tensor:
-    paired: Paired = flow.facts
-    value_of = flow.reads[2].source
-    assert value_of is not None
-    if qw != kw:
-        raise rewriter.ragged(node)
-    base_r, base_v = int(paired.right.max()) + 1, int(value_of.max()) + 1
-    known = (paired.left * base_r + paired.right) * base_v + value_of[paired.out]
-    try:
-        score, new = pair_up(q, k, rank)
-        count = int(new.out[-1]) + 1
-        v, present = number(v)
-        factors = [(score, count), (v, len(present))]
-        labels, _, (score_of, v_of) = merge([Value((), t, n, unknown(n)) for t, n in factors], rank)
-    except RuntimeError:
-        raise rewriter.ragged(node) from None
-    v_of = present[v_of]
-    seen = _via(new, score_of)
-    code = (seen.left * base_r + seen.right) * base_v + v_of[seen.out]
-    order = np.argsort(known, kind="stable")
-    at = np.minimum(np.searchsorted(known[order], code), len(order) - 1)
-    if not np.array_equal(known[order][at], code):
-        raise rewriter.ragged(node)
-    found = paired.out[order][at]
-    first = found[np.searchsorted(seen.out, np.arange(len(v_of)))]
-    if not np.array_equal(first[seen.out], found):
-        raise rewriter.ragged(node)
-    return torch.from_numpy(first)[labels]
 
 
 def _spread(labels: Tensor, heads: int, ratio: int) -> Tensor:

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from narrows.ir.labels import opaque
+from narrows.ir.labels import Ints, Value, opaque
 from narrows.ir.ops.args import arguments, call, first_tensor
 from narrows.ir.ops.barrier import barrier_flow
 from narrows.ir.ops.layout import carried, moved
-from narrows.ir.ops.row import Flow, Read, Row, labels_along
+from narrows.ir.ops.row import Flow, Read, Row
 from narrows.ir.program import shape_of
 
 if TYPE_CHECKING:
@@ -88,11 +88,13 @@ class Item(Row):
 
 def take(rewriter: Rewriter, node: fx.Node, call_node: fx.Node, row: Selection) -> Held:
     """Emit the selection of ``node`` by positions of what its operand now holds."""
-    value, x = rewriter.facts.value(node), rewriter.facts.flows[node].reads[0].operand
-    source = rewriter.facts.value(x)
+    facts = rewriter.facts
+    value, x = facts.value(node), facts.moved_operand(node)
+    source = facts.value(x)
     axis = arguments(call_node)[row.axis] % len(source.shape)
-    held = rewriter.operand(node, 0) if source.axes != (axis,) else rewriter.held(x)
-    whole = rewriter.need(node).all() and torch.equal(held.labels, source.tensor)
+    alone = source.axes == (axis,)
+    held = rewriter.held(x) if alone else rewriter.operand(node, 0)
+    whole = rewriter.need(node).all() and not rewriter.narrowed(x, held.places)
     if whole or axis not in source.axes:
         return _as_it_is(rewriter, node, call_node, held)
     ruler = torch.arange(source.shape[axis]).view(
@@ -101,49 +103,72 @@ def take(rewriter: Rewriter, node: fx.Node, call_node: fx.Node, row: Selection) 
     part = call(call_node, {x: ruler.expand(source.shape), **rewriter.free_data(call_node)})
     part = part if isinstance(part, Tensor) else part[node.args[1]]
     asked = part.reshape(-1)[:1] if row.drops else part.movedim(axis, 0).flatten(1)[:, 0]
-    if source.axes == (axis,):
-        return _gathered(rewriter, node, row, axis, asked.numpy())
-    inner = rewriter.inward(node, held)
-    if bool((torch.diff(asked) <= 0).any()):
-        raise rewriter.ragged(node)
+    chosen = _chosen(rewriter, node, row, axis, held, asked.numpy())
+    if chosen is None:  # channels on several axes, entangled: it must be just what is asked for
+        chosen = held, _inward(rewriter, node, held)
+    picked, places = chosen
     if not row.drops:
-        return rewriter.retag(node, held, rewriter.trim(inner, value))
-    if held.shape[axis] != 1:
+        return rewriter.retag(node, picked.node, rewriter.trim(places, value), picked.shape)
+    if picked.shape[axis] != 1:
         raise rewriter.ragged(node)
-    return rewriter.squeezed(node, held, inner, axis)
+    return rewriter.squeezed(node, picked, places, axis)
 
 
-def _as_it_is(rewriter: Rewriter, node: fx.Node, call_node: fx.Node, held: Held) -> Held:
-    value = rewriter.facts.value(node)
-    inner = rewriter.inward(node, held).expand(held.shape)
-    first = next(iter(arguments(call_node)))
-    result = rewriter.preview(call_node, {first: inner}, rewriter.free_data(call_node))
-    if node is call_node:
-        return rewriter.emit(
-            node, {first: held.node}, rewriter.trim(result, value), tuple(result.shape)
-        )
-    result = result[node.args[1]]
-    return rewriter.item(node, call_node, held, rewriter.trim(result, value), tuple(result.shape))
+def _inward(rewriter: Rewriter, node: fx.Node, held: Held) -> Tensor:
+    """Return the result's places for an operand that holds nothing else."""
+    came = rewriter.facts.came(node).flatten().numpy()
+    back = np.full(rewriter.facts.value(rewriter.facts.moved_operand(node)).tensor.numel(), -1)
+    back[came] = np.arange(len(came))
+    places = torch.from_numpy(back)[held.places]
+    single = len(np.unique(came)) == len(came) == rewriter.facts.value(node).tensor.numel()
+    if not single or bool((places < 0).any()):
+        raise rewriter.ragged(node)
+    return places
 
 
-def _gathered(
-    rewriter: Rewriter, node: fx.Node, row: Selection, axis: int, asked: np.ndarray
-) -> Held:
+def _chosen(
+    rewriter: Rewriter, node: fx.Node, row: Selection, axis: int, held: Held, asked: Ints
+) -> tuple[Held, Tensor] | None:
+    """Return the needed ones of the original indices ``asked`` of an axis, and their places, the
+    axis still there; ``None`` where indices depend on other axes."""
     facts = rewriter.facts
-    x = facts.flows[node].reads[0].operand
-    source, held = facts.value(x), rewriter.held(x)
-    old = labels_along(source, axis)[0].expand(source.shape[axis]).numpy()
-    place = rewriter.places(x, held, axis)  # original index -> index now, -1 where gone
-    own = facts.flows[node].reads[0].source
-    assert own is not None
-    back = np.full(source.count, -1)
-    back[own] = np.arange(len(own))
-    wanted = rewriter.need(node)[back[old[asked]]]
-    index = place[asked[wanted]]
+    x, value = facts.moved_operand(node), facts.value(node)
+    where = rewriter.positions(x, held.places)
+    if where is None:
+        return None
+    now = np.full(facts.value(x).shape[axis], -1)
+    now[where[axis]] = np.arange(len(where[axis]))
+    wanted = np.arange(len(asked))
+    if not row.drops and value.tensor.shape[axis] > 1:
+        wanted = rewriter.wanted(node, axis)
+    index = now[asked[wanted]]
     if (index < 0).any():
         raise rewriter.ragged(node)
     picked = rewriter.gather(held, axis, index)
-    inner = torch.from_numpy(back)[picked.labels]
-    if not row.drops:
-        return rewriter.retag(node, picked, inner)
-    return rewriter.squeezed(node, picked, inner, axis)
+    rank = len(picked.shape)
+    lines = {**where, axis: wanted}
+    views = {a: [-1 if b == a else 1 for b in range(rank)] for a in lines}
+    index_of = {a: torch.from_numpy(i.copy()).view(views[a]) for a, i in lines.items()}
+    return picked, _placed(value, index_of, axis if row.drops else None, rank)
+
+
+def _placed(value: Value, index: dict[int, Tensor], dropped: int | None, rank: int) -> Tensor:
+    """Return the places of a result for indices along its operand's axes, of which one may be
+    dropped."""
+    if dropped is None:
+        return value.placed(index)
+    kept = {a - (a > dropped): i.squeeze(dropped) for a, i in index.items() if a != dropped}
+    places = value.placed(kept)
+    return places.unsqueeze(dropped) if value.axes else places.new_zeros([1] * rank)
+
+
+def _as_it_is(rewriter: Rewriter, node: fx.Node, call_node: fx.Node, held: Held) -> Held:
+    first = next(iter(arguments(call_node)))
+    shown = held.places.expand(held.shape)
+    result = rewriter.preview(call_node, {first: shown}, rewriter.free_data(call_node))
+    if node is call_node:
+        places = rewriter.carried(node, held, result)
+        return rewriter.emit(node, {first: held.node}, places, tuple(result.shape))
+    result = result[node.args[1]]
+    places = rewriter.carried(node, held, result)
+    return rewriter.item(node, call_node, held, places, tuple(result.shape))

@@ -1,19 +1,130 @@
-"""Operands of element-wise operators in step: each position meets channels that belong together."""
+"""Operands in step: at each position, what stands beside each other stood beside each other before.
+
+A label says which channel a position holds, and several positions may hold the same one. What is in
+step is therefore told by the index that each position had originally, axis by axis.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import functools
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, fx
 
-from narrows.ir.labels import broadcast, match
+from narrows.ir.labels import Ints, Value, broadcast
 from narrows.ir.program import Meta
 from narrows.ir.rewrite.held import Held, RaggedError
 
 if TYPE_CHECKING:
     from narrows.ir.rewrite.rewriter import Rewriter
+
+
+class Side:
+    """One operand, seen along the axes of the result.
+
+    Attributes:
+        held: The operand.
+        stands: Per axis of the operand the axis of the result that it lies along.
+        index: Per axis of the result, the original index at each position, in a shape that
+            broadcasts; axes along which the operand is broadcast are left out.
+    """
+
+    def __init__(
+        self, source: Value, held: Held, rank: int, stands: Sequence[int], axes: Iterable[int]
+    ) -> None:
+        self.held, self.stands = held, list(stands)
+        self.index: dict[int, Tensor] = {}
+        own = source.index(held.places)
+        sorts = np.argsort(self.stands).tolist()
+        for axis in axes:
+            if axis not in self.stands:
+                continue
+            at = self.stands.index(axis)
+            if at in own:
+                sizes = [1] * rank
+                for a in sorts:
+                    sizes[self.stands[a]] = own[at].shape[a]
+                self.index[axis] = own[at].permute(sorts).reshape(sizes)
+            elif source.shape[at] > 1:  # no channels, but as long as the result
+                ruler = torch.arange(held.shape[at])
+                self.index[axis] = ruler.view([-1 if a == axis else 1 for a in range(rank)])
+
+    def cut(self, rw: Rewriter, axis: int, wanted: Ints) -> bool:
+        """Gather the original indices ``wanted`` along an axis; whether that can be done."""
+        along = line(self.index[axis], axis)
+        if along is None:
+            return False
+        now = np.full(int(max(along.max(), wanted.max())) + 1, -1)
+        now[along] = np.arange(len(along))
+        index = now[wanted]
+        if (index < 0).any():
+            return False
+        self.held = rw.gather(self.held, self.stands.index(axis), index)
+        for a, one in self.index.items():
+            if one.shape[axis] > 1 or a == axis:
+                self.index[a] = one.index_select(axis, torch.from_numpy(index))
+        return True
+
+
+def line(index: Tensor, axis: int) -> Ints | None:
+    """Return the original index at each position of an axis, ``None`` where it is not one."""
+    rows = index.movedim(axis, -1).reshape(-1, index.shape[axis])
+    return rows[0].numpy() if len(rows) == 1 or bool((rows == rows[:1]).all()) else None
+
+
+def agree(indices: Sequence[Tensor], axis: int) -> bool:
+    """Whether operands have the same original index at each position of an axis."""
+    first, *others = indices
+    for other in others:
+        if other.shape[axis] != first.shape[axis]:
+            return False
+        if other.shape == first.shape:
+            if other is not first and not torch.equal(other, first):
+                return False
+            continue
+        try:
+            if not bool((other == first).all()):
+                return False
+        except RuntimeError:
+            return False
+    return True
+
+
+def in_step(rw: Rewriter, node: fx.Node, sides: Sequence[Side], axes: Iterable[int]) -> None:
+    """Bring operands of ``node`` in step along axes, by gathers where they are not.
+
+    Args:
+        rw: The rewriter.
+        node: The node whose operands they are.
+        sides: The operands.
+        axes: Axes of the result.
+    """
+    for axis in axes:
+        having = [s for s in sides if axis in s.index]
+        if len(having) > 1 and not agree([s.index[axis] for s in having], axis):
+            wanted = _wanted(rw, node, axis, [s.index[axis] for s in having])
+            if not all(s.cut(rw, axis, wanted) for s in having):
+                raise RaggedError(node, rw.block(node))
+
+
+def _wanted(rw: Rewriter, node: fx.Node, axis: int, indices: Sequence[Tensor]) -> Ints:
+    """Return the original indices that operands are to have along an axis; of one that is summed
+    over, those that all of them have."""
+    if axis < len(rw.facts.value(node).shape):
+        return rw.wanted(node, axis)
+    lines = [rw.line(node, i, axis) for i in indices]
+    return functools.reduce(np.intersect1d, lines)
+
+
+def merged(sides: Sequence[Side], axes: Iterable[int]) -> dict[int, Tensor]:
+    """Return the index along each axis, of operands that are in step."""
+    return {
+        axis: max((s.index[axis] for s in sides if axis in s.index), key=Tensor.numel)
+        for axis in axes
+    }
 
 
 def aligned(
@@ -22,131 +133,47 @@ def aligned(
     """Return the operands of an element-wise node with their channels in step.
 
     Returns:
-        The new operand per read, the result's labels and its shape (with ``skip_axis`` set to
+        The new operand per read, the result's places and its shape (with ``skip_axis`` set to
         1).
     """
     reads = rw.facts.flows[node].reads
+    value = rw.facts.value(node)
     if len(reads) == 1 and reads[0].straight and skip_axis is None:
         one = rw.operand(node, 0)
-        if rw.facts.value(reads[0].operand).shape == rw.facts.value(node).shape:
-            return [one.node], one.labels, one.shape
+        if rw.facts.value(reads[0].operand).shape == value.shape:
+            return [one.node], one.places, one.shape
     constants = rw.demand.constant_operands(node) if skip_axis is None else set()
     held = {s: rw.operand(node, s) for s in range(len(reads)) if s not in constants}
-    labels = _in_step(rw, node, held)
-    if labels is None:
-        held = _put_in_step(rw, node, held)
-        labels = _in_step(rw, node, held)
-    if labels is None:
-        raise RaggedError(node, None)
-    held = {s: _cut_along(rw, node, s, h, labels) for s, h in held.items()}
+    places = _alike(rw, node, held)
+    if places is None:
+        rank = len(value.shape)
+        parts = [(reads[s].operand, h, range(rank - len(h.shape), rank)) for s, h in held.items()]
+        sides = rw.sides(node, parts, rank, value.axes)
+        places = value.placed(merged(sides, value.axes))
+        held = {s: side.held for s, side in zip(held, sides, strict=True)}
+    lead = {s: len(value.shape) - len(h.shape) for s, h in held.items()}
     shapes = [
-        tuple(
-            1 if a - len(h.shape) + labels.dim() == skip_axis else s for a, s in enumerate(h.shape)
-        )
-        for h in held.values()
+        tuple(1 if a + lead[s] == skip_axis else size for a, size in enumerate(h.shape))
+        for s, h in held.items()
     ]
-    shape = broadcast(shapes)
     nodes = [
-        held[s].node if s in held else _constant_operand(rw, node, s, labels)
+        held[s].node if s in held else _constant_operand(rw, node, s, value.at(places))
         for s in range(len(reads))
     ]
-    return nodes, labels, shape
+    return nodes, places, broadcast(shapes)
 
 
-def _in_step(rw: Rewriter, node: fx.Node, held: dict[int, Held]) -> Tensor | None:
-    """Return the result's labels if every position meets operands that belong together."""
-    reads, value = rw.facts.flows[node].reads, rw.facts.value(node)
-    rank = value.tensor.dim()
-    if _is_even(rw, node, held):
-        first = next(iter(held.values())).labels
-        return first.reshape([1] * (rank - first.dim()) + list(first.shape))
-    code: Any = torch.zeros([1] * rank, dtype=torch.int64)
-    known = np.zeros(value.count, dtype=np.int64)
-    for slot, one in held.items():
-        read = reads[slot]
-        assert read.source is not None
-        count = rw.facts.value(read.operand).count
-        labels = one.labels.reshape([1] * (rank - one.labels.dim()) + list(one.labels.shape))
-        try:
-            code = code * count + labels
-        except RuntimeError:
-            return None
-        known = known * count + read.source
-    flat = code.flatten().numpy()
-    for candidates in (np.flatnonzero(rw.need(node)), np.arange(value.count)):
-        order = candidates[np.argsort(known[candidates], kind="stable")]
-        at = np.minimum(np.searchsorted(known[order], flat), len(order) - 1)
-        found = order[at]
-        if np.array_equal(known[found], flat):
-            return torch.from_numpy(found).view(code.shape)
-    return None
-
-
-def _is_even(rw: Rewriter, node: fx.Node, held: dict[int, Held]) -> bool:
-    """Whether all operands have the result's labels and hold the same of them."""
-    count = rw.facts.value(node).count
-    (first, *others) = held.values()
-    for slot in held:
-        read = rw.facts.flows[node].reads[slot]
-        if not (read.straight and rw.facts.value(read.operand).count == count):
-            return False
-    return all(
-        other.labels is first.labels or torch.equal(first.labels, other.labels) for other in others
-    )
-
-
-def _cut_along(rw: Rewriter, node: fx.Node, slot: int, held: Held, labels: Tensor) -> Held:
-    """Cut an operand that has no channels of its own along the axes where the result's are
-    cut."""
-    value, operand = rw.facts.value(node), rw.facts.flows[node].reads[slot].operand
-    source, lead = rw.facts.value(operand), labels.dim() - len(held.shape)
-    loose = [
-        a for a in value.axes
-        if a >= lead and a - lead not in source.axes and held.shape[a - lead] > 1
-    ]  # fmt: skip
-    if not loose or not rw.narrowed(node, labels):
-        return held
-    where = rw.positions(node, labels)
-    if where is None:
-        raise RaggedError(node, None)
-    for axis in loose:
-        held = rw.gather(held, axis - lead, where[axis])
-    return held
-
-
-def _put_in_step(rw: Rewriter, node: fx.Node, held: dict[int, Held]) -> dict[int, Held]:
-    """Gather each operand into the original order of the result's channels."""
+def _alike(rw: Rewriter, node: fx.Node, held: dict[int, Held]) -> Tensor | None:
+    """Return the result's places where all operands are as the result and hold the same."""
     value = rw.facts.value(node)
-    if len(value.axes) != 1:
-        reads = rw.facts.flows[node].reads
-        return {slot: _in_order(rw, node, reads[slot].operand, one) for slot, one in held.items()}
-    (axis,) = value.axes
-    along = value.tensor.flatten().numpy()
-    order = along[rw.need(node)[along]]
-    result = {}
+    first = next(iter(held.values()))
     for slot, one in held.items():
-        read = rw.facts.flows[node].reads[slot]
-        own = axis - (len(value.shape) - len(one.shape))
-        if own < 0 or rw.facts.value(read.operand).count == 1:
-            result[slot] = one
-            continue
-        assert read.source is not None
-        index = match(one.labels.flatten().numpy(), read.source[order])
-        if index is None:
-            raise RaggedError(node, None)
-        result[slot] = rw.gather(one, own, index)
-    return result
-
-
-def _in_order(rw: Rewriter, node: fx.Node, operand: fx.Node, held: Held) -> Held:
-    """Gather an operand with channels on several axes into its original order along each."""
-    where = rw.positions(operand, held.labels)
-    if where is None:
-        raise RaggedError(node, None)
-    for axis, index in where.items():
-        if (np.diff(index) < 0).any():
-            held = rw.gather(held, axis, np.argsort(index, kind="stable"))
-    return held
+        source = rw.facts.value(rw.facts.flows[node].reads[slot].operand)
+        if source.tensor.shape != value.tensor.shape:
+            return None
+        if one.places is not first.places and not torch.equal(one.places, first.places):
+            return None
+    return first.places
 
 
 def _constant_operand(rw: Rewriter, node: fx.Node, slot: int, labels: Tensor) -> fx.Node:

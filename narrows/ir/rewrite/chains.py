@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from narrows.ir.labels import Bools, Ints, match
+from narrows.ir.labels import Bools, Ints
 from narrows.ir.ops import table
 from narrows.ir.ops.args import arguments, call
 from narrows.ir.ops.layout import Layout
@@ -67,28 +67,29 @@ def collapse(rewriter: Rewriter, node: fx.Node, mask: Bools) -> Held:
     if len(value.axes) != 1:
         raise RaggedError(node, None)
     (axis,) = value.axes
-    chain, labels = [node], value.tensor.flatten().numpy()
+    chain, position = [node], np.arange(value.tensor.numel())
     root = node
     while root in rewriter.virtual or root is node:
-        read = rewriter.facts.flows[root].reads[0]
-        if not isinstance(table.find(root), Layout | Selection | Item) or read.source is None:
+        if not isinstance(table.find(root), Layout | Selection | Item):
             raise RaggedError(node, None)
-        labels, root = read.source[labels], read.operand
+        came = rewriter.facts.came(root)
+        if came.numel() != rewriter.facts.value(root).tensor.numel():
+            raise RaggedError(node, None)
+        position, root = came.flatten().numpy()[position], rewriter.facts.moved_operand(root)
         chain.append(root)
     source = rewriter.facts.value(root)
     if source.axes != (axis,) or len(source.shape) != len(value.shape):
         raise RaggedError(node, None)
-    position = match(source.tensor.flatten().numpy(), labels)
-    if position is None or not _is_gather(rewriter, chain, axis, position):
+    if not _is_gather(rewriter, chain, axis, position):
         raise RaggedError(node, None)
     held = rewriter.held(root)
     wanted = mask[value.tensor.flatten().numpy()]
-    index = rewriter.places(root, held, axis)[position[wanted]]
+    index = rewriter.now(root, held, axis)[position[wanted]]
     if (index < 0).any():
         raise RaggedError(node, None)
     picked = rewriter.gather(held, axis, index)
-    kept = value.tensor.flatten()[torch.from_numpy(wanted)]
-    return rewriter.retag(node, picked, kept.view(picked.labels.shape))
+    places = torch.from_numpy(np.flatnonzero(wanted)).view(picked.places.shape)
+    return rewriter.retag(node, picked.node, places, picked.shape)
 
 
 def _is_gather(rewriter: Rewriter, chain: list[fx.Node], axis: int, position: Ints) -> bool:

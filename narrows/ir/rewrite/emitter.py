@@ -115,11 +115,11 @@ class Emitter:
         new.meta = dict(node.meta)
         return new
 
-    def _tagged(self, node: fx.Node, new: fx.Node, labels: Tensor, shape: tuple[int, ...]) -> Held:
+    def _tagged(self, node: fx.Node, new: fx.Node, places: Tensor, shape: tuple[int, ...]) -> Held:
         copy_meta(node, new)
         meta = Meta(new)
         meta.shape, meta.dtype = shape, Meta(node).dtype
-        return Held(new, labels, shape)
+        return Held(new, places, self.facts.value(node).at(places), shape)
 
     # ------------------------------------------------------------------ weights
 

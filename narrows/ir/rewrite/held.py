@@ -17,11 +17,15 @@ class Held:
 
     Attributes:
         node: The node in the new graph.
-        labels: The original labels at each position: varying axes in full, the others of size 1.
+        places: The original place at each position (see `Value.places`): labelled axes as wide as
+            the tensor, the others of size 1. No place stands twice. Along axes without labels the
+            tensor is as it was.
+        labels: The original label at each position.
         shape: The shape at the example's sizes.
     """
 
     node: fx.Node
+    places: Tensor
     labels: Tensor
     shape: tuple[int, ...]
 

@@ -4,6 +4,7 @@ emits."""
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,14 +14,14 @@ from torch.fx.node import map_arg
 
 from narrows.ir.channels import Facts
 from narrows.ir.graph import add_node
-from narrows.ir.labels import Bools, Ints, Value, is_count, match, runs, some
+from narrows.ir.labels import Bools, Ints, Value, count_to, is_count, match, runs, some
 from narrows.ir.liveness import Demand
 from narrows.ir.ops import table
 from narrows.ir.ops.args import arguments, changed, invoke
 from narrows.ir.ops.layout import Layout
 from narrows.ir.ops.selection import Item, Selection
 from narrows.ir.program import Meta, shape_of
-from narrows.ir.rewrite.aligned import aligned
+from narrows.ir.rewrite.aligned import Side, aligned, in_step, line
 from narrows.ir.rewrite.chains import collapse, replay
 from narrows.ir.rewrite.choices import Choices
 from narrows.ir.rewrite.emitter import Emitter
@@ -49,6 +50,7 @@ class Rewriter(Emitter):
         self.given: dict[fx.Node, tuple[Held, Bools]] = {}
         self._held: dict[fx.Node, Held] = {}
         self._delivered: dict[tuple[Any, ...], Held] = {}
+        self._gathered: dict[tuple[fx.Node, int, bytes], fx.Node] = {}
         self._calls: dict[tuple[fx.Node, fx.Node], fx.Node] = {}
         self._positions: dict[tuple[int, int], tuple[Tensor, dict[int, Ints] | None]] = {}
 
@@ -74,7 +76,7 @@ class Rewriter(Emitter):
         self._plain[node] = new
         if isinstance(self.facts.flows[node].value, Value):
             value = self.facts.value(node)
-            self._held[node] = Held(new, value.tensor, value.shape)
+            self._held[node] = Held(new, value.places, value.tensor, value.shape)
 
     def _output(self, node: fx.Node) -> None:
         def final(n: fx.Node) -> fx.Node:
@@ -97,27 +99,63 @@ class Rewriter(Emitter):
         if isinstance(value, Value):
             stub = self.graph.create_node("get_attr", "stub")
             stub.meta = dict(node.meta)
-            self._held[node] = Held(stub, value.tensor, value.shape)
+            self._held[node] = Held(stub, value.places, value.tensor, value.shape)
 
     def _node(self, node: fx.Node) -> None:
         row = table.find(node) or table.BARRIER
         if self.facts.flows[node].barrier:
             row = table.BARRIER
-        try:
-            self._held[node] = row.rewrite(self, node)
-            return
-        except RaggedError as failure:
-            first = failure
-        if not isinstance(row, Layout | Selection | Item):
-            self._fail(node, first)
-            return
-        for attempt in (replay, collapse):
+        moves = isinstance(row, Layout | Selection | Item)
+        attempts: list[Callable[[], Held]] = [lambda: row.rewrite(self, node)]
+        if moves:
+            needed = self.demand.needed(node)
+            attempts += [lambda: replay(self, node, needed), lambda: collapse(self, node, needed)]
+        if self._whole_operands(node):
+            attempts.append(lambda: self.whole(node))
+        first: RaggedError | None = None
+        for attempt in attempts:
             try:
-                self._held[node] = attempt(self, node, self.demand.needed(node))
+                self._held[node] = self._proven(node, attempt())
                 return
             except RaggedError as failure:
-                first = failure if failure.mask is not None else first
-        self.virtual[node] = first
+                first = failure if first is None or failure.mask is not None else first
+        assert first is not None
+        if moves:
+            self.virtual[node] = first
+        else:
+            self._fail(node, first)
+
+    def _whole_operands(self, node: fx.Node) -> bool:
+        """Whether nothing goes of what a node reads, so that it can be written as it was."""
+        reads = self.facts.flows[node].reads
+        return all(not some(~self.demand.needed(r.operand)) for r in reads)
+
+    def _proven(self, node: fx.Node, held: Held) -> Held:
+        """Return what a node holds if it can be what the other nodes take it for.
+
+        Every place of a needed label is there, none twice, and axes without labels are as they
+        were.
+        """
+        if not isinstance(self.facts.flows[node].value, Value):
+            return held
+        value = self.facts.value(node)
+        if held.places is value.places:
+            return held
+        sizes = tuple(value.tensor.shape)
+        for size, was, now, place in zip(
+            sizes, value.shape, held.shape, held.places.shape, strict=True
+        ):
+            if (now != was or place != 1) if size == 1 else now != place:
+                raise RaggedError(node, None)
+        if len(sizes) - sizes.count(1) == 0:
+            return held
+        there = np.bincount(held.places.reshape(-1).numpy(), minlength=value.tensor.numel())
+        wanted = self.need(node)
+        if not value.natural:
+            wanted = wanted[value.tensor.reshape(-1).numpy()]
+        if int(there.max()) > 1 or some(wanted & (there == 0)):
+            raise RaggedError(node, None)
+        return held
 
     # ------------------------------------------------------------------ what rows ask
 
@@ -131,6 +169,52 @@ class Rewriter(Emitter):
         labels = np.flatnonzero(self.need(node))
         rank = self.choices.order.get(node.name)
         return labels if rank is None else labels[np.argsort(rank[labels], kind="stable")]
+
+    def wanted(self, node: fx.Node, axis: int) -> Ints:
+        """Return the original indices of an axis at which ``node`` has a needed label."""
+        kept = self.need(node)[self.facts.value(node).tensor.numpy()]
+        return np.flatnonzero(kept.any(tuple(a for a in range(kept.ndim) if a != axis)))
+
+    def block(self, node: fx.Node) -> Bools:
+        """Return the labels in the smallest block that has all needed ones: an index per axis."""
+        value = self.facts.value(node)
+        kept = torch.from_numpy(self.need(node))[value.tensor]
+        whole = torch.ones_like(kept)
+        for axis in value.axes:
+            others = [a for a in range(kept.dim()) if a != axis]
+            whole = whole & (kept.any(others, keepdim=True) if others else kept)
+        mask = np.zeros(value.count, dtype=bool)
+        mask[value.tensor[whole].numpy()] = True
+        return mask
+
+    def sides(
+        self,
+        node: fx.Node,
+        parts: Sequence[tuple[fx.Node, Held, Sequence[int]]],
+        rank: int,
+        axes: Sequence[int],
+        step: Sequence[int] | None = None,
+    ) -> list[Side]:
+        """Return operands of ``node`` in step along some axes.
+
+        Args:
+            node: The node.
+            parts: Per operand its old node, what the new program holds of it, and the axis of the
+                result that each of its own lies along.
+            rank: The number of axes that ``parts`` speak of.
+            axes: The axes along which their indices are asked for.
+            step: Those along which they are to be in step; all of ``axes`` if omitted.
+        """
+        sides = [Side(self.facts.value(n), h, rank, stands, axes) for n, h, stands in parts]
+        in_step(self, node, sides, axes if step is None else step)
+        return sides
+
+    def line(self, node: fx.Node, index: Tensor, axis: int) -> Ints:
+        """Return the original index at each position of an axis, the same in every row."""
+        along = line(index, axis)
+        if along is None:
+            raise RaggedError(node, None)
+        return along
 
     def required(self, node: fx.Node, slot: int) -> Bools:
         """Return the labels that ``node`` reads of an operand."""
@@ -194,14 +278,15 @@ class Rewriter(Emitter):
         """Return ``node`` with every channel in its original place, as barriers and outputs need
         it."""
         held, value = self.held(node), self.facts.value(node)
-        if torch.equal(held.labels, value.tensor):
+        if not self.narrowed(node, held.places):
             return held
-        if len(value.axes) == 1:
-            (axis,) = value.axes
-            index = match(held.labels.flatten().numpy(), value.tensor.flatten().numpy())
-            if index is not None:
-                return self.gather(held, axis, index)
-        raise RaggedError(node, None)
+        for axis, along in (self.positions(node, held.places) or {}).items():
+            if not np.array_equal(np.sort(along), count_to(value.shape[axis])):
+                break
+            held = self.gather(held, axis, np.argsort(along))
+        if self.narrowed(node, held.places):
+            raise RaggedError(node, None)
+        return held
 
     def whole(self, node: fx.Node) -> Held:
         """Emit a barrier: the operator as it was, on whole operands."""
@@ -221,22 +306,22 @@ class Rewriter(Emitter):
             new = self._create(node, (new, node.args[1]), {})
         value = self.facts.flows[node].value
         if not isinstance(value, Value):
-            return Held(new, torch.zeros(()), ())
-        return self._tagged(node, new, value.tensor, value.shape)
+            return Held(new, torch.zeros(()), torch.zeros(()), ())
+        return self._tagged(node, new, value.places, value.shape)
 
     def emit(
-        self, node: fx.Node, changes: dict[str, Any], labels: Tensor, shape: tuple[int, ...]
+        self, node: fx.Node, changes: dict[str, Any], places: Tensor, shape: tuple[int, ...]
     ) -> Held:
         """Emit ``node`` with some arguments replaced by new nodes; the rest is copied."""
         args, kwargs = changed(node, changes)
         args, kwargs = map_arg((args, kwargs), self._copied)
-        return self._tagged(node, self._create(node, args, kwargs), labels, shape)
+        return self._tagged(node, self._create(node, args, kwargs), places, shape)
 
     def emit_mapped(
         self,
         node: fx.Node,
         replaced: dict[fx.Node, fx.Node],
-        labels: Tensor,
+        places: Tensor,
         shape: tuple[int, ...],
     ) -> Held:
         """Emit ``node`` with operands replaced one by one, wherever they stand among the
@@ -244,10 +329,10 @@ class Rewriter(Emitter):
         args, kwargs = map_arg(
             (node.args, node.kwargs), lambda n: replaced[n] if n in replaced else self._copied(n)
         )
-        return self._tagged(node, self._create(node, args, kwargs), labels, shape)
+        return self._tagged(node, self._create(node, args, kwargs), places, shape)
 
     def item(
-        self, node: fx.Node, parent: fx.Node, x: Held, labels: Tensor, shape: tuple[int, ...]
+        self, node: fx.Node, parent: fx.Node, x: Held, places: Tensor, shape: tuple[int, ...]
     ) -> Held:
         """Emit ``parent`` on ``x`` once and ``node`` as one of its results."""
         key = (parent, x.node)
@@ -256,32 +341,38 @@ class Rewriter(Emitter):
             args, kwargs = map_arg((args, kwargs), self._copied)
             self._calls[key] = self._create(parent, args, kwargs)
         return self._tagged(
-            node, self._create(node, (self._calls[key], node.args[1]), {}), labels, shape
+            node, self._create(node, (self._calls[key], node.args[1]), {}), places, shape
         )
 
-    def retag(self, node: fx.Node, held: Held, labels: Tensor) -> Held:
-        """Return ``held`` under the labels of ``node``, which needs no operator of its own."""
-        return Held(held.node, labels, held.shape)
+    def retag(self, node: fx.Node, new: fx.Node, places: Tensor, shape: tuple[int, ...]) -> Held:
+        """Return a new node as what ``node`` holds, which needs no operator of its own."""
+        return Held(new, places, self.facts.value(node).at(places), shape)
 
-    def retag_node(self, new: fx.Node, labels: Tensor, shape: tuple[int, ...]) -> Held:
-        """Return a new node under other labels."""
-        return Held(new, labels, shape)
-
-    def squeezed(self, node: fx.Node, held: Held, labels: Tensor, axis: int) -> Held:
-        """Emit the removal of an axis of size 1."""
+    def squeezed(self, node: fx.Node, held: Held, places: Tensor, axis: int) -> Held:
+        """Emit the removal of an axis of size 1; ``places`` still has it."""
         new = self.graph.create_node(
             "call_function", aten.squeeze.dim, (held.node, axis), {}, name=node.name
         )
         shape = (*held.shape[:axis], *held.shape[axis + 1 :])
-        return self._tagged(node, new, labels.squeeze(axis), shape)
+        return self._tagged(node, new, places.squeeze(axis), shape)
 
     def gather(self, held: Held, axis: int, index: Ints) -> Held:
         """Emit the channels at ``index`` of ``axis``: nothing, a slice, or an index_select."""
         if len(index) == held.shape[axis] and is_count(index):
             return held
+        shape = tuple(len(index) if a == axis else s for a, s in enumerate(held.shape))
+        places, labels = held.places, held.labels
+        if places.shape[axis] > 1:
+            taken = torch.from_numpy(index)
+            places = places.index_select(axis, taken)
+            same = held.labels is held.places
+            labels = places if same else labels.index_select(axis, taken)
         key = (held.node, axis, index.tobytes())
-        if key in self._delivered:
-            return self._delivered[key]
+        if key not in self._gathered:
+            self._gathered[key] = self._taken(held, axis, index, shape)
+        return Held(self._gathered[key], places, labels, shape)
+
+    def _taken(self, held: Held, axis: int, index: Ints, shape: tuple[int, ...]) -> fx.Node:
         name = f"{held.node.name}_take"
         span = runs(index) if len(index) else None
         if span is not None:
@@ -293,33 +384,48 @@ class Rewriter(Emitter):
             args = (held.node, axis, place)
             new = add_node(self.graph, "call_function", aten.index_select.default, args, name=name)
         new.meta = dict(held.node.meta)
-        labels = held.labels
-        if labels.shape[axis] > 1:
-            labels = labels.index_select(axis, torch.from_numpy(index))
-        shape = tuple(len(index) if a == axis else s for a, s in enumerate(held.shape))
         Meta(new).shape = shape
-        result = self._delivered[key] = Held(new, labels, shape)
+        return new
+
+    def now(self, node: fx.Node, held: Held, axis: int) -> Ints:
+        """Return per original index of ``axis`` the index it has now, -1 where it is gone."""
+        where = self.positions(node, held.places)
+        if where is None:
+            raise RaggedError(node, None)
+        result = np.full(self.facts.value(node).shape[axis], -1)
+        result[where[axis]] = np.arange(len(where[axis]))
         return result
 
-    def places(self, node: fx.Node, held: Held, axis: int) -> Ints:
-        """Return per original index of ``axis`` the index it has now, -1 where it is gone."""
-        source = self.facts.value(node)
-        old = source.tensor.movedim(axis, -1).reshape(-1, source.tensor.shape[axis])[0]
-        new = held.labels.movedim(axis, -1).reshape(-1, held.labels.shape[axis])[0]
-        found = match(old.numpy(), new.numpy())
+    def carried(self, node: fx.Node, held: Held, moved: Tensor) -> Tensor:
+        """Return the places of ``node`` after it moved the places of its operand to ``moved``.
+
+        Several places of the result may come from one of the operand. What moves an operand that
+        has lost channels moves what is left in the same order, so the k-th is the k-th.
+        """
+        value, came = self.facts.value(node), self.facts.came(node)
+        for axis, size in enumerate(came.shape):
+            moved = moved.narrow(axis, 0, 1) if size == 1 else moved
+        found = match(came.reshape(-1).numpy(), moved.reshape(-1).numpy())
         if found is None:
             raise RaggedError(node, None)
-        result = np.full(source.shape[axis], -1)
-        result[found] = np.arange(len(found))
-        return result
+        places = torch.from_numpy(found).view(moved.shape)
+        return places if came.shape == value.tensor.shape else self._intact(node, places)
 
-    def inward(self, node: fx.Node, held: Held) -> Tensor:
-        """Return the labels of a layout node's operand as labels of the node itself."""
-        read = self.facts.flows[node].reads[0]
-        assert read.source is not None
-        back = np.full(self.facts.value(read.operand).count, -1)
-        back[read.source] = np.arange(len(read.source))
-        return torch.from_numpy(back)[held.labels]
+    def _intact(self, node: fx.Node, found: Tensor) -> Tensor:
+        """Return places from positions in `Facts.came`; along axes without labels all must be there
+        in order."""
+        value, sizes = self.facts.value(node), tuple(self.facts.came(node).shape)
+        grids = dict(enumerate(np.unravel_index(found.numpy(), sizes)))
+        index = {a: torch.from_numpy(grids[a]) for a in value.axes}
+        for axis, size in enumerate(sizes):
+            if axis in index or size == 1:
+                continue
+            ruler = np.arange(size).reshape([-1 if a == axis else 1 for a in range(len(sizes))])
+            same = [bool((i == i.narrow(axis, 0, 1)).all()) for i in index.values()]
+            if found.shape[axis] != size or (grids[axis] != ruler).any() or not all(same):
+                raise RaggedError(node, None)
+            index = {a: i.narrow(axis, 0, 1) for a, i in index.items()}
+        return value.placed(index)
 
     def preview(
         self, node: fx.Node, changes: dict[str, Any], free: dict[fx.Node, Tensor] | None = None
@@ -341,41 +447,23 @@ class Rewriter(Emitter):
         """Return the error that says the needed channels of ``node`` do not fill a tensor."""
         return RaggedError(node, mask)
 
-    def narrowed(self, node: fx.Node, labels: Tensor) -> bool:
-        """Whether ``labels`` differ from what the node held originally."""
-        return not torch.equal(labels, self.facts.value(node).tensor)
+    def narrowed(self, node: fx.Node, places: Tensor) -> bool:
+        """Whether ``places`` differ from what the node held originally."""
+        whole = self.facts.value(node).places
+        return places is not whole and not torch.equal(places, whole)
 
-    def positions(self, node: fx.Node, labels: Tensor) -> dict[int, Ints] | None:
-        """Return per varying axis the original index at each new one, or ``None`` if they are
+    def positions(self, node: fx.Node, places: Tensor) -> dict[int, Ints] | None:
+        """Return per labelled axis the original index at each new one, or ``None`` if they are
         entangled."""
         value = self.facts.value(node)
-        key = (id(value.tensor), id(labels))
-        if key not in self._positions:  # with the labels, so that no others get their identity
-            self._positions[key] = (labels, self._placed(value, labels))
+        if len(value.axes) < 2:
+            return {axis: places.reshape(-1).numpy() for axis in value.axes}
+        key = (id(value), id(places))
+        if key not in self._positions:  # with the places, so that no others get their identity
+            lines = {axis: line(i, axis) for axis, i in value.index(places).items()}
+            whole = {axis: one for axis, one in lines.items() if one is not None}
+            self._positions[key] = (places, whole if len(whole) == len(lines) else None)
         return self._positions[key][1]
-
-    @staticmethod
-    def _placed(value: Value, labels: Tensor) -> dict[int, Ints] | None:
-        old = value.tensor
-        if not value.axes:
-            return {}
-        axis = value.axes[0]
-        if len(value.axes) == 1 and value.natural and labels.shape[axis] == labels.numel():
-            return {axis: labels.reshape(-1).numpy()}
-        if torch.equal(old, labels):
-            return {a: np.arange(old.shape[a]) for a in value.axes}
-        found = match(old.flatten().numpy(), labels.flatten().numpy())
-        if found is None:
-            return None
-        grids = np.unravel_index(found, tuple(old.shape))
-        result = {}
-        for axis in value.axes:
-            grid = np.moveaxis(grids[axis].reshape(tuple(labels.shape)), axis, 0)
-            line = grid.reshape(grid.shape[0], -1)
-            if (line != line[:, :1]).any():
-                return None
-            result[axis] = line[:, 0]
-        return result
 
     def aligned(
         self, node: fx.Node, skip_axis: int | None = None
@@ -383,14 +471,14 @@ class Rewriter(Emitter):
         """Return the operands of an element-wise node with their channels in step.
 
         Returns:
-            The new operand per read, the result's labels and its shape (with ``skip_axis`` set to
+            The new operand per read, the result's places and its shape (with ``skip_axis`` set to
             1).
         """
         return aligned(self, node, skip_axis)
 
     # ------------------------------------------------------------------ weights
 
-    def sliced_free(self, node: fx.Node, operand: fx.Node, labels: Tensor) -> fx.Node:
+    def sliced_free(self, node: fx.Node, operand: fx.Node, places: Tensor) -> fx.Node:
         """Return an element-wise operand made of weights, restricted like the result."""
         rank, own = self.facts.value(node).tensor.dim(), len(shape_of(operand))
         wide = {
@@ -398,9 +486,9 @@ class Rewriter(Emitter):
             for a in self.facts.value(node).axes
             if a >= rank - own and shape_of(operand)[a - rank + own] > 1
         }
-        if not wide or not self.narrowed(node, labels):
+        if not wide or not self.narrowed(node, places):
             return self.plain(operand)
-        where = self.positions(node, labels)
+        where = self.positions(node, places)
         if where is None:
             raise RaggedError(node, None)
         return self.free(operand, {a - rank + own: where[a] for a in wide})
