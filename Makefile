@@ -12,14 +12,14 @@ ARGS ?=
 NO_DEPS := torchvision timm
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format unit docs bench-setup clean
+.PHONY: help setup demo test check format unit machines docs bench-setup clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  PYTHON=$(PYTHON)  the interpreter that builds the environment (3.11 or newer)"
 	@echo "  VENV=$(VENV)  where the environment is"
-	@echo "  ARGS=...  more arguments for demo and unit, such as ARGS='-k capture'"
+	@echo "  ARGS=...  more arguments for demo, unit and machines, such as ARGS='-k capture'"
 
 demo: $(BIN)/.installed  ## set up, then train, prune and export a digits network
 	$(BIN)/narrows demo $(ARGS)
@@ -33,6 +33,9 @@ check: $(BIN)/.installed  ## ruff and pyright only
 
 unit: $(BIN)/.installed  ## pytest only
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+
+machines: $(BIN)/.installed  ## the tests under the conditions of other processors; takes hours
+	$(BIN)/python -m benchmarks.machines $(ARGS)
 
 format: $(BIN)/.installed  ## let ruff rewrite the files
 	$(BIN)/ruff check --fix .

@@ -175,9 +175,9 @@ def quantize_static(model: Path, out: Path, images: np.ndarray) -> None:
 def _runner(path: Path, x: np.ndarray) -> Callable[[], None]:
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    from narrows.backends.onnx.session import session_options
+
+    options = session_options(threads=1)
     session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
     feed = {session.get_inputs()[0].name: x}
     return lambda: session.run(None, feed)

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from narrows.errors import UsageError
+from narrows.errors import UsageError, suggest
 
 if TYPE_CHECKING:
     from narrows.backends.artifact import Artifact
@@ -93,18 +93,45 @@ def plan(
             (1). See `narrows.passes.plans.choose.make_plan`.
 
     Raises:
-        PlanError: A weight is unknown, a mask has another length, nothing would be left, or the
-            latency cannot be reached.
-        UsageError: The target is unknown, or has no cost table.
+        PlanError: Nothing can be removed, or the latency cannot be reached; a `PlanUsageError`,
+            which is a `UsageError` too, where a weight is unknown or a mask has another length.
+        UsageError: An option or the target is unknown, or the target has no cost table.
     """
     from narrows.passes.plans.choose import make_plan as run
 
+    refuse_model(program, "plan")
+    _refuse_unknown(options)
     if target is not None:
         options["costs"] = _costs_to_plan_by(target, options)
     return run(program, keep_inputs, keep_outputs, **options)
 
 
 make_plan = plan  # below, `plan` is an argument
+
+
+def _refuse_unknown(options: Mapping[str, Any]) -> None:
+    """Raise `UsageError` for options that `narrows.plan` has not."""
+    from narrows.passes.plans.choose import make_plan as run
+
+    known = [*list(inspect.signature(run).parameters)[1:], "target"]
+    for name in options:
+        if name not in known:
+            raise UsageError(
+                f"plan has no option {name!r}",
+                why=f"it has {', '.join(known)}",
+                hint=suggest(str(name), known),
+            )
+
+
+def refuse_model(program: Any, function: str) -> None:
+    """Raise `UsageError` unless a public function was given a program."""
+    from narrows.ir.program import Program
+
+    if not isinstance(program, Program):
+        raise UsageError(
+            f"{function} takes a Program, got {type(program).__name__}",
+            hint=f"narrows.{function}(narrows.capture(model, inputs), ...)",
+        )
 
 
 def _costs_to_plan_by(target: str | Target, options: Mapping[str, Any]) -> CostTable:
@@ -131,6 +158,7 @@ def plan_for(
     program: Program, options: Mapping[str, Any], target: str | Target | None
 ) -> ChannelPlan:
     """Return the plan of options as a dict, which are for ``target`` unless they name another."""
+    _refuse_unknown(options)
     named = options.get("target") is not None or options.get("costs") is not None
     aims = options.get("latency") is not None
     if named or target is None or not (aims or options.get("ratio") is not None):
@@ -202,6 +230,7 @@ def rewrite(
     from narrows.passes.instruments import Numerics, Verify
     from narrows.passes.pipeline import pipeline_for
 
+    refuse_model(program, "apply")
     if batch is not None and target is None:
         why = "reads and widths are chosen by the costs of a target, and none is named"
         raise UsageError("batch would have no effect", why=why, hint='target="onnx"')
@@ -301,18 +330,13 @@ def quantize(
         PlanError: The plan is of another program.
         FidelityError: With ``check``, the integers differ from the fake-quantized program.
     """
-    from narrows.ir.program import Program
     from narrows.passes.instruments import Numerics, Verify
     from narrows.passes.quant.calibrate import Settings
     from narrows.passes.quant.learning import Learning
     from narrows.passes.quant.plan import QuantPlan
     from narrows.passes.quant.quantization import quantize as run
 
-    if not isinstance(program, Program):
-        raise UsageError(
-            f"quantize takes a Program, got {type(program).__name__}",
-            hint="narrows.quantize(narrows.capture(model, inputs), [images])",
-        )
+    refuse_model(program, "quantize")
     if isinstance(plan, str | os.PathLike):
         plan = QuantPlan.load(plan)
     globs = tuple(skip) if isinstance(skip, Iterable) and not isinstance(skip, str) else (skip,)
@@ -370,14 +394,9 @@ def quantize_weights(
         UsageError: There is no calibration data, or an argument is out of range.
         PassError: There is no linear layer, a glob matches none, or a number is not finite.
     """
-    from narrows.ir.program import Program
     from narrows.passes.quant.weight_only import quantize_weights as run
 
-    if not isinstance(program, Program):
-        raise UsageError(
-            f"quantize_weights takes a Program, got {type(program).__name__}",
-            hint="narrows.quantize_weights(narrows.capture(model, inputs), [tokens])",
-        )
+    refuse_model(program, "quantize_weights")
     globs = (skip,) if isinstance(skip, str) else tuple(skip)
     how: dict[str, Any] = {"bits": bits, "group": group, "groups": groups, "method": method}
     return run(program, calibration, **how, skip=globs)
@@ -403,6 +422,7 @@ def lower(
     """
     from narrows.backends import lower as run
 
+    refuse_model(program, "lower")
     if isinstance(plan, str | os.PathLike):
         from narrows.passes.plans.plan import ChannelPlan
 

@@ -66,6 +66,18 @@ class UsageError(NarrowsError):
     """The command line or an argument is malformed."""
 
 
+class PlanUsageError(UsageError, PlanError):
+    """What a plan is asked for is malformed, or names what is not there."""
+
+
+class PassUsageError(UsageError, PassError):
+    """What a pass is asked for is malformed, or names what is not there."""
+
+
+class ArtifactUsageError(UsageError, ArtifactError):
+    """There is no artifact where one was named."""
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """Return ``did you mean 'x'?`` for the closest known name, or an empty string."""
     match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

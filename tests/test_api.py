@@ -109,6 +109,27 @@ def test_apply_takes_a_path_and_options_and_nothing(program: narrows.Program, tm
     assert narrows.apply(program).parameter_count > sizes.pop()
 
 
+@pytest.mark.parametrize("name", ["ratios", "keep_input", "min_widht", "kriterion"])
+def test_an_unknown_option_of_a_plan_is_wrong_usage(program: narrows.Program, name: str):
+    meant = {"ratios": "ratio", "keep_input": "keep_inputs", "min_widht": "min_width"}
+    for call in (
+        lambda: narrows.plan(program, **{name: 1}),
+        lambda: narrows.apply(program, {name: 1}),
+        lambda: narrows.apply(program, {name: 1}, target="onnx"),
+    ):
+        with pytest.raises(UsageError) as error:
+            call()
+        assert error.value.what == f"plan has no option {name!r}"
+        assert "criterion" in error.value.why
+        assert error.value.hint == f"did you mean {meant.get(name, 'criterion')!r}?"
+
+
+@pytest.mark.parametrize("function", [narrows.plan, narrows.apply, narrows.lower])
+def test_a_module_is_no_program(function: Any):
+    with pytest.raises(UsageError, match=rf"{function.__name__} takes a Program, got Conv2d"):
+        function(nn.Conv2d(3, 4, 3))
+
+
 def test_apply_takes_another_pipeline(program: narrows.Program):
     for pipeline in ("fold-batch-norm", Pipeline((FoldBatchNorm(),))):
         result = narrows.apply(program, pipeline=pipeline)

@@ -40,7 +40,8 @@ class Variant:
         missing: What of it is not here, or does less than it could; empty where all is well.
         supports: What it is for.
         checked: How what it makes is held to the program.
-        usable: Whether a program can be lowered to it here.
+        lowers: Whether a program can be lowered to it here.
+        usable: Whether what comes out runs here, too.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Variant:
     missing: str
     supports: str
     checked: str
+    lowers: bool
     usable: bool
 
 

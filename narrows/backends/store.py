@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from narrows.errors import ArtifactError
+from narrows.errors import ArtifactError, ArtifactUsageError
 
 MANIFEST = "manifest.json"
 FORMAT = "narrows-artifact"
@@ -47,12 +47,13 @@ def encode_manifest(manifest: Mapping[str, Any]) -> str:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Return the manifest of an artifact's folder; `ArtifactError` if it is none, or not whole."""
     if not folder.is_dir():
-        raise ArtifactError(f"there is no artifact at {folder}", why="it is not a folder")
+        raise ArtifactUsageError(f"there is no artifact at {folder}", why="it is not a folder")
     path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ArtifactError(f"{folder} is not an artifact", why=f"it has no {MANIFEST}") from None
+        why = f"it has no {MANIFEST}"
+        raise ArtifactUsageError(f"{folder} is not an artifact", why=why) from None
     except OSError as error:
         raise ArtifactError(f"cannot read {path}", why=str(error.strerror)) from error
     except ValueError as error:

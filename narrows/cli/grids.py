@@ -85,12 +85,8 @@ def batches(path: Path, program: Program) -> Iterator[tuple[Any, ...]]:
         raise UsageError(
             f"{path} holds {len(arrays)} arrays, the model takes {len(holders)} inputs"
         )
-    for array in arrays:
-        if array.dtype.kind not in "biuf" or not array.ndim:
-            raise UsageError(
-                f"{path} holds {array.dtype}{list(array.shape)}",
-                why="it takes arrays of numbers, and axis 0 counts the samples",
-            )
+    for array, holder, example in zip(arrays, holders, program.examples, strict=True):
+        _refuse_array(path, array, holder, example)
     counts = {len(a) for a in arrays}
     if len(counts) != 1:
         raise UsageError(f"the arrays of {path} have different numbers of samples")
@@ -105,12 +101,33 @@ def batches(path: Path, program: Program) -> Iterator[tuple[Any, ...]]:
     def chunks() -> Iterator[tuple[Any, ...]]:
         for start in range(0, count - (fixed or 1) + 1, step):
             parts = (a[start : start + step] for a in arrays)
-            yield tuple(
-                torch.from_numpy(np.ascontiguousarray(p)).to(e.dtype)
-                for p, e in zip(parts, program.examples, strict=True)
-            )
+            yield tuple(torch.from_numpy(np.ascontiguousarray(p)) for p in parts)
 
     return chunks()
+
+
+def _refuse_array(path: Path, array: Any, holder: Any, example: Any) -> None:
+    """Raise `UsageError` unless an array of a file is what an input of the model takes."""
+    from narrows.ir.program import Meta
+
+    told = f"{path} holds {array.dtype}{list(array.shape)}"
+    if array.dtype.kind not in "biuf" or not array.ndim:
+        why = "it takes arrays of numbers, and axis 0 counts the samples"
+        raise UsageError(told, where=f"input {holder.name}", why=why)
+    wanted = str(example.dtype).removeprefix("torch.")
+    if array.dtype.name != wanted:
+        images = array.dtype.kind in "iu" and wanted.startswith(("float", "bfloat"))
+        convert = f"data.astype({wanted!r})" if wanted != "bfloat16" else "-i f32[...]"
+        raise UsageError(
+            told,
+            where=f"input {holder.name}",
+            why=f"the model takes {wanted}, and numbers of another type may be of another range",
+            hint=f"{convert}, scaled and shifted as in training" if images else convert,
+        )
+    fixed = [(a, s) for a, s in enumerate(example.shape) if a and a not in Meta(holder).dynamic]
+    if array.ndim != example.dim() or any(array.shape[a] != size for a, size in fixed):
+        shape = ",".join(["b", *map(str, example.shape[1:])])
+        raise UsageError(told, where=f"input {holder.name}", why=f"the model takes [{shape}]")
 
 
 def _named(arrays: dict[str, Any], program: Program) -> list[Any]:

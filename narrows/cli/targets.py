@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 
-from narrows.backends import target_names, target_type
+from narrows.backends import Variant, target_names, target_type
 from narrows.cli.commands import print_json
 
 
@@ -16,8 +16,7 @@ def targets(arguments: argparse.Namespace) -> int:
         print_json([dataclasses.asdict(v) for v in variants])
         return 0
     head = ("target", "usable here", "for", "needs", "checked")
-    rows = [(v.name, _answer(v.usable, v.missing), v.supports, v.needs, v.checked)
-            for v in variants]  # fmt: skip
+    rows = [(v.name, _answer(v), v.supports, v.needs, v.checked) for v in variants]
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
     for row in (head, *rows):
         print("  ".join(f"{cell:{w}}" for cell, w in zip(row, widths, strict=True)).rstrip())
@@ -27,7 +26,7 @@ def targets(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _answer(usable: bool, missing: str) -> str:
-    if not usable:
-        return "no"
-    return "in part" if missing else "yes"
+def _answer(variant: Variant) -> str:
+    if variant.usable:
+        return "in part" if variant.missing else "yes"
+    return "to lower, not to run" if variant.lowers else "no"

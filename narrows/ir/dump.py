@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from narrows.errors import ArtifactError, UsageError, suggest
+from narrows.errors import ArtifactError, ArtifactUsageError, UsageError, suggest
 from narrows.ir.snapshot import Snapshot
 from narrows.ir.text import render
 
@@ -166,7 +166,7 @@ def _read_index(path: Path) -> dict[str, Any]:
     try:
         data = json.loads((path / INDEX).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ArtifactError(
+        raise ArtifactUsageError(
             "there is no dump here", where=str(path), hint="narrows compile ... --dump writes one"
         ) from None
     except (OSError, ValueError) as cause:

@@ -40,7 +40,9 @@ class Note:
         reason: A short stable word that reports can count by (``padding``, ``groups``, ``merge``
             ...).
         message: The sentence for a person.
-        channels: How many channels it concerns.
+        channels: How many channels of a layer's inputs or outputs stay, as plans count them,
+            although the plan drops them or nothing needs them; 0 where a note is about anything
+            else. A channel counts where it is made, not again in what passes it on.
         source: The user's source line, ``file:line``.
     """
 

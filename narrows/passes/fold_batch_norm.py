@@ -87,8 +87,7 @@ def _obstacle(norm: fx.Node) -> Note | None:
     layer = given["input"]
 
     def note(reason: str, message: str) -> Note:
-        width = (shape_of(norm) or (0, 0))[1]
-        return Note(norm.name, reason, f"not folded: {message}", width, Meta(norm).source)
+        return Note(norm.name, reason, f"not folded: {message}", 0, Meta(norm).source)
 
     if layer.target not in PRODUCERS:
         return note("norm", f"{layer.name} before it was not folded")

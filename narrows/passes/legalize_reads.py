@@ -21,6 +21,7 @@ from narrows.errors import PassError
 from narrows.ir.channels import Facts
 from narrows.ir.cost import CostTable
 from narrows.ir.labels import Bools
+from narrows.ir.ops import table
 from narrows.ir.program import Meta, Note, Program, shape_of
 from narrows.ir.rewrite import Base, Choices, everything
 from narrows.passes.base import Fidelity, Pass, PassResult
@@ -29,6 +30,7 @@ from narrows.passes.forms.splitting import apart, split_notes
 from narrows.passes.forms.widths import Chooser, Decision
 from narrows.passes.prune_channels import emit, is_idle
 
+MAKERS = ("contraction", "lookup")  # the kinds of rows that make channels, not pass them on
 NO_COSTS = "it was given no costs of a target"
 WHOLE = "no channel is removed: by the target's costs no pruned form is faster"
 FULL = "prune-channels removed nothing right before it, and no width is in the way"
@@ -191,7 +193,8 @@ def _width_notes(before: Program, after: Program) -> Iterator[Note]:
         if node.op != "call_function" or old is None or new is None or len(old) != len(new):
             continue
         grown = [(a, b) for a, b in zip(old, new, strict=True) if b > a]
-        if grown and any(n.op == "get_attr" for n in node.all_input_nodes):
+        row = table.find(node)
+        if grown and row is not None and row.kind in MAKERS:
             ((a, b), *_) = grown
             yield Note(
                 node.name, "width", f"{b} channels wide instead of {a}: faster on this target",

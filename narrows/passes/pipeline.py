@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import fx
 
-from narrows.errors import PassError, UsageError
+from narrows.errors import PassError, PassUsageError, UsageError
 from narrows.ir.cost import CostTable
 from narrows.ir.graph import without_collection
 from narrows.ir.program import Mark, Meta, Note, Program, shape_of
@@ -228,7 +228,7 @@ class Pipeline:
             ]
             seen.add(pass_.name)
         if unmet:
-            raise PassError(
+            raise PassUsageError(
                 "the pipeline's order is wrong",
                 where=str(self),
                 why="; ".join(unmet),
@@ -253,7 +253,8 @@ def pipeline_for(
         return Pipeline.default(plan, costs, batch)
     passes = Pipeline.parse(pipeline) if isinstance(pipeline, str) else pipeline
     if not isinstance(passes, Pipeline):
-        raise PassError(f"pipeline takes a Pipeline or its spelling, got {type(pipeline).__name__}")
+        kind = type(pipeline).__name__
+        raise PassUsageError(f"pipeline takes a Pipeline or its spelling, got {kind}")
     filled: dict[str, Any] = {} if costs is None else {"costs": costs, "batch": batch}
     passes = Pipeline(
         dataclasses.replace(p, **filled) if getattr(p, "costs", ...) is None else p

@@ -22,6 +22,7 @@ from narrows.ir.rewrite import Base, rewrite
 from narrows.passes.base import Fidelity, Pass, PassResult
 from narrows.passes.forms.families import orders
 from narrows.passes.plans.plan import ChannelPlan, fingerprint, refuse_nan
+from narrows.passes.plans.remains import constant_outputs, remaining
 
 # Rounds that a program gets to settle in; the second finds nothing, as a rule.
 ROUNDS = 4
@@ -48,6 +49,8 @@ class PruneChannels(Pass):
         plan = self._loaded()
         result, found = _settled(*plan.split(program), order=self.order)
         result = result.replace(notes=program.notes)
+        found = (*found, *remaining(program, plan, result, found))
+        found = (*found, *constant_outputs(program, result))
         notes = (*plan.notes, *_on_plan(plan, program), *found)
         if is_idle(program, result):
             idle = Note(program.name, "idle", "no channel is masked, dead or constant")

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 import narrows
 from narrows.backends.onnx.check import check
 from narrows.backends.onnx.integer.qdq import pooled_exactly
-from narrows.backends.onnx.session import MODEL, OnnxSession
+from narrows.backends.onnx.session import EXACT_PRODUCTS, MODEL, OnnxSession, session_options
 from narrows.errors import LowerError, UsageError
 from narrows.ir.integer.rounding import divide
 from narrows.ir.program import Program
@@ -51,6 +51,50 @@ def test_every_form_is_the_interpreter(name: str, form: str) -> None:
     artifact = narrows.lower(quantized(name).program, form=form, samples=1)
     assert {c["error"] for c in artifact.fidelity["checked"]} == {0.0}
     assert artifact.fidelity["tolerance"] == 0.0
+
+
+class Loud(torch.nn.Module):
+    """Weights and inputs so large that two products add up to more than 2**15; one weight twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = torch.nn.Conv2d(3, 16, 3, padding=1)
+        self.block = torch.nn.Conv2d(16, 16, 3, padding=1)
+        self.head = torch.nn.Linear(16, 1)
+        self.other = torch.nn.Linear(16, 1)
+        for layer in (self.stem, self.block, self.head, self.other):
+            torch.nn.init.constant_(layer.weight, 127 / 128)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        x = self.block(self.block(self.stem(x)) / 16).mean((2, 3))
+        return self.head(x), self.other(x)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_large_products_are_not_cut_off(form: str) -> None:
+    """ONNX Runtime does that on processors without VNNI, where it is not told otherwise."""
+    x = 1 - torch.rand(2, 3, 6, 6) / 16
+    program = narrows.quantize(narrows.capture(Loud().eval(), (x,)), [x]).program
+    artifact = narrows.lower(program, form=form)
+    model = onnx.load(artifact.folder / MODEL).graph
+    kinds = {i.name: i.data_type for i in model.initializer}
+    own = [n for n in artifact.report.splitlines() if "session.x64quantprecision=1" in n]
+    if form != "qdq":  # safe in any session
+        dense = [n for n in model.node if n.op_type in ("QLinearConv", "QGemm", "MatMulInteger")]
+        read = [kinds.get(name) for node in dense for name in node.input]
+        assert TensorProto.INT8 not in read
+        assert not own
+        return
+    assert len(own) == 1
+    codes = [n for n in model.node if kinds.get(n.input[0]) == TensorProto.INT8]
+    assert len(codes) == 5
+    # ONNX Runtime makes uint8 of each weight and each zero point, and of none twice.
+    assert len({n.input[0] for n in codes}) == len({n.input[2] for n in codes}) == 5
+
+
+def test_every_session_asks_for_exact_products() -> None:
+    key, value = EXACT_PRODUCTS
+    assert session_options().get_session_config_entry(key) == value
 
 
 def operators(artifact: narrows.Artifact) -> list[str]:

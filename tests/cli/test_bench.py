@@ -73,7 +73,7 @@ def test_the_profile_as_text(artifacts: Path, run):
     ("words", "code", "message"),
     [
         ((), 2, "there is nothing to time"),
-        (("nowhere",), 1, "no artifact"),
+        (("nowhere",), 2, "no artifact"),
         (("free", "--batch", "0"), 2, "no list of batch sizes"),
         (("free", "--batch", "1;8"), 2, "no list of batch sizes"),
         (("free", "--rounds", "0"), 2, "take 1 or more"),

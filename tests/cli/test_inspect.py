@@ -87,7 +87,7 @@ def test_show(run, compiled: Path):
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (("nothing",), 1, "there is no dump here"),
+        (("nothing",), 2, "there is no dump here"),
         (("{}@fold",), 2, "the dump has no pass 'fold'"),
         (("{}", "--only", "con"), 2, "no node fits 'con'"),
     ],
@@ -144,7 +144,7 @@ def test_check(run, compiled: Path, tmp_path: Path):
     code, _, err = run("check", tmp_path / "bad")
     assert code == 1
     assert "is corrupt" in err
-    assert run("check", tmp_path / "none")[0] == 1
+    assert run("check", tmp_path / "none")[0] == 2
 
 
 def test_dumps_and_artifacts_are_read_without_torch(compiled: Path):

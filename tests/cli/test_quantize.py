@@ -166,15 +166,17 @@ def test_islands_are_told_and_strict_refuses(data: str, capsys) -> None:
     [
         (["--data", "nan.npy"], 1, "calibration met NaN or infinity\n  at x\n"),
         (["--data", "huge.npy"], 1, "the range of x cannot be quantized"),
-        (["--data", "shape.npy"], 1, "input x has shape"),
+        (["--data", "shape.npy"], 2, "shape.npy holds float32[40, 2, 8, 8]\n  at input x\n"),
+        (["--data", "wide.npy"], 2, "try: data.astype('float32')"),
+        (["--data", "bytes.npy"], 2, "scaled and shifted as in training"),
         (["--data", "images.npy", "--weight-bits", "40"], 2, "weights takes 2 to 8 bits, got 40"),
         (["--data", "images.npy", "--activation-bits", "1"], 2, "takes 2 to 8 bits, got 1"),
         (["--data", "images.npy", "--weight-bits", "zz=4"], 2, "bits for 'zz', which matches noth"),
         (["--data", "images.npy", "--skip", "*"], 1, "nothing of small can be quantized"),
-        (["--data", "images.npy", "--skip", "zz"], 1, "'zz' matches no node"),
+        (["--data", "images.npy", "--skip", "zz"], 2, "'zz' matches no node"),
         (["--data", "one.npy", "--fixed-batch"], 2, "holds 1 samples, the model takes 2"),
         (["--data", "images.npy", "--save-plan", "no/q.json"], 2, "folder does not exist"),
-        (["--plan", "missing.json"], 1, "cannot read the plan missing.json"),
+        (["--plan", "missing.json"], 2, "cannot read the plan missing.json"),
     ],
 )
 def test_refusals_leave_nothing(data: str, words: list[str], code: int, text: str, capsys) -> None:
@@ -182,6 +184,8 @@ def test_refusals_leave_nothing(data: str, words: list[str], code: int, text: st
     np.save("nan.npy", images * np.nan)
     np.save("huge.npy", images * 1e25)
     np.save("shape.npy", images[:, :2])
+    np.save("wide.npy", images.astype(np.float64))
+    np.save("bytes.npy", np.zeros(images.shape, np.uint8))
     np.save("one.npy", images[:1])
     assert main(["quantize", *SPEC, "-o", "out", *words]) == code
     assert text in capsys.readouterr().err
@@ -217,6 +221,6 @@ def test_wrong_usage(data: str, words: list[str], text: str, capsys) -> None:
     np.savez("two.npz", a=np.zeros(3), b=np.zeros(3))
     np.save("words.npy", np.array(["words"]))
     np.save("one.npy", np.array(1.0))
-    np.save("none.npy", np.zeros((0, 3, 8, 8)))
+    np.save("none.npy", np.zeros((0, 3, 8, 8), np.float32))
     assert main(["quantize", *SPEC, "-o", "out", *words]) == 2
     assert text in capsys.readouterr().err

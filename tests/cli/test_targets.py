@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+from typing import Any
 
 import pytest
 
-from narrows.backends.tvm import versions
+from narrows.backends.tvm import devices, target, versions
 from narrows.cli.commands import parse_target
 from narrows.errors import UsageError
 
@@ -29,6 +31,41 @@ def test_what_is_missing_is_told(run, monkeypatch: pytest.MonkeyPatch):
     rows = {row["name"]: row for row in json.loads(run("targets", "--json")[1])}
     assert not rows["tvm:llvm"]["usable"]
     assert rows["onnx"]["usable"]
+
+
+def test_cuda_is_not_usable_without_a_gpu(run, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(target, "has_gpu", lambda: False)
+    rows = {row["name"]: row for row in json.loads(run("targets", "--json")[1])}
+    assert not any(rows[name]["usable"] for name in ("tvm:cuda", "tvm:aarch64", "tvm:opencl"))
+    out = run("targets")[1]
+    (row,) = (line for line in out.splitlines() if line.startswith("tvm:cuda  "))
+    assert "  yes  " not in row
+    if rows["tvm:cuda"]["lowers"]:
+        assert "to lower, not to run" in row
+        assert "tvm:cuda: compiled here, not run: there is no NVIDIA GPU" in out
+
+
+def test_a_gpu_is_asked_of_its_driver(monkeypatch: pytest.MonkeyPatch):
+    def none(name: str) -> None:
+        raise OSError(name)
+
+    monkeypatch.setattr(ctypes, "CDLL", none)
+    assert not devices.has_gpu()
+
+    class Driver:
+        found = 1
+
+        def cuInit(self, flags: int) -> int:  # noqa: N802
+            return 0
+
+        def cuDeviceGetCount(self, count: Any) -> int:  # noqa: N802
+            count._obj.value = self.found
+            return 0
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver())
+    assert devices.has_gpu()
+    Driver.found = 0
+    assert not devices.has_gpu()
 
 
 def test_a_target_may_name_its_device_and_tuning():

@@ -282,6 +282,54 @@ def test_global_scope_ranks_all_together(program: Program) -> None:
     assert len(least.outputs["up.0.weight"]) == 5
 
 
+def test_globs_are_groups_even_where_their_ratios_are_equal() -> None:
+    layers = [nn.Conv2d(3, 16, 3), *(nn.Conv2d(16, 16, 1) for _ in range(3)), nn.Conv2d(16, 4, 1)]
+    module = nn.Sequential(*layers)
+    with torch.no_grad():
+        module[2].weight *= torch.rand(16, 1, 1, 1) ** 3  # uneven: it loses most of all
+    program = captured(module, 2, 3, 6, 6)
+    names = [f"{i}.weight" for i in range(4)]
+
+    def lost(ratios: dict[str, float]) -> list[int]:
+        plan = narrows.plan(program, ratio=ratios, scope="global", zeros=False)
+        return [16 - len(plan.outputs.get(name, range(16))) for name in names]
+
+    apart = lost(dict.fromkeys(names, 0.25))
+    assert apart == [4, 4, 4, 4]
+    assert apart == lost({**dict.fromkeys(names, 0.25), names[3]: 0.2500001})
+    together = lost({"*": 0.25})
+    assert sum(together) == 16
+    assert together != apart
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"ratio": 1.0}, "hardly anything is left of 2 of 2 couplings: stem_0 (1 of 8), "),
+        ({"ratio": 1.0, "constrained": False}, "of 3 of 3 layers: up.0.weight (1 of 8), "),
+        ({"ratio": 0.92}, "left of 1 of 2 couplings: up_0 (1 of 12)"),
+        ({"ratio": 1.0, "min_width": 3}, "stem_0 (3 of 8)"),
+        ({"ratio": 1.0, "scope": "global"}, "hardly anything is left of 2 of 2 couplings"),
+    ],
+)
+def test_hardly_anything_left_is_noted(program: Program, options: Any, told: str) -> None:
+    (note,) = (
+        n for n in narrows.plan(program, zeros=False, **options).notes if n.reason == "hardly"
+    )
+    assert told in note.message
+    assert note.channels == 0
+
+
+def test_half_is_not_hardly(program: Program) -> None:
+    assert not [n for n in narrows.plan(program, ratio=0.5).notes if n.reason == "hardly"]
+
+
+def test_a_model_without_layers_has_nothing_for_a_ratio() -> None:
+    program = narrows.capture(nn.ReLU().eval(), (torch.randn(2, 4),))
+    with pytest.raises(PlanError, match="no layer with a weight"):
+        narrows.plan(program, ratio=0.5)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

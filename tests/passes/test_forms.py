@@ -142,6 +142,12 @@ def test_notes_name_what_is_read_with_zero_weights() -> None:
     assert all("zero weights" in n.message and n.source for n in notes)
 
 
+def test_an_order_keeps_no_channel() -> None:
+    program, plan = fork(EVENS, LOW, HIGH)
+    notes = PruneChannels(plan, order=True).run(program).notes
+    assert [n.channels for n in notes if n.reason == "order"] == [0]
+
+
 def test_without_costs_or_a_pruned_program_nothing_happens() -> None:
     program, plan = fork(EVENS, LOW, HIGH)
     pruned = PruneChannels(plan).run(program).program

@@ -69,7 +69,7 @@ class CTarget(Target):
         checked = "compiled and run against the program, =="
         supports = "microcontrollers: integer programs, one batch size"
         needs = "a C compiler to check and run"
-        return [Variant(cls.name, needs, missing, supports, checked, True)]
+        return [Variant(cls.name, needs, missing, supports, checked, True, not missing)]
 
     def lower(
         self, program: Program, *, plan_json: Any = None, reference: Program | None = None

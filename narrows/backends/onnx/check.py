@@ -154,7 +154,6 @@ def _difference(
 def first_difference(artifact: Artifact, program: Program, inputs: Sequence[Any]) -> str:
     """Return the first node whose value is another in ONNX Runtime; empty if none can be named."""
     import onnx
-    import onnxruntime
 
     if (artifact.folder / DATA).exists():
         return ""  # such a model cannot be changed in memory
@@ -174,10 +173,8 @@ def first_difference(artifact: Artifact, program: Program, inputs: Sequence[Any]
     pairs = zip(program.placeholders, inputs, strict=True)
     feed = {node.name: value.numpy() for node, value in pairs if isinstance(value, Tensor)}
     try:
-        session = onnxruntime.InferenceSession(
-            model.SerializeToString(), providers=["CPUExecutionProvider"]
-        )
-        results = session.run(list(probed), feed)
+        session = OnnxSession(model.SerializeToString())
+        results = session.inference.run(list(probed), feed)
     except Exception:  # then the difference is told without the node
         return ""
     for name, result in zip(probed, results, strict=True):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from narrows.backends.artifact import Artifact
 from narrows.backends.base import Target, Variant
-from narrows.backends.onnx.session import DATA, MODEL
+from narrows.backends.onnx.session import DATA, EXACT_PRODUCTS, MODEL
 from narrows.backends.store import describe_files
 from narrows.errors import LowerError, UsageError
 
@@ -33,6 +33,14 @@ OPSETS = range(18, 26)  # what the exporter translates to; it leaves others as t
 PROTOBUF_LIMIT = 2_000_000_000
 
 FORMS = ("qdq", "qlinear", "integer")  # of integer programs
+
+# Two products of a uint8 and a code up to this one add up to less than 2**15.
+SAFE_CODE = 64
+
+OWN_SESSIONS = (
+    f"a session that narrows does not open needs {'='.join(EXACT_PRODUCTS)}: without it ONNX "
+    "Runtime cuts off products on x86 processors without VNNI; form=qlinear needs nothing"
+)
 
 
 @dataclass(frozen=True)
@@ -87,7 +95,11 @@ class OnnxTarget(Target):
         missing = cls.available() or ""
         needs = ", ".join(PACKAGES[1:])
         checked = "run in ONNX Runtime against the program, batches of 1, 2 and 5"
-        return [Variant(cls.name, needs, missing, "any batch size, CPU", checked, not missing)]
+        return [
+            Variant(
+                cls.name, needs, missing, "any batch size, CPU", checked, not missing, not missing
+            )
+        ]
 
     def costs(self) -> CostTable:
         """Return the costs measured on this machine, else those that narrows ships."""
@@ -123,6 +135,8 @@ class OnnxTarget(Target):
                 integers.add_golden(artifact, reference or program)
             if checked.flat:
                 add_note(manifest, "check", program.output.name, FLAT)
+        if whole and self.form == "qdq" and overflows(model):
+            add_note(manifest, "session", MODEL, OWN_SESSIONS)
         return artifact
 
     def _floats(self, program: Program, leaves: Leaves) -> Exported:
@@ -166,6 +180,19 @@ def describe_value(value: Any) -> dict[str, Any]:
     shape = ["b" if d.dim_param else d.dim_value for d in kind.shape.dim]
     dtype = np.dtype(helper.tensor_dtype_to_np_dtype(kind.elem_type)).name
     return {"name": value.name, "shape": shape, "dtype": dtype}
+
+
+def overflows(model: Any) -> bool:
+    """Whether an `onnx_ir.Model` has int8 weights whose products some processors cut off."""
+    import numpy as np
+    import onnx_ir as ir
+
+    weights = (value.const_value for value in model.graph.initializers.values())
+    return any(
+        bool((np.abs(weight.numpy().astype(np.int16)) > SAFE_CODE).any())
+        for weight in weights
+        if weight.dtype == ir.DataType.INT8
+    )
 
 
 def write(model: Any, folder: Path, inline_limit: int) -> dict[str, Any]:

@@ -72,11 +72,13 @@ class TorchTarget(Target):
         checked = "run against the program, batches of 1, 2 and 3"
         return [
             Variant(
-                "torch", "torch", missing, "any batch size; trains, compiles", checked, not missing
+                "torch", "torch", missing, "any batch size; trains, compiles", checked, not missing,
+                not missing,
             ),
             Variant(
                 "torch{form=aot}", "torch, a C++ compiler", missing or compiler,
                 "any batch size, this machine", checked, not (missing or compiler),
+                not (missing or compiler),
             ),
         ]  # fmt: skip
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,3 +85,14 @@ DEVICES: dict[str, Device] = {
         Device("webgpu", "WebGPU source and host code", "webgpu", {}, _GPU, source="wgsl"),
     )
 }  # fmt: skip
+
+
+def has_gpu() -> bool:
+    """Whether NVIDIA's driver is here and finds a GPU."""
+    count = ctypes.c_int()
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        found = driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0
+    except (OSError, AttributeError):
+        return False
+    return found and count.value > 0

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from narrows.backends.artifact import Artifact
 from narrows.backends.base import KINDS, Target, Variant
 from narrows.backends.store import describe_files
-from narrows.backends.tvm.devices import DEVICES, Device
+from narrows.backends.tvm.devices import DEVICES, Device, has_gpu
 from narrows.backends.tvm.link import find_linker
 from narrows.backends.tvm.versions import WANTED, problem
 from narrows.errors import LowerError, UsageError, suggest
@@ -201,7 +201,24 @@ def _variant(device: Device, reason: str) -> Variant:
     needs = f"apache-tvm; {device.linkers[0]}"
     where = reason or ("" if linker else f"object files only: there is no {device.linkers[0]}")
     checked = "run against the program" if device.runs_here else "compiled, not run"
-    return Variant(f"tvm:{device.name}", needs, where, device.summary, checked, not reason)
+    runs = not reason and (device.runs_here or (device.kind == "cuda" and _runs_cuda()))
+    where = where or ("" if runs else _elsewhere(device))
+    return Variant(f"tvm:{device.name}", needs, where, device.summary, checked, not reason, runs)
+
+
+def _runs_cuda() -> bool:
+    """Whether there is a GPU, and this TVM knows how to use it; it is slow to ask."""
+    if not has_gpu():
+        return False
+    import tvm
+
+    return bool(tvm.device("cuda", 0).exist)
+
+
+def _elsewhere(device: Device) -> str:
+    if device.kind == "cuda":
+        return "compiled here, not run: there is no NVIDIA GPU that TVM can use"
+    return "compiled here, and run elsewhere"
 
 
 def _tell(line: str) -> None:

@@ -19,6 +19,8 @@ from narrows.ir.channels import Facts
 from narrows.ir.graph import without_collection
 from narrows.ir.labels import Bools, Value
 from narrows.ir.liveness import Demand
+from narrows.ir.ops import table
+from narrows.ir.ops.layout import Layout
 from narrows.ir.program import Meta, Note, Program, where
 from narrows.ir.rewrite.choices import Base, Choices, everything
 from narrows.ir.rewrite.held import Held, RaggedError, evened
@@ -112,8 +114,10 @@ def _force(
             everything = np.ones(facts.value(target).count, dtype=bool)
             missing = int((~demand.needed(target)).sum()) if demand.alive(target) else 0
             if _grow(forced, target, everything):
+                # What only moves channels and its operand hold the same: they count once.
+                same = target is not node and grew and isinstance(table.find(node), Layout)
                 grew = True
-                _noted(notes, target, "ragged", missing, _RAGGED)
+                _noted(notes, target, "ragged", 0 if same else missing, _RAGGED)
     if not grew:
         raise PassError(
             "a node cannot be rewritten even with all its channels", where=where(node),

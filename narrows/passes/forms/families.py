@@ -199,7 +199,7 @@ def _note(family: Family, readers: list, found: Order) -> Note:
     gap = "" if found.exact else f"; a better order could save {found.gap:,.0f} elements at most"
     return Note(
         node.name, "order", f"{served} of {len(readers)} readers read an interval{gap}",
-        family.count, Meta(node).source,
+        0, Meta(node).source,
     )  # fmt: skip
 
 

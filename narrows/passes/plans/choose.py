@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from narrows.errors import PlanError, suggest
+from narrows.errors import PlanError, PlanUsageError, suggest
 from narrows.ir.cost import CostTable
 from narrows.ir.program import Note, Program
 from narrows.passes.plans import criteria
@@ -70,16 +70,18 @@ def make_plan(
             copied. Else every layer is ranked for itself.
         side: Unconstrained only: ``input`` (the default), ``output`` or ``both``. The model's own
             inputs and outputs are left alone.
-        scope: ``local`` takes the ratio from every coupling or layer; ``global`` ranks all channels
-            together, their scores divided by the mean of their coupling or layer.
+        scope: ``local`` takes the ratio from every coupling or layer; ``global`` ranks the channels
+            of all of them together, or of all that one glob gives its ratio, their scores divided
+            by the mean of their coupling or layer.
         include: Globs on weight names: only layers of these names; constrained, only couplings that
             one of these weights makes.
         exclude: Globs on weight names: no layer, and no coupling with a layer, of these names.
         min_width: How many channels to leave at least.
 
     Raises:
-        PlanError: A weight, glob or criterion is unknown, an option is out of range, a weight holds
-            NaN, the ratio finds nothing that could be removed, or the latency cannot be reached.
+        PlanUsageError: A weight, glob or criterion is unknown, or an option is out of range.
+        PlanError: A weight holds NaN, there is no layer, the ratio finds nothing that could be
+            removed, or the latency cannot be reached.
     """
     aim = _aim(latency, costs, batch, ratio)
     refuse_nan(program)
@@ -113,11 +115,16 @@ def make_plan(
 def _ratios(ratio: Any, uses: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
     if ratio is None:
         return ()
+    if not uses:
+        raise PlanError(
+            "a ratio has nothing to take channels from",
+            why="the program has no layer with a weight: no convolution, linear layer or product",
+        )
     given = ratio if isinstance(ratio, Mapping) else {"*": ratio}
     for glob, value in given.items():
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not 0 <= value <= 1:
-            raise PlanError(f"a ratio is a share from 0 to 1, got {value!r}", where=repr(glob))
+            raise PlanUsageError(f"a ratio is a share from 0 to 1, got {value!r}", where=repr(glob))
     _globs(tuple(given), uses, "ratio")
     return tuple((glob, float(value)) for glob, value in given.items())
 
@@ -127,16 +134,16 @@ def _aim(latency: Any, costs: Any, batch: Any, ratio: Any) -> Aim | None:
     for name, value in (("costs", costs), ("batch", batch)):
         if value is not None and latency is None and ratio is None:
             why = f"{name} has no effect without a latency or a ratio"
-            raise PlanError(why, hint="latency=0.8")
+            raise PlanUsageError(why, hint="latency=0.8")
     if costs is not None and not isinstance(costs, CostTable):
-        raise PlanError(f"costs is a CostTable, got {type(costs).__name__}")
+        raise PlanUsageError(f"costs is a CostTable, got {type(costs).__name__}")
     batch = 1 if batch is None else batch
     if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
-        raise PlanError(f"batch is a whole number of at least 1, got {batch!r}")
+        raise PlanUsageError(f"batch is a whole number of at least 1, got {batch!r}")
     if latency is None:
         return None
     if ratio is not None:
-        raise PlanError(
+        raise PlanUsageError(
             "ratio and latency exclude each other",
             why="a ratio says how many channels go, a latency lets the costs say so",
             hint="leave one of them out",
@@ -144,9 +151,9 @@ def _aim(latency: Any, costs: Any, batch: Any, ratio: Any) -> Aim | None:
     number = isinstance(latency, int | float) and not isinstance(latency, bool)
     if not number or not 0 < latency <= 1:
         why = "it is relative to the unpruned program's"
-        raise PlanError(f"a latency is above 0 and up to 1, got {latency!r}", why=why)
+        raise PlanUsageError(f"a latency is above 0 and up to 1, got {latency!r}", why=why)
     if costs is None:
-        raise PlanError(
+        raise PlanUsageError(
             "a latency is one of a target, and none is named",
             hint='narrows.plan(program, latency=0.8, target="onnx")',
         )
@@ -154,26 +161,26 @@ def _aim(latency: Any, costs: Any, batch: Any, ratio: Any) -> Aim | None:
 
 
 def _refuse_free(options: Options, constrained: bool) -> None:
-    """Raise `PlanError` for an option that a plan for a latency cannot heed."""
+    """Raise `PlanUsageError` for an option that a plan for a latency cannot heed."""
     if not constrained:
-        raise PlanError(
+        raise PlanUsageError(
             "a latency takes whole couplings",
             why="layers that choose for themselves make copies, which cost time",
             hint="leave out constrained=False",
         )
     if options.scope == "global":
         why = "a latency compares the channels of all couplings anyway"
-        raise PlanError("scope has no effect with a latency", why=why)
+        raise PlanUsageError("scope has no effect with a latency", why=why)
 
 
 def _globs(globs: str | Sequence[str], uses: Mapping[str, Any], option: str) -> tuple[str, ...]:
-    """Return globs as a tuple; one that matches no layer's weight is a `PlanError`."""
+    """Return globs as a tuple; one that matches no layer's weight is a `PlanUsageError`."""
     globs = (globs,) if isinstance(globs, str) else tuple(globs)
     for glob in globs:
         if not isinstance(glob, str):
-            raise PlanError(f"{option} takes globs on weight names, got {glob!r:.40}")
+            raise PlanUsageError(f"{option} takes globs on weight names, got {glob!r:.40}")
         if not any(fnmatchcase(name, glob) for name in uses):
-            raise PlanError(
+            raise PlanUsageError(
                 f"{option}: {glob!r} matches no weight of a layer",
                 hint=suggest(glob, uses) or f"the layers' weights are {_some(uses)}",
             )
@@ -187,21 +194,21 @@ def _some(names: Iterable[str]) -> str:
 
 def _min_width(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise PlanError(f"min_width is a whole number of at least 1, got {value!r}")
+        raise PlanUsageError(f"min_width is a whole number of at least 1, got {value!r}")
     return value
 
 
 def _scope(value: str) -> str:
     if value not in ("local", "global"):
-        raise PlanError(f"scope is 'local' or 'global', got {value!r}")
+        raise PlanUsageError(f"scope is 'local' or 'global', got {value!r}")
     return value
 
 
 def _sides(side: str | None, constrained: bool) -> Sides:
     if side is not None and side not in CHOICES:
-        raise PlanError(f"side is one of {', '.join(CHOICES)}, got {side!r}")
+        raise PlanUsageError(f"side is one of {', '.join(CHOICES)}, got {side!r}")
     if side is not None and constrained:
-        raise PlanError(
+        raise PlanUsageError(
             f"side={side!r} has no effect",
             why="a coupling goes with all that makes and reads it",
             hint="constrained=False ranks one side of each layer",
@@ -210,11 +217,12 @@ def _sides(side: str | None, constrained: bool) -> Sides:
 
 
 def _refuse_idle(options: Options, side: str | None) -> None:
-    """Raise `PlanError` for an option that does nothing without a ratio."""
+    """Raise `PlanUsageError` for an option that does nothing without a ratio."""
     given = {
         "include": options.include, "exclude": options.exclude, "side": side,
         "scope": options.scope == "global", "min_width": options.min_width > 1,
     }  # fmt: skip
     for name, value in given.items():
         if value:
-            raise PlanError(f"{name} has no effect without a ratio or a latency", hint="ratio=0.5")
+            why = f"{name} has no effect without a ratio or a latency"
+            raise PlanUsageError(why, hint="ratio=0.5")

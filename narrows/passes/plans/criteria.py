@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 
-from narrows.errors import PlanError, suggest
+from narrows.errors import PlanError, PlanUsageError, suggest
 from narrows.ir.program import Program
 from narrows.passes.plans.uses import Use
 
@@ -110,7 +110,7 @@ def find(criterion: Any) -> Criterion:
     """Return a criterion from its name, a function, or itself; `PlanError` with a suggestion."""
     if isinstance(criterion, str):
         if criterion not in CRITERIA:
-            raise PlanError(
+            raise PlanUsageError(
                 f"there is no criterion {criterion!r}",
                 why=f"known are {', '.join(sorted(CRITERIA))}",
                 hint=suggest(criterion, CRITERIA),
@@ -120,7 +120,7 @@ def find(criterion: Any) -> Criterion:
         return criterion
     if callable(criterion):
         return Function(getattr(criterion, "__name__", "function"), criterion)
-    raise PlanError(
+    raise PlanUsageError(
         f"a criterion is a name, an object with name and score, or a function; got {criterion!r}"
     )
 

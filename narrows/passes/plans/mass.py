@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from narrows.errors import PlanError, suggest
+from narrows.errors import PlanError, PlanUsageError, suggest
 from narrows.ir.program import Program
 from narrows.passes.plans import criteria
 from narrows.passes.plans.criteria import Criterion
@@ -67,7 +67,7 @@ def kept_mass(
     unknown = [name for name in names if name not in layers]
     if unknown:
         why, hint = "only layers that sum over several channels have", suggest(unknown[0], layers)
-        raise PlanError(f"{unknown[0]!r} has no score mass", why=why, hint=hint)
+        raise PlanUsageError(f"{unknown[0]!r} has no score mass", why=why, hint=hint)
     if not names:
         raise PlanError(f"{program.name} has no layer that sums over channels")
     kept = []

@@ -21,7 +21,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from narrows.errors import PlanError
+from narrows.errors import PlanError, PlanUsageError
 from narrows.ir.program import Note, Program, op_name, shape_of
 from narrows.passes.plans import planfile
 from narrows.passes.plans.masking import Mask, mask_program, split_masks
@@ -98,7 +98,7 @@ class ChannelPlan:
                 found = find_uses(program, uses, weight, side)
                 name = found[0].weight
                 if name in keeps[side]:
-                    raise PlanError(
+                    raise PlanUsageError(
                         f"{name!r} has two masks on its {side}",
                         why=f"{weight!r} is another name of it",
                     )
@@ -189,7 +189,7 @@ class ChannelPlan:
                 width = self.widths[weight][at] if weight in self.widths else found[0].width(side)
                 own = [u for u in found if u.width(side) == width]
                 if not own:
-                    raise PlanError(
+                    raise PlanUsageError(
                         f"the plan is of another model: {weight!r} has {width} {side} there, "
                         f"{found[0].width(side)} here",
                         hint="make a plan for this program with narrows.plan",
@@ -244,7 +244,7 @@ def _items(masks: Any, side: str) -> Iterable[tuple[str, Any]]:
     if masks is None:
         return ()
     if not isinstance(masks, Mapping):
-        raise PlanError(
+        raise PlanUsageError(
             f"keep_{side} takes a dict of masks by weight name, got {type(masks).__name__}",
             hint=f'keep_{side}={{"conv1.weight": [0, 2, 3]}}',
         )
@@ -257,7 +257,7 @@ def listed(mask: Any, weight: str) -> list[bool] | list[int]:
         mask = mask.tolist()
     wrong = f"the mask of {weight!r} is neither booleans nor kept channels"
     if isinstance(mask, str | Mapping) or not isinstance(mask, Iterable):
-        raise PlanError(wrong, why=f"it is {mask!r:.60}")
+        raise PlanUsageError(wrong, why=f"it is {mask!r:.60}")
     values = list(mask)
     kinds = set(map(type, values))
     if not kinds <= {bool, int}:
@@ -265,7 +265,7 @@ def listed(mask: Any, weight: str) -> list[bool] | list[int]:
         kinds = set(map(type, values))
     if not kinds <= {bool} and not kinds <= {int}:
         names = ", ".join(sorted(k.__name__ for k in kinds))
-        raise PlanError(wrong, why=f"it holds {names}", hint="convert it: mask.bool()")
+        raise PlanUsageError(wrong, why=f"it holds {names}", hint="convert it: mask.bool()")
     return values
 
 
@@ -280,18 +280,18 @@ def kept(values: Sequence[Any], width: int, what: str) -> Keep:
     """Return the kept channels of a listed mask; `PlanError` naming ``what`` if it does not fit."""
     if values and isinstance(values[0], bool):
         if len(values) != width:
-            raise PlanError(f"{what} take a mask of {width} entries, got {len(values)}")
+            raise PlanUsageError(f"{what} take a mask of {width} entries, got {len(values)}")
         return tuple(i for i, v in enumerate(values) if v)
     keep = tuple(sorted(values))
     if keep and (keep[0] < 0 or keep[-1] >= width):
         outside = next(v for v in keep if not 0 <= v < width)
-        raise PlanError(
+        raise PlanUsageError(
             f"{what} are 0 to {width - 1}, got {outside}",
             hint="a list of integers names the kept channels; a mask is made of booleans",
         )
     if len(set(keep)) < len(keep):
         twice = next(a for a, b in pairwise(keep) if a == b)
-        raise PlanError(
+        raise PlanUsageError(
             f"{what} name channel {twice} twice",
             hint="a list of integers names the kept channels; a mask is made of booleans",
         )

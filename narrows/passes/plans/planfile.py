@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from narrows.errors import NarrowsError, PlanError
+from narrows.errors import NarrowsError, PlanError, PlanUsageError
 from narrows.ir.program import Note
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ def read_json(path: Path, kind: str) -> Any:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise PlanError(f"cannot read the plan {path}", why=str(error.strerror)) from error
+        raise PlanUsageError(f"cannot read the plan {path}", why=str(error.strerror)) from error
     except UnicodeDecodeError as error:
         raise PlanError(f"{path} is not {kind}", why="it is not text") from error
     try:

@@ -7,7 +7,7 @@ coupling, or those of one side of one layer.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -37,9 +37,10 @@ class Options:
     min_width: int
     scope: str
 
-    def ratio(self, weight: str) -> float:
-        """Return the ratio of a weight: that of the first glob that matches it."""
-        return next((r for glob, r in self.ratios if fnmatchcase(weight, glob)), 0.0)
+    def ratio(self, weight: str) -> tuple[float, int]:
+        """Return the ratio of a weight, and which of the globs is the first that matches it."""
+        found = ((r, n) for n, (glob, r) in enumerate(self.ratios) if fnmatchcase(weight, glob))
+        return next(found, (0.0, len(self.ratios)))
 
 
 @dataclass
@@ -65,13 +66,20 @@ class Candidate:
         parts: The layers that lose them.
         scores: One per channel.
         ratio: The share of them to remove.
+        group: Which glob gave the ratio: channels of one group are ranked together.
         coupling: The coupling whose channels they are; ``None`` for one side of one layer.
     """
 
     parts: list[Part]
     scores: np.ndarray
     ratio: float
+    group: int = 0
     coupling: Coupling | None = None
+
+    @property
+    def name(self) -> str:
+        """What a person calls it."""
+        return self.parts[0].use.weight if self.coupling is None else self.coupling.name
 
 
 class Ranking:
@@ -156,7 +164,7 @@ class Ranking:
         elif width <= options.min_width:
             why = f"it has {width} channels"
         else:
-            return [Candidate(parts, self.weigh(parts), min(ratios), coupling)]
+            return [Candidate(parts, self.weigh(parts), *min(ratios), coupling)]
         self.skipped.append(f"{label}: {why}")
         return []
 
@@ -225,13 +233,14 @@ class Ranking:
         return result
 
     def lowest_overall(self, candidates: list[Candidate]) -> list[np.ndarray]:
-        """Return the channels that go when all of one ratio are ranked together."""
+        """Return the channels that go when all of one group are ranked together."""
         result = [np.zeros(0, dtype=np.int64)] * len(candidates)
-        for ratio in {c.ratio for c in candidates}:
-            which = [i for i, c in enumerate(candidates) if c.ratio == ratio]
+        for group in sorted({c.group for c in candidates}):
+            which = [i for i, c in enumerate(candidates) if c.group == group]
             order = [np.argsort(candidates[i].scores, kind="stable") for i in which]
             free = [o[: len(o) - self.options.min_width] for o in order]
             ranks = [_normalised(candidates[i].scores)[o] for i, o in zip(which, free, strict=True)]
+            ratio = candidates[which[0]].ratio
             total = _share(sum(len(candidates[i].scores) for i in which), ratio)
             owner = np.repeat(np.arange(len(which)), [len(o) for o in free])
             taken = owner[np.argsort(np.concatenate(ranks), kind="stable")[:total]]
@@ -270,8 +279,24 @@ class Ranking:
             widths=widths,
             reasons={name: reasons[name] for name in widths},
             fingerprint=self.plan.fingerprint,
-            notes=tuple(self.notes),
+            notes=(*self.notes, *self.hardly(candidates, gone)),
         )
+
+    def hardly(self, candidates: Sequence[Candidate], gone: Sequence[np.ndarray]) -> Iterator[Note]:
+        """Yield what is to be said where hardly any channel of a candidate is left."""
+        found = [
+            (c, len(c.scores) - len(lost))
+            for c, lost in zip(candidates, gone, strict=True)
+            if len(lost) and _is_hardly(len(c.scores), len(lost), c.ratio)
+        ]
+        if not found:
+            return
+        kind = "layers" if candidates[0].coupling is None else "couplings"
+        named = ", ".join(f"{c.name} ({left} of {len(c.scores)})" for c, left in found[:3])
+        yield Note(
+            self.program.name, "hardly", f"hardly anything is left of {len(found)} of "
+            f"{len(candidates)} {kind}: {named}{' ...' if len(found) > 3 else ''}",
+        )  # fmt: skip
 
 
 def _matched(names: Iterable[str], globs: Iterable[str]) -> bool:
@@ -281,6 +306,11 @@ def _matched(names: Iterable[str], globs: Iterable[str]) -> bool:
 def _share(width: int, ratio: float) -> int:
     """Return how many of ``width`` a ratio removes: rounded down, but 0.7 of 10 is 7."""
     return math.floor(width * ratio + 1e-9)
+
+
+def _is_hardly(width: int, lost: int, ratio: float) -> bool:
+    """Whether a tenth of some channels is left at most, or only what may not go."""
+    return 10 * (width - lost) <= width or _share(width, ratio) > lost
 
 
 def _normalised(scores: np.ndarray) -> np.ndarray:

@@ -13,10 +13,11 @@ from dataclasses import replace
 import numpy as np
 
 from narrows.ir.cost import CostTable
-from narrows.ir.program import Note, Origin, Program
+from narrows.ir.program import Note, Program
 from narrows.passes.legalize_reads import AlignChannels, LegalizeReads
 from narrows.passes.plans.plan import ChannelPlan
-from narrows.passes.plans.uses import Use, uses_of
+from narrows.passes.plans.remains import present
+from narrows.passes.plans.uses import uses_of
 from narrows.passes.prune_channels import PruneChannels
 
 
@@ -41,7 +42,7 @@ def take_back(program: Program, plan: ChannelPlan, costs: CostTable, batch: int 
             given = "given" in plan.reasons.get(name, "given").split(", ")
             if given or name not in made.weights or len(uses[name]) > 1:
                 continue
-            there = _present(uses[name][0], side, made.origins.get(name))
+            there = present(uses[name][0], side, made.origins.get(name))
             if there is not None:
                 masks[name] = tuple(np.union1d(keep, there).astype(int).tolist())
                 count += len(masks[name]) - len(keep)
@@ -63,28 +64,3 @@ def _formed(program: Program, plan: ChannelPlan, costs: CostTable, batch: int) -
     for pass_ in (PruneChannels(plan), LegalizeReads(costs, batch, fill=True), AlignChannels()):
         program = pass_.run(program).program
     return program
-
-
-def _present(use: Use, side: str, origin: Origin | None) -> np.ndarray | None:
-    """Return which channels of a side are in a rewritten weight; ``None`` if that is not plain."""
-    width = use.width(side)
-    if origin is None:
-        return np.arange(width)
-    axis = use.in_axis if side == "inputs" else use.out_axis
-    if use.groups > 1:
-        if use.groups != use.inputs:
-            return None
-        rows = _index(origin, use.out_axis)
-        if rows is None:
-            return np.arange(width)
-        return rows if side == "outputs" else np.unique(rows // (use.outputs // use.inputs))
-    found = _index(origin, axis)
-    return np.arange(width) if found is None else found
-
-
-def _index(origin: Origin, axis: int) -> np.ndarray | None:
-    index = origin.index[axis]
-    if index is None:
-        return None
-    found = np.unique(np.array(index))
-    return found[found >= 0]  # what is not there is a channel of zeros that was added

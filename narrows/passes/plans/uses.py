@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from narrows.errors import PlanError, suggest
+from narrows.errors import PlanUsageError, suggest
 from narrows.ir.channels import Facts
 from narrows.ir.labels import free
 from narrows.ir.ops import table
@@ -187,17 +187,17 @@ def find_uses(
 ) -> tuple[Use, ...]:
     """Return the uses of ``weight`` that have a ``side``, contractions before lookups.
 
-    `PlanError` says why there are none.
+    `PlanUsageError` says why there are none.
     """
     name = program.aliases.get(weight, weight)
     if name not in program.weights:
         hint = suggest(weight, uses) or suggest(weight, [*program.weights, *program.aliases])
-        raise PlanError(f"{program.name} has no weight {weight!r}", hint=hint)
+        raise PlanUsageError(f"{program.name} has no weight {weight!r}", hint=hint)
     found = [u for u in uses.get(name, ()) if u.width(side)]
     if found:
         return tuple(sorted(found, key=lambda u: u.contraction is None))
     readers = program.users_of(name)
-    raise PlanError(
+    raise PlanUsageError(
         f"{weight!r} takes no mask on its {side}",
         where=where(readers[0]) if readers else "",
         why=_why_not(program, readers, side),

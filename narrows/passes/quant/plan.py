@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from narrows.errors import NarrowsError, PlanError
+from narrows.errors import NarrowsError, PlanError, PlanUsageError
 from narrows.ir.integer.codes import WeightCodes
 from narrows.ir.integer.grid import HALF_EVEN, ROUNDINGS, Grid, Levels, WeightGrid
 from narrows.ir.program import Meta, Note, Program
@@ -224,7 +224,7 @@ def _picked(
     if len(values) == 1 or (kept is None and len(values) == width):
         return values
     if kept is None or not all(isinstance(k, int) and k < len(values) for k in kept):
-        raise PlanError(
+        raise PlanUsageError(
             f"the plan is of another model: {name!r} has {len(values)} channels there, "
             f"{width} here",
             hint="calibrate this program with narrows.quantize",

@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 import narrows.ir.integer.library  # noqa: F401  (defines torch.ops.narrows)
-from narrows.errors import PassError, PlanError
+from narrows.errors import PassError, PlanError, PlanUsageError
 from narrows.ir.integer.codes import WeightCodes
 from narrows.ir.integer.grid import Grid, Levels, WeightGrid
 from narrows.ir.ops.args import arguments, changed
@@ -75,7 +75,8 @@ def _check(plan: QuantPlan, program: Program, found: Survey) -> None:
     """Raise `PlanError` unless the plan has a grid for every site and every weight."""
     hint = "calibrate this program with narrows.quantize; QuantPlan.follow fits a pruned one"
     if plan.fingerprint and plan.fingerprint != fingerprint(program):
-        raise PlanError("the plan is of another program", why="the fingerprints differ", hint=hint)
+        what = "the plan is of another program"
+        raise PlanUsageError(what, why="the fingerprints differ", hint=hint)
     for node in found.sites:
         if node.name not in plan.activations:
             raise PlanError("the plan has no grid for a tensor", where=where(node), hint=hint)

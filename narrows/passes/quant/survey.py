@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
-from narrows.errors import PassError
+from narrows.errors import PassError, PassUsageError
 from narrows.ir.ops import table
 from narrows.ir.ops.integer import IntegerForm, Moves, Relabel
 from narrows.ir.ops.integer_forms import Concat
@@ -186,7 +186,7 @@ def matches(node: fx.Node, glob: str) -> bool:
 def _refuse_unmatched(program: Program, globs: Iterable[str]) -> None:
     for glob in globs:
         if not any(matches(n, glob) for n in program.graph.nodes if n.op == "call_function"):
-            raise PassError(
+            raise PassUsageError(
                 f"{glob!r} matches no node, module or weight",
                 hint="names are those of the dump: print(program)",
             )

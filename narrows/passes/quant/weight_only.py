@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from narrows.errors import PassError, UsageError
+from narrows.errors import PassError, PassUsageError, UsageError
 from narrows.ir.integer.blocks import Blocks, dequantize_blocks
 from narrows.ir.ops.args import arguments, changed
 from narrows.ir.program import Meta, Note, Program, aten, copy_meta, shape_of, where
@@ -125,7 +125,7 @@ def _layers(program: Program, skip: Sequence[str]) -> tuple[dict[str, list[fx.No
             raise PassError(f"{name!r} holds NaN or infinity", where=where(node))
         layers[name] = readers
     if unmatched:
-        raise PassError(
+        raise PassUsageError(
             f"{min(unmatched)!r} matches no linear layer",
             hint="globs are held against node names, module paths and weight names",
         )

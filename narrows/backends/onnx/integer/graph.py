@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, fx
 
 from narrows.errors import LowerError
-from narrows.ir.integer.grid import Grid
+from narrows.ir.integer.grid import CENTRE, Grid
 from narrows.ir.ops.args import arguments
 from narrows.ir.program import Meta, Program, where
 
@@ -57,6 +57,24 @@ class Graph:
         if name not in self.constants:
             array = self.program.tensor(node).detach().cpu().numpy()
             self.constants[name] = numpy_helper.from_array(np.ascontiguousarray(array), name)
+        return name
+
+    def own(self, node: fx.Node, at: str) -> str:
+        """Return a weight for one reader alone: the first has it under its name, others a copy."""
+        name = str(node.target)
+        if name not in self.constants:
+            return self.weight(node)
+        return self.constant(self.tensor(node).detach().cpu().numpy(), "int8", f"{at}{name}")
+
+    def unsigned(self, node: fx.Node) -> str:
+        """Return the constant that holds a weight's codes as uint8, for the zero point `CENTRE`.
+
+        Products of uint8 and int8 are cut off at 2**15 by x86 processors without VNNI.
+        """
+        name = f"{node.target}.uint8"
+        if name not in self.constants:
+            codes = self.tensor(node).detach().cpu().numpy().astype(np.int16) + CENTRE
+            self.constants[name] = numpy_helper.from_array(codes.astype(np.uint8), name)
         return name
 
     def tensor(self, node: fx.Node) -> Tensor:

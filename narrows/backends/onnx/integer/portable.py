@@ -14,6 +14,7 @@ from torch import fx
 
 from narrows.backends.onnx.integer import exact
 from narrows.backends.onnx.integer.graph import Graph, given
+from narrows.ir.integer.grid import CENTRE
 from narrows.ir.integer.library import average_counts
 from narrows.ir.program import shape_of
 
@@ -81,9 +82,9 @@ def _spread(graph: Graph, node: fx.Node, x: str, zero: str) -> str:
 def linear(graph: Graph, node: fx.Node) -> None:
     """Write a linear layer."""
     args, at = given(node), f"{node.name}."
-    weight = graph.add("Transpose", [graph.name(args["weight"])], at, perm=[1, 0])
-    zeros = graph.scalar(args["x_zero"], "uint8")
-    acc = graph.add("MatMulInteger", [graph.name(args["x"]), weight, zeros], at)
+    weight = graph.add("Transpose", [graph.unsigned(args["weight"])], at, perm=[1, 0])
+    zeros = [graph.scalar(zero, "uint8") for zero in (args["x_zero"], CENTRE)]
+    acc = graph.add("MatMulInteger", [graph.name(args["x"]), weight, *zeros], at)
     rank = len(shape_of(node))
     _finish(graph, node, acc, rank - 1, rank)
 

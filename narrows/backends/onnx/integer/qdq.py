@@ -62,10 +62,12 @@ def layer(graph: Graph, node: fx.Node, x: str, *, axis: int = 0) -> list[str]:
     grid = graph.grid(args["x"])
     finer = exponents(graph, node, args["x"])
     scale = scales(finer)
-    zero = graph.constant(np.zeros(scale.shape), "int8")
+    # A weight and a zero point of its own: where ONNX Runtime makes uint8 of them, it fails at one
+    # that two layers read.
+    zero = graph.constant(np.zeros(scale.shape), "int8", f"{at}zero")
     weight = graph.add(
         "DequantizeLinear",
-        [graph.name(args["weight"]), graph.constant(scale, "float32"), zero],
+        [graph.own(args["weight"], at), graph.constant(scale, "float32"), zero],
         at,
         axis=axis if len(finer) > 1 else None,
     )

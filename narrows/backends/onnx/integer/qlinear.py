@@ -16,7 +16,7 @@ from torch import fx
 
 from narrows.backends.onnx.integer import exact, portable, qdq
 from narrows.backends.onnx.integer.graph import MICROSOFT, Graph, given
-from narrows.ir.integer.grid import Grid
+from narrows.ir.integer.grid import CENTRE, Grid
 from narrows.ir.program import shape_of
 
 NUDGE = np.float32(1 + 2.0**-23)
@@ -52,9 +52,9 @@ def weight(graph: Graph, node: fx.Node) -> list[str]:
         if rounds and (args["zero"] != 0 or max(args["shift_by"]) > NUDGED_SHIFTS):
             raise half_up_refusal(graph, node)
         scale = scale * NUDGE if rounds else scale
-    zero = np.zeros(scale.shape)
-    return [graph.name(args["weight"]), graph.constant(scale, "float32"),
-            graph.constant(zero, "int8")]  # fmt: skip
+    zero = np.full(scale.shape, CENTRE)
+    return [graph.unsigned(args["weight"]), graph.constant(scale, "float32"),
+            graph.constant(zero, "uint8")]  # fmt: skip
 
 
 def half_up_refusal(graph: Graph, node: fx.Node) -> Exception:
