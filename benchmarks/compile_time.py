@@ -12,6 +12,7 @@ busy machine slows all of them. One thread. A round times, on a fresh copy of th
   does it;
 * narrows-onnx: the plan and all passes for ONNX Runtime, which weigh forms by its cost table,
   choose reads, widths and order and fold the norms;
+* narrows-apply: the same as users get it, which compares the result with the masked program;
 * apple-upscale: ``compute()`` and ``prune()``;
 * Torch-Pruning: building the pruner and ``step()``.
 
@@ -38,7 +39,9 @@ from typing import Any
 
 from benchmarks.machine import table, write
 
-TOOLS = ("narrows", "narrows-ordered", "narrows-onnx", "apple-upscale", "torch-pruning")
+TOOLS = (
+    "narrows", "narrows-ordered", "narrows-onnx", "narrows-apply", "apple-upscale", "torch-pruning",
+)  # fmt: skip
 WRONG = 1e-3  # float32 rounding of deep networks stays below, a channel in the wrong place does not
 Stages = dict[str, tuple[float, float]]
 
@@ -84,7 +87,7 @@ class NarrowsTool:
         clock.stages.update(self.clock.stages)
         plan, result = self.rewritten(program, clock)
         x = self.inputs(1)
-        return relative_error(result.program(*x), plan.masked(program)(*x))
+        return relative_error(result(*x), plan.masked(program)(*x))
 
     def rewritten(self, program: Any, clock: Clock) -> tuple[Any, Any]:
         """Return the plan and the result, with what is timed of it in stages."""
@@ -94,14 +97,16 @@ class NarrowsTool:
 
         clock("analysis", lambda: analyse(program))
         plan = clock("plan", lambda: narrows.plan(program, keep_inputs=self.keep, zeros=False))
-        return plan, clock("rewrite", lambda: PruneChannels(plan).run(program))
+        return plan, clock("rewrite", lambda: PruneChannels(plan).run(program).program)
 
 
 class OrderedTool(NarrowsTool):
     """The smallest form, its channels in the best order."""
 
+    check = False
+
     def options(self) -> dict[str, Any]:
-        """Return what `narrows.api.rewrite` is asked for."""
+        """Return what `narrows.apply` is asked for."""
         from narrows.passes.pipeline import Pipeline
         from narrows.passes.prune_channels import PruneChannels
 
@@ -110,19 +115,24 @@ class OrderedTool(NarrowsTool):
     def rewritten(self, program: Any, clock: Clock) -> tuple[Any, Any]:
         """Return the plan and the result of all passes."""
         import narrows
-        from narrows.api import rewrite
 
-        options = self.options()
+        options = {**self.options(), "check": self.check}
         plan = clock("plan", lambda: narrows.plan(program, keep_inputs=self.keep, zeros=False))
-        return plan, clock("passes", lambda: rewrite(program, plan, check=False, **options))
+        return plan, clock("passes", lambda: narrows.apply(program, plan, **options))
 
 
 class TargetTool(OrderedTool):
     """Every pass, by the costs of ONNX Runtime."""
 
     def options(self) -> dict[str, Any]:
-        """Return what `narrows.api.rewrite` is asked for."""
+        """Return what `narrows.apply` is asked for."""
         return {"target": "onnx"}
+
+
+class ApplyTool(TargetTool):
+    """`narrows.apply` as it is: all passes, and the comparison with the masked program."""
+
+    check = True
 
 
 class UpscaleTool:
@@ -242,6 +252,7 @@ def serve(tool: str, name: str, amount: float, pipe: Connection) -> None:
         "narrows": NarrowsTool,
         "narrows-ordered": OrderedTool,
         "narrows-onnx": TargetTool,
+        "narrows-apply": ApplyTool,
         "apple-upscale": UpscaleTool,
         "torch-pruning": TorchPruningTool,
     }

@@ -68,7 +68,7 @@ def measure(model: Model, program: Program, side: str, amount: float, seed: int)
     try:
         start = time.perf_counter()
         plan = narrows.plan(program, keep_inputs=inputs, keep_outputs=outputs, zeros=False)
-        pruned = narrows.apply(program, plan)
+        pruned = narrows.apply(program, plan, check=False)
         result.seconds = time.perf_counter() - start
         verify(pruned)
     except NarrowsError as error:

@@ -175,7 +175,7 @@ def apply(
     target: str | None = None,
     batch: int | None = None,
     pipeline: Pipeline | str | None = None,
-    check: bool = False,
+    check: bool = True,
     instruments: Sequence[Instrument] = (),
 ) -> Program:
     """Return the program without the channels that a plan drops; it equals the masked program.
@@ -190,18 +190,20 @@ def apply(
         batch: The number of examples to choose them for; that of the plan's options, else 1. The
             program takes any.
         pipeline: Passes to run in place of the usual ones, as a `Pipeline` or its spelling.
-        check: Whether to verify each pass and run it against its reference on the examples.
+        check: Whether to compare the result with the masked program on the examples, in float64
+            where their type cannot tell. A program that was not says so in its notes.
         instruments: What else watches the passes; see `narrows.passes.instruments`.
 
     Raises:
         PlanError: The plan does not fit the program.
-        FidelityError: With ``check``, a pass changed the outputs.
+        FidelityError: The result differs; the message names the output, the pass and the node.
+        PassError: The result does not run.
     """
-    result = rewrite(
-        program, plan, target=target, batch=batch, pipeline=pipeline, check=check,
-        instruments=instruments,
-    )  # fmt: skip
-    return result.program
+    from narrows.passes.proof import Proof, Unproven
+
+    passes = _passes(program, plan, target, batch, pipeline)
+    proof = (Proof if check else Unproven)(len(passes.passes))
+    return passes.run(program, [proof, *instruments]).program
 
 
 def rewrite(
@@ -215,32 +217,34 @@ def rewrite(
     double: bool = False,
     instruments: Sequence[Instrument] = (),
 ) -> PipelineResult:
-    """Return what `apply` does, with a report per pass.
+    """Return what `apply` does, with a report per pass; the other arguments are the same.
 
     Args:
         program: The program; it stays as it is.
-        plan: As for `apply`.
-        target: As for `apply`.
-        batch: As for `apply`.
-        pipeline: As for `apply`.
-        check: As for `apply`.
+        check: Whether every pass is verified and held to its own reference on the examples.
         double: Whether to check in float64, too.
-        instruments: As for `apply`; they run after the checks, and see what those measured.
+        instruments: What else watches the passes, after the checks; they see what those measured.
     """
     from narrows.passes.instruments import Numerics, Verify
+    from narrows.passes.proof import Unproven
+
+    passes = _passes(program, plan, target, batch, pipeline)
+    checks = [Verify(), Numerics(double=double)] if check else [Unproven(len(passes.passes))]
+    return passes.run(program, [*checks, *instruments])
+
+
+def _passes(program: Program, plan: PlanLike, target: Any, batch: Any, pipeline: Any) -> Pipeline:
+    """Return the pipeline that the arguments of `apply` ask for."""
     from narrows.passes.pipeline import pipeline_for
 
     refuse_model(program, "apply")
     if batch is not None and target is None:
-        why = "reads and widths are chosen by the costs of a target, and none is named"
-        raise UsageError("batch would have no effect", why=why, hint='target="onnx"')
+        raise UsageError("batch would have no effect without a target", hint='target="onnx"')
     if isinstance(plan, Mapping):
         batch = batch or plan.get("batch")
         plan = plan_for(program, plan, target)
     costs = None if target is None else costs_of(target)
-    passes = pipeline_for(plan, pipeline, costs, batch or 1)
-    checks: list[Instrument] = [Verify(), Numerics(double=double)] if check else []
-    return passes.run(program, [*checks, *instruments])
+    return pipeline_for(plan, pipeline, costs, batch or 1)
 
 
 def costs_of(target: str | Target) -> CostTable | None:
@@ -463,17 +467,12 @@ def compile(
         plan: As for `apply`; options for `plan` as a dict are the way to plan without capturing
             first. A ``latency`` among them is that of ``target``.
         target: As for `lower`.
-        batch: As for `apply`.
-        pipeline: As for `apply`.
+        batch, pipeline: As for `apply`.
         quantize: Calibration data as for `quantize`, or all of its options as a dict:
             ``{"calibration": [images], "weights": 4}``. Without it the result is floating-point.
         dump: A folder for the program after every pass; ``narrows show`` and ``why`` read it.
-        kwargs: As for `capture`.
-        dynamic_batch: As for `capture`.
-        name: As for `capture`.
-        check: Whether every pass is verified and held to its fidelity on the examples.
-        double: Whether to check in float64, too.
-        instruments: What else watches the passes.
+        kwargs, dynamic_batch, name: As for `capture`.
+        check, double, instruments: As for `rewrite`.
         on_result: Called with the pipeline's result before it is quantized or lowered.
         **options: The target's options.
 

@@ -10,7 +10,7 @@ import pytest
 import narrows
 
 FUNCTIONS = {
-    "apply": "(program, plan=None, *, target=None, batch=None, pipeline=None, check=False, "
+    "apply": "(program, plan=None, *, target=None, batch=None, pipeline=None, check=True, "
     "instruments=())",
     "capture": "(model, example_inputs=None, *, kwargs=None, dynamic_batch=True, name=None)",
     "compile": "(model, inputs, plan=None, target='onnx', *, batch=None, pipeline=None, "

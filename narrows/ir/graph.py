@@ -73,6 +73,11 @@ class Run:
         self.before(output)
         return list(self._arguments(output)[0][0])
 
+    @property
+    def at(self) -> fx.Node:
+        """The node that ran last, or that could not."""
+        return self._nodes[max(self._position - 1, 0)]
+
     def branch(self, given: Mapping[fx.Node, Any]) -> Run:
         """Return a second run that goes on from here; this one is not touched by it.
 

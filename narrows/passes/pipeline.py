@@ -39,8 +39,13 @@ class Instrument(Protocol):
     def before(self, pass_: Pass, program: Program) -> None:
         """Be told that ``pass_`` is about to run on ``program``."""
 
-    def after(self, pass_: Pass, program: Program, result: PassResult, seconds: float) -> None:
-        """Be told what ``pass_`` made of ``program``, and how long it took."""
+    def after(
+        self, pass_: Pass, program: Program, result: PassResult, seconds: float
+    ) -> Iterable[Note] | None:
+        """Be told what ``pass_`` made of ``program``, and how long it took.
+
+        Notes that it returns become notes of the pass, and of the program.
+        """
 
 
 @dataclass(frozen=True)
@@ -297,7 +302,8 @@ def _run_one(
         )
         result = dataclasses.replace(returned, program=made, measured=dict(returned.measured))
         for instrument in instruments:
-            instrument.after(pass_, program, result, seconds)
+            said = instrument.after(pass_, program, result, seconds)
+            result = _noted(result, said or ())
     except Exception as error:
         for instrument in instruments:
             failed = getattr(instrument, "failed", None)
@@ -306,6 +312,15 @@ def _run_one(
                     failed(pass_, program, result, error)
         raise
     return result, seconds
+
+
+def _noted(result: PassResult, said: Iterable[Note]) -> PassResult:
+    """Return a result with what an instrument said of it."""
+    notes = tuple(said)
+    if not notes:
+        return result
+    program = result.program.replace(notes=(*result.program.notes, *notes))
+    return dataclasses.replace(result, program=program, notes=(*result.notes, *notes))
 
 
 def marks_of(old: Program, new: Program, remarks: Mapping[str, str]) -> dict[str, Mark]:

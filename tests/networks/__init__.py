@@ -4,10 +4,19 @@ Start at `NETWORKS`; each family of networks has a file of its own.
 """
 
 from . import attention, branches, layout, norms, operators, placement
-from .masks import Contraction, Masks, contraction, contractions, random_masks
+from .masks import (
+    KINDS,
+    Contraction,
+    Masks,
+    contraction,
+    contractions,
+    draw_masks,
+    random_masks,
+)
 from .registry import NETWORKS, Ids, Network, randomise
 
 __all__ = [
+    "KINDS",
     "NETWORKS",
     "Contraction",
     "Ids",
@@ -15,6 +24,7 @@ __all__ = [
     "Network",
     "contraction",
     "contractions",
+    "draw_masks",
     "random_masks",
     "randomise",
 ]

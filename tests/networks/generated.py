@@ -15,9 +15,14 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from . import repeats, unlabelled
+from .masks import KINDS
 from .registry import conv, conv_bn
+from .repeats import Block
+from .repeats import narrow as _out
 
 Step = tuple[str, int, int]
+Size = tuple[int, int]
 
 
 def bounded(usual: int) -> settings:
@@ -125,13 +130,6 @@ FUNCTIONS: tuple[Callable[[Tensor], Tensor], ...] = (
 )
 
 
-Block = tuple[nn.Module, int]
-
-
-def _out(a: int) -> int:
-    return 4 + 2 * (a % 5)
-
-
 def _conv(width: int, a: int, b: int) -> Block:
     kernel = 1 + 2 * (b // 2 % 2)
     layer = conv_bn(width, _out(a)) if b % 2 else conv(width, _out(a), kernel)
@@ -176,6 +174,13 @@ def _pixel(width: int, a: int, b: int) -> Block:
     return nn.Sequential(*layers), _out(a)
 
 
+def _wide(width: int, a: int, b: int) -> Block:
+    """Return a layer as wide as those of real networks, and one that reads it."""
+    wide = 48 + 24 * (a % 4)
+    body = nn.Sequential(conv_bn(width, wide, 1), nn.SiLU(), conv(wide, _out(b), 1))
+    return nn.Sequential(body, nn.ReLU()), _out(b)
+
+
 # Each takes a width and two numbers and returns a module and the width it leaves, even and 4 to 24.
 BLOCKS: dict[str, Callable[[int, int, int], Block]] = {
     "conv": _conv,
@@ -192,8 +197,13 @@ BLOCKS: dict[str, Callable[[int, int, int], Block]] = {
     "pixel": _pixel,
     "attention": lambda w, a, b: (Attention(w, bool(a % 2)), w),
     "function": lambda w, a, b: (Lambda(FUNCTIONS[a % len(FUNCTIONS)]), w),
+    "wide": _wide,
+    **repeats.BLOCKS,
+    **unlabelled.BLOCKS,
 }
 HEADS = ("pooled", "flat", "map", "both")
+# Most images are small; some have hundreds of positions, in a square or in two rows.
+SIZES: tuple[Size, ...] = ((8, 8),) * 6 + ((16, 16), (2, 130))
 
 
 class Generated(nn.Module):
@@ -224,3 +234,5 @@ steps = st.lists(
     st.tuples(st.sampled_from(sorted(BLOCKS)), _numbers, _numbers), min_size=1, max_size=6
 )
 heads = st.sampled_from(HEADS)
+sizes = st.sampled_from(SIZES)
+kinds = st.sampled_from(KINDS)

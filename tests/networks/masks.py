@@ -93,3 +93,57 @@ def random_masks(program: Program, amount: float, side: str, seed: int = 0) -> t
         if side in ("output", "both"):
             outputs[entry.weight] = keep(entry.outputs)
     return inputs, outputs
+
+
+# ------------------------------------------------------------------ masks of several kinds
+
+KINDS = ("input", "output", "both", "heads", "one", "all but one", "emptied")
+
+
+def draw_masks(program: Program, kind: str, seed: int) -> tuple[Masks, Masks]:
+    """Return ``(keep_inputs, keep_outputs)`` of a kind; the seed fixes them.
+
+    Args:
+        program: The captured program.
+        kind: ``input``, ``output`` or ``both`` sides at random; ``heads``: whole blocks of channels
+            of every weight, as heads are; ``one``: one channel of one weight; ``all but one``: of
+            about half of the weights; ``emptied``: one weight keeps no output, the others lose
+            some.
+        seed: Fixes the choice.
+    """
+    draw = random.Random(f"{kind} {seed}")
+    if kind in ("input", "output", "both"):
+        return random_masks(program, draw.choice((0.2, 0.5, 0.8, 0.95)), kind, seed)
+    entries = contractions(program)
+    inputs: Masks = {}
+    outputs: Masks = {}
+    chosen = draw.choice(entries) if entries else None
+    for entry in entries:
+        for masks, width in ((inputs, entry.inputs), (outputs, entry.outputs)):
+            keep = _kept(draw, kind, width, entry is chosen)
+            if keep is not None:
+                masks[entry.weight] = keep
+    if kind == "one" and chosen is not None:  # a side of one is enough
+        (inputs, outputs)[draw.randrange(2)].clear()
+    if kind == "emptied" and chosen is not None:
+        outputs[chosen.weight] = ()
+    return inputs, outputs
+
+
+def _kept(draw: random.Random, kind: str, width: int, chosen: bool) -> tuple[int, ...] | None:
+    """Return what one side of a weight keeps, or ``None`` for no mask."""
+    if kind == "heads":
+        sizes = [n for n in range(2, width) if width % n == 0]
+        if not sizes or draw.random() < 0.3:
+            return None
+        each = draw.choice(sizes)
+        heads = [h for h in range(width // each) if draw.random() < 0.6]
+        heads = heads or [draw.randrange(width // each)]
+        return tuple(c for h in heads for c in range(h * each, (h + 1) * each))
+    if kind == "one":
+        gone = draw.randrange(width)
+        return tuple(c for c in range(width) if c != gone) if chosen and width > 1 else None
+    if kind == "all but one":
+        return (draw.randrange(width),) if draw.random() < 0.5 else None
+    gone = draw.randrange(width)
+    return tuple(c for c in range(width) if c != gone) if width > 1 else None
