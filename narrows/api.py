@@ -185,8 +185,9 @@ def apply(
         plan: A `ChannelPlan`, the path of a saved one, or options for `plan` as a dict (a
             ``latency`` is then that of ``target``). ``None`` removes what is dead or constant
             anyway.
-        target: The target to choose reads and widths for, by its measured costs; without one the
-            program is the smallest there is, whatever that costs.
+        target: The target to choose reads and widths for, by its measured costs, with batch norms
+            folded; without one the program is the smallest there is, whatever that costs, and can
+            be trained.
         batch: The number of examples to choose them for; that of the plan's options, else 1. The
             program takes any.
         pipeline: Passes to run in place of the usual ones, as a `Pipeline` or its spelling.
@@ -244,7 +245,7 @@ def _passes(program: Program, plan: PlanLike, target: Any, batch: Any, pipeline:
         batch = batch or plan.get("batch")
         plan = plan_for(program, plan, target)
     costs = None if target is None else costs_of(target)
-    return pipeline_for(plan, pipeline, costs, batch or 1)
+    return pipeline_for(plan, pipeline, costs, batch or 1, fold=target is not None)
 
 
 def costs_of(target: str | Target) -> CostTable | None:
@@ -415,7 +416,7 @@ def lower(
     """Return the program as an artifact of a target, checked against the program where it runs.
 
     Args:
-        program: The program.
+        program: The program; batch norms that still stand are folded on the way.
         target: The target's name.
         plan: The plan that made the program, or its path, to be kept with the artifact.
         **options: The target's options.
@@ -425,6 +426,7 @@ def lower(
         LowerError: The target cannot express the program, or computes something else.
     """
     from narrows.backends import lower as run
+    from narrows.passes.fold_batch_norm import with_folded_norms
 
     refuse_model(program, "lower")
     if isinstance(plan, str | os.PathLike):
@@ -432,7 +434,8 @@ def lower(
 
         plan = ChannelPlan.load(plan)
     plan_json = None if plan is None else plan.to_json()
-    return run(program, target, plan_json=plan_json, **options)
+    folded = with_folded_norms(program)
+    return run(folded, target, plan_json=plan_json, reference=program, **options)
 
 
 def compile(

@@ -14,7 +14,14 @@ from torch import nn
 
 import narrows
 from narrows import api
-from narrows.errors import FidelityError, NarrowsError, PassError, PlanError, UsageError
+from narrows.errors import (
+    FidelityError,
+    NarrowsError,
+    PassError,
+    PlanError,
+    ProgramError,
+    UsageError,
+)
 from narrows.ir.dump import Dump
 from narrows.ir.program import relative_error
 from narrows.ir.verify import verify
@@ -93,8 +100,8 @@ def test_apply_removes_what_the_plan_drops(program: narrows.Program):
     masked = plan.masked(program)
     assert relative_error(result(*program.examples), masked(*program.examples)) <= EXACT
     assert result.parameter_count < program.parameter_count
-    assert "batch_norm" not in ops(result)
-    assert len(result.history) == 3
+    assert "batch_norm" in ops(result)  # for training; lowering folds it
+    assert len(result.history) == 2
     assert program.history == ()
 
 
@@ -177,11 +184,7 @@ def test_check_holds_the_result_to_the_reference(
 def test_rewrite_reports(program: narrows.Program):
     result = api.rewrite(program, {"ratio": 0.5}, double=True)
     assert isinstance(result, PipelineResult)
-    assert [r.name for r in result.reports] == [
-        "prune-channels",
-        "fold-batch-norm",
-        "eliminate-dead",
-    ]
+    assert [r.name for r in result.reports] == ["prune-channels", "eliminate-dead"]
     assert all(r.measured["float64"] <= EXACT for r in result.reports)
     assert result.initial.macs > result.reports[0].macs
 
@@ -189,11 +192,39 @@ def test_rewrite_reports(program: narrows.Program):
 def test_the_default_pipeline_takes_the_plan():
     assert Pipeline.default("p.json").passes[0] == PruneChannels(plan="p.json", order=True)
     assert str(Pipeline.default("p.json")) == (
-        "prune-channels{plan=p.json, order=true}, fold-batch-norm, eliminate-dead"
+        "prune-channels{plan=p.json, order=true}, eliminate-dead"
     )
-    assert str(Pipeline.default()) == (
+    assert str(Pipeline.default(fold=True)) == (
         "prune-channels{order=true}, fold-batch-norm, eliminate-dead"
     )
+
+
+def test_norms_are_folded_where_a_target_is_named_and_when_lowered(program: narrows.Program):
+    program = program.to(torch.float32)
+    kept = narrows.apply(program, {"ratio": 0.5})
+    folded = narrows.apply(program, {"ratio": 0.5}, target="onnx")
+    assert "batch_norm" in ops(kept)
+    assert kept.folded == ()
+    assert "batch_norm" not in ops(folded)
+    assert folded.folded == ("norm",)
+    artifact = narrows.lower(kept)
+    assert artifact.manifest["passes"][-1] == "fold-batch-norm"
+    x = torch.randn(3, 3, 6, 6)
+    assert np.abs(artifact.run(x) - kept(x).numpy()).max() < 1e-5
+
+
+def test_a_program_whose_norms_are_folded_is_not_for_training(program: narrows.Program):
+    assert narrows.apply(program, {"ratio": 0.5}).to_module(train=True).training
+    folded = narrows.apply(program, {"ratio": 0.5}, target="onnx")
+    assert not folded.to_module().training
+    with pytest.raises(ProgramError, match="has lost batch norms that training needs: 1"):
+        folded.to_module(train=True)
+
+
+@pytest.mark.parametrize("function", ["plan", "lower", "quantize", "quantize_weights", "apply"])
+def test_a_model_in_place_of_a_program_is_refused(function: str):
+    with pytest.raises(NarrowsError, match="a Program, got Linear"):
+        getattr(narrows, function)(nn.Linear(2, 2))
 
 
 # ------------------------------------------------------------------ a latency

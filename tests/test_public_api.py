@@ -38,7 +38,7 @@ CLASSES = {
     "offsets rounding save to_json weights with_notes",
     "Quantized": "fake passes plan prepared program report",
     "Program": "aliases base buffers canonical copy couplings dynamic_batch examples flat_inputs "
-    "graph history in_spec marks memo name node nodes notes origins out_spec output "
+    "folded graph history in_spec marks memo name node nodes notes origins out_spec output "
     "parameter_count placeholders replace run_flat start state_dict stored tensor to to_module "
     "users_of weights with_weights",
 }

@@ -157,9 +157,13 @@ class InputSpec:
         import torch
 
         dtype = getattr(torch, self.dtype)
-        if dtype.is_floating_point or dtype.is_complex:
-            return torch.randn(self.shape, dtype=dtype)
-        return torch.randint(self.high, self.shape).to(dtype)
+        try:
+            if dtype.is_floating_point or dtype.is_complex:
+                return torch.randn(self.shape, dtype=dtype)
+            return torch.randint(self.high, self.shape).to(dtype)
+        except (RuntimeError, MemoryError) as cause:
+            size = f"{self.dtype}{list(self.shape)}"
+            raise UsageError(f"an input {size} does not fit into memory") from cause
 
 
 def parse_input(text: str) -> InputSpec:

@@ -27,6 +27,7 @@ from narrows.frontend.inputs import Inputs, read_inputs
 from narrows.frontend.normalise import normalise
 from narrows.frontend.provenance import full_stacks, generated_stacks
 from narrows.frontend.refuse import (
+    check_dtypes,
     check_model,
     check_weights,
     explain,
@@ -76,6 +77,7 @@ def capture(
         raise CaptureError("a module needs example_inputs", hint="pass a tuple of tensors")
     check_model(model)
     given = read_inputs(() if example_inputs is None else example_inputs, kwargs, dynamic_batch)
+    check_dtypes(model, given)
     exported, inputs, notes = _export(model, given)
     program = _from_module(model, exported, inputs, name)
     if inputs.batch and not program.dynamic_batch:

@@ -8,7 +8,13 @@ from narrows.frontend.decomposed import recompose
 from narrows.frontend.draft import Draft
 from narrows.frontend.functional import functionalise
 from narrows.frontend.refuse import check_draft
-from narrows.frontend.simplify import drop_no_ops, drop_unread, inline_contexts, unify_sizes
+from narrows.frontend.simplify import (
+    drop_empty,
+    drop_no_ops,
+    drop_unread,
+    inline_contexts,
+    unify_sizes,
+)
 
 
 def normalise(draft: Draft) -> bool:
@@ -29,6 +35,7 @@ def normalise(draft: Draft) -> bool:
     expand_composites(draft)
     unify_sizes(draft)
     recompose(draft)
+    drop_empty(draft)
     drop_no_ops(draft)
     drop_unread(draft)
     check_draft(draft)

@@ -15,6 +15,7 @@ from torch.fx.experimental.symbolic_shapes import (
     free_unbacked_symbols,
 )
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import is_parametrized
 
 from narrows.errors import CaptureError
 from narrows.frontend.draft import Draft
@@ -85,7 +86,8 @@ def reparametrised(model: nn.Module) -> list[Note]:
             for hook in module._forward_pre_hooks.values()
             if type(hook).__module__.startswith("torch.nn.utils")
         ]
-        names += list(getattr(module, "parametrizations", {}))
+        if is_parametrized(module):
+            names += list(module.parametrizations)  # type: ignore[arg-type]
         for name in filter(None, names):
             weight = f"{path}.{name}" if path else name
             notes.append(
@@ -204,11 +206,7 @@ def explain(error: Exception, model: nn.Module, inputs: Inputs) -> CaptureError:
         )
     eager = _eager_error(model, inputs)
     if eager is not None:
-        return CaptureError(
-            f"the model fails on the example inputs: {type(eager).__name__}: {_first_line(eager)}",
-            where=error_line(eager) or place,
-            hint="check the shapes and the types of the example inputs",
-        )
+        return _fails(eager, model, inputs, place)
     text = _first_line(error)
     if "not a known type" in text:
         return CaptureError(
@@ -224,6 +222,37 @@ def explain(error: Exception, model: nn.Module, inputs: Inputs) -> CaptureError:
         why="a program holds tensor operators only; Python code runs once, at the capture",
         hint="keep numpy, .item() and .tolist() out of forward, or capture the part without them",
     )
+
+
+def check_dtypes(model: nn.Module, inputs: Inputs) -> None:
+    """Refuse example inputs of another precision than the weights, if the model cannot take them.
+
+    `torch.export` does not notice: it runs layers without data.
+    """
+    if len(_precisions(model, inputs)) < 2:
+        return
+    error = _eager_error(model, inputs)
+    if error is not None:
+        raise _fails(error, model, inputs, _forward_line(model))
+
+
+def _fails(error: Exception, model: nn.Module, inputs: Inputs, place: str) -> CaptureError:
+    """Return the error for a model that does not run on its example inputs."""
+    kinds = _precisions(model, inputs)
+    hint = "check the shapes and the types of the example inputs"
+    if len(kinds) > 1:
+        hint = f"they and the weights are {' and '.join(kinds)}: convert one with .to(dtype)"
+    return CaptureError(
+        f"the model fails on the example inputs: {type(error).__name__}: {_first_line(error)}",
+        where=error_line(error) or place,
+        hint=hint,
+    )
+
+
+def _precisions(model: nn.Module, inputs: Inputs) -> list[str]:
+    """Return the floating-point types among the example inputs and the parameters."""
+    tensors = [*(v for v in inputs.flat if isinstance(v, Tensor)), *model.parameters()]
+    return sorted({str(t.dtype) for t in tensors if t.is_floating_point()})
 
 
 def _eager_error(model: nn.Module, inputs: Inputs) -> Exception | None:

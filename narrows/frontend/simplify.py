@@ -84,6 +84,32 @@ def drop_unread(draft: Draft) -> None:
             draft.graph.erase_node(node)
 
 
+def drop_empty(draft: Draft) -> None:
+    """Take what has no elements out of concatenations, to which it adds nothing.
+
+    Rotary embeddings of whole heads, and prefixes of no tokens, concatenate such a part.
+    """
+    for node in draft.graph.nodes:
+        if node.target not in (aten.cat.default, aten.concat.default):
+            continue
+        parts: Any = node.args[0]
+        full = [n for n in parts if not _is_empty(val(n))]
+        if (
+            not full
+            or len(full) == len(parts)
+            or any(val(n).dtype != val(node).dtype for n in full)
+        ):
+            continue
+        if len(full) > 1:
+            node.args = (full, *node.args[1:])
+        else:
+            node.target, node.args, node.kwargs = aten.clone.default, (full[0],), {}
+
+
+def _is_empty(value: Any) -> bool:
+    return isinstance(value, Tensor) and any(isinstance(s, int) and s == 0 for s in value.shape)
+
+
 def unify_sizes(draft: Draft) -> None:
     """Make sizes that are known literals, and let every free size be read by one node."""
     replaced: dict[fx.Node, Any] = {}

@@ -18,6 +18,7 @@ from torch import Tensor, fx
 from narrows.ir.labels import Bools, Value, channels, compact, free, opaque
 from narrows.ir.ops import table
 from narrows.ir.ops.args import call
+from narrows.ir.ops.barrier import barrier_flow
 from narrows.ir.ops.row import Flow, Read
 from narrows.ir.program import Meta, Program, shape_of
 
@@ -150,6 +151,8 @@ def _flow(facts: Facts, node: fx.Node) -> Flow:
     tensors = [n for n in node.all_input_nodes if shape_of(n) is not None or facts.is_free(n)]
     if tensors and all(facts.is_free(n) for n in tensors):
         return Flow(free(shape or ()))  # of a split weight too, and of its parts
+    if any(0 in (shape_of(n) or ()) for n in (node, *tensors)):
+        return barrier_flow(facts, node, "it has, or reads, a tensor without elements")
     row = table.find(node) or table.BARRIER
     return row.flow(facts, node)
 

@@ -312,6 +312,8 @@ class _Joined:
 
     def _join_sets(self, channels: Ints, sets: Ints) -> bool:
         """Join each of several sets; return whether there are several."""
+        if not len(channels):
+            return False
         first = np.full(int(sets.max(initial=0)) + 1, -1)
         first[sets[::-1]] = channels[::-1]
         one = channels[sets == sets[0]]
@@ -486,7 +488,9 @@ def _count_up(widths: Ints) -> Ints:
 
 def _parted(group: Ints, channel: Ints, widths: Ints) -> Iterator[tuple[int, Ints]]:
     """Yield the couplings on a track, each with the places of its channels: ``[width, places]``."""
-    if len(group) and group[0] == group[-1] and (group == group[0]).all():
+    if not len(group):  # a part of no width
+        return
+    if group[0] == group[-1] and (group == group[0]).all():
         one = int(group[0])
         yield one, np.argsort(channel, kind="stable").reshape(widths[one], -1)
         return

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 
-from narrows.ir.graph import interpret
-from narrows.ir.program import Meta, Origin, Program, aten
+from narrows.ir.blank import run_blank
+from narrows.ir.program import Meta, Origin, Program
 
 
 def add_weight(program: Program, name: str, data: Tensor, origin: str = "") -> fx.Node:
@@ -42,10 +41,6 @@ def infer_shapes(program: Program) -> None:
 
     The program must be one the caller made: its nodes' meta is written.
     """
-    inputs = [
-        torch.empty_like(e, device="meta") if isinstance(e, Tensor) else e for e in program.examples
-    ]
-    weights = {n: torch.empty_like(t, device="meta") for n, t in program.weights.items()}
 
     def record(node: fx.Node, value: Any) -> None:
         meta = Meta(node)
@@ -54,12 +49,4 @@ def infer_shapes(program: Program) -> None:
         elif isinstance(value, (int, float, bool)):
             meta.size = value
 
-    def call(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        # The memory order of attention's result is another without data, and view minds.
-        target: Any = aten.reshape.default if node.target is aten.view.default else node.target
-        schema = getattr(target, "_schema", None)
-        if schema is not None and any(a.name == "device" for a in schema.arguments):
-            kwargs = {**kwargs, "device": "meta"}
-        return target(*args, **kwargs)
-
-    interpret(program.graph, inputs, weights, observe=record, call=call)
+    run_blank(program, record)

@@ -179,6 +179,7 @@ class Program:
         history: The passes that made this program, in order.
         origins: For every weight that a pass sliced, where it came from.
         marks: What the last pass did, by node name.
+        folded: The names of the batch norms that became part of the layers before them.
         base: What a pruned program was made from (`narrows.ir.rewrite.Base`), for the passes after
             it; any other change to graph or weights ends it.
     """
@@ -197,6 +198,7 @@ class Program:
     history: tuple[str, ...] = ()
     origins: Mapping[str, Origin] = field(default_factory=dict)
     marks: Mapping[str, Mark] = field(default_factory=dict)
+    folded: tuple[str, ...] = ()
     base: Any = None
     _memo: dict[Any, Any] = field(default_factory=dict, repr=False)
 
@@ -258,6 +260,7 @@ class Program:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the program on inputs structured like the example's; no gradients are recorded."""
         flat = self.flat_inputs(args, kwargs)
+        self._check_dtypes(flat)
         with torch.no_grad():
             return pytree.tree_unflatten(self.run_flat(flat), self.out_spec)
 
@@ -331,6 +334,19 @@ class Program:
                     where=where(node),
                 )
 
+    def _check_dtypes(self, inputs: Sequence[Any]) -> None:
+        """Refuse floating-point inputs of another dtype than the example's, and the reverse."""
+        for node, value, example in zip(self.placeholders, inputs, self.examples, strict=False):
+            if not isinstance(value, Tensor) or not isinstance(example, Tensor):
+                continue
+            floating = value.is_floating_point() or example.is_floating_point()
+            if floating and value.dtype != example.dtype:
+                raise ProgramError(
+                    f"input {node.name} is {value.dtype}, the program takes {example.dtype}",
+                    where=where(node),
+                    hint=f"convert it: {node.name}.to({example.dtype})",
+                )
+
     # ------------------------------------------------------------------ deriving
 
     def replace(self, **changes: Any) -> Program:
@@ -395,39 +411,30 @@ class Program:
 
     def to(self, dtype: torch.dtype) -> Program:
         """Return the program with floating-point weights, examples and literals in ``dtype``."""
+        from narrows.ir.precision import in_precision
 
-        def cast(value: Any) -> Any:
-            if isinstance(value, Tensor) and value.is_floating_point():
-                return value.to(dtype)
-            return value
+        return in_precision(self, dtype)
 
-        program = self.copy()
-        program.base = None if self.base is None else self.base.to(dtype)
-        program.weights = {n: cast(t) for n, t in self.weights.items()}
-        program.examples = tuple(cast(e) for e in self.examples)
-        for node in program.graph.nodes:
-            meta = Meta(node)
-            if meta.dtype is not None and meta.dtype.is_floating_point:
-                meta.dtype = dtype
-            if node.op != "call_function":
-                continue
-
-            def literal(a: Any) -> Any:
-                return dtype if isinstance(a, torch.dtype) and a.is_floating_point else a
-
-            node.args = pytree.tree_map(literal, node.args)
-            node.kwargs = pytree.tree_map(literal, node.kwargs)
-        return program
-
-    def to_module(self) -> torch.nn.Module:
+    def to_module(self, train: bool = False) -> torch.nn.Module:
         """Return a trainable module with the original parameter names.
 
         In train mode BatchNorm uses batch statistics and updates its running ones, and dropout
         drops. The module can be captured again.
+
+        Args:
+            train: Whether it is returned in train mode; a program whose batch norms were folded is
+                then a `ProgramError`, as it would train without them.
         """
         from narrows.ir.module import ProgramModule
 
-        return ProgramModule(self)
+        if train and self.folded:
+            raise ProgramError(
+                f"{self.name} has lost batch norms that training needs: {len(self.folded)}",
+                where=", ".join(self.folded[:3]) + (" ..." if len(self.folded) > 3 else ""),
+                why="they are part of the layers before them, as a form for a target has it",
+                hint="narrows.apply(program, plan) without a target keeps them; lowering folds",
+            )
+        return ProgramModule(self).train(train)
 
     def couplings(self) -> Any:
         """Return the sets of channels that live or die together; see `narrows.ir.couplings`."""

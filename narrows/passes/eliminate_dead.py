@@ -22,7 +22,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx
 
-from narrows.ir.graph import interpret, live_nodes
+from narrows.ir.blank import run_blank
+from narrows.ir.graph import live_nodes
 from narrows.ir.ops.args import arguments
 from narrows.ir.program import Meta, Program, aten, shape_of
 from narrows.passes.base import Fidelity, Pass, PassResult
@@ -195,11 +196,7 @@ def strides_of(program: Program) -> dict[str, tuple[int, ...]]:
         if isinstance(value, Tensor):
             found[node.name] = value.stride()
 
-    def empty(value: Any) -> Any:
-        return value.to("meta") if isinstance(value, Tensor) else value
-
-    weights = {n: empty(t) for n, t in program.weights.items()}
-    interpret(program.graph, [empty(e) for e in program.examples], weights, observe=record)
+    run_blank(program, record)
     return found
 
 

@@ -53,22 +53,53 @@ class FoldBatchNorm(Pass):
 
     def run(self, program: Program) -> PassResult:
         """Return the program with its batch norms folded."""
-        norms = [n for n in program.graph.nodes if _feeds_norm(n)]
-        if not norms:
-            return PassResult(program, False)
-        result = program.copy()
-        by_name = {n.name: n for n in result.graph.nodes}
-        notes, remarks = [], {}
-        for name in [n.name for n in norms]:
-            norm = by_name[name]
-            note = _obstacle(norm)
-            if note is None:
-                layer = _fold(result, norm)
-                remarks[layer.name] = f"folded {name}"
-            else:
-                notes.append(note)
-        folded = bool(remarks)
-        return PassResult(result if folded else program, folded, tuple(notes), remarks=remarks)
+        result, folds, notes = fold(program)
+        remarks = {f.layer: f"folded {f.norm}" for f in folds}
+        return PassResult(result, bool(folds), notes, remarks=remarks)
+
+
+def with_folded_norms(program: Program) -> Program:
+    """Return the program as the pass leaves it; itself where there is nothing to fold."""
+    from narrows.passes.pipeline import Pipeline
+
+    result, folds, _ = fold(program)
+    return Pipeline((FoldBatchNorm(),)).run(program).program if folds else result
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A norm that was folded.
+
+    Attributes:
+        norm: The name of its node.
+        layer: The name of the layer's node that it became part of.
+        bias: The name of that layer's bias afterwards.
+    """
+
+    norm: str
+    layer: str
+    bias: str
+
+
+def fold(program: Program) -> tuple[Program, tuple[Fold, ...], tuple[Note, ...]]:
+    """Return the program with its batch norms folded, what was, and why others were not."""
+    norms = [n.name for n in program.graph.nodes if _feeds_norm(n)]
+    if not norms:
+        return program, (), ()
+    result = program.copy()
+    by_name = {n.name: n for n in result.graph.nodes}
+    folds, notes = [], []
+    for name in norms:
+        note = _obstacle(by_name[name])
+        if note is None:
+            layer = _fold(result, by_name[name])
+            folds.append(Fold(name, layer.name, str(arguments(layer)["bias"].target)))
+        else:
+            notes.append(note)
+    if not folds:
+        return program, (), tuple(notes)
+    result.folded = (*program.folded, *(f.norm for f in folds))
+    return result, tuple(folds), tuple(notes)
 
 
 def _feeds_norm(node: fx.Node) -> bool:
@@ -134,23 +165,15 @@ def _named(nodes: Sequence[fx.Node]) -> str:
 
 def _fold(program: Program, norm: fx.Node) -> fx.Node:
     """Fold ``norm`` into the layer before it, which is returned; ``program`` is the pass's own."""
-    given = arguments(norm)
-    layer = given["input"]
+    layer = arguments(norm)["input"]
     weight_node, bias_node = (arguments(layer)[r] for r in ("weight", "bias"))
     weight = program.tensor(weight_node)
-
-    def of(role: str, default: float) -> Tensor:
-        node = given[role]
-        like = program.tensor(given["running_var"])
-        return torch.full_like(like, default).double() if node is None else _double(program, node)
-
-    # In float64, so that folding rounds once: when the result is stored.
-    scale = of("weight", 1.0) / torch.sqrt(of("running_var", 1.0) + given["eps"])
-    bias = torch.zeros_like(scale) if bias_node is None else _double(program, bias_node)
-    shifted = (bias - of("running_mean", 0.0)) * scale + of("bias", 0.0)
+    parts = parts_of(program, norm)
+    bias = torch.zeros_like(parts.mean) if bias_node is None else _double(program, bias_node)
+    shifted = (bias - parts.mean) * parts.scale + parts.shift
 
     name = str(weight_node.target)
-    program.weights[name] = _scaled(layer, weight, scale).to(weight.dtype)
+    program.weights[name] = scaled(layer, weight, parts.scale).to(weight.dtype)
     if bias_node is None:
         bias_node = _add_bias(program, layer, name, weight.dtype, shifted)
         layer.args, layer.kwargs = changed(layer, {"bias": bias_node})
@@ -170,7 +193,38 @@ def _double(program: Program, node: fx.Node) -> Tensor:
     return program.tensor(node).detach().double()
 
 
-def _scaled(layer: fx.Node, weight: Tensor, scale: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class Parts:
+    """What a norm computes, per channel in float64: ``(x - mean) * gain / deviation + shift``.
+
+    In float64 a fold rounds once: when its result is stored.
+    """
+
+    gain: Tensor
+    shift: Tensor
+    mean: Tensor
+    deviation: Tensor
+
+    @property
+    def scale(self) -> Tensor:
+        """What a channel is multiplied by."""
+        return self.gain / self.deviation
+
+
+def parts_of(program: Program, norm: fx.Node) -> Parts:
+    """Return what a batch norm with fixed statistics computes."""
+    given = arguments(norm)
+    variance = _double(program, given["running_var"])
+
+    def of(role: str, default: float) -> Tensor:
+        node = given[role]
+        return torch.full_like(variance, default) if node is None else _double(program, node)
+
+    deviation = torch.sqrt(variance + given["eps"])
+    return Parts(of("weight", 1.0), of("bias", 0.0), of("running_mean", 0.0), deviation)
+
+
+def scaled(layer: fx.Node, weight: Tensor, scale: Tensor) -> Tensor:
     """Return the weight in float64 with every output channel multiplied by its scale."""
     weight = weight.detach().double()
     if layer.target not in TRANSPOSED:

@@ -152,8 +152,10 @@ class Pipeline:
         return Pipeline(spelling.parse(text))
 
     @staticmethod
-    def default(plan: Any = None, costs: Any = None, batch: int = 1) -> Pipeline:
-        """Return the usual pipeline: prune the channels of ``plan``, fold norms, drop what is dead.
+    def default(
+        plan: Any = None, costs: Any = None, batch: int = 1, *, fold: bool | None = None
+    ) -> Pipeline:
+        """Return the usual pipeline: prune the channels of ``plan``, drop what is dead.
 
         Args:
             plan: A `ChannelPlan`, the path of a saved one, or ``None`` to remove only what is dead
@@ -161,6 +163,8 @@ class Pipeline:
             costs: The cost table of a target, or its path: reads and widths are then chosen for
                 that target. Without it the program is the smallest one.
             batch: The number of examples to choose them for.
+            fold: Whether batch norms become part of the layers before them, which ends training; by
+                default where there are costs. Lowering folds them in any case.
         """
         from narrows.passes.choose_kernels import ChooseKernels
         from narrows.passes.eliminate_dead import EliminateDead
@@ -176,7 +180,8 @@ class Pipeline:
             first = (PruneChannels(plan=plan), reads, AlignChannels(), ReorderChannels())
             if not isinstance(costs, CostTable) or costs.has_spellings:
                 last = (ChooseKernels(costs=costs, batch=batch),)
-        return Pipeline((*first, FoldBatchNorm(), EliminateDead(), *last))
+        folds = (FoldBatchNorm(),) if (costs is not None if fold is None else fold) else ()
+        return Pipeline((*first, *folds, EliminateDead(), *last))
 
     def __str__(self) -> str:
         return ", ".join(str(p) for p in self.passes)
@@ -202,6 +207,11 @@ class Pipeline:
         Raises:
             PassError: A pass needs another before it; the message lists all that is unmet.
         """
+        if not isinstance(program, Program):
+            raise PassError(
+                f"passes run on a Program, got {type(program).__name__}",
+                hint="narrows.capture(model, inputs) makes one",
+            )
         self.check_order(program.history)
         initial = report("capture", "capture", program, PassResult(program, False), 0.0)
         reports = []
@@ -246,6 +256,7 @@ def pipeline_for(
     pipeline: Pipeline | str | None,
     costs: CostTable | None = None,
     batch: int = 1,
+    fold: bool | None = None,
 ) -> Pipeline:
     """Return the pipeline that a plan, a target's costs and a pipeline argument ask for together.
 
@@ -255,7 +266,7 @@ def pipeline_for(
     if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
         raise UsageError(f"batch is a whole number of at least 1, got {batch!r}")
     if pipeline is None:
-        return Pipeline.default(plan, costs, batch)
+        return Pipeline.default(plan, costs, batch, fold=fold)
     passes = Pipeline.parse(pipeline) if isinstance(pipeline, str) else pipeline
     if not isinstance(passes, Pipeline):
         kind = type(pipeline).__name__

@@ -27,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from narrows.errors import OpError
 from narrows.ir.channels import Facts, analyse
+from narrows.ir.couplings import couplings
 from narrows.ir.labels import Bools, Value
 from narrows.ir.ops import samples, table
 from narrows.ir.ops.contract import Contract
@@ -44,6 +45,9 @@ from tests.ir.bench import Bench
 aten = torch.ops.aten
 EXACT = TOLERANCE[Fidelity.EXACT][torch.float64]
 DOCUMENT = Path(__file__).parents[2] / "docs" / "ops.md"
+
+# A sum in another order, of numbers that are each rounded to 5e-4 and 4e-3.
+NARROW = {torch.float16: 5e-3, torch.bfloat16: 4e-2}
 
 DRAWS = 8  # one change may vanish in a maximum or a rounding, but not every time
 
@@ -275,6 +279,24 @@ def test_constants_law(row: Row, sample: Sample) -> None:
 def test_cost(row: Row) -> None:
     for sample in row.samples:
         costs(row, sample)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("row", [pytest.param(r, id=r.name) for r in table.rows() if r.samples])
+def test_narrow_types(row: Row, dtype: torch.dtype) -> None:
+    """Whatever torch runs in half precision is analysed, sorted into couplings and rewritten."""
+    bench = Bench(row, row.samples[0])
+    facts = analyse(bench.program())
+    values = [facts.value(p) for p in bench.parts]
+    program = bench.read(values, next(masks_of(values))).to(dtype)
+    try:
+        wanted = program.run_flat(program.examples)
+    except (RuntimeError, NotImplementedError):
+        pytest.skip(f"torch has no {dtype} kernel for {row.name} here")
+    result, _ = rewrite(Base(program))
+    verify(result)
+    couplings(program)
+    assert relative_error(result.run_flat(program.examples), wanted) <= NARROW[dtype]
 
 
 # ------------------------------------------------------------------ the table

@@ -155,8 +155,8 @@ def test_golden(golden):
             texts.append(to_text(result.program))
 
     instruments = [Promises(), Numerics(double=True), Collect()]
-    result = Pipeline.default(plan).run(program, instruments)
+    result = Pipeline.default(plan, fold=True).run(program, instruments)
     golden("default_pipeline", "\n".join(texts))
     assert compare(result.program, plan.masked(program)) <= 1e-5
-    again = Pipeline.default().run(result.program, instruments)
+    again = Pipeline.default(fold=True).run(result.program, instruments)
     assert not any(r.changed for r in again.reports)

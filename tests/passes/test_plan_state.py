@@ -135,3 +135,123 @@ def test_origins_lead_back_through_two_rounds_of_pruning() -> None:
         there, now = program.weights[origin.name][place_of(origin)], twice.weights[name]
         assert torch.equal(torch.where(now == 0, now, there), now)
     assert nested == 1
+
+
+# ------------------------------------------------------------------ norms, and orders
+
+
+class Norms(nn.Module):
+    """Layers with a bias and without, behind them norms of every kind, one of them two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.n = nn.Conv2d(3, 12, 3, bias=False), nn.BatchNorm2d(12)
+        self.b, self.m = nn.Conv2d(12, 10, 1), nn.BatchNorm2d(10, affine=False)
+        self.c, self.k = nn.ConvTranspose2d(12, 10, 1, bias=False), nn.BatchNorm2d(10)
+        self.l, self.o = nn.BatchNorm2d(10), nn.Linear(10, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.n(self.a(x)).relu()
+        return self.o((self.m(self.b(y)).relu() + self.l(self.k(self.c(y)))).mean((2, 3)))
+
+
+FINE_TUNED = {
+    "as apply makes it": None,
+    "in the old order": "prune-channels",
+    "folded": "prune-channels{order=true}, fold-batch-norm, eliminate-dead",
+    "folded, in the old order": "prune-channels, fold-batch-norm",
+}
+
+
+@pytest.mark.parametrize("how", FINE_TUNED)
+@pytest.mark.parametrize("options", [{}, {"constrained": False, "side": "both"}], ids=str)
+def test_fine_tuning_goes_round(how: str, options: dict[str, Any]) -> None:
+    program = captured(Norms(), 2, 3, 6, 6)
+    plan = narrows.plan(program, ratio=0.5, **options)
+    small = narrows.apply(program, plan, pipeline=FINE_TUNED[how])
+    state = trained(small, small.weights)
+    x, masked = program.examples[0], plan.masked(program)
+    expected = small.with_weights(state)(x)
+    restored = plan.restore(program, state)
+    assert restored.keys() >= program.state_dict().keys()
+    assert relative_error(masked.with_weights(restored)(x), expected) <= EXACT
+    module = small.to_module()
+    module.load_state_dict(state, strict=False)  # it has no place for a plan's masks
+    restored = plan.restore(program, module)
+    assert relative_error(masked.with_weights(restored)(x), module(x)) <= EXACT
+
+
+def test_what_a_dead_gain_would_lose_gets_a_gain() -> None:
+    program = captured(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)), 2, 3, 4, 4)
+    program.weights["1.weight"][1] = 0
+    plan, x = narrows.plan(program, {}, zeros=False), program.examples[0]
+    folded = narrows.apply(program, pipeline="fold-batch-norm")
+    state = {n: t + 1 for n, t in folded.weights.items()}
+    restored = program.with_weights(plan.restore(program, state))
+    assert relative_error(restored(x), folded.with_weights(state)(x)) <= EXACT
+
+
+def test_a_norm_that_layers_share_cannot_be_two() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 1, bias=False), nn.Conv2d(3, 4, 1, bias=False)
+            self.n = nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.n(self.a(x)) * self.n(self.b(x))
+
+    program = captured(Shared(), 2, 3, 4, 4)
+    plan = narrows.plan(program, {}, zeros=False)
+    folded = narrows.apply(program, pipeline="fold-batch-norm")
+    assert plan.restore(program, folded.state_dict()).keys() == program.state_dict().keys()
+    state = folded.state_dict()
+    state["a.bias"] = state["a.bias"] + 1
+    with pytest.raises(PlanError, match=r"'n\.bias' cannot be restored"):
+        plan.restore(program, state)
+
+
+class Fork(nn.Module):
+    """Two readers, whose channels are put side by side in an order of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(3, 8), nn.Linear(8, 4), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x).relu()
+        return self.b(y) + self.c(y)
+
+
+def test_a_state_dict_that_fits_two_orders_is_of_the_nearer_one() -> None:
+    program = captured(Fork(), 2, 3)
+    plan = narrows.plan(program, {"b.weight": [0, 2, 4, 6], "c.weight": [1, 2, 5, 6]}, zeros=False)
+    ordered = narrows.apply(program, plan)
+    plain = narrows.apply(program, plan, pipeline="prune-channels")
+    assert ordered.origins["a.weight"] != plain.origins["a.weight"]
+    x, masked = program.examples[0], plan.masked(program)
+    for small in (ordered, plain):
+        state = trained(small, small.weights)
+        restored = masked.with_weights(plan.restore(program, state))
+        assert relative_error(restored(x), small.with_weights(state)(x)) <= EXACT
+    torch.manual_seed(1)
+    anew = {n: torch.randn_like(t) for n, t in ordered.weights.items()}
+    with pytest.raises(PlanError, match="may be of channels in two orders"):
+        plan.restore(program, anew)
+    restored = masked.with_weights(plan.restore(program, anew, ordered))
+    assert relative_error(restored(x), ordered.with_weights(anew)(x)) <= EXACT
+
+
+def test_the_form_of_a_target_goes_back_where_its_norms_stand() -> None:
+    program = captured(Fork(), 2, 3)
+    plan = narrows.plan(program, {"b.weight": [0, 2, 4], "c.weight": [1, 2, 5]}, zeros=False)
+    small = narrows.apply(program, plan, target="onnx")
+    state = trained(small, small.weights)
+    restored = plan.masked(program).with_weights(plan.restore(program, state, small))
+    x = program.examples[0]
+    assert relative_error(restored(x), small.with_weights(state)(x)) <= EXACT
+    norms = captured(Norms(), 2, 3, 6, 6)
+    plan = narrows.plan(norms, ratio=0.5)
+    folded = narrows.apply(norms, plan, target="onnx")
+    with pytest.raises(PlanError, match="norms of the pruned program were folded"):
+        plan.restore(norms, folded.state_dict(), folded)

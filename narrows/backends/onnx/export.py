@@ -113,7 +113,40 @@ class Traced(ExportedProgram):
         if not self.always_decompose and not any(target in table for target in targets):
             return self
         self.decomposed = super().run_decompositions(decomp_table, **options)
+        _name_parts(self.decomposed)
         return self.decomposed
+
+
+def _name_parts(decomposed: ExportedProgram) -> None:
+    """Name what operators were taken apart into after them: the last part is the result.
+
+    torch names the parts anew, by names that other nodes had, and that outputs have still.
+    """
+    calls = [n for n in decomposed.graph.nodes if n.op == "call_function"]
+    origin = {n: n.meta.get("custom", {}).get("node", "") for n in calls}
+    last = {name: node for node, name in origin.items() if name}
+    old = {n: n.name for n in calls}
+    weights = {str(spec.target) for spec in decomposed.graph_signature.input_specs}
+    names = {n: f"{name}_" if name in weights else name for name, n in last.items()}
+    taken = {n.name for n in decomposed.graph.nodes if n not in old} | set(names.values())
+    for node in calls:
+        if node not in names:
+            names[node] = _free_name(f"{origin[node] or node.name}_part", taken)
+            taken.add(names[node])
+    for node, name in names.items():
+        decomposed.graph._graph_namespace.create_name(name, None)  # no later node takes it
+        node.name = name  # `_rename` would not, where another node had it
+    renamed = {old[n]: n.name for n in calls}
+    for spec in decomposed.graph_signature.output_specs:
+        spec.arg.name = renamed.get(spec.arg.name, spec.arg.name)
+
+
+def _free_name(name: str, taken: set[str]) -> str:
+    number, free = 1, name
+    while free in taken:
+        number += 1
+        free = f"{name}_{number}"
+    return free
 
 
 def build(program: Program, outputs: Sequence[fx.Node]) -> Traced:

@@ -70,6 +70,19 @@ def numeric(value: Any) -> Any:
     return map_arg(value, lambda n: Meta(n).size if shape_of(n) is None else n)
 
 
+def settled_arguments(node: fx.Node) -> dict[str, Any]:
+    """Return `arguments`, with a number that the program computes at its value in the example."""
+    given = arguments(node)
+    if all(shape_of(n) is not None for n in node.all_input_nodes):
+        return given
+    return {name: numeric(value) for name, value in given.items()}
+
+
+def computes_numbers(node: fx.Node) -> bool:
+    """Whether a number among the arguments is computed by the program, from the batch's size."""
+    return any(Meta(n).size is not None for n in node.all_input_nodes)
+
+
 def is_tensor(value: Any) -> bool:
     """Whether an argument is a node that stands for one tensor."""
     return isinstance(value, fx.Node) and shape_of(value) is not None
@@ -82,6 +95,22 @@ def call(node: fx.Node, values: dict[fx.Node, Tensor]) -> Any:
     )
     with torch.no_grad():
         return invoke(node.target, args, kwargs)
+
+
+def with_argument(
+    target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str, value: Any
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return a call's arguments with one of them replaced, if the operator has it.
+
+    Unlike `changed`, this is for the values of a run, such as the ``device`` a tensor goes to.
+    """
+    if not isinstance(target, torch._ops.OpOverload):
+        return args, kwargs
+    schema = _schema(target)
+    if name in schema.positional[: len(args)]:
+        position = schema.positional.index(name)
+        return (*args[:position], value, *args[position + 1 :]), kwargs
+    return args, {**kwargs, name: value} if name in schema.defaults else kwargs
 
 
 VIEWS = frozenset({torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default})

@@ -9,6 +9,13 @@ from torch import Tensor
 from narrows.ir.labels import Ints, Value
 
 
+def as_array(data: Tensor) -> np.ndarray:
+    """Return a tensor's numbers; types that NumPy lacks (bfloat16, float8) as float32, exactly."""
+    data = data.detach()
+    narrow = data.is_floating_point() and data.dtype.itemsize <= 2 and data.dtype != torch.float16
+    return (data.float() if narrow else data).numpy()
+
+
 def constants_of(data: Tensor, value: Value) -> np.ndarray:
     """Return per label of ``value`` the constant that ``data`` holds there, NaN where it varies.
 

@@ -19,8 +19,9 @@ from torch import Tensor, fx
 from narrows.ir.labels import Bools, Ints, Value, channels, count_to, distinct, is_count, some
 from narrows.ir.ops.args import arguments
 from narrows.ir.ops.barrier import barrier_flow
+from narrows.ir.ops.constants import as_array
 from narrows.ir.ops.row import Flow, Read, Row, Shared, WeightAxis, labels_along
-from narrows.ir.program import shape_of
+from narrows.ir.program import Meta, shape_of
 
 if TYPE_CHECKING:
     from narrows.ir.channels import Facts
@@ -93,7 +94,7 @@ class Contraction:
 
 def used_columns(c: Contraction, rows: Bools) -> Bools:
     """Return which inputs have a non-zero weight in a row that counts: ``[groups, inputs]``."""
-    data: Any = c.blocks.numpy()
+    data: Any = as_array(c.blocks)
     if len(data) > 1:
         used = (data.any(-1) & rows[..., None]).any(1)
         return used if c.heard is None else used & c.heard
@@ -103,7 +104,7 @@ def used_columns(c: Contraction, rows: Bools) -> Bools:
 def used_rows(c: Contraction, columns: Bools) -> Bools:
     """Return which outputs have a non-zero weight in a column that counts: ``[groups,
     outputs]``."""
-    data: Any = c.blocks.numpy()
+    data: Any = as_array(c.blocks)
     if c.heard is not None:
         columns = columns & c.heard
     if len(data) > 1:
@@ -160,7 +161,9 @@ class Contract(Row):
         computed."""
         args = arguments(node)
         x, weight, bias = args[self.x], args[self.weight], args.get(self.bias)
-        if facts.is_free(x) or not facts.is_free(weight):
+        if facts.is_free(x) or not facts.is_free(weight) or Meta(weight).dynamic:
+            return None
+        if not isinstance(args.get("groups", 1), int):
             return None
         if bias is not None and not facts.is_free(bias):
             return None

@@ -23,7 +23,7 @@ from torch import Tensor, fx
 
 import narrows.ir.integer.library  # noqa: F401  (defines torch.ops.narrows)
 from narrows.ir.integer.grid import Grid
-from narrows.ir.ops.args import arguments
+from narrows.ir.ops.args import arguments, computes_numbers
 from narrows.ir.program import shape_of
 
 ops: Any = torch.ops.narrows
@@ -171,6 +171,8 @@ class Padding(Moves):
 
     def obstacle(self, node: fx.Node) -> str:
         args = arguments(node)
+        if computes_numbers(node):
+            return "how much it pads is computed when it runs"
         if args.get("mode", "constant") != "constant":
             return f"padding by {args['mode']} has no integer form"
         return "it pads with another number than zero" if args["value"] not in (None, 0) else ""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from narrows.ir.labels import Ints, Value, compact, even_sizes, number
-from narrows.ir.ops.args import arguments, call, first_tensor
+from narrows.ir.ops.args import arguments, call, first_tensor, numeric
 from narrows.ir.ops.barrier import barrier_flow
 from narrows.ir.ops.row import Flow, Read, Row
 from narrows.ir.program import shape_of
@@ -141,10 +141,13 @@ class Pad(Row):
                 Value(shape, source.labels, source.count, source.const),
                 (Read(x, np.arange(source.count)),),
             )
-        fill = float(args["value"] or 0.0)
-        const = source.const
         rank = len(shape)
         pads = self._pads(args, rank)
+        told = [args["value"], *(p for a in source.axes for p in pads.get(a, ()))]
+        if any(isinstance(number, fx.Node) for number in told):
+            return barrier_flow(facts, node, "what it adds to the channels is computed")
+        fill = float(args["value"] or 0.0)
+        const = source.const
         if any(p != (0, 0) for a, p in pads.items() if a not in source.axes):
             const = np.where(const == fill, const, np.nan)
         flat = [
@@ -200,7 +203,7 @@ class Pad(Row):
             lines = dict(where)
             for axis in bordered:
                 held, changed[axis], lines[axis] = self._bordered(
-                    rewriter, node, held, axis, pads[axis]
+                    rewriter, node, held, axis, numeric(pads[axis])
                 )
             views = {a: [-1 if b == a else 1 for b in range(rank)] for a in lines}
             places = value.placed(
@@ -209,7 +212,7 @@ class Pad(Row):
         widest = max((rank - a for a in changed), default=0)
         flat = [p for a in reversed(range(rank - widest, rank)) for p in changed.get(a, (0, 0))]
         shape = tuple(
-            s + (sum(changed[a]) if a in changed else 0) for a, s in enumerate(held.shape)
+            s + (sum(numeric(changed[a])) if a in changed else 0) for a, s in enumerate(held.shape)
         )
         if all(p == 0 for p in flat):
             return rewriter.retag(node, held.node, places, shape)

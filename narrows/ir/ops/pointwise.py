@@ -13,8 +13,8 @@ from torch import fx
 from torch.fx.node import map_arg
 
 from narrows.ir.labels import Bools, Ints, Value, broadcast, merge, some, unknown
-from narrows.ir.ops.args import arguments, is_tensor
-from narrows.ir.ops.constants import constants_of, per_label
+from narrows.ir.ops.args import arguments, is_tensor, with_argument
+from narrows.ir.ops.constants import as_array, constants_of, per_label
 from narrows.ir.ops.row import Flow, Read, Row, Shared, WeightAxis, labels_along
 from narrows.ir.program import Meta, shape_of
 
@@ -68,6 +68,8 @@ class Pointwise(Row):
             args, kwargs = map_arg(
                 (node.args, node.kwargs), lambda n: tensors[n] if n in tensors else Meta(n).size
             )
+            # These are numbers in a row, which no order of axes in memory fits.
+            args, kwargs = with_argument(node.target, args, kwargs, "memory_format", None)
             with torch.no_grad():
                 computed = node.target(*args, **kwargs)  # type: ignore[operator]
             result[complete] = computed.to(torch.float64).numpy()
@@ -167,7 +169,7 @@ class PerChannel(Row):
             return Flow(value, read, facts=np.zeros(source.count, dtype=bool))
         along = labels_along(source, self.axis)[0].expand(source.shape[self.axis]).numpy()
         gain: Any = args.get(self.gain)
-        dead = facts.data(gain).numpy() == 0 if is_tensor(gain) else np.zeros(1, dtype=bool)
+        dead = as_array(facts.data(gain)) == 0 if is_tensor(gain) else np.zeros(1, dtype=bool)
         silent = np.zeros(source.count, dtype=bool)
         if dead.any():  # what comes in does not matter
             silent[:] = True

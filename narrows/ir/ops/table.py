@@ -13,6 +13,7 @@ from typing import Any
 from torch import fx
 
 from narrows.errors import OpError
+from narrows.ir.ops.args import computes_numbers
 from narrows.ir.ops.barrier import BARRIER as BARRIER
 from narrows.ir.ops.contract import Contract, Contraction
 from narrows.ir.ops.integer import IntegerForm, Moves, integer_macs
@@ -112,7 +113,9 @@ def integer_form(node: fx.Node) -> IntegerForm | None:
     """Return the integer form of a node for its arguments, or ``None``."""
     row = find(node)
     form = FAKES.get(node.target) if row is None else row.integer
-    return None if form is None else form.at(node)
+    if form is None or (form.kind != "moves" and computes_numbers(node)):
+        return None
+    return form.at(node)
 
 
 def contraction(facts: Any, node: fx.Node) -> Contraction | None:

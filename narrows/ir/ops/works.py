@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from narrows.ir.ops.args import arguments
+from narrows.ir.ops.args import settled_arguments
 from narrows.ir.program import Meta, shape_of
 from narrows.ir.work import Work
 
@@ -28,7 +28,7 @@ def itemsize(node: fx.Node) -> int:
 
 def convolution(node: fx.Node, spatial: int, transposed: bool = False) -> Work:
     """Return the work of a convolution over ``spatial`` axes."""
-    args = arguments(node)
+    args = settled_arguments(node)
     x, out = shape_of(args["input"]), shape_of(node)
     weight = shape_of(args["weight"])
     groups = args.get("groups", 1)
@@ -56,7 +56,7 @@ def convolution(node: fx.Node, spatial: int, transposed: bool = False) -> Work:
 def linear(node: fx.Node) -> Work:
     """Return the work of a matrix product with a weight ``[out, in]``."""
     out = shape_of(node)
-    weight = shape_of(arguments(node)["weight"])
+    weight = shape_of(settled_arguments(node)["weight"])
     if len(weight) == 1:  # by a vector: one output, without an axis of its own
         out = (*out, 1)
     return Work(
@@ -72,8 +72,8 @@ def linear(node: fx.Node) -> Work:
 
 def product(node: fx.Node, left: str) -> Work:
     """Return the work of a matrix product; ``left`` names its first factor."""
-    out, x = shape_of(node), shape_of(arguments(node)[left])
-    right = next(a for n, a in arguments(node).items() if n in ("other", "mat2"))
+    out, x = shape_of(node), shape_of(settled_arguments(node)[left])
+    right = next(a for n, a in settled_arguments(node).items() if n in ("other", "mat2"))
     y = shape_of(right)
     kind = "linear" if len(y) == 2 and right.op == "get_attr" else "matmul"
     rows, columns = (out[-2:] if len(out) > 1 else (1, *out)) if out else (1, 1)
@@ -92,7 +92,7 @@ def product(node: fx.Node, left: str) -> Work:
 
 def attention(node: fx.Node) -> Work:
     """Return the work of ``softmax(q k^T) v``."""
-    args = arguments(node)
+    args = settled_arguments(node)
     q, k, v = (shape_of(args[a]) for a in ("query", "key", "value"))
     return Work(
         "attention",
@@ -122,7 +122,7 @@ def elementwise(node: fx.Node, kind: str) -> Work | None:
     kernel: tuple[int, ...] = ()
     stride: tuple[int, ...] = ()
     if kind == "pool":
-        args = arguments(node)
+        args = settled_arguments(node)
         kernel = tuple(_numbers(args.get("kernel_size")))
         stride = tuple(_numbers(args.get("stride"))) or kernel
     return Work(
@@ -141,7 +141,7 @@ def elementwise(node: fx.Node, kind: str) -> Work | None:
 
 def _innermost(node: fx.Node, shape: Any) -> int | None:
     """Return the axis along which a node picks, if no two elements of an index lie together."""
-    axis = arguments(node).get("dim")
+    axis = settled_arguments(node).get("dim")
     if not isinstance(axis, int) or shape is None or len(shape) < 2:
         return None
     axis %= len(shape)

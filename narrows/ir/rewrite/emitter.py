@@ -16,6 +16,7 @@ from narrows.ir.channels import Facts
 from narrows.ir.graph import add_node
 from narrows.ir.labels import Bools, Ints, distinct, is_count
 from narrows.ir.ops.args import VIEWS, arguments, call, changed
+from narrows.ir.ops.constants import as_array
 from narrows.ir.ops.contract import Contraction
 from narrows.ir.program import Meta, Note, Origin, Program, copy_meta, shape_of
 from narrows.ir.rewrite.held import Held, RaggedError
@@ -245,7 +246,7 @@ class Emitter:
 
     def constant(self, name: str, data: Tensor) -> fx.Node:
         """Return a new constant tensor of the graph."""
-        key = ("constant", name, data.numpy().tobytes(), tuple(data.shape))
+        key = ("constant", name, as_array(data).tobytes(), data.dtype, tuple(data.shape))
         if key not in self._names:
             self._names[key] = self._free_name(name)
             self._weights[self._names[key]] = (lambda _: data, None, True)

@@ -22,6 +22,7 @@ from narrows.ir.cost import CostTable
 from narrows.ir.labels import Bools, Ints, Value, how_many, same
 from narrows.ir.liveness import Demand
 from narrows.ir.ops import table as ops
+from narrows.ir.ops.constants import as_array
 from narrows.ir.ops.contract import Contract
 from narrows.ir.ops.join import Join
 from narrows.ir.program import shape_of
@@ -205,7 +206,7 @@ class Chooser:
             for reader in space.readers if self.fill else ():
                 c = ops.contraction(self.facts, reader.node)
                 if c is not None and len(reader.columns) == 1 and c.groups == 1:
-                    weighed[reader.columns[0]] += c.blocks.abs().sum((0, 1, 3)).numpy()
+                    weighed[reader.columns[0]] += as_array(c.blocks.abs().sum((0, 1, 3)))
             self._ranks[space] = np.argsort(-weighed, kind="stable")
         return self._ranks[space]
 

@@ -206,11 +206,13 @@ class ChannelPlan:
 
         return shrink(self, program, state)
 
-    def restore(self, program: Program, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def restore(
+        self, program: Program, state: Any, pruned: Program | None = None
+    ) -> dict[str, Tensor]:
         """Return a pruned program's weights in the original shapes; see `passes.state`."""
         from narrows.passes.plans.state import restore
 
-        return restore(self, program, state)
+        return restore(self, program, state, pruned)
 
     # ------------------------------------------------------------------ JSON
 

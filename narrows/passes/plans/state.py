@@ -1,12 +1,13 @@
 """State dicts across a plan: from the original shapes to the pruned ones, and back.
 
-"The pruned program" is what ``prune-channels`` alone makes of a program; passes behind it, such as
-``fold-batch-norm``, change weights further.
+"The pruned program" is what ``prune-channels`` makes of a program, its channels in the order that
+suits the readers or in the old one. Norms that ``fold-batch-norm`` folded behind it are given back.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,10 +15,14 @@ from torch import Tensor
 
 from narrows.errors import PlanError, ProgramError
 from narrows.ir.program import Origin, Program
+from narrows.passes.fold_batch_norm import fold
 from narrows.passes.plans.plan import ChannelPlan
+from narrows.passes.plans.unfold import unfolded
 
 # Two slices of one weight may differ by the rounding of a folded constant, and no more.
 AGREE = 1e-5
+# By how much one order of channels has to be nearer than another, in squares, to be the right one.
+CLEARLY = 2.0
 
 
 def pruned_by(plan: ChannelPlan, program: Program) -> Program:
@@ -56,7 +61,12 @@ def shrink(plan: ChannelPlan, program: Program, state: Mapping[str, Tensor]) -> 
     return other.state_dict()
 
 
-def restore(plan: ChannelPlan, program: Program, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def restore(
+    plan: ChannelPlan,
+    program: Program,
+    state: Mapping[str, Tensor] | torch.nn.Module,
+    pruned: Program | None = None,
+) -> dict[str, Tensor]:
     """Return a state dict in the original shapes from one of the pruned program, perhaps trained.
 
     What was kept has the value of ``state``; what was removed has the value it has in the masked
@@ -69,39 +79,117 @@ def restore(plan: ChannelPlan, program: Program, state: Mapping[str, Tensor]) ->
     Args:
         plan: The plan.
         program: The program that was pruned.
-        state: A state dict of the pruned program.
+        state: A state dict of the pruned program, of norms folded or not; or the module that
+            `Program.to_module` made of it.
+        pruned: The pruned program itself, where other passes made it than those of `narrows.apply`
+            without a target.
 
     Raises:
-        PlanError: The state dict is not one of the pruned program; a tensor was trained that has no
-            place in the original: a bias that was made for folded constants; or a weight that was
-            shared came out as several tensors, which training moved apart.
+        PlanError: The state dict is not one of the pruned program, or it may be of two; a tensor
+            was trained that has no place in the original: a bias that was made for folded
+            constants; or a weight that was shared came out as several tensors, which training moved
+            apart.
     """
-    program = program.replace(origins={})
-    masked, pruned = plan.masked(program), pruned_by(plan, program)
-    try:
-        trained = pruned.with_weights(state)
-    except ProgramError as error:
+    if isinstance(state, torch.nn.Module):
+        pruned, state = _program_of(state, pruned), state.state_dict()
+    if pruned is not None and pruned.folded:
         raise PlanError(
-            error.what,
-            why="it is not a state dict of what prune-channels makes of this program",
-            hint=error.hint or 'narrows.apply(program, plan, pipeline="prune-channels")',
-        ) from error
+            "the batch norms of the pruned program were folded, which its channels cannot undo",
+            hint="train narrows.apply(program, plan), which keeps them, or leave out pruned",
+        )
+    program = program.replace(origins={})
+    masked, trained = plan.masked(program), _trained(plan, program, state, pruned)
+    pruned = trained.untrained
     result = dict(masked.weights)
     written: dict[str, Tensor] = {}
-    for name, tensor in trained.weights.items():
+    for name, tensor in trained.program.weights.items():
+        before = pruned.weights[name]
         origin = pruned.origins.get(name, Origin(name, tuple(tensor.shape), (None,) * tensor.dim()))
         target = name if name in masked.origins else origin.name
         if target not in masked.weights:
             _drop_made(name, tensor, pruned)
             continue
         place = place_of(origin)
-        old, before = masked.weights[target][place], pruned.weights[name]
+        tensor, before = _original(tensor, origin), _original(before, origin)
+        old = masked.weights[target][place]
         moved = old + (tensor - before) if tensor.is_floating_point() else tensor
         new = torch.where(before == old, tensor, moved)
         _write(result, written, masked.weights[target], target, place, new)
     ours = program.weights.keys() | masked.origins.keys()
     restored = {name: t for name, t in result.items() if name in ours}
     return {**restored, **{a: restored[n] for a, n in program.aliases.items()}}
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """A pruned program with a state dict's weights, and with those that pruning gave it."""
+
+    program: Program
+    untrained: Program
+
+    @property
+    def distance(self) -> float:
+        """How far training moved the weights, squared."""
+        pairs = ((t, self.untrained.weights[n]) for n, t in self.program.weights.items())
+        return sum(float((a.double() - b.double()).square().sum()) for a, b in pairs)
+
+
+def _trained(
+    plan: ChannelPlan, program: Program, state: Mapping[str, Tensor], pruned: Program | None
+) -> _Trained:
+    """Return the pruned program that a state dict is of, with its weights.
+
+    Two that differ in the order of the channels alone have the same shapes. Training leaves weights
+    nearer to what they were than to those of other channels; where it did not, nobody can tell.
+    """
+    forms = [pruned] if pruned is not None else _forms(plan, program)
+    fits, refused = [], None
+    for form in forms:
+        try:
+            fits.append(_fitted(form, state))
+        except ProgramError as error:
+            refused = refused or error
+    if refused is not None and not fits:
+        raise PlanError(
+            refused.what,
+            why="it is not a state dict of what prune-channels makes of this program",
+            hint=refused.hint or "restore(program, state, pruned), if other passes made it",
+        ) from refused
+    fits.sort(key=lambda f: f.distance)
+    if len(fits) > 1 and fits[0].distance * CLEARLY > fits[1].distance:
+        raise PlanError(
+            "the state dict may be of channels in two orders",
+            why="it is as far from what pruning gave in the one as in the other",
+            hint="restore(program, state, pruned), with the program that was trained",
+        )
+    return fits[0]
+
+
+def _forms(plan: ChannelPlan, program: Program) -> list[Program]:
+    """Return what prune-channels makes of a program, in the readers' order and in the old one."""
+    from narrows.passes.prune_channels import PruneChannels
+
+    ordered = PruneChannels(plan, order=True).run(program).program
+    plain = pruned_by(plan, program)
+    return [ordered] if ordered.origins == plain.origins else [ordered, plain]
+
+
+def _fitted(form: Program, state: Mapping[str, Tensor]) -> _Trained:
+    """Return a form with the weights of a state dict; `ProgramError` if it is not one of it."""
+    try:
+        return _Trained(form.with_weights(state), form)
+    except ProgramError:
+        trained = _with_weights(fold(form)[0], state)
+        if trained is None:
+            raise
+    return _Trained(unfolded(form, trained), form)
+
+
+def _with_weights(program: Program, state: Mapping[str, Tensor]) -> Program | None:
+    try:
+        return program.with_weights(state)
+    except ProgramError:
+        return None
 
 
 def _drop_made(name: str, tensor: Tensor, pruned: Program) -> None:
@@ -114,6 +202,24 @@ def _drop_made(name: str, tensor: Tensor, pruned: Program) -> None:
         )
 
 
+def _program_of(module: torch.nn.Module, pruned: Program | None) -> Program | None:
+    """Return the program that a module was made of, unless its norms were folded."""
+    held = getattr(module, "_program", None)
+    return pruned if held is None or held.folded else held
+
+
+def _original(tensor: Tensor, origin: Origin) -> Tensor:
+    """Return a tensor without the channels of zeros that were added to it."""
+    for axis, index in enumerate(origin.index):
+        if index is not None and -1 in index:
+            tensor = tensor.index_select(axis, torch.tensor(_there(index)))
+    return tensor
+
+
+def _there(index: tuple[Any, ...]) -> list[Any]:
+    return [i for i in index if i != -1]
+
+
 def place_of(origin: Origin) -> tuple[Any, ...]:
     """Return the index of a weight's entries in the original, axis by axis, ready to broadcast."""
     rank, place = len(origin.shape), []
@@ -122,7 +228,7 @@ def place_of(origin: Origin) -> tuple[Any, ...]:
     if nested is not None:
         (rows,) = [a for a, i in enumerate(origin.index) if i is not None and a != nested]
     for axis, index in enumerate(origin.index):
-        kept = torch.arange(origin.shape[axis]) if index is None else torch.tensor(index)
+        kept = torch.arange(origin.shape[axis]) if index is None else torch.tensor(_there(index))
         view = [1] * rank
         view[axis] = -1
         if axis == nested:

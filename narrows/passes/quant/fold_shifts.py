@@ -25,8 +25,9 @@ from narrows.ir.integer.library import weight_codes
 from narrows.ir.ops import table
 from narrows.ir.ops.args import arguments
 from narrows.ir.ops.integer import Clip, IntegerForm, LayerWeights, Moves, Padding, Settled
-from narrows.ir.program import Meta, Note, Program, copy_meta, shape_of, where
+from narrows.ir.program import Meta, Note, Program, copy_meta, where
 from narrows.passes.base import Fidelity, Pass, PassResult
+from narrows.passes.quant.islands import widened
 
 ops: Any = torch.ops.narrows
 
@@ -59,13 +60,7 @@ class FoldShifts(Pass):
 
         Its islands stay in their own dtype, in which the integer program computes them, too.
         """
-        wide = program.to(torch.float64)
-        old = {n.name: n for n in program.graph.nodes}
-        waiting = {c for n in program.graph.nodes for c in _chain(n)}
-        for node in wide.nodes:
-            if old[node.name] not in waiting and _is_island(old[node.name]):
-                _narrow(wide.graph, node, Meta(old[node.name]).dtype)
-        return wide
+        return widened(program, {c for n in program.graph.nodes for c in _chain(n)})
 
 
 class _Folder:
@@ -325,34 +320,6 @@ class _Folder:
                             "operands and its result are too far apart",
                             hint="calibrate on data like that of the real inputs, or skip it",
                         )
-
-
-def _is_island(node: fx.Node) -> bool:
-    """Whether a node computes in floating-point, so that its result hangs on the dtype."""
-    if node.op != "call_function" or Meta(node).dtype not in (torch.float32, torch.float16):
-        return False
-    if getattr(node.target, "namespace", "") == "narrows":
-        return False
-    return not isinstance(table.integer_form(node), Moves)
-
-
-def _narrow(graph: fx.Graph, node: fx.Node, dtype: torch.dtype) -> None:
-    """Compute a node of a float64 program in another dtype."""
-
-    def cast(value: fx.Node, dtype: torch.dtype) -> fx.Node:
-        made = graph.call_function(torch.ops.aten.to.dtype, (value, dtype))
-        copy_meta(value, made)
-        Meta(made).shape, Meta(made).dtype = shape_of(value), dtype
-        return made
-
-    with graph.inserting_before(node):
-        for operand in node.all_input_nodes:
-            if Meta(operand).dtype is torch.float64:
-                node.replace_input_with(operand, cast(operand, dtype))
-    with graph.inserting_after(node):
-        wide = cast(node, torch.float64)
-    node.replace_all_uses_with(wide, delete_user_cb=lambda user: user is not wide)
-    Meta(node).dtype = dtype
 
 
 def _chain(node: fx.Node) -> list[fx.Node]:

@@ -15,6 +15,7 @@ from torch import fx
 
 from narrows.errors import PassError, PassUsageError
 from narrows.ir.ops import table
+from narrows.ir.ops.args import computes_numbers
 from narrows.ir.ops.integer import IntegerForm, Moves, Relabel
 from narrows.ir.ops.integer_forms import Concat
 from narrows.ir.program import Meta, Program, op_name, where
@@ -132,7 +133,8 @@ def _classify(found: Survey, node: fx.Node, skip: list[str], fed: bool) -> str:
         return ""
     form = table.integer_form(node)
     if form is None:
-        return f"{op_name(node)} has no integer form" if fed else ""
+        how = " for a number that is computed when it runs" if computes_numbers(node) else ""
+        return f"{op_name(node)} has no integer form{how}" if fed else ""
     if any(matches(node, glob) for glob in skip):
         return "skipped as asked"
     reason = form.obstacle(node)

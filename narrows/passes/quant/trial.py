@@ -26,7 +26,7 @@ import narrows.ir.integer.library  # noqa: F401  (defines torch.ops.narrows)
 from narrows.ir.integer.grid import Grid, Levels
 from narrows.ir.integer.rounding import round_float
 from narrows.ir.ops import table
-from narrows.ir.ops.args import arguments
+from narrows.ir.ops.args import arguments, with_argument
 from narrows.ir.ops.integer import Moves
 from narrows.ir.program import Program
 from narrows.passes.quant.calibrate import finest
@@ -369,9 +369,7 @@ class Trial:
     def _plain(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         """Run an operator as it is; one that makes tensors makes them where the others are."""
         target: Any = node.target
-        schema = getattr(target, "_schema", None)
-        if schema is not None and any(a.name == "device" for a in schema.arguments):
-            kwargs = {**kwargs, "device": self.device}
+        args, kwargs = with_argument(target, args, kwargs, "device", self.device)
         return target(*args, **kwargs)
 
     def _rounded(self, site: Site, x: Tensor, drop: Drop | None) -> Tensor:

@@ -1,0 +1,80 @@
+"""A program in another floating-point dtype: its weights, examples and literals."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, fx
+
+from narrows.ir.ops.args import arguments, changed
+from narrows.ir.program import Meta, Program, aten, copy_meta
+
+
+def in_precision(program: Program, dtype: torch.dtype) -> Program:
+    """Return the program in ``dtype``; whatever was floating-point, in whatever dtype, is that.
+
+    A number that ``dtype`` cannot hold, such as the lowest one that fills a mask, becomes the
+    nearest that it can.
+    """
+    result = program.copy()
+    result.base = None if program.base is None else program.base.to(dtype)
+    result.weights = {n: _cast(t, dtype) for n, t in program.weights.items()}
+    result.examples = tuple(_cast(e, dtype) for e in program.examples)
+    for node in result.nodes:
+        born = _is_born_floating(node)
+        if _is_floating(Meta(node).dtype):
+            Meta(node).dtype = dtype
+        if node.op != "call_function":
+            continue
+        node.args = pytree.tree_map(lambda a: _literal(a, dtype), node.args)
+        node.kwargs = pytree.tree_map(lambda a: _literal(a, dtype), node.kwargs)
+        if born:
+            _say_dtype(result.graph, node, dtype)
+    return result
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value.to(dtype)
+    return value
+
+
+def _literal(value: Any, dtype: torch.dtype) -> Any:
+    if _is_floating(value):
+        return dtype
+    most = torch.finfo(dtype).max
+    if isinstance(value, float) and math.isfinite(value) and abs(value) > most:
+        return math.copysign(most, value)
+    return value
+
+
+def _is_floating(dtype: Any) -> bool:
+    return isinstance(dtype, torch.dtype) and dtype.is_floating_point
+
+
+def _is_born_floating(node: fx.Node) -> bool:
+    """Whether a node's result is floating-point although nothing it reads is."""
+    if not isinstance(node.target, torch._ops.OpOverload) or not _is_floating(Meta(node).dtype):
+        return False
+    if _is_floating(arguments(node).get("dtype")):
+        return False
+    read = [Meta(n) for n in node.all_input_nodes if Meta(n).size is None]
+    return all(m.dtype is not None and not m.dtype.is_floating_point for m in read)
+
+
+def _say_dtype(graph: fx.Graph, node: fx.Node, dtype: torch.dtype) -> None:
+    """Have a node that takes torch's default dtype make ``dtype`` instead."""
+    if dtype is torch.get_default_dtype():
+        return
+    if "dtype" in arguments(node):
+        node.args, node.kwargs = changed(node, {"dtype": dtype})
+        return
+    with graph.inserting_after(node):
+        made = graph.call_function(aten.to.dtype, (node, dtype))
+    copy_meta(node, made)
+    Meta(made).shape, Meta(made).dtype = Meta(node).shape, dtype
+    node.replace_all_uses_with(made, delete_user_cb=lambda user: user is not made)
+    Meta(node).dtype = torch.get_default_dtype()
