@@ -36,13 +36,12 @@ if TYPE_CHECKING:
         apply,
         capture,
         compile,
-        load,
         lower,
         plan,
         quantize,
         quantize_weights,
     )
-    from narrows.backends.artifact import Artifact
+    from narrows.backends.artifact import Artifact, load
     from narrows.ir.program import Program
     from narrows.passes.pipeline import Pipeline
     from narrows.passes.plans.plan import ChannelPlan
@@ -59,7 +58,7 @@ _LAZY = {
     "quantize": "narrows.api",
     "quantize_weights": "narrows.api",
     "compile": "narrows.api",
-    "load": "narrows.api",
+    "load": "narrows.backends.artifact",
     "Program": "narrows.ir.program",
     "ChannelPlan": "narrows.passes.plans.plan",
     "QuantPlan": "narrows.passes.quant.plan",

@@ -496,7 +496,8 @@ def compile(
     if isinstance(plan, Mapping):
         batch = batch or plan.get("batch")
         plan = plan_for(program, plan, make_target(target, **options))
-    watches = [*instruments, *([Dumper(dump)] if dump is not None else [])]
+    dumper = None if dump is None else Dumper(dump)
+    watches = [*instruments, *([] if dumper is None else [dumper])]
     result = rewrite(
         program, plan, target=make_target(target, **options), batch=batch, pipeline=pipeline,
         check=check, double=double, instruments=watches,
@@ -508,15 +509,7 @@ def compile(
         integers = {"check": check, **integers}
         integers["instruments"] = [*watches, *integers.get("instruments", ())]
         made = make_integers(made, **integers).program
-    return lower(made, target, plan=plan, **options)
-
-
-def load(path: str | os.PathLike[str]) -> Artifact:
-    """Return an artifact that was saved in a folder; this needs neither torch nor the model.
-
-    Raises:
-        ArtifactError: There is no artifact, or its files are not those that were saved.
-    """
-    from narrows.backends.artifact import load as run
-
-    return run(path)
+    artifact = lower(made, target, plan=plan, **options)
+    if dumper is not None:
+        dumper.dump.seal(artifact.identity)
+    return artifact

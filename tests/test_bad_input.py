@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import narrows
-from narrows.errors import PlanError
+from narrows.errors import PlanError, PlanUsageError
 from narrows.ir.program import Program, relative_error
 from narrows.passes import prune_channels
 from narrows.passes.instruments import fingerprint
@@ -52,6 +52,19 @@ def test_an_unknown_weight_is_named_with_a_suggestion(program: Program) -> None:
         "net has no weight 'secnd.weight'",
         "try: did you mean 'second.weight'?",
     ]
+
+
+def test_a_mask_of_weights_is_told_how_to_become_one_of_channels(program: Program) -> None:
+    with pytest.raises(PlanUsageError) as error:
+        narrows.plan(program, keep_inputs={"second.weight": torch.ones(4, 8, 3, 3).bool()})
+    assert lines(error)[:2] == [
+        "the mask of 'second.weight' has 4 axes",
+        "because it has one entry per channel",
+    ]
+    mask = torch.ones(4, 8, 3, 3).bool()
+    mask[:, 2] = False
+    keep = mask.transpose(0, 1).flatten(1).any(1)  # as the hint says
+    assert len(narrows.plan(program, {"second.weight": keep}).inputs["second.weight"]) == 7
 
 
 def test_a_mask_of_the_wrong_length(program: Program) -> None:
@@ -202,20 +215,20 @@ DAMAGE: dict[str, tuple[Callable[[str], str], str]] = {
     "foreign": (lambda text: '{"weights": {}}', "is not a channel plan"),
     "no-version": (edited(lambda d: d.pop("version")), "its version is None"),
     "newer": (edited(lambda d: d.update(version=99, narrows="9.0")), "9.0 wrote version 99"),
-    "no-inputs": (edited(lambda d: d.pop("inputs")), "has no table 'inputs'"),
-    "no-keep": (edited(lambda d: d["inputs"].update(w=3)), "is not a list of channels"),
-    "text-channel": (edited(lambda d: d["inputs"].update(w=["a"])), "is not a list of channels"),
-    "negative": (edited(lambda d: d["outputs"].update(w=[-1])), "is not a list of channels"),
+    "no-inputs": (edited(lambda d: d.pop("inputs")), "missing required field inputs"),
+    "no-keep": (edited(lambda d: d["inputs"].update(w=3)), "expected array, got int"),
+    "text-channel": (edited(lambda d: d["inputs"].update(w=["a"])), "expected int, got str"),
+    "negative": (edited(lambda d: d["outputs"].update(w=[-1])), "expected int >= 0"),
     "unsorted": (edited(lambda d: d["outputs"].update(w=[2, 1])), "is not sorted"),
     "twice": (edited(lambda d: d["outputs"].update(w=[1, 1])), "names a channel twice"),
     "outside": (
         edited(lambda d: d["inputs"].update({"second.weight": [8]})), "names channel 8 of 8"
     ),
-    "widths": (edited(lambda d: d["widths"].update(w=[1])), "has 1 entries, not 2"),
-    "reasons": (edited(lambda d: d["reasons"].update(w=1)), "holds something that is not a text"),
-    "fingerprint": (edited(lambda d: d.update(fingerprint=1)), "has no text 'fingerprint'"),
-    "notes": (edited(lambda d: d.update(notes=[{"where": 1}])), "one of its notes is malformed"),
-    "notes-text": (edited(lambda d: d.update(notes="x")), "has no list 'notes'"),
+    "widths": (edited(lambda d: d["widths"].update(w=[1])), "array of length 2, got 1"),
+    "reasons": (edited(lambda d: d["reasons"].update(w=1)), "expected str, got int"),
+    "fingerprint": (edited(lambda d: d.update(fingerprint=1)), "fingerprint: expected str"),
+    "notes": (edited(lambda d: d.update(notes=[{"where": 1}])), "notes.*expected str"),
+    "notes-text": (edited(lambda d: d.update(notes="x")), "notes: expected array"),
 }  # fmt: skip
 
 

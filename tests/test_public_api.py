@@ -17,7 +17,7 @@ FUNCTIONS = {
     "quantize=None, dump=None, "
     "kwargs=None, dynamic_batch=True, name=None, check=True, double=False, instruments=(), "
     "on_result=None, **options)",
-    "load": "(path)",
+    "load": "(path, *, trust=False)",
     "lower": "(program, target='onnx', *, plan=None, **options)",
     "quantize": "(program, calibration=None, *, weights=8, activations=8, method='mse', "
     "percentile=99.99, first_last=8, skip=(), rounding='half_even', align=True, "
@@ -28,8 +28,8 @@ FUNCTIONS = {
     "plan": "(program, keep_inputs=None, keep_outputs=None, *, target=None, **options)",
 }
 CLASSES = {
-    "Artifact": "arrays fidelity gather inputs name notes open outputs owning plan report run "
-    "run_flat save session size target",
+    "Artifact": "arrays fidelity gather identity inputs name notes open outputs owning plan report "
+    "run run_flat save session size target",
     "ChannelPlan": "by_reason fingerprint from_json given inputs load masked merge narrows notes "
     "outputs reasons removed restore save shrink split to_json widths "
     "with_notes",

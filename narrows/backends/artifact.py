@@ -2,25 +2,32 @@
 
 ``artifact.run(*inputs)`` takes what the model took and returns what it returned, as numpy arrays.
 `load` reads what ``artifact.save`` wrote. Only numpy and the target's runtime are needed.
+
+An artifact of some targets is code (`CODE`). Nothing of it runs unless somebody says that whoever
+made it is trusted; what this process made is.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
-import shutil
+import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from narrows.backends.report import describe
-from narrows.backends.store import read_manifest, verify_files, write_folder
+from narrows.backends.store import hold, identity, read_manifest, verify_files, write_folder
 from narrows.backends.structure import Structure
 from narrows.errors import ArtifactError
+from narrows.files.folders import Held, drop
+from narrows.files.writing import STDOUT, as_path
+
+T = TypeVar("T")
 
 BATCH = "b"  # how a manifest writes the free axis
 
@@ -31,6 +38,16 @@ SESSIONS: dict[str, str] = {
     "torch": "narrows.backends.torch.session:open_session",
     "tvm": "narrows.backends.tvm.session:open_session",
 }
+
+# Target -> why its artifacts are code. Those of the others are data to their runtime.
+CODE: dict[str, str] = {
+    "c": "its C files are compiled here and run",
+    "torch": "torch unpickles parts of a .pt2 file and evaluates expressions in it",
+    "tvm": "its library is loaded into the process",
+}
+
+# What this process made, by identity, which covers every byte of it.
+_OWN: set[str] = set()
 
 
 class Session(Protocol):
@@ -89,11 +106,22 @@ class Artifact:
     Attributes:
         manifest: What is known of the artifact, as JSON data; to be read, not changed.
         folder: Where its files lie.
+        trusted: Whether it may run if it is code.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], manifest: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        manifest: dict[str, Any],
+        *,
+        held: Held | None = None,
+        trusted: bool = False,
+    ) -> None:
         self.folder = Path(folder)
         self.manifest = manifest
+        self.trusted = trusted
+        self._held = held
+        self._opening = threading.Lock()
         self._sessions: dict[tuple[int | None, bool], Session] = {}
         structure = manifest["structure"]
         try:
@@ -113,8 +141,8 @@ class Artifact:
     @classmethod
     def owning(cls, folder: Path, manifest: dict[str, Any]) -> Artifact:
         """Return an artifact that was not saved yet; its folder is deleted when it goes."""
-        artifact = cls(folder, manifest)
-        weakref.finalize(artifact, shutil.rmtree, folder, ignore_errors=True)
+        artifact = cls(folder, manifest, trusted=True)
+        weakref.finalize(artifact, drop, folder)
         return artifact
 
     # ------------------------------------------------------------------ reading
@@ -138,6 +166,11 @@ class Artifact:
     def outputs(self) -> tuple[TensorSpec, ...]:
         """The tensors that come out of the model file."""
         return self._outputs
+
+    @property
+    def identity(self) -> str:
+        """What tells it from every other artifact: a hash of its manifest, which has its files'."""
+        return identity(self.manifest)
 
     @property
     def plan(self) -> Any:
@@ -182,12 +215,32 @@ class Artifact:
         Args:
             threads: How many threads run one operator; ``None`` leaves it to the runtime.
             optimize: Whether the runtime may rewrite the graph; without, it runs as written.
+
+        Raises:
+            ArtifactError: It is code and not trusted, or the runtime cannot load it.
         """
         key = threads, optimize
-        if key not in self._sessions:
-            opener = _opener(self.target)
-            self._sessions[key] = opener(self.folder, self.manifest, threads, optimize)
-        return self._sessions[key]
+        with self._opening:
+            if key not in self._sessions:
+                opener = _opener(self.target)
+                self._refuse_untrusted()
+                self._sessions[key] = self._read(
+                    lambda folder: opener(folder, self.manifest, threads, optimize)
+                )
+            return self._sessions[key]
+
+    def _refuse_untrusted(self) -> None:
+        """Raise `ArtifactError` if it is code, and nobody said that its maker is trusted."""
+        if self.target in CODE and not self.trusted:
+            raise ArtifactError(
+                f"the artifact at {self.folder} is code, and is not trusted",
+                why=f"{CODE[self.target]}, with all that you may do",
+                hint="narrows.load(path, trust=True), or --trust, if you trust who made it",
+            )
+
+    def _read(self, reader: Callable[[Path], T]) -> T:
+        """Return what a function reads from its files, wherever they are by now."""
+        return reader(self.folder) if self._held is None else self._held.read(reader)
 
     def run(self, *inputs: Any, threads: int | None = None, **kwargs: Any) -> Any:
         """Run the model on inputs structured like the example's.
@@ -229,11 +282,15 @@ class Artifact:
 
     def gather(self, arrays: Mapping[str, np.ndarray], results: Sequence[np.ndarray]) -> list[Any]:
         """Return the flat outputs: results of the model, inputs passed through, and constants."""
+        if len(results) != len(self.outputs):
+            raise ArtifactError(
+                f"the model gives {len(results)} outputs, its manifest says {len(self.outputs)}",
+                where=str(self.folder),
+            )
         gathered: list[Any] = []
         for leaf in self._output_leaves:
             if "tensor" in leaf:
-                result = results[leaf["tensor"]]
-                gathered.append(result.item() if leaf.get("number") else result)
+                gathered.append(_result(results[leaf["tensor"]], leaf.get("number", False)))
             elif "input" in leaf:
                 gathered.append(arrays[self.inputs[leaf["input"]].name])
             else:
@@ -242,29 +299,55 @@ class Artifact:
 
     # ------------------------------------------------------------------ keeping
 
-    def save(self, folder: str | os.PathLike[str]) -> Path:
+    def save(
+        self, folder: str | os.PathLike[str], *, dump: str | os.PathLike[str] | None = None
+    ) -> Path:
         """Write the artifact to a folder, all of it or nothing, and return the folder.
 
-        An artifact that stands there is replaced.
+        An artifact that stands there is replaced, in one step: whoever reads it meanwhile reads the
+        older one or the newer, whole.
+
+        Args:
+            folder: Where it goes.
+            dump: The folder of a dump to keep with it, as ``narrows compile --dump`` does.
 
         Raises:
             ArtifactError: The folder cannot be written, or holds what narrows did not write.
         """
-        target = Path(folder)
-        write_folder(target, self.folder, self.manifest)
+        target = as_path(folder, "the artifact's folder")
+        if str(target) == STDOUT:
+            raise ArtifactError("an artifact is a folder, and cannot go to standard output")
+        kept = None if dump is None else as_path(dump, "the dump's folder")
+        self._read(lambda source: write_folder(target, source, self.manifest, kept))
+        if self.trusted:
+            _OWN.add(self.identity)
         return target
 
 
-def load(folder: str | os.PathLike[str]) -> Artifact:
+def load(path: str | os.PathLike[str], *, trust: bool = False) -> Artifact:
     """Return the artifact that `Artifact.save` wrote; every file's hash is verified.
+
+    Nothing of it runs here. The folder is held until the artifact goes: it can be run even if
+    another one takes its place meanwhile.
+
+    Args:
+        path: The folder.
+        trust: Whether it may run if it is code (see `CODE`). What this process made may anyway.
 
     Raises:
         ArtifactError: There is no artifact, or a file is missing or not the one that was saved.
     """
-    path = Path(folder)
-    manifest = read_manifest(path)
-    verify_files(path, manifest)
-    return Artifact(path, manifest)
+    folder = as_path(path, "the artifact's folder")
+    held = hold(folder)
+    manifest = held.read(_read_verified)
+    own = identity(manifest) in _OWN
+    return Artifact(folder, manifest, held=held, trusted=trust or own)
+
+
+def _read_verified(folder: Path) -> dict[str, Any]:
+    manifest = read_manifest(folder)
+    verify_files(folder, manifest)
+    return manifest
 
 
 def _opener(target: str) -> Any:
@@ -275,6 +358,15 @@ def _opener(target: str) -> Any:
         )
     module, _, function = SESSIONS[target].partition(":")
     return getattr(importlib.import_module(module), function)
+
+
+def _result(value: Any, number: bool) -> Any:
+    """Return one output of the model, as a plain number where it is one."""
+    if not number:
+        return value
+    if np.size(value) != 1:
+        raise ArtifactError(f"an output is {np.shape(value)} where the manifest says a number")
+    return value.item()
 
 
 def _read_spec(data: Mapping[str, Any]) -> TensorSpec:

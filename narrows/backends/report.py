@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from narrows.files.quoting import plain
+
 
 def describe(manifest: Mapping[str, Any]) -> str:
     """Return the report: what goes in and out, how it was checked, what was kept and why."""
@@ -13,11 +15,11 @@ def describe(manifest: Mapping[str, Any]) -> str:
 
 def _head(manifest: Mapping[str, Any]) -> Iterator[str]:
     size = sum(file["size"] for file in manifest["files"].values())
-    yield f"{manifest['name']}: {manifest['target']}, {size:,} bytes"
+    yield f"{plain(manifest['name'])}: {manifest['target']}, {size:,} bytes"
     for label in ("inputs", "outputs"):
         for spec in manifest[label]:
             shape = ",".join(map(str, spec["shape"]))
-            yield f"  {label[:-1]:8}{spec['name']}  {spec['dtype']}[{shape}]"
+            yield f"  {label[:-1]:8}{plain(spec['name'])}  {spec['dtype']}[{shape}]"
     if manifest["passes"]:
         yield f"  passes  {', '.join(manifest['passes'])}"
 
@@ -55,8 +57,8 @@ def _notes(notes: list[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _line(note: Mapping[str, Any]) -> str:
-    source = f"  {note['source']}" if note["source"] else ""
-    return f"{note['where']}: {note['message']}{source}"
+    source = f"  {plain(note['source'])}" if note["source"] else ""
+    return f"{plain(note['where'])}: {plain(note['message'], None)}{source}"
 
 
 def _channels(count: int) -> str:

@@ -74,14 +74,18 @@ class Structure:
         if data == LEAF:
             return Structure()
         if not isinstance(data, dict) or len(data) != 1:
-            raise ValueError(f"not a structure: {data!r}")
+            raise ValueError(f"not a structure: {data!r:.60}")
         kind, inside = next(iter(data.items()))
         if kind not in ("tuple", "list", "dict") or not isinstance(inside, list):
-            raise ValueError(f"not a structure: {data!r}")
+            raise ValueError(f"not a structure: {data!r:.60}")
         if kind != "dict":
             return Structure(kind, tuple(Structure.from_json(child) for child in inside))
-        children = tuple(Structure.from_json(child) for _, child in inside)
-        return Structure(kind, children, tuple(key for key, _ in inside))
+        if not all(isinstance(pair, list) and len(pair) == 2 for pair in inside):
+            raise ValueError(f"not pairs of a key and a structure: {inside!r:.60}")
+        keys = tuple(key for key, _ in inside)
+        if not all(isinstance(key, str | int) for key in keys) or len(set(keys)) != len(keys):
+            raise ValueError(f"not the keys of a dict: {keys!r:.60}")
+        return Structure(kind, tuple(Structure.from_json(child) for _, child in inside), keys)
 
     def to_json(self) -> Any:
         """Return the structure as JSON data."""

@@ -11,7 +11,6 @@ import hashlib
 import importlib.metadata
 import os
 import platform
-import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from narrows.errors import NarrowsError
+from narrows.errors import NarrowsError, UsageError
 
 if TYPE_CHECKING:
     from narrows.ir.cost import CostTable
@@ -76,15 +75,11 @@ class Tables:
     def keep(self, table: CostTable, path: Path | None = None) -> Path:
         """Write a table to the cache, or to ``path``, and return the file."""
         path = path or self.path(table.threads)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=path.name, dir=path.parent)
-        os.close(handle)
         try:
-            table.save(Path(name))
-            os.replace(name, path)
-        finally:
-            Path(name).unlink(missing_ok=True)
-        return path
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"cannot write {path}", why=str(error.strerror)) from error
+        return table.save(path)
 
     def filled(self, table: CostTable) -> CostTable:
         """Return a table with what it lacks taken from the one that there is, scaled to it.

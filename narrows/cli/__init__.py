@@ -8,11 +8,15 @@ for Ctrl-C. Results go to standard output, everything else to standard error.
 
 from __future__ import annotations
 
+import _thread
+import contextlib
 import json
 import os
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from narrows.errors import NarrowsError, UsageError
 
@@ -32,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as exit_:  # argparse has printed its usage, or the help that was asked for
         return exit_.code if isinstance(exit_.code, int) else USAGE
     try:
-        return arguments.run(arguments)
+        with _interruptible():
+            return arguments.run(arguments)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -47,7 +52,41 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"  because this is a mistake in narrows or in a pass or model that it ran\n"
             f"  try: --traceback shows where"
         )
+        if _lacks_memory(error):
+            message = (
+                f"there is not enough memory: {error or type(error).__name__}\n"
+                "  try: a smaller batch, less data at once, or a machine with more"
+            )
         return _fail(arguments, error, message)
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let no Ctrl-C get lost: Python drops one that falls into the end of some object's life."""
+    told = sys.unraisablehook
+
+    def hook(lost: Any) -> None:
+        if lost.exc_type is not KeyboardInterrupt:
+            told(lost)
+            return
+        again = threading.Timer(0.01, _thread.interrupt_main)  # when that end is over
+        again.daemon = True
+        again.start()
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = told
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """Whether an error says, in the words of Python, C++ or torch, that memory is too small."""
+    said = str(error)
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and any(s in said for s in ("bad_alloc", "not enough memory", "can't allocate memory"))
+    )
 
 
 def _fail(arguments: object, error: Exception, message: str) -> int:

@@ -77,7 +77,8 @@ def bench(arguments: argparse.Namespace) -> int:
 def _load(arguments: argparse.Namespace) -> list[Artifact]:
     from narrows.backends.artifact import load
 
-    artifacts = [load(p) for p in (arguments.artifact, arguments.against) if p is not None]
+    paths = [p for p in (arguments.artifact, arguments.against) if p is not None]
+    artifacts = [load(path, trust=arguments.trust) for path in paths]
     if len(artifacts) == 2:
         mine, other = (list(map(_kind, a.inputs)) for a in artifacts)
         fits = len(mine) == len(other) and all(map(_alike, mine, other))

@@ -9,12 +9,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from narrows.cli.commands import print_json
+from narrows.cli.commands import print_json, teller
 from narrows.errors import UsageError
 
 
 def calibrate(arguments: argparse.Namespace) -> int:
     """Measure the runtime, and a model's own operators if one is named; keep the table."""
+    say = teller(arguments, Path(arguments.output) if arguments.output else None)
     costs: Any = importlib.import_module(f"narrows.backends.{arguments.runtime}.costs")
     tables = costs.TABLES
     if arguments.artifact is not None:
@@ -41,8 +42,8 @@ def calibrate(arguments: argparse.Namespace) -> int:
         facts = {"grids": len(table.grids), "works": len(table.works), "complete": complete}
         print_json({"table": str(path), "cpu": table.cpu, "runtime": table.runtime, **facts})
     else:
-        print(f"{table.name} {table.runtime} on {table.cpu}, {took:.0f} s")
-        print(f"{len(table.grids)} grids, {len(table.works)} exact works, saved in {path}")
+        say(f"{table.name} {table.runtime} on {table.cpu}, {took:.0f} s")
+        say(f"{len(table.grids)} grids, {len(table.works)} exact works, saved in {path}")
     return 0 if complete else 130
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from narrows.cli import grids
 from narrows.cli.model import capture_model
 from narrows.errors import ArtifactError, UsageError
+from narrows.files.writing import STDOUT
 
 if TYPE_CHECKING:
     from narrows.backends.artifact import Artifact
@@ -18,9 +22,15 @@ if TYPE_CHECKING:
 
 def compile_(arguments: argparse.Namespace) -> int:
     """Compile a model and save the artifact."""
+    with contextlib.ExitStack() as stack:
+        return _compile(arguments, stack)
+
+
+def _compile(arguments: argparse.Namespace, stack: contextlib.ExitStack) -> int:
     from narrows import api
     from narrows.backends import make_target
-    from narrows.passes.instruments import Dumper, Progress
+    from narrows.cli import dumps
+    from narrows.passes.instruments import Progress
     from narrows.passes.pipeline import format_table
 
     output = Path(arguments.output)
@@ -49,9 +59,8 @@ def compile_(arguments: argparse.Namespace) -> int:
     data = None if images is None else grids.batches(images, program)
     chosen = api.plan_for(program, choosing, emitted) if choosing else arguments.plan
     watches: list[Any] = [Progress()]
-    dump = beside(output, arguments.dump, "dump")
-    if dump is not None:
-        watches.append(Dumper(dump))
+    dumper = dumps.make_dumper(output, arguments.dump, stack)
+    watches += [] if dumper is None else [dumper]
     result = api.rewrite(
         program,
         chosen,
@@ -69,9 +78,9 @@ def compile_(arguments: argparse.Namespace) -> int:
         found = grids.findings(made, quantized)
         made, reports = quantized.program, (*reports, *quantized.passes)
     artifact = api.lower(made, target, plan=chosen, **options)
-    artifact.save(output)
+    dump = dumps.save(artifact, output, dumper, arguments.dump)
     if quantized is not None and images is not None and told is not None:
-        found |= grids.report(quantized, grids.batches(images, program), told)
+        found |= grids.report(quantized, grids.batches(images, program), told, artifact)
     if arguments.json:
         facts = {"artifact": str(output), "bytes": artifact.size, "fidelity": artifact.fidelity}
         dumped = {} if dump is None else {"dump": str(dump)}
@@ -85,21 +94,14 @@ def compile_(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def beside(output: Path, asked: str | None, kind: str) -> Path | None:
-    """Return where a dump or a report goes: beside the artifact, or where it is asked for.
+def report_folder(output: Path, asked: str | None) -> Path | None:
+    """Return where a report goes: beside the artifact, or where it is asked for.
 
-    The artifact's folder holds only what its manifest lists.
+    Raise before any work is done if it could not be written.
     """
     if asked is None:
         return None
-    return Path(asked) if asked else output.with_name(f"{output.name}.{kind}")
-
-
-def report_folder(output: Path, asked: str | None) -> Path | None:
-    """Return where a report goes; raise before any work is done if it could not be written."""
-    folder = beside(output, asked, "report")
-    if folder is None:
-        return None
+    folder = Path(asked) if asked else output.with_name(f"{output.name}.report")
     if folder.absolute() == output.absolute():
         raise UsageError(
             "the report cannot go into the artifact's folder",
@@ -145,7 +147,7 @@ def refuse_unwritable(folder: Path) -> None:
 
 def refuse_missing_folder(path: Path) -> None:
     """Raise before any work is done if a plan could not be written."""
-    if not path.absolute().parent.is_dir():
+    if str(path) != STDOUT and not path.absolute().parent.is_dir():
         raise UsageError("the plan's folder does not exist", where=str(path))
 
 
@@ -156,6 +158,7 @@ def plan(arguments: argparse.Namespace) -> int:
 
     output = Path(arguments.output)
     refuse_missing_folder(output)
+    say = teller(arguments, output)
     choosing = choice(arguments)
     if arguments.target is not None:
         name, options = parse_target(arguments.target)
@@ -169,11 +172,24 @@ def plan(arguments: argparse.Namespace) -> int:
     else:
         for side, widths in kept.items():
             for weight, width in widths.items():
-                print(f"{weight}  keeps {width} {side}")
+                say(f"{weight}  keeps {width} {side}")
         for note in chosen.notes:
-            print(f"note: {note.where}: {note.message}")
-        print(output)
+            say(f"note: {note.where}: {note.message}")
+        if str(output) != STDOUT:
+            print(output)
     return 0
+
+
+def teller(arguments: argparse.Namespace, output: Path | None) -> Callable[[str], None]:
+    """Return what prints a line for a person: not between the lines of a file on standard output.
+
+    `UsageError` if JSON is asked for there as well.
+    """
+    if output is None or str(output) != STDOUT:
+        return print
+    if arguments.json:
+        raise UsageError("--json prints to standard output, and so does a file called -")
+    return lambda line: print(line, file=sys.stderr)
 
 
 _CHOICES = (
@@ -217,13 +233,21 @@ def _widths(keeps: Any) -> dict[str, int]:
 
 
 def check(arguments: argparse.Namespace) -> int:
-    """Check an artifact: the hashes of its files, and that it runs and gives what it says."""
-    from narrows import api
+    """Check an artifact: the hashes of its files, and that it runs and gives what it says.
 
-    artifact = api.load(arguments.artifact)
-    findings = [f for batch in (1, 3) for f in _trial(artifact, batch)]
+    One that is code is not run, nor compiled, unless it is trusted.
+    """
+    from narrows.backends.artifact import CODE, load
+
+    artifact = load(arguments.artifact, trust=arguments.trust)
+    if artifact.target in CODE and not artifact.trusted:
+        why = CODE[artifact.target]
+        findings = [f"its files are whole; it was not run, as it is code ({why}): --trust runs it"]
+    else:
+        findings = [f for batch in (1, 3) for f in _trial(artifact, batch)]
     if arguments.json:
-        print_json({"artifact": arguments.artifact, "findings": findings})
+        facts = {"artifact": arguments.artifact, "identity": artifact.identity}
+        print_json({**facts, "findings": findings})
     else:
         for finding in findings:
             print(finding)

@@ -11,6 +11,7 @@ from zipfile import BadZipFile
 from narrows.errors import UsageError
 
 if TYPE_CHECKING:
+    from narrows.backends.artifact import Artifact
     from narrows.ir.program import Program
     from narrows.passes.quant.quantization import Quantized
 
@@ -78,7 +79,7 @@ def batches(path: Path, program: Program) -> Iterator[tuple[Any, ...]]:
     try:
         loaded = np.load(path, allow_pickle=False)
         arrays = [loaded] if isinstance(loaded, np.ndarray) else _named(dict(loaded), program)
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
+    except (OSError, ValueError, EOFError, BadZipFile, MemoryError) as error:
         raise UsageError(f"cannot read the data {path}", why=str(error)) from error
     holders = program.placeholders
     if len(arrays) != len(holders):
@@ -148,10 +149,15 @@ def findings(program: Program, quantized: Quantized) -> dict[str, Any]:
     return {"floats": floats, "error": compare(quantized.program, program)}
 
 
-def report(quantized: Quantized, data: Iterable[Any], folder: Path) -> dict[str, Any]:
-    """Save what quantization costs on data; return where, and the worst of it, as JSON values."""
+def report(
+    quantized: Quantized, data: Iterable[Any], folder: Path, artifact: Artifact
+) -> dict[str, Any]:
+    """Save what quantization costs on data; return where, and the worst of it, as JSON values.
+
+    The report carries the identity of the artifact that it is about.
+    """
     made = quantized.report(data)
-    made.save(folder)
+    made.save(folder, artifact=artifact.identity)
     known = made.to_json()
     gains = {t["name"]: t["gain"] for t in known["tensors"]}
     costly = {t.name: gains[t.name] for t in made.culprits[:5] if t.gain is not None and t.gain > 0}

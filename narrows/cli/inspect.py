@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from narrows.cli.commands import print_json
+from narrows.cli.dumps import open_dump
 from narrows.errors import UsageError, suggest
-from narrows.ir.dump import Dump, split_stage
+from narrows.ir.dump import split_stage
 from narrows.ir.snapshot import Snapshot
 from narrows.ir.text import bracket, columns, render, shape_text, short_op
 
@@ -87,10 +88,10 @@ def ops(arguments: argparse.Namespace) -> int:
 
 def couplings(arguments: argparse.Namespace) -> int:
     """List the couplings of a model or of a dump's captured program."""
-    if Path(arguments.model).is_dir():
+    if Path(arguments.model).is_dir() or ":" not in arguments.model:
         if arguments.input or arguments.weights:
             raise UsageError("-i and --weights go with MODULE:FACTORY, not with a dump")
-        dump = Dump.open(arguments.model)
+        dump, _held = open_dump(arguments.model)
         found, names = dump.couplings, [n.name for n in dump.snapshot("0").nodes]
     else:
         from narrows.cli.model import capture_model
@@ -120,8 +121,7 @@ def coupling_text(coupling: dict[str, Any]) -> str:
 
 def show(arguments: argparse.Namespace) -> int:
     """Print a program of a dump."""
-    folder, stage = split_stage(arguments.dump)
-    view = Dump.open(folder).snapshot(stage)
+    view = _view(arguments.dump)
     shown = [n for n in view.nodes if _fits(n, arguments.only)]
     if not shown:
         names = [n.name for n in view.nodes]
@@ -137,6 +137,13 @@ def show(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _view(text: str) -> Snapshot:
+    """Return the program that ``DUMP@PASS`` names."""
+    folder, stage = split_stage(text)
+    dump, _held = open_dump(folder)
+    return dump.snapshot(stage)
+
+
 def _fits(node: Any, glob: str) -> bool:
     return any(fnmatch.fnmatchcase(t, glob) for t in (node.name, node.module))
 
@@ -145,11 +152,7 @@ def diff(arguments: argparse.Namespace) -> int:
     """Print what differs between two programs."""
     from narrows.ir.diff import diff as compare
 
-    views = []
-    for text in (arguments.old, arguments.new):
-        folder, stage = split_stage(text)
-        views.append(Dump.open(folder).snapshot(stage))
-    found = compare(*views)
+    found = compare(_view(arguments.old), _view(arguments.new))
     if arguments.json:
         print_json(found.to_json())
     else:
@@ -162,7 +165,7 @@ def diff(arguments: argparse.Namespace) -> int:
 
 def why(arguments: argparse.Namespace) -> int:
     """Print what every pass did to a node, what was noted of it, and its couplings."""
-    dump = Dump.open(arguments.dump)
+    dump, _held = open_dump(arguments.dump)
     stages = [s["name"] for s in dump.stages if s.get("file")]
     views = [dump.snapshot(str(i)) for i in range(len(stages))]
     names = _nodes_meant(views, arguments.node)

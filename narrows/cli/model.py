@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
+import inspect
 import os
 import re
 import sys
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,11 +64,19 @@ def make_model(spec: str) -> nn.Module:
     if not callable(factory):
         raise UsageError(f"{spec} is no function: it is a {type(factory).__name__}")
     try:
+        inspect.signature(factory).bind()
+    except TypeError as cause:
+        why = "a factory is called without arguments"
+        raise UsageError(f"{spec} cannot be called: {cause}", why=why) from cause
+    except ValueError:  # written in C, without a signature
+        pass
+    try:
         model = factory()
     except Exception as cause:
+        last = traceback.extract_tb(cause.__traceback__)[-1]
         raise UsageError(
             f"{spec}() failed: {type(cause).__name__}: {cause}",
-            why="a factory is called without arguments",
+            where=f"{last.filename}:{last.lineno}  {last.line}",
         ) from cause
     if not isinstance(model, nn.Module):
         raise UsageError(f"{spec}() returned a {type(model).__name__}, not a torch.nn.Module")

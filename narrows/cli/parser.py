@@ -7,17 +7,34 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
+from narrows.errors import suggest
+
+CHOICE = re.compile(r"invalid choice: '(?P<word>[^']*)' \(choose from (?P<known>.*)\)")
 EPILOG = "exit codes: 0 done, 1 a finding or a failure, 2 wrong usage"
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that says which word was meant in place of one that it does not know."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and the message, and exit."""
+        found = CHOICE.search(message)
+        if found is not None:
+            known = [word.strip("'") for word in found["known"].split(", ")]
+            hint = suggest(found["word"], known)
+            message = f"{message}; {hint}" if hint else message
+        super().error(message)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
     import narrows
 
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="narrows",
         description="Make the channels of a network fewer, exactly, and emit something smaller.",
         epilog=EPILOG,
@@ -45,7 +62,9 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     if takes_node and len(left) == 1 and not left[0].startswith("-"):
         arguments.node = left.pop()
     if left:
-        parser.error(f"unrecognized arguments: {' '.join(left)}")
+        known = arguments.parser._option_string_actions
+        hint = next((suggest(w.partition("=")[0], known) for w in left if w.startswith("-")), "")
+        parser.error(f"unrecognized arguments: {' '.join(left)}{hint and '; '}{hint}")
     return arguments
 
 
@@ -54,7 +73,7 @@ def _command(commands: Any, name: str, run: str, summary: str) -> argparse.Argum
     command = commands.add_parser(name, help=summary, description=summary, epilog=EPILOG)
     command.add_argument("--json", action="store_true", help="print JSON")
     command.add_argument("--traceback", action="store_true", help="show where an error came from")
-    command.set_defaults(run=_lazy(run))
+    command.set_defaults(run=_lazy(run), parser=command)
     return command
 
 
@@ -153,7 +172,7 @@ def _compile(commands: Any) -> None:
         nargs="?",
         const="",
         metavar="FOLDER",
-        help="keep the program after every pass, in DIR.dump or FOLDER",
+        help="keep the program after every pass, in the artifact or in FOLDER",
     )
     command.add_argument(
         "--double", action="store_true", help="check every pass in float64 as well"
@@ -175,7 +194,9 @@ def _quantize(commands: Any) -> None:
     command.add_argument(
         "--plan", metavar="FILE", help="a quantization plan, in place of data (--save-plan)"
     )
-    command.add_argument("--save-plan", metavar="FILE", help="where the plan goes, as JSON")
+    command.add_argument(
+        "--save-plan", metavar="FILE", help="where the plan goes, as JSON; - for standard output"
+    )
     command.add_argument(
         "--channels", metavar="FILE", help="a channel plan to prune by first (narrows plan)"
     )
@@ -254,7 +275,13 @@ def _demo(commands: Any) -> None:
 def _plan(commands: Any) -> None:
     command = _command(commands, "plan", "commands:plan", "choose the channels to keep")
     _model(command)
-    command.add_argument("-o", "--output", required=True, metavar="FILE", help="the plan, as JSON")
+    command.add_argument(
+        "-o",
+        "--output",
+        required=True,
+        metavar="FILE",
+        help="the plan, as JSON; - for standard output",
+    )
     command.add_argument(
         "-t", "--target", metavar="TARGET", help="the target that --latency is one of: onnx"
     )
@@ -356,6 +383,15 @@ def _check(commands: Any) -> None:
     summary = "check an artifact's files, and its outputs against those it was made with"
     command = _command(commands, "check", "commands:check", summary)
     command.add_argument("artifact", metavar="ARTIFACT", help="the artifact's folder")
+    _trust(command)
+
+
+def _trust(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--trust",
+        action="store_true",
+        help="run artifacts that are code (c, torch, tvm); they can do whatever you can",
+    )
 
 
 def _bench(commands: Any) -> None:
@@ -375,6 +411,7 @@ def _bench(commands: Any) -> None:
     command.add_argument(
         "--profile", action="store_true", help="print the runtime's account, node by node"
     )
+    _trust(command)
     measuring = command.add_argument_group("measuring what operators cost")
     measuring.add_argument(
         "--calibrate",

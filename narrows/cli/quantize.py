@@ -12,6 +12,7 @@ from narrows.cli.commands import (
     refuse_missing_folder,
     refuse_output,
     report_folder,
+    teller,
 )
 from narrows.cli.model import capture_model
 from narrows.errors import UsageError
@@ -26,8 +27,10 @@ def quantize(arguments: argparse.Namespace) -> int:
     target, options = parse_target(arguments.target)
     told = report_folder(output, arguments.report)
     _refuse_sources(arguments)
-    if arguments.save_plan is not None:
-        refuse_missing_folder(Path(arguments.save_plan))
+    plan = None if arguments.save_plan is None else Path(arguments.save_plan)
+    if plan is not None:
+        refuse_missing_folder(plan)
+    say = teller(arguments, plan)
     settings = grids.settings_of(arguments)  # what is wrong with them shows before any work is done
     program = capture_model(arguments)
     if arguments.channels is not None:
@@ -37,18 +40,18 @@ def quantize(arguments: argparse.Namespace) -> int:
     quantized = api.quantize(program, data, plan=arguments.plan, **settings)
     artifact = api.lower(quantized.program, target, **options)
     artifact.save(output)
-    if arguments.save_plan is not None:
-        quantized.plan.save(arguments.save_plan)
+    if plan is not None:
+        quantized.plan.save(plan)
     found = grids.findings(program, quantized)
     if told is not None and images is not None:
-        found |= grids.report(quantized, grids.batches(images, program), told)
+        found |= grids.report(quantized, grids.batches(images, program), told, artifact)
     if arguments.json:
         facts = {"artifact": str(output), "bytes": artifact.size, "fidelity": artifact.fidelity}
         print_json({**facts, **found})
         return 0
-    print(artifact.report)
-    print(grids.describe(found))
-    print(f"\nsaved in {output}")
+    say(artifact.report)
+    say(grids.describe(found))
+    say(f"\nsaved in {output}")
     return 0
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from narrows import api
-from narrows.backends.artifact import Artifact
+from narrows.backends.artifact import Artifact, load
 from narrows.backends.c.compiler import HINT, MISSING, find_compiler
 from narrows.demo.digits import Split, progress
 from narrows.ir.program import Program
@@ -47,7 +47,7 @@ def lower(
     progress(f"lowering the {name} program")
     api.lower(program, "onnx", plan=plan).save(folder / name)
     progress("")
-    artifact = api.load(folder / name)  # what is measured is what was written
+    artifact = load(folder / name)  # what is measured is what was written
     return Candidate(name, program, artifact, test.accuracy(artifact.run))
 
 
@@ -77,7 +77,7 @@ def lower_to_c(quantized: Candidate, images: Tensor, folder: Path) -> dict[str, 
     """
     progress("writing C")
     api.lower(quantized.program, "c", check=False).save(folder / "c")
-    artifact = api.load(folder / "c")
+    artifact = load(folder / "c")
     facts = {k: artifact.manifest["c"][k] for k in ("arena", "bound", "constants")}
     if not find_compiler():
         return facts | {"skipped": f"{MISSING}; {HINT}"}

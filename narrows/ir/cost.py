@@ -12,9 +12,9 @@ not fit (a width off the alignment) runs in the plain layout, on grids of its ow
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from narrows.errors import UsageError
+from narrows.ir import costfile
 from narrows.ir.grid import Grid, Layout
 from narrows.ir.kernels import SPELLINGS, faster, read_window, sizes_of
 from narrows.ir.kernels import window as window_of
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from narrows.ir.program import Program
 
 __all__ = ["CostTable", "Grid", "Layout", "Work", "work_of"]
-
-FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -403,80 +401,21 @@ class CostTable:
 
     def to_json(self) -> dict[str, Any]:
         """Return the table as JSON data; times are microseconds there."""
-        return {
-            "format": FORMAT,
-            "name": self.name,
-            "runtime": self.runtime,
-            "cpu": self.cpu,
-            "threads": self.threads,
-            "made": self.made,
-            "layout": dataclasses.asdict(self.layout),
-            "overhead": round(self.overhead * 1e6, 3),
-            "grids": {name: grid.to_json() for name, grid in sorted(self.grids.items())},
-            "works": [
-                [*dataclasses.astuple(w), float(f"{s * 1e6:.4g}")] for w, s in self.works.items()
-            ],
-        }
+        return costfile.encode(self)
 
     @classmethod
     def from_json(cls, data: Any) -> CostTable:
         """Return the table of JSON data; `UsageError` if it is not one."""
-        try:
-            if data["format"] != FORMAT:
-                raise ValueError(f"format {data['format']}, this narrows reads {FORMAT}")
-            layout: dict[str, Any] = dict(map(_tuples, data["layout"].items()))
-            return cls(
-                name=str(data["name"]),
-                runtime=str(data["runtime"]),
-                cpu=str(data["cpu"]),
-                layout=Layout(**layout),
-                overhead=float(data["overhead"]) * 1e-6,
-                grids={str(n): Grid.from_json(g) for n, g in data["grids"].items()},
-                works=dict(map(_read_work, data["works"])),
-                threads=int(data["threads"]),
-                made=str(data["made"]),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            why = f"{type(error).__name__}: {error}"
-            raise UsageError("this is no cost table", why=why) from error
+        return cls(**costfile.decode(data))
 
-    def save(self, path: Path) -> None:
-        """Write the table as JSON, one grid a line."""
-        data = self.to_json()
-        grids, works = data.pop("grids"), data.pop("works")
-        lines = [f" {json.dumps(n)}: {json.dumps(g)}" for n, g in grids.items()]
-        rows = [f" {json.dumps(w)}" for w in works]
-        head = json.dumps(data, indent=1)[:-2]
-        text = f'{head},\n "grids": {{\n{_lines(lines)}}},\n "works": [\n{_lines(rows)}]\n}}\n'
-        path.write_text(text, encoding="utf-8")
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the table as JSON and return its path; ``-`` is standard output."""
+        return costfile.write(self, path)
 
     @classmethod
-    def load(cls, path: Path) -> CostTable:
+    def load(cls, path: str | os.PathLike[str]) -> CostTable:
         """Return the table of a file; `UsageError` if there is none."""
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UsageError(
-                "the cost table cannot be read", where=str(path), why=str(error)
-            ) from error
-        return cls.from_json(data)
-
-
-def _lines(lines: Iterable[str]) -> str:
-    return "".join(f"{line}\n" for line in ",\n".join(lines).splitlines())
-
-
-def _read_work(row: Sequence[Any]) -> tuple[Work, float]:
-    values: dict[str, Any] = dict(map(_tuples, zip(_FIELDS, row, strict=False)))
-    return Work(**values), float(row[-1]) * 1e-6
-
-
-_FIELDS = [field.name for field in dataclasses.fields(Work)]
-
-
-def _tuples(item: tuple[str, Any]) -> tuple[str, Any]:
-    name, value = item
-    return name, tuple(value) if isinstance(value, list) else value
+        return cls(**costfile.read(path))
 
 
 def _family(work: Work) -> Work:

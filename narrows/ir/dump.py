@@ -7,8 +7,9 @@
       000_capture.txt  the text form; 000_capture.json the same as data
       001_prune-channels.txt ...
 
-Files are written under another name and renamed, the index last, so a dump that was interrupted is
-a shorter dump. A folder that narrows did not make is never written to.
+Files are written whole, the index last, so a dump that was interrupted is a shorter dump. A folder
+that narrows did not make is never written to. What became of the program is an artifact, and the
+index carries its identity once there is one.
 """
 
 from __future__ import annotations
@@ -18,16 +19,55 @@ import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from narrows.errors import ArtifactError, ArtifactUsageError, UsageError, suggest
+from narrows.files.reading import Count, fit, read_json
+from narrows.files.writing import as_path, write_text
 from narrows.ir.snapshot import Snapshot
 from narrows.ir.text import render
 
 INDEX = "index.json"
 FORMAT = "narrows-dump"
 VERSION = 1
-OWN = re.compile(r"\.?\d{3}_.+\.(txt|json)(\.part)?|\.index\.json\.part")
+OWN = re.compile(r"\.?\d{3}_.+\.(txt|json)(\..*part)?|\.index\.json\..*part")
+LIMIT = 256 << 20  # bytes of a file
+
+
+class StageFile(msgspec.Struct):
+    """What every stage of the index has; the pass's numbers come with it."""
+
+    name: str
+    file: Annotated[str, msgspec.Meta(pattern=r"^\d{3}_[^/\\\x00]+\.txt$")] | None
+
+
+class MemberFile(msgspec.Struct):
+    """A weight's axis in a coupling."""
+
+    weight: str
+    axis: Count
+    role: str
+
+
+class CouplingFile(msgspec.Struct):
+    """A `narrows.ir.couplings.Coupling`."""
+
+    name: str
+    width: Count
+    barrier: str | None
+    nodes: list[str]
+    members: list[MemberFile]
+
+
+class IndexFile(msgspec.Struct):
+    """What an index holds, besides its format and version."""
+
+    program: str
+    stages: list[dict[str, Any]]
+    couplings: list[dict[str, Any]]
+    artifact: str = ""
 
 
 @dataclass
@@ -39,12 +79,14 @@ class Dump:
         program: The program's name.
         stages: One entry per program kept: ``name``, ``file``, ``spelling`` and the pass's numbers.
         couplings: The couplings of the captured program, as JSON values.
+        artifact: The identity of the artifact that the program became; empty while there is none.
     """
 
     folder: Path
     program: str = ""
     stages: list[dict[str, Any]] = field(default_factory=list)
     couplings: list[dict[str, Any]] = field(default_factory=list)
+    artifact: str = ""
 
     # ------------------------------------------------------------------ writing
 
@@ -54,7 +96,7 @@ class Dump:
 
         `ArtifactError` if the folder holds anything else, or cannot be written.
         """
-        path = Path(folder)
+        path = as_path(folder, "the dump's folder")
         try:
             if path.exists():
                 _clear(path)
@@ -77,8 +119,8 @@ class Dump:
         """
         stem = f"{len(self.stages):03d}_{name}"
         self.program = view.name
-        _write(self.folder / f"{stem}.txt", render(view, weights=True))
-        _write(self.folder / f"{stem}.json", json.dumps(view.to_json()))
+        write_text(render(view, weights=True), self.folder / f"{stem}.txt")
+        write_text(json.dumps(view.to_json()), self.folder / f"{stem}.json")
         self.stages.append({"name": name, "file": f"{stem}.txt", **facts})
         self._write_index()
 
@@ -92,6 +134,21 @@ class Dump:
         self.couplings = couplings
         self._write_index()
 
+    def seal(self, identity: str) -> None:
+        """Keep the identity of the artifact that the program became."""
+        self.artifact = identity
+        self._write_index()
+
+    def remove(self) -> None:
+        """Remove the dump and its folder, as after it became part of an artifact."""
+        try:
+            _clear(self.folder)
+            self.folder.rmdir()
+        except OSError as cause:
+            raise ArtifactError(
+                f"cannot remove the dump: {cause.strerror}", where=str(self.folder)
+            ) from cause
+
     def _write_index(self) -> None:
         data = {
             "format": FORMAT,
@@ -99,23 +156,18 @@ class Dump:
             "program": self.program,
             "stages": self.stages,
             "couplings": self.couplings,
+            "artifact": self.artifact,
         }
-        _write(self.folder / INDEX, json.dumps(data, indent=1) + "\n")
+        write_text(json.dumps(data, indent=1) + "\n", self.folder / INDEX)
 
     # ------------------------------------------------------------------ reading
 
     @staticmethod
     def open(folder: str | os.PathLike[str]) -> Dump:
-        """Return the dump in ``folder``, or in ``folder.dump``, where compile puts it.
-
-        `ArtifactError` if there is none or it is damaged.
-        """
-        path = Path(folder)
-        beside = path.with_name(path.name + ".dump") if path.name else path
-        if not (path / INDEX).is_file() and (beside / INDEX).is_file():
-            path = beside
-        data = _read_index(path)
-        return Dump(path, data["program"], data["stages"], data["couplings"])
+        """Return the dump in ``folder``; `ArtifactError` if there is none or it is damaged."""
+        path = as_path(folder, "the dump's folder")
+        made = _read_index(path)
+        return Dump(path, made.program, made.stages, made.couplings, made.artifact)
 
     def snapshot(self, stage: str = "") -> Snapshot:
         """Return a program of the dump.
@@ -126,11 +178,12 @@ class Dump:
         entry = self._entry(stage)
         file = self.folder / Path(entry["file"]).with_suffix(".json").name
         try:
-            return Snapshot.from_json(json.loads(file.read_text(encoding="utf-8")))
-        except (OSError, ValueError, KeyError, TypeError) as cause:
+            return Snapshot.from_json(read_json(file, LIMIT))
+        except (OSError, ValueError) as cause:
             raise ArtifactError(
                 f"the dump is damaged: cannot read {file.name}",
                 where=str(self.folder),
+                why=str(cause),
                 hint="compile again with --dump",
             ) from cause
 
@@ -162,26 +215,35 @@ def split_stage(text: str) -> tuple[str, str]:
     return folder, stage
 
 
-def _read_index(path: Path) -> dict[str, Any]:
+def _read_index(path: Path) -> IndexFile:
+    index = path / INDEX
     try:
-        data = json.loads((path / INDEX).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        data = read_json(index, LIMIT)
+    except (FileNotFoundError, NotADirectoryError):
         raise ArtifactUsageError(
             "there is no dump here", where=str(path), hint="narrows compile ... --dump writes one"
         ) from None
     except (OSError, ValueError) as cause:
-        raise ArtifactError("the dump's index cannot be read", where=str(path / INDEX)) from cause
+        raise ArtifactError(
+            "the dump's index cannot be read", where=str(index), why=str(cause)
+        ) from cause
     if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise ArtifactError("this index was not written by narrows", where=str(path / INDEX))
+        raise ArtifactError("this index was not written by narrows", where=str(index))
     if data.get("version") != VERSION:
         raise ArtifactError(
-            f"the dump has version {data.get('version')}, this narrows reads {VERSION}",
-            where=str(path / INDEX),
+            f"the dump has version {data.get('version')!r:.20}, this narrows reads {VERSION}",
+            where=str(index),
             hint="compile again with --dump",
         )
-    if not {"program", "stages", "couplings"} <= data.keys():
-        raise ArtifactError("the dump's index is incomplete", where=str(path / INDEX))
-    return data
+    try:
+        made = fit(data, IndexFile)
+        fit(made.stages, list[StageFile])
+        fit(made.couplings, list[CouplingFile])
+    except ValueError as cause:
+        raise ArtifactError(
+            "the dump's index is incomplete", where=str(index), why=str(cause)
+        ) from cause
+    return made
 
 
 def _clear(path: Path) -> None:
@@ -207,13 +269,3 @@ def _clear(path: Path) -> None:
     # The index goes last: it is what shows that the folder is ours.
     for file in sorted(files, key=lambda f: f.name == INDEX):
         file.unlink()
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file so that it is either whole or absent."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

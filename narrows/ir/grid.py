@@ -8,12 +8,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
+
+from narrows.files.reading import fit
 
 # Where a grid is left, time goes on in proportion to the size at most, and never falls.
 STEEPEST = 1.0
+
+# Sizes and times; NaN is none, and neither is what overflows when it is scaled.
+Positive = Annotated[float, msgspec.Meta(gt=0, le=1e15)]
 
 
 @dataclass(frozen=True)
@@ -121,17 +127,25 @@ class Grid:
         return {"axes": {name: list(points) for name, points in self.axes}, "us": us}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Grid:
-        """Return the grid that `to_json` wrote."""
-        axes = tuple((str(n), tuple(float(v) for v in p)) for n, p in data["axes"].items())
-        us = np.array(data["us"], dtype=np.float64).reshape([len(p) for _, p in axes])
-        if not (us > 0).all() or any(list(p) != sorted(set(p)) for _, p in axes):
+    def from_json(cls, data: Any) -> Grid:
+        """Return the grid that `to_json` wrote; `ValueError` for anything else."""
+        made = fit(data, GridFile)
+        axes = tuple(made.axes.items())
+        us = np.array(made.us, dtype=np.float64).reshape([len(p) for _, p in axes])
+        if us.size == 0 or any(list(p) != sorted(set(p)) for _, p in axes):
             raise ValueError("a grid holds times above 0 at ascending sizes")
         return cls(axes, us)
 
     def scaled(self, factor: float) -> Grid:
         """Return the grid with every time multiplied."""
         return Grid(self.axes, self.us * factor)
+
+
+class GridFile(msgspec.Struct):
+    """What JSON holds of a grid."""
+
+    axes: dict[str, tuple[Positive, ...]]
+    us: list[Positive]
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,10 @@ import zlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
+from narrows.files.reading import fit
+
 if TYPE_CHECKING:
     import torch
     from torch import fx
@@ -153,16 +157,21 @@ class Snapshot:
         }
 
     @staticmethod
-    def from_json(data: dict[str, Any]) -> Snapshot:
-        """Return the snapshot that `to_json` wrote; `KeyError` or `TypeError` for other data."""
-        weights = [WeightRecord(**_tuples(w)) for w in data["weights"]]
-        return Snapshot(
-            name=data["name"],
-            history=tuple(data["history"]),
-            nodes=tuple(NodeRecord(**_tuples(n)) for n in data["nodes"]),
-            weights={w.name: w for w in weights},
-            notes=tuple(NoteRecord(**n) for n in data["notes"]),
-        )
+    def from_json(data: Any) -> Snapshot:
+        """Return the snapshot that `to_json` wrote; `ValueError` for other data."""
+        made = fit(data, SnapshotFile)
+        weights = {w.name: w for w in made.weights}
+        return Snapshot(made.name, made.history, made.nodes, weights, made.notes)
+
+
+class SnapshotFile(msgspec.Struct):
+    """What the file of a snapshot holds."""
+
+    name: str
+    history: tuple[str, ...]
+    nodes: tuple[NodeRecord, ...]
+    weights: list[WeightRecord]
+    notes: tuple[NoteRecord, ...]
 
 
 def _compact(record: Any) -> dict[str, Any]:
@@ -170,10 +179,6 @@ def _compact(record: Any) -> dict[str, Any]:
     defaults = {f.name: f.default for f in dataclasses.fields(record)}
     values = {k: getattr(record, k) for k in defaults}
     return {k: v for k, v in values.items() if v != defaults[k] or v is dataclasses.MISSING}
-
-
-def _tuples(data: dict[str, Any]) -> dict[str, Any]:
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
 
 
 # ------------------------------------------------------------------ taking one

@@ -19,6 +19,7 @@ import fnmatch
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from narrows.files.quoting import plain
 from narrows.ir.snapshot import NodeRecord, Snapshot, WeightRecord, snapshot
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def matches(node: NodeRecord, glob: str) -> bool:
 
 def columns(rows: Sequence[Sequence[str]], widest: Sequence[int]) -> list[str]:
     """Return rows as aligned lines; a column is never wider than ``widest`` says."""
+    rows = [[plain(cell, None) for cell in row] for row in rows]
     widths = [
         min(limit, max((len(r[i]) for r in rows if i < len(r)), default=0))
         for i, limit in enumerate(widest)
@@ -113,8 +115,8 @@ def bracket(source: str) -> str:
 
 def _header(view: Snapshot) -> list[str]:
     after = f"  after {view.history[-1]}" if view.history else "  as captured"
-    lines = [f"program {view.name}{after}"]
-    lines += [f"# {i}. {spelling}" for i, spelling in enumerate(view.history, 1)]
+    lines = [f"program {plain(view.name)}{plain(after, None)}"]
+    lines += [f"# {i}. {plain(spelling, None)}" for i, spelling in enumerate(view.history, 1)]
     count = len(view.nodes)
     return [*lines, f"# {count} nodes, {view.parameter_count:,} parameters"]
 

@@ -187,7 +187,7 @@ def test_it_runs_without_torch(threads: int, tmp_path: Path):
     code = (
         "import sys; sys.modules['torch'] = None\n"
         "import numpy as np, narrows\n"
-        f"artifact = narrows.load({str(tmp_path / 'out')!r})\n"
+        f"artifact = narrows.load({str(tmp_path / 'out')!r}, trust=True)\n"
         f"print(artifact.run(np.zeros((1, 3, 9, 9), 'float32'), threads={threads}).shape)"
     )
     done = subprocess.run(

@@ -68,6 +68,10 @@ def broken():
 
 def text():
     return "a model"
+
+
+def needy(width):
+    return Small()
 """
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from narrows.backends.artifact import load
 from narrows.ir.dump import Dump
 
 INPUT = ("-i", "f32[2,3,8,8]")
@@ -40,11 +41,13 @@ def test_compile_json(nets, run):
     assert code == 0
     data = json.loads(out)
     assert data["artifact"] == "out"
-    assert data["dump"] == "out.dump"
+    assert data["dump"] == "out/dump"
+    assert not Path("out.dump").exists()
     assert [p["name"] for p in data["passes"]] == ["capture", "fold-batch-norm"]
     assert data["passes"][1]["measured"].keys() == {"float32", "float64"}
     assert data["passes"][1]["measured"]["float64"] <= 1e-12
-    assert Dump.open("out.dump").snapshot().history == ("fold-batch-norm",)
+    assert Dump.open("out/dump").snapshot().history == ("fold-batch-norm",)
+    assert Dump.open("out/dump").artifact == load("out").identity
 
 
 def test_compile_with_a_plan(nets, run):

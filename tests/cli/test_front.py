@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -75,6 +76,21 @@ def test_every_command_takes_json_and_has_help():
             assert action.help or action.dest == "shell"
 
 
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (("pln", "nets.py:small"), "did you mean 'plan'?"),
+        (("plan", "nets.py:small", "--ration", "0.5", "-o", "p"), "did you mean '--ratio'?"),
+        (("plan", "nets.py:small", "--ration=0.5", "-o", "p"), "did you mean '--ratio'?"),
+        (("plan", "nets.py:small", "--scope", "globl", "-o", "p"), "did you mean 'global'?"),
+    ],
+)
+def test_a_misspelt_word_gets_a_suggestion(run, words, hint: str):
+    code, _, err = run(*words)
+    assert code == 2
+    assert err.rstrip().endswith(hint)
+
+
 def test_the_demo_gets_the_arguments(run, monkeypatch: pytest.MonkeyPatch):
     seen = []
     monkeypatch.setattr("narrows.demo.main", lambda a: seen.append((a.output, a.quick)) or 0)
@@ -87,3 +103,29 @@ def test_a_closed_pipe_is_no_failure():
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert "Traceback" not in done.stderr
+
+
+def test_a_ctrl_c_that_python_drops_comes_again(run, monkeypatch: pytest.MonkeyPatch):
+    class Dying:
+        def __del__(self) -> None:
+            raise KeyboardInterrupt
+
+    def passes(arguments: object) -> int:
+        Dying()
+        time.sleep(60)
+        return 0
+
+    monkeypatch.setattr("narrows.cli.inspect.passes", passes)
+    assert run("passes") == (130, "", "interrupted\n")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("std::bad_alloc")])
+def test_too_little_memory_is_told(run, monkeypatch: pytest.MonkeyPatch, error: Exception):
+    def passes(arguments: object) -> int:
+        raise error
+
+    monkeypatch.setattr("narrows.cli.inspect.passes", passes)
+    code, _, err = run("passes")
+    assert code == 1
+    assert "there is not enough memory" in err
+    assert "a mistake in narrows" not in err

@@ -47,10 +47,10 @@ def test_couplings_of_a_model_and_of_a_dump_agree(nets, run, compiled: Path):
     assert code == 0, err
     model = json.loads(out)
     assert {m["weight"] for c in model for m in c["members"]} >= {"conv.weight", "last.weight"}
-    code, out, _ = run("couplings", compiled / "out.dump", "--json")
+    code, out, _ = run("couplings", compiled / "out", "--json")
     assert code == 0
     assert json.loads(out) == model
-    code, out, _ = run("couplings", compiled / "out.dump", "norm")
+    code, out, _ = run("couplings", compiled / "out", "norm")
     assert code == 0
     assert "4 channels" in out
     # The node may stand before the options of a model or after them.
@@ -62,11 +62,11 @@ def test_couplings_of_a_model_and_of_a_dump_agree(nets, run, compiled: Path):
 
 
 def test_couplings_refuse(nets, run, compiled: Path):
-    code, _, err = run("couplings", compiled / "out.dump", "nrm")
+    code, _, err = run("couplings", compiled / "out", "nrm")
     assert code == 2
     assert "there is no node 'nrm'" in err
     assert "did you mean 'norm'?" in err
-    assert run("couplings", compiled / "out.dump", *INPUT)[0] == 2
+    assert run("couplings", compiled / "out", *INPUT)[0] == 2
 
 
 def test_show(run, compiled: Path):

@@ -31,6 +31,8 @@ INPUT = ("-i", "f32[2,3,8,8]")
         ("cli_nets.py:smal", "has no 'smal'"),
         ("cli_nets.py:WIDTH", "is no function: it is a int"),
         ("cli_nets.py:broken", "cli_nets.py:broken() failed: ValueError: no data"),
+        ("cli_nets.py:broken", '  raise ValueError("no data")'),
+        ("cli_nets.py:needy", "cannot be called: missing a required argument: 'width'"),
         ("cli_nets.py:text", "returned a str, not a torch.nn.Module"),
         ("bad.py:small", "cannot import bad.py: SyntaxError"),
     ],

@@ -164,7 +164,7 @@ def test_noise_never_makes_more_work_quicker():
 
 @pytest.mark.parametrize("us", [[1.0, 0.0], [1.0, -1.0]])
 def test_a_grid_without_times_is_refused(us):
-    with pytest.raises(ValueError, match="times above 0"):
+    with pytest.raises(ValueError, match="expected float > 0"):
         Grid.from_json({"axes": {"outputs": [1, 2]}, "us": us})
 
 

@@ -214,9 +214,13 @@ def test_a_dump_reads_back(tmp_path: Path):
     assert (tmp_path / "d" / "000_capture.txt").read_text() == to_text(network(), weights=True)
 
 
-def test_a_dump_beside_an_artifact_is_found(tmp_path: Path):
-    make_dump(tmp_path / "out.dump")
-    assert Dump.open(tmp_path / "out").folder == tmp_path / "out.dump"
+def test_a_dump_carries_the_identity_of_its_artifact(tmp_path: Path):
+    made = make_dump(tmp_path / "d")
+    assert Dump.open(tmp_path / "d").artifact == ""
+    made.seal("0123")
+    assert Dump.open(tmp_path / "d").artifact == "0123"
+    made.remove()
+    assert not (tmp_path / "d").exists()
 
 
 def test_an_unknown_pass_is_refused_with_those_there_are(tmp_path: Path):
@@ -277,7 +281,7 @@ def test_an_interrupted_write_leaves_no_part(tmp_path: Path, monkeypatch: pytest
     def interrupt(*paths: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("narrows.ir.dump.os.replace", interrupt)
+    monkeypatch.setattr("os.replace", interrupt)
     with pytest.raises(KeyboardInterrupt):
         dump.add("late", snapshot(network()))
     assert not [p for p in (tmp_path / "d").iterdir() if "late" in p.name or "part" in p.name]

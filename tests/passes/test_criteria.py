@@ -338,6 +338,7 @@ def test_a_model_without_layers_has_nothing_for_a_ratio() -> None:
         ({"ratio": {"up.*": "half"}}, "got 'half'"),
         ({"ratio": {"upp.*": 0.5}}, "ratio: 'upp.\\*' matches no weight"),
         ({"ratio": 0.5, "include": "stm.0.weight"}, "did you mean 'stem.0.weight'"),
+        ({"ratio": {"stm.*": 0.5}}, "did you mean 'stem.\\*'"),
         ({"ratio": 0.5, "exclude": ["zzz"]}, "exclude: 'zzz' matches no weight of a layer"),
         ({"ratio": 0.5, "include": [3]}, "include takes globs"),
         ({"ratio": 0.5, "scope": "layer"}, "scope is 'local' or 'global', got 'layer'"),

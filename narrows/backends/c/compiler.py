@@ -46,7 +46,7 @@ def build(sources: Sequence[Path], output: Path, flags: Sequence[str]) -> None:
         raise ArtifactError(f"{command[0]} does not run", why=str(error), hint=HINT) from error
     if done.returncode:
         told = next((s for s in done.stderr.splitlines() if "error" in s), done.stderr.strip())
-        raise ArtifactError(f"{command[0]} refuses the C code", why=told, hint=" ".join(line))
+        raise ArtifactError(f"{command[0]} refuses the C code", why=told, hint=shlex.join(line))
 
 
 def compiles(flags: Sequence[str], folder: Path) -> bool:

@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from narrows.backends.c.lower import Arena, Drawn, Port
+from narrows.backends.c.lower import Arena, Drawn
+from narrows.backends.c.runner import HEADER, MODEL, RUNNER, declared
 from narrows.backends.c.sketch import CTYPES, Constant
+from narrows.files.quoting import plain
 
-MODEL, HEADER, RUNNER, TEST = "model.c", "model.h", "runner.c", "test.c"
-VECTORS, MAKEFILE, REPORT = "vectors.h", "Makefile", "report.txt"
+TEST, VECTORS, MAKEFILE, REPORT = "test.c", "vectors.h", "Makefile", "report.txt"
 
 FILES = (MODEL, HEADER, RUNNER, TEST, VECTORS, MAKEFILE, REPORT)
 
@@ -44,38 +45,6 @@ model.o: model.c model.h
 
 .PHONY: test sanitize size
 """
-
-
-def declared(ports: Sequence[Port], letter: str) -> list[str]:
-    """Return the declarations of memory for inputs or outputs, and their names."""
-    return [
-        f"static {'int64_t' if p.dtype == 'int64' else 'uint8_t'} {letter}{i}[{p.size}];"
-        for i, p in enumerate(ports)
-    ]
-
-
-def runner(drawn: Drawn, prefix: str) -> str:
-    """Return a program that runs the model on what it reads, until there is nothing more."""
-    reads = " && ".join(
-        f"fread(in{i}, sizeof in{i}, 1, stdin) == 1" for i in range(len(drawn.inputs))
-    )
-    call = f"{prefix}_run({_operands(drawn)})"
-    lines = [
-        "/* Reads inputs from stdin, writes outputs to stdout, over and over. */",
-        f'#include "{HEADER}"', "", "#include <stdio.h>", "",
-        *declared(drawn.inputs, "in"), *declared(drawn.outputs, "out"), "",
-        "int main(void)", "{",
-        f"    while ({reads}) {{", f"        if ({call} != 0)", "            return 1;",
-    ]  # fmt: skip
-    for i in range(len(drawn.outputs)):
-        lines += [f"        if (fwrite(out{i}, sizeof out{i}, 1, stdout) != 1)"]
-        lines += ["            return 2;"]
-    return "\n".join([*lines, "    }", "    return 0;", "}"]) + "\n"
-
-
-def _operands(drawn: Drawn) -> str:
-    ins = [f"in{i}" for i in range(len(drawn.inputs))]
-    return ", ".join([*ins, *(f"out{i}" for i in range(len(drawn.outputs)))])
 
 
 def vector_count(drawn: Drawn) -> int:
@@ -172,7 +141,7 @@ def report(drawn: Drawn, arena: Arena) -> str:
     """Return what the model takes: constants, memory and products, layer by layer."""
     sketch = drawn.sketch
     lines = [
-        f"{sketch.program.name}",
+        plain(sketch.program.name),
         f"  constants {rom_total(drawn):,} bytes",
         f"  {memory_text(arena)}",
         f"  {macs_total(drawn):,} multiply-adds",
@@ -181,7 +150,7 @@ def report(drawn: Drawn, arena: Arena) -> str:
         + (f", because of {sketch.wide}" if sketch.wide else ""),
         "", "live at the peak:",
     ]  # fmt: skip
-    lines += [f"  {b.size:>10,}  {b.name}" for b in arena.placement.peak]
+    lines += [f"  {b.size:>10,}  {plain(b.name)}" for b in arena.placement.peak]
     lines += ["", f"{'step':32} {'result':>10} {'scratch':>10} {'at':>10} {'multiply-adds':>15}"]
     for step in sketch.steps:
         scratch = 0 if step.scratch is None else step.scratch.size

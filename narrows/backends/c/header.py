@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import narrows
 from narrows.backends.c.lower import Arena, Drawn, Port
+from narrows.files.quoting import c_comment
 from narrows.ir.integer.grid import Grid
 
 TEXT = """\
@@ -55,7 +56,7 @@ def model_h(drawn: Drawn, arena: Arena, prefix: str) -> str:
 
 def title(drawn: Drawn) -> str:
     """Return the first line of both files."""
-    return f"/* {drawn.sketch.program.name}, made by narrows {narrows.__version__}. */"
+    return f"/* {c_comment(drawn.sketch.program.name)}, made by narrows {narrows.__version__}. */"
 
 
 def signature(drawn: Drawn, prefix: str) -> str:

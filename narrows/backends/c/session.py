@@ -6,9 +6,8 @@ caller of the C function has to make them.
 
 from __future__ import annotations
 
-import shutil
+import math
 import subprocess
-import tempfile
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from narrows.backends.c.compiler import FAST, PLAIN, build, compiles
-from narrows.backends.c.files import MODEL, RUNNER
+from narrows.backends.c.runner import MODEL, RUNNER, Operand, runner
 from narrows.errors import ArtifactError
+from narrows.files.folders import drop, scratch
 
 LIMIT = 600  # seconds that a run may take
 
@@ -32,13 +32,17 @@ class CSession:
     """
 
     def __init__(self, folder: Path, manifest: Mapping[str, Any], optimize: bool) -> None:
-        place = Path(tempfile.mkdtemp(prefix="narrows-c-"))
-        weakref.finalize(self, shutil.rmtree, place, ignore_errors=True)
+        place = scratch()
+        weakref.finalize(self, drop, place)
         self.program = place / "model"
-        flags = FAST if optimize and compiles(FAST, place) else ("-O2",) if optimize else PLAIN
-        build([folder / MODEL, folder / RUNNER], self.program, flags)
         self._ports = manifest["c"]
         self._inputs, self._outputs = manifest["inputs"], manifest["outputs"]
+        takes, gives = _operands(self._inputs), _operands(self._outputs)
+        text = runner(takes, gives, manifest["options"]["prefix"])
+        (place / RUNNER).write_text(text, encoding="utf-8")
+        flags = FAST if optimize and compiles(FAST, place) else ("-O2",) if optimize else PLAIN
+        folder = folder.absolute()
+        build([folder / MODEL, place / RUNNER], self.program, (*flags, "-iquote", str(folder)))
 
     def run(self, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """Return the output arrays for input arrays by name."""
@@ -57,7 +61,11 @@ class CSession:
             told = done.stderr.decode(errors="replace").strip().splitlines()
             why = told[-1] if told else f"it ended with {done.returncode}"
             raise ArtifactError("the C model failed", why=why)
-        return self._decode(done.stdout, len(calls))
+        try:
+            return self._decode(done.stdout, len(calls))
+        except ValueError as error:
+            why = f"it gave {len(done.stdout):,} bytes, and its manifest says otherwise"
+            raise ArtifactError("the C model failed", why=why) from error
 
     def _encode(self, arrays: Mapping[str, np.ndarray]) -> bytes:
         made = []
@@ -84,6 +92,10 @@ class CSession:
                 outputs.append(np.ascontiguousarray(array))
             results.append(outputs)
         return results
+
+
+def _operands(specs: Sequence[Mapping[str, Any]]) -> list[Operand]:
+    return [Operand(spec["dtype"], math.prod(spec["shape"])) for spec in specs]
 
 
 def codes_of(array: np.ndarray, grid: Sequence[int], rounding: str) -> np.ndarray:

@@ -28,6 +28,7 @@ from narrows.backends.c.layout import (
 )
 from narrows.backends.integers import of_narrows
 from narrows.errors import LowerError
+from narrows.files.quoting import c_name
 from narrows.ir.integer.grid import HALF_UP
 from narrows.ir.ops.args import arguments
 from narrows.ir.program import Meta, Program, where
@@ -150,7 +151,7 @@ class Sketch:
 
     def fresh(self, name: str) -> str:
         """Return an unused C name that begins with ``name``."""
-        base = "".join(c if c.isascii() and c.isalnum() else "_" for c in name)
+        base = c_name(name)
         found, count = base, 1
         while found in self._taken:
             found, count = f"{base}_{count}", count + 1

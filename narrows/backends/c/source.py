@@ -11,6 +11,7 @@ import numpy as np
 from narrows.backends.c.header import signature, title
 from narrows.backends.c.lower import Arena, Drawn
 from narrows.backends.c.sketch import Constant, Step, grid_text
+from narrows.files.quoting import c_comment
 from narrows.ir.program import Meta, op_name
 
 # Kernel -> what it needs besides, in the order in which it is written.
@@ -69,7 +70,7 @@ def model_c(drawn: Drawn, arena: Arena, prefix: str) -> str:
     sketch = drawn.sketch
     lines = [title(drawn), kernel("preamble")]
     number, why = ("int64_t", f": {sketch.wide} needs them") if sketch.wide else ("int32_t", "")
-    lines.append(f"/* The type of sums{why}. */\ntypedef {number} number;\n")
+    lines.append(f"/* The type of sums{c_comment(why)}. */\ntypedef {number} number;\n")
     shifts = bool(sketch.shift_layers)
     lines.append(kernel("terms" if shifts else "no_terms"))
     needed = {part for name in sketch.kernels for part in NEEDS[name]}
@@ -93,7 +94,7 @@ def _used(name: str, needed: set[str], final: str) -> bool:
 
 
 def _array(constant: Constant) -> str:
-    lines = [f"/* {constant.remark} */"] if constant.remark else []
+    lines = [f"/* {c_comment(constant.remark)} */"] if constant.remark else []
     codes = _values(constant, constant.values)
     if constant.powers is None:
         return "\n".join([*lines, *codes, ""])
@@ -157,4 +158,4 @@ def _comment(step: Step, drawn: Drawn) -> Iterator[str]:
     where = f"  {meta.source}" if meta.source else ""
     what = op_name(node).removesuffix(".default")
     text = f"{node.name}: {what} of {operands} -> {shown(node)}{grid_text(node)}{where}"
-    yield f"\n    /* {text.replace('*/', '* /')} */"
+    yield f"\n    /* {c_comment(text)} */"

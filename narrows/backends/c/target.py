@@ -6,10 +6,8 @@ torch is imported when the target is used, not when it is looked up.
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from narrows.backends.artifact import Artifact
@@ -17,6 +15,8 @@ from narrows.backends.base import Target, Variant
 from narrows.backends.c.compiler import HINT, MISSING, find_compiler
 from narrows.backends.store import describe_files
 from narrows.errors import ArtifactError, LowerError, UsageError
+from narrows.files.folders import scratch
+from narrows.files.quoting import C_LONGEST, is_prefix
 
 if TYPE_CHECKING:
     from narrows.backends.c.lower import Arena, Drawn, Port
@@ -53,8 +53,11 @@ class CTarget(Target):
         for key, least in (("batch", 1), ("samples", 1), ("vectors", 0)):
             if getattr(self, key) < least:
                 raise UsageError(f"c takes a {key} of {least} or more, got {getattr(self, key)}")
-        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", self.prefix):
-            raise UsageError(f"c takes a prefix that is a name in C, got {self.prefix!r}")
+        if not is_prefix(self.prefix):
+            raise UsageError(
+                f"c takes a prefix that is a name in C, of up to {C_LONGEST} letters, got "
+                f"{self.prefix!r:.60}"
+            )
         parse_size(self.ram)
 
     @classmethod
@@ -77,6 +80,7 @@ class CTarget(Target):
         """Return the program as C files; see `Target.lower`."""
         from narrows.backends import integers
         from narrows.backends.c import files, header, lower, source
+        from narrows.backends.c.runner import runner
         from narrows.backends.compare import draw_inputs
         from narrows.backends.leaves import Leaves
         from narrows.backends.manifest import add_note, new_manifest
@@ -108,14 +112,14 @@ class CTarget(Target):
             "constants": files.rom_total(drawn),
             "macs": files.macs_total(drawn),
         }
-        folder = Path(tempfile.mkdtemp(prefix="narrows-"))
+        folder = scratch()
         artifact = Artifact.owning(folder, manifest)  # from here on the folder goes with it
         wanted = reference or program
         count = self.vectors or files.vector_count(drawn)
         texts = {
             files.MODEL: source.model_c(drawn, arena, self.prefix),
             files.HEADER: header.model_h(drawn, arena, self.prefix),
-            files.RUNNER: files.runner(drawn, self.prefix),
+            files.RUNNER: runner(drawn.inputs, drawn.outputs, self.prefix),
             files.TEST: files.test(drawn, self.prefix),
             files.VECTORS: files.vectors(drawn, _vectors(program, drawn, batch, count)),
             files.MAKEFILE: files.MAKE,

@@ -75,8 +75,18 @@ def session_options(threads: int | None = None, optimize: bool = True) -> Any:
 def open_session(
     folder: Path, manifest: Mapping[str, Any], threads: int | None, optimize: bool = True
 ) -> OnnxSession:
-    """Return the session of an artifact's folder."""
-    return OnnxSession(folder / MODEL, threads, optimize)
+    """Return the session of an artifact's folder; its ends are those of the manifest."""
+    session = OnnxSession(folder / MODEL, threads, optimize)
+    ends = (session.inference.get_inputs(), session.inference.get_outputs())
+    for side, found in zip(("inputs", "outputs"), ends, strict=True):
+        names, wanted = [v.name for v in found], [spec["name"] for spec in manifest[side]]
+        if names != wanted:
+            raise ArtifactError(
+                f"{MODEL} has the {side} {', '.join(names)}",
+                where=str(folder),
+                why=f"its manifest says {', '.join(wanted)}",
+            )
+    return session
 
 
 def _first_line(error: Exception) -> str:

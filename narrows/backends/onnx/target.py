@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -18,6 +17,7 @@ from narrows.backends.base import Target, Variant
 from narrows.backends.onnx.session import DATA, EXACT_PRODUCTS, MODEL
 from narrows.backends.store import describe_files
 from narrows.errors import LowerError, UsageError
+from narrows.files.folders import scratch
 
 if TYPE_CHECKING:
     from narrows.backends.leaves import Leaves
@@ -125,7 +125,7 @@ class OnnxTarget(Target):
         manifest = new_manifest(
             self, program, leaves, exported.inputs, exported.outputs, plan_json, PACKAGES
         )
-        folder = Path(tempfile.mkdtemp(prefix="narrows-"))
+        folder = scratch()
         artifact = Artifact.owning(folder, manifest)  # from here on the folder goes with it
         manifest["files"] = write(model, folder, self.inline_limit)
         if self.check:

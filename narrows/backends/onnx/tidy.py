@@ -9,6 +9,8 @@ import ast
 from collections.abc import Mapping
 from typing import Any
 
+from narrows.files.quoting import plain
+
 # Where onnxscript notes which values a folded constant was made of.
 FOLDED_FROM = "pkg.onnxscript.optimizer.folded_from"
 
@@ -107,7 +109,7 @@ def strip(model: Any, name: str) -> None:
     import narrows
 
     model.producer_name, model.producer_version = "narrows", narrows.__version__
-    model.graph.name = name
+    model.graph.name = plain(name)
     model.doc_string = model.graph.doc_string = None
     model.metadata_props.clear()
     model.graph.metadata_props.clear()

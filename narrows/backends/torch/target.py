@@ -9,7 +9,6 @@ import importlib.util
 import inspect
 import logging
 import shutil
-import tempfile
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from narrows.backends.base import Target, Variant
 from narrows.backends.store import describe_files
 from narrows.backends.torch.session import MODEL
 from narrows.errors import ArtifactError, LowerError, UsageError
+from narrows.files.folders import scratch
 
 if TYPE_CHECKING:
     from narrows.backends.leaves import Leaves
@@ -104,7 +104,7 @@ class TorchTarget(Target):
         leaves = Leaves.of(program)
         inputs, outputs = _specs(program, leaves)
         manifest = new_manifest(self, program, leaves, inputs, outputs, plan_json, ["torch"])
-        folder = Path(tempfile.mkdtemp(prefix="narrows-"))
+        folder = scratch()
         artifact = Artifact.owning(folder, manifest)  # from here on the folder goes with it
         _write(program, folder / MODEL, self.form)
         manifest["files"] = describe_files(folder, [MODEL])

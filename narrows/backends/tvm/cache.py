@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 from pathlib import Path
 from typing import Any
+
+from narrows.files.reading import read_json
+from narrows.files.writing import write_text
 
 
 def folder() -> Path:
@@ -40,7 +42,7 @@ class Kept:
         if path is None:
             return {}
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = read_json(path)
         except (OSError, ValueError):
             return {}
         return found if isinstance(found, dict) else {}
@@ -51,6 +53,4 @@ class Kept:
         if path is None:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_suffix(f".{secrets.token_hex(4)}")
-        fresh.write_text(json.dumps(value), encoding="utf-8")
-        fresh.rename(path)
+        write_text(json.dumps(value), path)

@@ -6,7 +6,6 @@ torch and TVM are imported when the target is used, not when it is looked up.
 from __future__ import annotations
 
 import sys
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -18,6 +17,7 @@ from narrows.backends.tvm.devices import DEVICES, Device, has_gpu
 from narrows.backends.tvm.link import find_linker
 from narrows.backends.tvm.versions import WANTED, problem
 from narrows.errors import LowerError, UsageError, suggest
+from narrows.files.folders import scratch
 from narrows.ir.budget import seconds_of
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ class TvmTarget(Target):
         count = len(leaves.computed)
         outputs, shown = outputs[:count], outputs[count:]
         manifest = new_manifest(self, program, leaves, inputs, outputs, plan_json, WANTED)
-        folder = Path(tempfile.mkdtemp(prefix="narrows-"))
+        folder = scratch()
         artifact = Artifact.owning(folder, manifest)  # from here on the folder goes with it
 
         def prepare(job: Path) -> None:

@@ -182,9 +182,18 @@ def _globs(globs: str | Sequence[str], uses: Mapping[str, Any], option: str) -> 
         if not any(fnmatchcase(name, glob) for name in uses):
             raise PlanUsageError(
                 f"{option}: {glob!r} matches no weight of a layer",
-                hint=suggest(glob, uses) or f"the layers' weights are {_some(uses)}",
+                hint=_nearest(glob, uses) or f"the layers' weights are {_some(uses)}",
             )
     return globs
+
+
+def _nearest(glob: str, names: Iterable[str]) -> str:
+    """Return a suggestion: a name, or where a whole module was meant, a glob of one."""
+    if not glob.endswith(".*"):
+        return suggest(glob, names)
+    parts = [name.split(".") for name in names]
+    globs = (".".join([*p[:n], "*"]) for p in parts for n in range(1, len(p)))
+    return suggest(glob, dict.fromkeys(globs))
 
 
 def _some(names: Iterable[str]) -> str:

@@ -22,6 +22,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from narrows.errors import PlanError, PlanUsageError
+from narrows.files.writing import as_path
 from narrows.ir.program import Note, Program, op_name, shape_of
 from narrows.passes.plans import planfile
 from narrows.passes.plans.masking import Mask, mask_program, split_masks
@@ -226,13 +227,16 @@ class ChannelPlan:
         return ChannelPlan(**planfile.decode(data, "the plan"))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the plan as a JSON file and return its path; the file is whole or not there."""
-        return planfile.write(self, Path(path))
+        """Write the plan as a JSON file and return its path; the file is whole or not there.
+
+        ``-`` is standard output.
+        """
+        return planfile.write(self, path)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> ChannelPlan:
         """Return the plan of a file; `PlanError` if it is missing, damaged, foreign or newer."""
-        return ChannelPlan(**planfile.read(Path(path)))
+        return ChannelPlan(**planfile.read(as_path(path, "a channel plan", PlanError)))
 
     def with_notes(self, *notes: Note) -> ChannelPlan:
         """Return the plan with more notes."""
@@ -255,6 +259,13 @@ def _items(masks: Any, side: str) -> Iterable[tuple[str, Any]]:
 
 def listed(mask: Any, weight: str) -> list[bool] | list[int]:
     """Return a mask as a list of booleans or of integers, whatever sequence it was."""
+    if getattr(mask, "ndim", 1) != 1:
+        raise PlanUsageError(
+            f"the mask of {weight!r} has {mask.ndim} axes",
+            why="it has one entry per channel",
+            hint="of a mask of weights: mask.flatten(1).any(1) for outputs, "
+            "mask.transpose(0, 1).flatten(1).any(1) for inputs",
+        )
     if isinstance(mask, Tensor) or hasattr(mask, "tolist"):
         mask = mask.tolist()
     wrong = f"the mask of {weight!r} is neither booleans nor kept channels"

@@ -42,7 +42,7 @@ def remaining(
         (use,) = uses[name]
         there = present(use, "outputs", result.origins.get(name))
         count = 0 if there is None else len(np.setdiff1d(there, keep))
-        reached = _reached(use.node, layers)
+        reached = _reached(use.node, layers) if count else []
         if count and not explained & {use.node.name, *(n.name for n in reached)}:
             message = f"{count} masked outputs stay, as zeros: {_why(program, reached)}"
             yield Note(use.node.name, "place", message, count, Meta(use.node).source)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from html import escape
 
+from narrows.files.quoting import html as escape
 from narrows.passes.quant.report import (
     COLUMNS,
     CULPRITS,
@@ -48,11 +48,11 @@ svg { display: block; } svg text { fill: var(--dim); font-size: 11px; }
 CLIPPED = 0.01  # the share of clipped values from which the page points at it
 
 
-def page(report: QuantReport) -> str:
-    """Return the page's text."""
+def page(report: QuantReport, artifact: str = "") -> str:
+    """Return the page's text, with the identity of the artifact that it is about."""
     parts = [
         f"<h1>Quantization of {escape(report.name)}</h1>",
-        _facts(report),
+        _facts(report, artifact),
         "<h2>Error along the network</h2>",
         "<p>Signal to quantization noise of every tensor in execution order; more is better. "
         "<b>Circles on the line</b>: the tensor in the quantized network, with all that came "
@@ -78,7 +78,7 @@ def page(report: QuantReport) -> str:
     return head + "<body>\n" + "\n".join(parts) + "\n</body>\n</html>\n"
 
 
-def _facts(report: QuantReport) -> str:
+def _facts(report: QuantReport, artifact: str) -> str:
     share = report.after / report.before if report.before else 1.0
     facts = {
         "outputs": decibels_text(report.sqnr),
@@ -86,6 +86,7 @@ def _facts(report: QuantReport) -> str:
         "quantizers": f"{len(report.tensors):,}",
         "measured on": f"{report.samples:,} samples",
         "stay floating-point": f"{len(report.floats):,} operators",
+        **({"artifact": artifact[:12]} if artifact else {}),
     }
     told = (f"<div><dt>{what}</dt><dd>{escape(fact)}</dd></div>" for what, fact in facts.items())
     return f"<dl>{''.join(told)}</dl>"
@@ -132,7 +133,7 @@ def _along(tensors: tuple[Measured, ...]) -> str:
     line = " ".join(f"{x},{at(t.along)}" for x, t in points if t.along is not None)
     parts.append(f'<polyline class="one line" points="{line}"/>')
     for x, t in points:
-        told = escape(f"{t.name} ({t.grid}): alone {decibels_text(t.sqnr)}", quote=False)
+        told = escape(f"{t.name} ({t.grid}): alone {decibels_text(t.sqnr)}")
         if t.along is None:
             parts.append(f'<rect class="two" x="{x - 3}" y="{at(t.sqnr) - 3}" width="6" '
                          f'height="6"><title>{told}</title></rect>')  # fmt: skip

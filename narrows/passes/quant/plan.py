@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from narrows.errors import NarrowsError, PlanError, PlanUsageError
+from narrows.files.reading import fit
+from narrows.files.writing import as_path, write_text
 from narrows.ir.integer.codes import WeightCodes
 from narrows.ir.integer.grid import HALF_EVEN, ROUNDINGS, Grid, Levels, WeightGrid
 from narrows.ir.program import Meta, Note, Program
 from narrows.passes.plans import planfile
 from narrows.passes.plans.state import place_of
+from narrows.passes.quant.schema import LIMIT, QuantFile
 
 FORMAT = "narrows-quant-plan"
 VERSION = 2  # the first that knows codes, terms and levels; without, a plan is of version 1
@@ -154,8 +157,12 @@ class QuantPlan:
         hint = "plans are written by QuantPlan.save and `narrows quantize`"
         planfile.check_header(data, what, "a quantization plan", FORMAT, VERSION, hint)
         try:
+            fit(data, QuantFile)
             return _decode(data)
-        except (KeyError, TypeError, AttributeError, ValueError, NarrowsError) as error:
+        except (
+            KeyError, TypeError, AttributeError, ValueError, OverflowError, MemoryError,
+            NarrowsError,
+        ) as error:  # fmt: skip
             why = (
                 error.what
                 if isinstance(error, NarrowsError)
@@ -164,13 +171,17 @@ class QuantPlan:
             raise PlanError(f"{what} is damaged", why=why) from error
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the plan as a JSON file and return its path; the file is whole or not there."""
-        return planfile.write_text(planfile.layout(self.to_json()), Path(path))
+        """Write the plan as a JSON file and return its path; the file is whole or not there.
+
+        ``-`` is standard output.
+        """
+        return write_text(planfile.layout(self.to_json()), path, PlanError)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> QuantPlan:
         """Return the plan of a file; `PlanError` if it is missing, damaged, foreign or newer."""
-        data = planfile.read_json(Path(path), "a quantization plan")
+        place = as_path(path, "a quantization plan", PlanError)
+        data = planfile.read_plan(place, "a quantization plan", LIMIT)
         return QuantPlan.from_json(data, str(path))
 
 
@@ -198,7 +209,7 @@ def _decode(data: dict[str, Any]) -> QuantPlan:
         rounding=data["rounding"],
         fingerprint=str(data["fingerprint"]),
         narrows=str(data["narrows"]),
-        notes=tuple(Note(**note) for note in data["notes"]),
+        notes=fit(data["notes"], tuple[Note, ...]),
     )
 
 

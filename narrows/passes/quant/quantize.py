@@ -91,6 +91,11 @@ def _check(plan: QuantPlan, program: Program, found: Survey) -> None:
         width = program.weights[name].shape[layer.axis]
         if grid is None or grid.axis != layer.axis or len(grid.exponents) not in (1, width):
             raise PlanError(f"the plan has no grid for {name!r}", where=where(node), hint=hint)
+        if len(plan.offsets.get(name, ())) not in (0, width):
+            why = f"it has {width} channels, the plan {len(plan.offsets[name])} offsets for them"
+            raise PlanError(
+                f"the plan does not fit {name!r}", where=where(node), why=why, hint=hint
+            )
         if name in plan.codes:
             _check_codes(plan.codes[name], grid, program.weights[name].detach(), name, node)
 

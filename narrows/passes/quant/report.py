@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from narrows.errors import ArtifactError
+from narrows.files.writing import write_text
 from narrows.ir.integer.grid import WeightGrid
-from narrows.passes.plans import planfile
 
 TOLD = 20  # how many culprits the text and the page list; the JSON has all
 
@@ -131,18 +131,22 @@ class QuantReport:
             "culprits": [t.name for t in self.culprits],
         }
 
-    def save(self, folder: str | os.PathLike[str]) -> Path:
+    def save(self, folder: str | os.PathLike[str], *, artifact: str = "") -> Path:
         """Write ``report.txt``, ``report.json`` and ``report.html`` and return the folder.
 
         The page needs nothing but itself. `ArtifactError` if a file cannot be written.
+
+        Args:
+            folder: Where they go.
+            artifact: The identity of the artifact that the report is about.
         """
         from narrows.passes.quant.page import page
 
         path = Path(folder)
         files = {
-            "report.txt": str(self),
-            "report.json": json.dumps(self.to_json(), indent=1) + "\n",
-            "report.html": page(self),
+            "report.txt": str(self) + (f"\nartifact {artifact}\n" if artifact else ""),
+            "report.json": json.dumps({"artifact": artifact, **self.to_json()}, indent=1) + "\n",
+            "report.html": page(self, artifact),
         }
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -151,7 +155,7 @@ class QuantReport:
                 error
             )
         for name, text in files.items():
-            planfile.write_text(text, path / name, ArtifactError)
+            write_text(text, path / name)
         return path
 
     def __str__(self) -> str:

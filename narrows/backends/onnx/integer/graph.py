@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, fx
 
 from narrows.errors import LowerError
+from narrows.files.quoting import plain
 from narrows.ir.integer.grid import CENTRE, Grid
 from narrows.ir.ops.args import arguments
 from narrows.ir.program import Meta, Program, where
@@ -176,7 +177,7 @@ class Graph:
         results = {self.name(n) for n in outputs}
         graph = helper.make_graph(
             self.nodes,
-            self.program.name,
+            plain(self.program.name),
             [_info(n, n.name) for n in inputs],
             [_info(n, self.name(n)) for n in outputs],
             [t for name, t in self.constants.items() if name in read | results],
