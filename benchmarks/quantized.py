@@ -4,6 +4,7 @@
     python -m benchmarks.quantized exactness --zoo DIR --models resnet20_cifar10 ... [--images 100]
     python -m benchmarks.quantized speed [--models resnet18 ...] [--size 224] [--rounds 15]
     python -m benchmarks.quantized speed --models resnet18 --ratio 0.3
+    python -m benchmarks.quantized exactness --models resnet18 --activations 16
 
 *exactness* counts the output elements in which the fake-quantized program, the integer program and
 ONNX Runtime (with its optimizations and without, in every form asked for) differ; all are 0 or it
@@ -12,7 +13,9 @@ exits with 1. *speed* runs the quantized model against the float one and against
 on one thread, and prints the medians of thread CPU time; with ``--ratio`` the quantized model has
 lost that share of its channels before, the others have not. Weights are random, norms have the
 statistics of random images: what is measured does not hang on the weights. ``--zoo`` takes trained
-networks and their images from a folder as `benchmarks.quantized_accuracy` does.
+networks and their images from a folder as `benchmarks.quantized_accuracy` does. With more than 8
+bits of activations float32 does not hold the accumulators, and the fake-quantized program differs
+in it.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ import narrows
 from benchmarks.machine import table, write
 from benchmarks.quantized_accuracy import load_zoo
 from narrows.backends.onnx.session import MODEL
+from narrows.passes.quant.measure import decibels
 
 MODELS = (
     "resnet18", "mobilenet_v2", "densenet121", "googlenet", "regnet_y_400mf",
@@ -94,15 +98,18 @@ def trained_case(zoo: Any, name: str, images: int) -> tuple[nn.Module, Tensor, T
 
 
 def exactness(
-    name: str, module: nn.Module, x: Tensor, data: Tensor, forms: Sequence[str]
+    name: str, module: nn.Module, x: Tensor, data: Tensor, forms: Sequence[str], bits: int
 ) -> dict[str, Any]:
-    """Return how many output elements differ from the integer program's, by who computed them."""
+    """Return how many output elements differ from the integer program's, by who computed them, and
+    the signal-to-noise ratio of that in dB."""
     program = narrows.capture(module, (x[:2],), name=name.replace("/", "_"))
-    quantized = narrows.quantize(program, [x], check=False)
-    expected = quantized.program(data)
+    quantized = narrows.quantize(program, [x], activations=bits, check=False)
+    expected, exact = quantized.program(data), program(data)
+    noise = float((expected - exact).double().square().sum())
     found: dict[str, Any] = {
         "outputs": expected.numel(),
         "islands": len(quantized.plan.floats),
+        "dB": decibels(float(exact.double().square().sum()), noise),
         "fake float64": _differing(quantized.fake.to(torch.float64)(data.double()), expected),
         "fake float32": _differing(quantized.fake(data), expected),
     }
@@ -121,7 +128,7 @@ def _differing(actual: Any, expected: Tensor) -> int:
 # ------------------------------------------------------------------ speed
 
 
-def speed(name: str, size: int, rounds: int, ratio: float | None) -> dict[str, Any]:
+def speed(name: str, size: int, rounds: int, ratio: float | None, bits: int) -> dict[str, Any]:
     """Return median thread CPU times in milliseconds: float, quantize_static's, and ours."""
     module, x = build(name, size)
     program = narrows.capture(module, (x,), name=name.replace("/", "_"))
@@ -130,7 +137,7 @@ def speed(name: str, size: int, rounds: int, ratio: float | None) -> dict[str, A
         if ratio is not None:
             plan = narrows.plan(program, ratio=ratio, target="onnx")
             program = narrows.apply(program, plan, target="onnx")
-        integers = narrows.quantize(program, [x], check=False).program
+        integers = narrows.quantize(program, [x], activations=bits, check=False).program
         ours = narrows.lower(integers, check=False)
         static = Path(folder) / "static.onnx"
         quantize_static(floats.folder / MODEL, static, x.numpy())
@@ -205,6 +212,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--forms", nargs="+", default=["qdq", "qlinear"])
     parser.add_argument("--zoo", metavar="DIR", help="of trained networks, for exactness")
     parser.add_argument("--ratio", type=float, help="of channels to prune, for speed")
+    parser.add_argument("--activations", type=int, default=8, metavar="BITS")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--json")
     arguments = parser.parse_args(argv)
@@ -214,13 +222,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in arguments.models:
         size = FIXED_SIZE.get(name, arguments.size)
         if arguments.what == "speed":
-            results[name] = speed(name, size, arguments.rounds, arguments.ratio)
+            how = (arguments.rounds, arguments.ratio, arguments.activations)
+            results[name] = speed(name, size, *how)
         elif zoo is not None:
             case = trained_case(zoo, name, arguments.images)
-            results[name] = exactness(name, *case, arguments.forms)
+            results[name] = exactness(name, *case, arguments.forms, arguments.activations)
         else:
             case = random_case(name, size, arguments.images)
-            results[name] = exactness(name, *case, arguments.forms)
+            results[name] = exactness(name, *case, arguments.forms, arguments.activations)
         print(name, results[name], file=sys.stderr, flush=True)
     header = ["model", *next(iter(results.values()))]
     cells = [[n, *(f"{v:.4g}" for v in r.values())] for n, r in results.items()]

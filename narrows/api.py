@@ -288,6 +288,7 @@ def quantize(
 
     Activations get one scale a tensor and codes in uint8 with the zero point 0 or 128, weights one
     scale per output channel and codes in int8, biases int32. The bits say how many codes are used.
+    Activations of more than 8 bits have codes in int16.
 
     Args:
         program: A captured or pruned program.
@@ -297,7 +298,7 @@ def quantize(
             paths and weight names, of which the first match counts: ``{"head": 8, "*": 4}``. Or
             ``"pot4"``: signed powers of two, in 4 bits a sign and an exponent; ``"pot4x2"``: sums
             of two of them. They are shifts where a target has no multiplier, else int8 like others.
-        activations: Bits of the activations, likewise.
+        activations: Bits of the activations, 2 to 16, likewise: ``{"head*": 16, "*": 8}``.
         method: How exponents are chosen: ``mse`` (the smallest squared error), ``minmax`` (cover
             all that was seen), ``percentile``, or ``rapq``: block by block, by what the network
             computes, with the rounding of the weights learned; the calibration data stays in
@@ -311,8 +312,7 @@ def quantize(
         rounding: How shifts settle ties: ``half_even`` or ``half_up``.
         align: Whether concatenated tensors share a grid, so that joining them computes nothing.
         equalize: Whether powers of two move between layers that follow each other through ReLU, to
-            balance their channels' ranges; the float network stays the same bit for bit. A plan
-            made with it is used with it.
+            balance their channels' ranges; the float network stays the same bit for bit.
         correct_bias: Whether the mean error of rounded weights is taken from the biases.
         strict: Whether an operator without an integer form is an error, not a float island.
         levels: Whether activations of 5 bits and fewer may be cut into levels of unequal width,
@@ -323,8 +323,8 @@ def quantize(
         loss: For ``rapq``, ``l2`` (the default), or ``norm``: ``L_p`` with a ``p`` by the gains of
             each block's last batch norm.
         seed: For ``rapq``, what chance comes from (0).
-        plan: A `QuantPlan`, or the path of a saved one, to use in place of calibration; then only
-            ``equalize`` and the bits of the activations still have a say.
+        plan: A `QuantPlan`, or the path of a saved one, to use in place of calibration. It alone
+            determines the integers; one of an older narrows leaves ``equalize`` and bits to you.
         check: Whether every pass is verified and held to its fidelity on the examples.
         instruments: What else watches the passes; they run after the checks.
 
@@ -332,7 +332,7 @@ def quantize(
         UsageError: There is no calibration data, or an argument is out of range.
         PassError: A tensor is NaN, infinite or extreme; an accumulator could overflow; an operator
             has no integer form under ``strict``. The message names the layer.
-        PlanError: The plan is of another program.
+        PlanError: The plan is of another program, or of another checkpoint.
         FidelityError: With ``check``, the integers differ from the fake-quantized program.
     """
     from narrows.passes.instruments import Numerics, Verify

@@ -16,6 +16,7 @@ from tests.networks.generated import Generated, Step, bounded, heads, steps
 
 forms = st.sampled_from(("qdq", "qlinear", "integer"))
 bits = st.sampled_from((8, 8, 6, 4, 3, 2))
+widths = st.sampled_from((8, 6, 4, 2, 12, 16))
 
 
 def images(batch: int, seed: int) -> torch.Tensor:
@@ -30,7 +31,7 @@ def captured(drawn: list[Step], head: str, seed: int) -> narrows.Program:
 
 
 @bounded(8)
-@given(steps, heads, st.integers(0, 99), bits, bits, forms)
+@given(steps, heads, st.integers(0, 99), bits, widths, forms)
 def test_every_backend_is_the_interpreter(
     drawn: list[Step], head: str, seed: int, weights: int, activations: int, form: str
 ) -> None:

@@ -41,6 +41,19 @@ def refuse_fake(program: Program) -> None:
             )
 
 
+def refuse_wide(program: Program, target: str) -> None:
+    """Raise `LowerError` for codes of more than 8 bits, which a target has no kernels for."""
+    for node in program.graph.nodes:
+        grid = Meta(node).grid
+        if grid is not None and grid.wide:
+            raise LowerError(
+                f"{node.name} has codes of {grid.bits} bits, which the {target} target cannot",
+                where=where(node),
+                why="its kernels are for codes of 8 bits",
+                hint="lower it to onnx or c, or quantize with activations=8",
+            )
+
+
 def float_islands(program: Program) -> list[fx.Node]:
     """Return the nodes of an integer program whose floating-point results become codes again."""
     entries = [

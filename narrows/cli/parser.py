@@ -214,13 +214,13 @@ def _grids(command: argparse.ArgumentParser) -> None:
     """Add how grids are chosen; what is not given is left to `narrows.quantize`."""
     group = command.add_argument_group("choosing grids")
     powers = ", or pot4 or pot4x2: powers of two, or sums of two"
-    for side, more in (("weight", powers), ("activation", "")):
+    for side, most, more in (("weight", 8, powers), ("activation", 16, "")):
         group.add_argument(
             f"--{side}-bits",
             action="append",
             metavar="N|GLOB=N",
-            help=f"bits of the {side}s, 2 to 8 (8){more}; for those of a name where there is a "
-            "GLOB",
+            help=f"bits of the {side}s, 2 to {most} (8){more}; for those of a name where there is "
+            "a GLOB",
         )
     group.add_argument(
         "--method",

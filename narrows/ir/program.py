@@ -115,6 +115,7 @@ class Meta:
         grid: What the codes of a quantized tensor stand for (`narrows.ir.integer.grid.Grid`).
         weight_grid: What the codes of an integer weight stand for, and which there are
             (`narrows.ir.integer.grid.WeightGrid`); of its ``get_attr`` node.
+        table: The table that a quantization plan has for the node's function.
     """
 
     __slots__ = ("_meta",)
@@ -129,6 +130,7 @@ class Meta:
     twin: Any = _Key("twin", "")
     grid: Any = _Key("grid")
     weight_grid: Any = _Key("weight_grid")
+    table: Any = _Key("table")
 
     def __init__(self, node: fx.Node) -> None:
         self._meta = node.meta

@@ -15,11 +15,14 @@ from tests.networks.generated import Generated, Step, bounded, heads, steps
 
 pytestmark = pytest.mark.skipif(not find_compiler(), reason="there is no C compiler")
 
+widths = st.sampled_from((8, 8, 12, 16))
 
-@bounded(6)
-@given(steps, heads, st.integers(0, 99), st.sampled_from((8, 8, 4)), st.sampled_from(ROUNDINGS))
+
+@bounded(8)
+@given(steps, heads, st.integers(0, 99), st.sampled_from((8, 8, 4)), widths,
+       st.sampled_from(ROUNDINGS))  # fmt: skip
 def test_the_c_code_is_the_interpreter(
-    drawn: list[Step], head: str, seed: int, bits: int, rounding: str
+    drawn: list[Step], head: str, seed: int, bits: int, activations: int, rounding: str
 ) -> None:
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
@@ -27,7 +30,8 @@ def test_the_c_code_is_the_interpreter(
     module = Generated(drawn, head)
     randomise(module, seed, (images,))
     program = narrows.capture(module.float(), (images[:2],))
-    quantized = narrows.quantize(program, [images], weights=bits, rounding=rounding, check=False)
+    options = {"weights": bits, "activations": activations, "rounding": rounding}
+    quantized = narrows.quantize(program, [images], **options, check=False)
     norms = any("layer_norm" in str(n.target) for n in quantized.program.nodes)
     if quantized.plan.floats or norms:
         with pytest.raises(narrows.NarrowsError, match="the c target has no floating-point"):

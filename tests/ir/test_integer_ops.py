@@ -25,14 +25,16 @@ def rounded(value: Fraction, rounding: str) -> int:
     return round(value) if rounding == "half_even" else math.floor(value + Fraction(1, 2))
 
 
-def settled(values, shifts, zero: int, low: int, high: int, rounding: str) -> np.ndarray:
+def settled(
+    values, shifts, zero: int, low: int, high: int, rounding: str, dtype: type = np.uint8
+) -> np.ndarray:
     """Return codes for accumulators, one by one and in exact fractions."""
     values, shifts = np.broadcast_arrays(np.asarray(values, object), np.asarray(shifts))
     flat = [
         min(max(rounded(Fraction(int(v)) / Fraction(2) ** int(s), rounding) + zero, low), high)
         for v, s in zip(values.flat, shifts.flat, strict=True)
     ]
-    return np.array(flat, np.uint8).reshape(values.shape)
+    return np.array(flat, dtype).reshape(values.shape)
 
 
 def codes(*shape: int) -> torch.Tensor:
@@ -121,6 +123,35 @@ def test_mul_rescale_and_concat(rounding: str) -> None:
     parts = [settled(whole(a, 128), 1, 128, 0, 255, rounding),
              settled(whole(b), -2, 128, 0, 255, rounding)]  # fmt: skip
     np.testing.assert_array_equal(got.numpy(), np.concatenate(parts, 1))
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+def test_wide_codes(rounding: str) -> None:
+    """Sums beyond 32 bits; results in int16, or back in uint8."""
+    x = torch.from_numpy(RNG.integers(-(2**15), 2**15, (2, 700), np.int16))
+    weight = torch.from_numpy(RNG.integers(-127, 128, (4, 700), np.int8))
+    weight[0], x[0] = 127, 32767
+    bias = torch.from_numpy(RNG.integers(-(2**30), 2**30, 4, np.int32))
+    out = whole(x) @ weight.numpy().astype(np.int64).T + bias.numpy()
+    assert out.max() > 2**31
+    ends, small = (0, -(2**15), 2**15 - 1), (128, 0, 255)
+    for tail, wide, dtype in ((ends, True, np.int16), (small, False, np.uint8)):
+        by = [17, 9, 10, 11] if wide else [24, 17, 18, 19]
+        got = ops.linear(x, weight, bias, by, 0, *tail, rounding, wide)
+        assert got.dtype is (torch.int16 if wide else torch.uint8)
+        expected = settled(out, np.array(by), *tail, rounding, dtype)
+        np.testing.assert_array_equal(got.numpy(), expected)
+    other = codes(2, 700)
+    got = ops.add(x, other, 0, 8, 1, 0, 128, *ends, -1, rounding, True)
+    expected = settled(whole(x) - whole(other, 128) * 256, 1, *ends, rounding, np.int16)
+    np.testing.assert_array_equal(got.numpy(), expected)
+    product_ = settled(whole(x) * whole(x), 16, *ends, rounding, np.int16)
+    np.testing.assert_array_equal(ops.mul(x, x, 16, 0, 0, *ends, rounding, True), product_)
+    got = ops.concat([x, other], 1, [8, 0], [0, 128], *small, rounding)
+    parts = [settled(whole(x), 8, *small, rounding), other.numpy()]
+    np.testing.assert_array_equal(got.numpy(), np.concatenate(parts, 1))
+    table = torch.arange(2**16).flip(0).sub(2**15).to(torch.int16)
+    assert torch.equal(ops.lookup(x, table, "", -(2**15)), -1 - x)
 
 
 @pytest.mark.parametrize(("rounding", "by"), [*product(ROUNDINGS, (-2, 0, 1))])

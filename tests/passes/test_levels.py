@@ -98,7 +98,7 @@ def test_thresholds_that_are_even_are_a_coarser_grid(program: Program) -> None:
 def test_plans_keep_them(quantized: Quantized, program: Program, tmp_path: Path) -> None:
     path = quantized.plan.save(tmp_path / "q.json")
     assert QuantPlan.load(path) == quantized.plan
-    assert quantized.plan.to_json()["version"] == 2
+    assert quantized.plan.to_json()["version"] == 3
     x = images(2, 3, 8, 8)
     again = narrows.quantize(program, plan=path)
     assert torch.equal(again.program(x), quantized.program(x))

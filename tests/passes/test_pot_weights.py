@@ -157,7 +157,7 @@ def test_plans_keep_the_coding(tmp_path: Path) -> None:
     quantized = narrows.quantize(program, [x], weights="pot4")
     path = quantized.plan.save(tmp_path / "q.json")
     assert QuantPlan.load(path) == quantized.plan
-    assert json.loads(path.read_text())["version"] == 2
+    assert json.loads(path.read_text())["version"] == 3
     again = Pipeline.parse(f"quantize{{plan={path}}}, fold-shifts").run(quantized.prepared)
     assert torch.equal(again.program(x), quantized.program(x))
     uniform = narrows.quantize(program, [x], weights=4).plan.to_json()

@@ -324,7 +324,7 @@ def test_codes_are_saved(tmp_path) -> None:
     again = narrows.quantize(captured(), plan=path, activations=4)
     x = images(8, 3, 8, 8)
     assert torch.equal(again.program(x), made().program(x))
-    assert json.loads(path.read_text())["version"] == 2
+    assert json.loads(path.read_text())["version"] == 3
 
 
 @pytest.mark.parametrize(

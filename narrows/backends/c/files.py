@@ -62,8 +62,7 @@ def vectors(drawn: Drawn, given: Sequence[Sequence[np.ndarray]]) -> str:
         f"#define VECTORS {len(given)}", "",
     ]  # fmt: skip
     for i, (name, port) in enumerate(ports):
-        ctype = "int64_t" if port.dtype == "int64" else "uint8_t"
-        lines.append(f"static const {ctype} vector_{name}[VECTORS][{port.size}] = {{")
+        lines.append(f"static const {port.ctype} vector_{name}[VECTORS][{port.size}] = {{")
         for vector in given:
             lines += ["    {", *_rows(vector[i].reshape(-1).tolist()), "    },"]
         lines += ["};", ""]

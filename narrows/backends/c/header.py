@@ -61,20 +61,16 @@ def title(drawn: Drawn) -> str:
 
 def signature(drawn: Drawn, prefix: str) -> str:
     """Return the declaration of the function."""
-    takes = [f"const {_ctype(p)} *{p.name}" for p in drawn.inputs]
-    gives = [f"{_ctype(p)} *{p.name}" for p in drawn.outputs]
+    takes = [f"const {p.ctype} *{p.name}" for p in drawn.inputs]
+    gives = [f"{p.ctype} *{p.name}" for p in drawn.outputs]
     return f"int {prefix}_run({', '.join([*takes, *gives])})"
-
-
-def _ctype(port: Port) -> str:
-    return "int64_t" if port.dtype == "int64" else "uint8_t"
 
 
 def _port(port: Port, upper: str) -> Iterator[str]:
     shape = "x".join(map(str, port.stored))
     last = "" if port.order == tuple(range(len(port.shape))) else " (channels last)"
     name = f"{upper}_{port.name.upper()}"
-    head = f"/* {port.name}: {_ctype(port)}, {shape}{last}"
+    head = f"/* {port.name}: {port.ctype}, {shape}{last}"
     if port.grid is None:
         yield f"{head}, whole numbers. */"
         yield f"#define {name}_SIZE {port.size}"
@@ -96,7 +92,7 @@ def _conversions(drawn: Drawn, prefix: str) -> Iterator[str]:
     for port in drawn.outputs:
         if port.grid is None:
             continue
-        yield f"static inline float {prefix}_dequantize_{port.name}(uint8_t code)"
+        yield f"static inline float {prefix}_dequantize_{port.name}({port.ctype} code)"
         yield "{"
         yield f"    return (float)(code - {port.grid.zero}) * {_power(-port.grid.exponent)};"
         yield "}"
@@ -108,7 +104,7 @@ def _quantize(port: Port, grid: Grid, prefix: str) -> str:
         up = "rest > 0.5f || (rest == 0.5f && (whole & 1))"
         down = "rest < -0.5f || (rest == -0.5f && (whole & 1))"
     return f"""\
-static inline uint8_t {prefix}_quantize_{port.name}(float value)
+static inline {port.ctype} {prefix}_quantize_{port.name}(float value)
 {{
     const float scaled = value * {_power(grid.exponent)};
     float rest;
@@ -124,7 +120,7 @@ static inline uint8_t {prefix}_quantize_{port.name}(float value)
         whole++;
     if ({down})
         whole--;
-    return (uint8_t)(whole + {grid.zero});
+    return ({port.ctype})(whole + {grid.zero});
 }}
 """
 

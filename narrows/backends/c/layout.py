@@ -27,17 +27,19 @@ class Buffer:
         size: Its bytes.
         kind: ``arena``, ``input``, ``output`` or ``constant``.
         symbol: Its name in C, unless it lies in the arena.
+        unit: The bytes of an element.
     """
 
     name: str
     size: int
     kind: str = "arena"
     symbol: str = ""
+    unit: int = 1
 
 
 @dataclass(frozen=True)
 class View:
-    """A tensor of codes, one byte each.
+    """A tensor of codes. Places and distances count elements, whatever their bytes.
 
     Attributes:
         buffer: Where they lie.

@@ -15,6 +15,7 @@ from narrows.backends.c.layout import Buffer, View, channels_last, packed, row_m
 from narrows.backends.c.memory import Block, Placement, place
 from narrows.backends.c.rules import FLOATS, RULES
 from narrows.backends.c.sketch import QUANTIZE, Pointers, Sketch, rounds_up
+from narrows.backends.c.types import CODES
 from narrows.backends.integers import of_narrows
 from narrows.errors import LowerError
 from narrows.ir.graph import interpret, live_nodes
@@ -22,6 +23,7 @@ from narrows.ir.integer.grid import Grid
 from narrows.ir.program import Meta, Program, op_name, shape_of, where
 
 DEQUANTIZE = torch.ops.narrows.dequantize.default
+CODED = (torch.uint8, torch.int16)
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,13 @@ class Port:
     def size(self) -> int:
         """How many elements it has."""
         return math.prod(self.shape)
+
+    @property
+    def ctype(self) -> str:
+        """The type of an element in C."""
+        if self.dtype == "int64":
+            return "int64_t"
+        return CODES[2 if self.grid is not None and self.grid.wide else 1]
 
     @property
     def stored(self) -> tuple[int, ...]:
@@ -165,7 +174,7 @@ def _obstacle(sketch: Sketch, node: fx.Node, coded: set[fx.Node]) -> str | None:
         table, indices = node.args[:2]
         plain = isinstance(indices, fx.Node) and indices.op == "placeholder"
         fixed = isinstance(table, fx.Node) and sketch.fixed.get(table) is not None
-        quantized = fixed and sketch.fixed[table].dtype == torch.uint8  # type: ignore[index]
+        quantized = fixed and sketch.fixed[table].dtype in CODED  # type: ignore[index]
         return None if plain and quantized else "its indices are computed, or its table is float"
     if moves.is_move(node) and held:
         return None
@@ -186,7 +195,9 @@ def _enter(sketch: Sketch, node: fx.Node) -> Port:
         raise sketch.refuse(
             node, f"the input {node.name} is {dtype}", "the c target takes codes and int64 indices"
         )
-    buffer = Buffer(node.name, math.prod(shape) * (8 if dtype == "int64" else 1), "input", symbol)
+    wide = bool(readers) and Meta(readers[0]).dtype is torch.int16
+    unit = 8 if dtype == "int64" else 2 if wide else 1
+    buffer = Buffer(node.name, math.prod(shape) * unit, "input", symbol, unit)
     view = View(buffer, 0, shape, packed(shape, order))
     if not readers:  # a float one is then read by nobody, and any grid will do
         sketch.views[node] = view
@@ -230,7 +241,7 @@ def _leave(sketch: Sketch, outputs: list[fx.Node]) -> list[Port]:
     ports = []
     for node in outputs:
         source = node.all_input_nodes[0] if node.target is DEQUANTIZE else node
-        if node in sketch.fixed and getattr(sketch.fixed[node], "dtype", None) != torch.uint8:
+        if node in sketch.fixed and getattr(sketch.fixed[node], "dtype", None) not in CODED:
             raise sketch.refuse(
                 node, f"the output {node.name} is a number that depends on no input",
                 "the c target returns codes", "return it from Python",
@@ -239,9 +250,9 @@ def _leave(sketch: Sketch, outputs: list[fx.Node]) -> list[Port]:
         view = sketch.view(sketch.fixed[node]) if node in sketch.fixed else sketch.views[node]
         rank = len(view.shape)
         order = channels_last(rank) if view.lies(channels_last(rank)) else row_major(rank)
-        made = view.buffer.kind == "arena" and view.size == view.buffer.size and view.lies(order)
-        if not made:
-            target = sketch.result(node, view.shape, order)
+        whole = view.size * view.buffer.unit == view.buffer.size
+        if view.buffer.kind != "arena" or not whole or not view.lies(order):
+            target = sketch.result(node, view.shape, order, view.buffer.unit)
             view = sketch.copied(node, view, target)
         view.buffer.kind, view.buffer.symbol = "output", symbol
         dtype = "uint8" if node in sketch.fixed else str(Meta(node).dtype).removeprefix("torch.")
@@ -272,12 +283,19 @@ class Arena:
     offsets: dict[Buffer, int]
     shared: int
 
-    def pointer(self, arena: str) -> Pointers:
-        """Return what writes a view's place as a C expression."""
+    def pointer(self, arena: str, words: str) -> Pointers:
+        """Return what writes a view's place as a C expression.
+
+        Args:
+            arena: The arena as bytes.
+            words: The arena as elements of 16 bits.
+        """
 
         def at(view: View) -> str:
             if view.buffer in self.offsets:
-                return f"{arena} + {self.offsets[view.buffer] + view.offset}"
+                unit = view.buffer.unit  # blocks begin at whole words
+                place = self.offsets[view.buffer] // unit + view.offset
+                return f"{arena if unit == 1 else words} + {place}"
             symbol = view.buffer.symbol
             return f"{symbol} + {view.offset}" if view.offset else symbol
 

@@ -75,7 +75,7 @@ def _placed(sketch: Sketch, node: fx.Node, view: View, addresses: Tensor) -> Vie
         return found
     rank = addresses.dim()
     order = view.order() if rank == len(view.shape) else row_major(rank)
-    target = sketch.result(node, tuple(addresses.shape), order)
+    target = sketch.result(node, tuple(addresses.shape), order, view.buffer.unit)
     return sketch.gathered(node, view.buffer, addresses, target)
 
 
@@ -98,8 +98,8 @@ def _pad(sketch: Sketch, node: fx.Node, args: dict[str, Any]) -> View:
     assert inside is not None
     offset = sum(b * s for b, s in zip(before, target.strides, strict=True))
     hole = View(target.buffer, offset, inside.shape, target.strides)
-    code = int(args["value"] or 0)
-    sketch.step(node, "", target, [], lambda at: [f"memset({at(target)}, {code}, {target.size});"])
+    code, size = int(args["value"] or 0), target.buffer.size
+    sketch.step(node, "", target, [], lambda at: [f"memset({at(target)}, {code}, {size});"])
     made = loops([hole, inside], target.order())
 
     def text(at: Pointers) -> list[str]:

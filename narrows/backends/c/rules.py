@@ -12,7 +12,9 @@ from torch import Tensor, fx
 from narrows.backends.c.layout import Loop, View, channels_last, loops, packed, row_major
 from narrows.backends.c.moves import Rule, reduced, spread, window_text
 from narrows.backends.c.powers import power_digits
-from narrows.backends.c.sketch import INT32, Pointers, Sketch, nest
+from narrows.backends.c.sketch import INT32, INT64, Pointers, Sketch, nest
+from narrows.backends.c.types import CODES, Types
+from narrows.ir.program import Meta
 
 # Vectors of inputs are read up to this many codes at once (NARROWS_LANES in the C code).
 LANES = 32
@@ -37,20 +39,51 @@ def ends(args: dict[str, Any]) -> str:
 # ------------------------------------------------------------------ layers
 
 
+def span(value: Any) -> tuple[int, int]:
+    """Return the smallest and the largest code that a tensor may hold, zero point and all."""
+    grid = Meta(value).grid if isinstance(value, fx.Node) else None
+    if grid is not None and grid.wide:
+        return grid.low, grid.high
+    wide = isinstance(value, Tensor) and value.dtype is torch.int16
+    return (-(2**15), 2**15 - 1) if wide else (0, 255)
+
+
+def reach(args: dict[str, Any], side: str) -> int:
+    """Return the largest magnitude of an operand without its zero point."""
+    low, high = span(args[side])
+    zero = args[f"{side}_zero"]
+    return max(zero - low, high - zero)
+
+
+def _number(
+    sketch: Sketch, node: fx.Node, args: dict[str, Any], sides: str, by: int, bound: int
+) -> tuple[int, str]:
+    """Return a shift, and the type of the numbers where a code has 16 bits (`Sketch.shift`)."""
+    if Meta(node).dtype is torch.int16 or any(span(args[s])[1] > 255 for s in sides):
+        return sketch.long_shift(node, by, bound)
+    return sketch.shift(node, by, bound), ""
+
+
 def _sums(
-    sketch: Sketch, node: fx.Node, args: dict[str, Any], rows: Tensor, groups: int = 1
-) -> tuple[str, int]:
-    """Return the fields of a ``struct sums`` and the length of a row.
+    sketch: Sketch,
+    node: fx.Node,
+    args: dict[str, Any],
+    views: tuple[View, View],
+    rows: Tensor,
+    groups: int = 1,
+) -> tuple[str, int, Types | None]:
+    """Return the fields of a ``struct sums``, the length of a row, and the types of the kernel.
 
     Args:
         sketch: Gets the weights, the bias and the shifts.
         node: The layer.
         args: Its arguments.
+        views: Its operand and its result.
         rows: The weight's codes, int8 ``[outputs, inputs]``, the inputs as they lie in memory.
         groups: How many groups the outputs fall into; a record describes one of them.
     """
     outputs, inputs = rows.shape
-    rows, bias, shifts = _settled(sketch, node, args, rows)
+    rows, bias, shifts, sums = _settled(sketch, node, args, rows)
     shape = "x".join(map(str, args["weight"].shape))
     digits = power_digits(rows.numpy())  # [terms, outputs, inputs]
     weights = sketch.constant(
@@ -59,17 +92,18 @@ def _sums(
         powers=None if digits is None else digits.transpose(1, 0, 2),
     )  # fmt: skip
     fields = (
-        f".weights = {weights}, {_settling(sketch, node, bias, shifts, groups)}, "
+        f".weights = {weights}, {_settling(sketch, node, bias, shifts, sums, groups)}, "
         f".inputs = {inputs}, "
         f".outputs = {outputs // groups}, {ends(args)}{_terms(sketch, digits)}"
     )
-    return fields, inputs
+    return fields, inputs, Types.of("dense", views[1], views[:1], sums)
 
 
 def _settled(
     sketch: Sketch, node: fx.Node, args: dict[str, Any], rows: Tensor
-) -> tuple[Tensor, Tensor, list[int]]:
-    """Return weights and bias in int64, and shifts that stay within 32 bits.
+) -> tuple[Tensor, Tensor, list[int], str]:
+    """Return weights and bias in int64, shifts that stay within the type of sums, and that type
+    where a code has 16 bits.
 
     Codes are multiplied as they are; what their zero point adds to a sum is taken from the bias.
     """
@@ -78,26 +112,32 @@ def _settled(
     bias = torch.zeros(count, dtype=torch.int64)
     if args["bias"] is not None:
         bias = args["bias"].to(torch.int64)
-    most = max(args["x_zero"], 255 - args["x_zero"])
-    bounds = (rows.abs().sum(1) * most + bias.abs()).tolist()
+    bounds = (rows.abs().sum(1) * reach(args, "x") + bias.abs()).tolist()
     given = list(args["shift_by"])
     given = given * count if len(given) == 1 else given
-    shifts = [sketch.shift(node, by, bound) for by, bound in zip(given, bounds, strict=True)]
+    pairs = zip(given, bounds, strict=True)
+    made = [_number(sketch, node, args, "x", by, bound) for by, bound in pairs]
+    shifts, sums = [by for by, _ in made], max(kind for _, kind in made)
     sketch.signed_shifts |= min(shifts) < 0
     bias = bias - args["x_zero"] * rows.sum(1)
-    reach = 255 * torch.stack([rows.clamp(min=0).sum(1), -rows.clamp(max=0).sum(1)])
-    if int((reach + bias.abs()).max()) >= INT32:
-        sketch.widen(node)
-    return rows, bias, shifts
+    most = max(map(abs, span(args["x"])))
+    parts = most * torch.stack([rows.clamp(min=0).sum(1), -rows.clamp(max=0).sum(1)])
+    if args["x_zero"] == 0 and span(args["x"])[0] < 0:
+        parts = most * rows.abs().sum(1)
+    if int((parts + bias.abs()).max()) >= INT32:
+        if not sums:
+            sketch.widen(node)
+        sums = sums and "int64_t"
+    return rows, bias, shifts, sums
 
 
 def _settling(
-    sketch: Sketch, node: fx.Node, bias: Tensor, shifts: list[int], groups: int = 1
+    sketch: Sketch, node: fx.Node, bias: Tensor, shifts: list[int], sums: str, groups: int = 1
 ) -> str:
     """Return the fields of bias and shifts; every group reads whole blocks of them."""
     pad = BLOCK - 1 if groups > 1 else -len(shifts) % BLOCK
     name = node.name
-    biases = sketch.constant(f"{name}_bias", bias.numpy(), "number", pad=pad)
+    biases = sketch.constant(f"{name}_bias", bias.numpy(), sums or "number", pad=pad)
     moved = sketch.constant(f"{name}_shifts", np.asarray(shifts), "int32_t", pad=pad)
     return f".bias = {biases}, .shifts = {moved}"
 
@@ -111,8 +151,8 @@ def _terms(sketch: Sketch, digits: np.ndarray | None) -> str:
     return f" TERMS({len(digits)})"
 
 
-def _columns(sketch: Sketch, node: fx.Node, inputs: int) -> View:
-    return sketch.scratch(node, 4 * (-(-inputs // LANES) * LANES))
+def _columns(sketch: Sketch, node: fx.Node, inputs: int, unit: int) -> View:
+    return sketch.scratch(node, 4 * (-(-inputs // LANES) * LANES), unit)
 
 
 def _conv(sketch: Sketch, node: fx.Node, args: dict[str, Any]) -> View:
@@ -129,10 +169,10 @@ def _conv(sketch: Sketch, node: fx.Node, args: dict[str, Any]) -> View:
     plain = all(k == 1 for k in (*kernel, *args["stride"])) and not any(args["padding"])
     if plain and groups == 1:
         return _dense(sketch, node, args, view, target, rows)
-    sums, inputs = _sums(sketch, node, args, rows, groups)
+    sums = _sums(sketch, node, args, (view, target), rows, groups)
     assert axes == len(kernel)
     window = window_text(view.shape, shape, how, view.shape[1])
-    return _windowed(sketch, node, args, "conv", (view, target), (sums, window, inputs, macs))
+    return _windowed(sketch, node, args, "conv", (view, target), (*sums, window, macs))
 
 
 def _windowed(
@@ -141,19 +181,21 @@ def _windowed(
     args: dict[str, Any],
     kernel: str,
     views: tuple[View, View],
-    facts: tuple[str, str, int, int],
+    facts: tuple[str, int, Types | None, str, int],
 ) -> View:
-    (view, target), (sums, window, inputs, macs) = views, facts
+    (view, target), (sums, inputs, types, window, macs) = views, facts
     text = (
         f".sums = {{{sums}}}, .at = {{{window}}}, .groups = {args['groups']}, "
         f".x_zero = {args['x_zero']}"
     )
-    name, columns = sketch.record("conv", node.name, text), _columns(sketch, node, inputs)
+    name = sketch.record("conv", node.name, text, types)
+    columns = _columns(sketch, node, inputs, view.buffer.unit)
 
     def code(at: Pointers) -> list[str]:
         return [f"{kernel}(&{name}, {at(view)}, {at(target)}, {at(columns)});"]
 
-    return sketch.step(node, kernel, target, [view], code, scratch=columns, macs=macs)
+    kind = "" if types is None else types.sums
+    return sketch.step(node, kernel, target, [view], code, scratch=columns, macs=macs, sums=kind)
 
 
 def _conv_transpose(sketch: Sketch, node: fx.Node, args: dict[str, Any]) -> View:
@@ -165,9 +207,9 @@ def _conv_transpose(sketch: Sketch, node: fx.Node, args: dict[str, Any]) -> View
     parts = weight.unflatten(0, (groups, -1)).movedim(1, -1)
     rows = parts.flatten(0, 1).flatten(1)
     how = {"kernel": kernel, **{k: args[k] for k in ("stride", "padding", "dilation")}}
-    sums, inputs = _sums(sketch, node, args, rows, groups)
+    sums = _sums(sketch, node, args, (view, target), rows, groups)
     window = window_text(view.shape, shape, how, view.shape[1])
-    facts = (sums, window, inputs, view.size * math.prod(weight.shape[1:]))
+    facts = (*sums, window, view.size * math.prod(weight.shape[1:]))
     return _windowed(sketch, node, args, "conv_transpose", (view, target), facts)
 
 
@@ -180,7 +222,7 @@ def _depthwise(
     macs: int,
 ) -> View:
     view, target = views
-    rows, bias, shifts = _settled(sketch, node, args, args["weight"].flatten(1))
+    rows, bias, shifts, sums = _settled(sketch, node, args, args["weight"].flatten(1))
     kernels = rows.t().contiguous().numpy()
     digits = power_digits(kernels)
     weights = sketch.constant(
@@ -189,15 +231,16 @@ def _depthwise(
     )  # fmt: skip
     text = (
         f".at = {{{window_text(view.shape, target.shape, how, view.shape[1])}}}, "
-        f".weights = {weights}, {_settling(sketch, node, bias, shifts)}, "
+        f".weights = {weights}, {_settling(sketch, node, bias, shifts, sums)}, "
         f".x_zero = {args['x_zero']}, {ends(args)}{_terms(sketch, digits)}"
     )
-    name = sketch.record("depthwise", node.name, text)
+    types = Types.of("depthwise", target, [view], sums)
+    name = sketch.record("depthwise", node.name, text, types)
 
     def code(at: Pointers) -> list[str]:
         return [f"depthwise(&{name}, {at(view)}, {at(target)});"]
 
-    return sketch.step(node, "depthwise", target, [view], code, macs=macs)
+    return sketch.step(node, "depthwise", target, [view], code, macs=macs, sums=sums)
 
 
 def _dense(
@@ -208,17 +251,18 @@ def _dense(
     target: View,
     weight: Tensor,
 ) -> View:
-    sums, inputs = _sums(sketch, node, args, weight)
+    sums, inputs, types = _sums(sketch, node, args, (view, target), weight)
     rows = view.size // inputs
-    name = sketch.record("sums", node.name, sums)
-    columns = _columns(sketch, node, inputs) if inputs % LANES else None
+    name = sketch.record("sums", node.name, sums, types)
+    columns = _columns(sketch, node, inputs, view.buffer.unit) if inputs % LANES else None
 
     def code(at: Pointers) -> list[str]:
         spare = "0" if columns is None else at(columns)
         return [f"dense(&{name}, {rows}, {at(view)}, {at(target)}, {spare});"]
 
     macs = target.size * inputs
-    return sketch.step(node, "dense", target, [view], code, scratch=columns, macs=macs)
+    kind = "" if types is None else types.sums
+    return sketch.step(node, "dense", target, [view], code, scratch=columns, macs=macs, sums=kind)
 
 
 def _linear(sketch: Sketch, node: fx.Node, args: dict[str, Any]) -> View:
@@ -241,13 +285,14 @@ def _matmul(sketch: Sketch, node: fx.Node, args: dict[str, Any]) -> View:
         b = View(b.buffer, b.offset, (*b.shape, 1), (*b.strides, 0))
         full.append(1)
     m, n, count = a.shape[-2], b.shape[-1], a.shape[-1]
-    by = sketch.shift(node, args["shift_by"], count * 255 * 255)
+    bound = count * reach(args, "a") * reach(args, "b")
+    by, sums = _number(sketch, node, args, "ab", args["shift_by"], bound)
     text = (
         f".m = {m}, .n = {n}, .count = {count}, .a_row = {a.strides[-2]}, "
         f".a_column = {a.strides[-1]}, .b_row = {b.strides[-2]}, .b_column = {b.strides[-1]}, "
         f".by = {by}, .a_zero = {args['a_zero']}, .b_zero = {args['b_zero']}, {ends(args)}"
     )
-    name = sketch.record("matmul", node.name, text)
+    name = sketch.record("matmul", node.name, text, Types.of("matmul", target, [a, b], sums))
     strides = packed(full, row_major(len(full)))
     lead = full[:-2]
     batches = [View(target.buffer, 0, tuple(lead), tuple(strides[:-2]))]
@@ -260,7 +305,8 @@ def _matmul(sketch: Sketch, node: fx.Node, args: dict[str, Any]) -> View:
         return nest([at(target), at(a), at(b)], [*made, ONCE], lambda p, s, c:
                     f"matmul(&{name}, {p[1]}, {p[2]}, {p[0]});")  # fmt: skip
 
-    return sketch.step(node, "matmul", target, [a, b], code, macs=target.size * count)
+    macs = target.size * count
+    return sketch.step(node, "matmul", target, [a, b], code, macs=macs, sums=sums)
 
 
 ONCE = Loop(1, (0, 0, 0))  # an innermost loop for calls that do a whole matrix or row
@@ -270,7 +316,7 @@ ONCE = Loop(1, (0, 0, 0))  # an innermost loop for calls that do a whole matrix 
 
 
 def _elementwise(
-    sketch: Sketch, node: fx.Node, kernel: str, operands: list[View], extra: str
+    sketch: Sketch, node: fx.Node, kernel: str, operands: list[View], extra: str, sums: str = ""
 ) -> View:
     shape = sketch.shape(node)
     whole = next((v for v in operands if v.shape == shape), None)
@@ -286,7 +332,7 @@ def _elementwise(
 
         return nest([at(v) for v in views], made, call)
 
-    return sketch.step(node, kernel, target, views[1:], code, in_place=True)
+    return sketch.step(node, kernel, target, views[1:], code, in_place=True, sums=sums)
 
 
 def _add(sketch: Sketch, node: fx.Node, args: dict[str, Any]) -> View:
@@ -296,30 +342,34 @@ def _add(sketch: Sketch, node: fx.Node, args: dict[str, Any]) -> View:
             node, f"{node.name} adds numbers whose scales are 2^{max(ups)} apart",
             "their sum has no place in 64 bits", "quantize with other exponents",
         )  # fmt: skip
-    by = sketch.shift(node, args["shift_by"], (255 << ups[0]) + (255 << ups[1]))
+    bound = (reach(args, "a") << ups[0]) + (reach(args, "b") << ups[1])
+    by, sums = _number(sketch, node, args, "ab", args["shift_by"], bound)
     extra = (
         f"{ups[0]}, {ups[1]}, {by}, {args['a_zero']}, {args['b_zero']}, {tail(args)}, "
         f"{args['sign']}"
     )
     operands = [sketch.view(args["a"]), sketch.view(args["b"])]
-    return _elementwise(sketch, node, "add", operands, extra)
+    return _elementwise(sketch, node, "add", operands, extra, sums)
 
 
 def _mul(sketch: Sketch, node: fx.Node, args: dict[str, Any]) -> View:
-    by = sketch.shift(node, args["shift_by"], 255 * 255)
+    bound = reach(args, "a") * reach(args, "b")
+    by, sums = _number(sketch, node, args, "ab", args["shift_by"], bound)
     extra = f"{by}, {args['a_zero']}, {args['b_zero']}, {tail(args)}"
     operands = [sketch.view(args["a"]), sketch.view(args["b"])]
-    return _elementwise(sketch, node, "mul", operands, extra)
+    return _elementwise(sketch, node, "mul", operands, extra, sums)
 
 
 def _rescale(sketch: Sketch, node: fx.Node, args: dict[str, Any]) -> View:
-    by = sketch.shift(node, args["shift_by"], 255)
+    by, sums = _number(sketch, node, args, "x", args["shift_by"], reach(args, "x"))
     extra = f"{by}, {args['x_zero']}, {tail(args)}"
-    return _elementwise(sketch, node, "rescale", [sketch.view(args["x"])], extra)
+    return _elementwise(sketch, node, "rescale", [sketch.view(args["x"])], extra, sums)
 
 
 def _lookup(sketch: Sketch, node: fx.Node, args: dict[str, Any]) -> View:
-    table = sketch.constant(f"{node.name}_table", args["table"].numpy(), "uint8_t")
+    codes = args["table"].numpy()
+    table = sketch.constant(f"{node.name}_table", codes, CODES[codes.itemsize])
+    table += f" + {-args['first']}" if args["first"] else ""
     return _elementwise(sketch, node, "lookup", [sketch.view(args["x"])], table)
 
 
@@ -329,37 +379,47 @@ def _concat(sketch: Sketch, node: fx.Node, args: dict[str, Any]) -> View:
     axis, order = args["axis"] % len(shape), max(parts, key=lambda v: v.size).order()
     target = sketch.result(node, shape, order)
     offset = 0
-    for part, by, zero in zip(parts, args["shift_by"], args["zeros"], strict=True):
+    for i, (part, by, zero) in enumerate(zip(parts, args["shift_by"], args["zeros"], strict=True)):
         hole = View(target.buffer, offset, part.shape, target.strides)
         offset += part.shape[axis] * target.strides[axis]
-        if by == 0 and zero == args["zero"] and (args["low"], args["high"]) == (0, 255):
+        low, high = span(args["xs"][i])
+        inside = low >= args["low"] and high <= args["high"]
+        if by == 0 and zero == args["zero"] and inside and part.buffer.unit == hole.buffer.unit:
             sketch.copied(node, part, hole)
             continue
-        _joined(sketch, node, part, hole, f"{sketch.shift(node, by, 255)}, {zero}, {tail(args)}")
+        operand = {"x": args["xs"][i], "x_zero": zero}
+        by, sums = _number(sketch, node, operand, "x", by, reach(operand, "x"))
+        _joined(sketch, node, part, hole, f"{by}, {zero}, {tail(args)}", sums)
     return target
 
 
-def _joined(sketch: Sketch, node: fx.Node, part: View, hole: View, extra: str) -> None:
+def _joined(sketch: Sketch, node: fx.Node, part: View, hole: View, extra: str, sums: str) -> None:
     made = loops([hole, part], hole.order())
 
     def code(at: Pointers) -> list[str]:
         return nest([at(hole), at(part)], made, lambda p, s, n:
                     f"rescale({p[0]}, {s[0]}, {p[1]}, {s[1]}, {n}, {extra});")  # fmt: skip
 
-    sketch.step(node, "rescale", hole, [part], code)
+    sketch.step(node, "rescale", hole, [part], code, sums=sums)
 
 
 # ------------------------------------------------------------------ averages and quotients
 
 
-def average_shift(by: int, count: int) -> int:
+def average_shift(sketch: Sketch, node: fx.Node, by: int, count: int) -> int:
     """Return a shift that does the same to an average of codes and stays within 64 bits."""
-    return max(min(by, 10), -10 - count.bit_length())
+    wide = any(Meta(n).dtype is torch.int16 for n in (node, *node.all_input_nodes))
+    bits = 18 if wide else 10
+    by = max(min(by, bits), -bits - count.bit_length())
+    if count << bits + max(-by, 0) >= INT64:
+        raise sketch.refuse(node, f"{node.name} averages too much", "64 bits do not hold the sum")
+    return by
 
 
 def _mean(sketch: Sketch, node: fx.Node, args: dict[str, Any]) -> View:
     view, axes = sketch.view(args["x"]), args["axes"]
-    by = average_shift(args["shift_by"], math.prod(view.shape[a] for a in axes))
+    count = math.prod(view.shape[a] for a in axes)
+    by = average_shift(sketch, node, args["shift_by"], count)
     extra = f"{by}, {args['x_zero']}, {tail(args)}"
 
     def call(y: str, count: int, x: str, step: str, over: str) -> str:
@@ -376,10 +436,11 @@ def _average_pool(sketch: Sketch, node: fx.Node, args: dict[str, Any]) -> View:
     text = (
         f".at = {{{window_text(view.shape, shape, how, view.shape[1])}}}, "
         f".padding_counts = {int(args['count_include_pad'])}, "
-        f".by = {average_shift(args['shift_by'], math.prod(args['kernel']))}, "
+        f".by = {average_shift(sketch, node, args['shift_by'], math.prod(args['kernel']))}, "
         f".x_zero = {args['x_zero']}, {ends(args)}"
     )
-    name = sketch.record("average", node.name, text)
+    types = Types.of("average_pool", target, [view])
+    name = sketch.record("average", node.name, text, types)
 
     def code(at: Pointers) -> list[str]:
         return [f"average_pool(&{name}, {at(view)}, {at(target)});"]

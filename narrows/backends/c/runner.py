@@ -16,8 +16,8 @@ class Sized(Protocol):
     """A tensor that goes in or comes out."""
 
     @property
-    def dtype(self) -> str:
-        """What the program takes or returns: ``float32``, ``uint8`` or ``int64``."""
+    def ctype(self) -> str:
+        """The type of an element in C."""
         ...
 
     @property
@@ -29,16 +29,13 @@ class Sized(Protocol):
 class Operand(NamedTuple):
     """What a manifest says of a tensor."""
 
-    dtype: str
+    ctype: str
     size: int
 
 
 def declared(ports: Sequence[Sized], letter: str) -> list[str]:
     """Return the declarations of memory for inputs or outputs, and their names."""
-    return [
-        f"static {'int64_t' if p.dtype == 'int64' else 'uint8_t'} {letter}{i}[{p.size}];"
-        for i, p in enumerate(ports)
-    ]
+    return [f"static {p.ctype} {letter}{i}[{p.size}];" for i, p in enumerate(ports)]
 
 
 def runner(inputs: Sequence[Sized], outputs: Sequence[Sized], prefix: str) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 
 from narrows.backends.c.compiler import FAST, PLAIN, build, compiles
 from narrows.backends.c.runner import MODEL, RUNNER, Operand, runner
+from narrows.backends.c.types import CODES
 from narrows.errors import ArtifactError
 from narrows.files.folders import drop, scratch
 
@@ -37,7 +38,8 @@ class CSession:
         self.program = place / "model"
         self._ports = manifest["c"]
         self._inputs, self._outputs = manifest["inputs"], manifest["outputs"]
-        takes, gives = _operands(self._inputs), _operands(self._outputs)
+        takes = _operands(self._inputs, self._ports["inputs"])
+        gives = _operands(self._outputs, self._ports["outputs"])
         text = runner(takes, gives, manifest["options"]["prefix"])
         (place / RUNNER).write_text(text, encoding="utf-8")
         flags = FAST if optimize and compiles(FAST, place) else ("-O2",) if optimize else PLAIN
@@ -84,8 +86,9 @@ class CSession:
             for spec, port in zip(self._outputs, self._ports["outputs"], strict=True):
                 shape = [spec["shape"][a] for a in port["order"]]
                 count = int(np.prod(shape, dtype=np.int64))
-                array = np.frombuffer(data, np.uint8, count, at).reshape(shape)
-                at += count
+                kind = np.dtype(np.uint8 if port["codes"] is None else type_of(port["codes"]))
+                array = np.frombuffer(data, kind, count, at).reshape(shape)
+                at += array.nbytes
                 array = array.transpose(np.argsort(port["order"]))
                 if spec["dtype"].startswith("float"):
                     array = numbers_of(array, port["codes"])
@@ -94,8 +97,13 @@ class CSession:
         return results
 
 
-def _operands(specs: Sequence[Mapping[str, Any]]) -> list[Operand]:
-    return [Operand(spec["dtype"], math.prod(spec["shape"])) for spec in specs]
+def _operands(specs: Sequence[Mapping[str, Any]], ports: Sequence[Any]) -> list[Operand]:
+    made = []
+    for spec, port in zip(specs, ports, strict=True):
+        code = np.uint8 if port["codes"] is None else type_of(port["codes"])
+        ctype = "int64_t" if spec["dtype"] == "int64" else CODES[np.dtype(code).itemsize]
+        made.append(Operand(ctype, math.prod(spec["shape"])))
+    return made
 
 
 def codes_of(array: np.ndarray, grid: Sequence[int], rounding: str) -> np.ndarray:
@@ -104,7 +112,13 @@ def codes_of(array: np.ndarray, grid: Sequence[int], rounding: str) -> np.ndarra
     scaled = array * array.dtype.type(2.0**exponent)
     half = array.dtype.type(0.5)
     rounded = np.rint(scaled) if rounding == "half_even" else np.floor(scaled + half)
-    return (rounded.clip(low - zero, high - zero) + zero).astype(np.uint8)
+    return (rounded.clip(low - zero, high - zero) + zero).astype(type_of(grid))
+
+
+def type_of(grid: Sequence[int]) -> type[np.generic]:
+    """Return the type of codes."""
+    _, _, low, high = grid
+    return np.uint8 if low >= 0 and high <= 255 else np.int16
 
 
 def numbers_of(codes: np.ndarray, grid: Sequence[int]) -> np.ndarray:

@@ -7,6 +7,7 @@ buffers it reads and writes; its text is written when `narrows.backends.c.memory
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +27,7 @@ from narrows.backends.c.layout import (
     packed,
     row_major,
 )
+from narrows.backends.c.types import CODES, Types
 from narrows.backends.integers import of_narrows
 from narrows.errors import LowerError
 from narrows.files.quoting import c_name
@@ -35,10 +37,11 @@ from narrows.ir.program import Meta, Program, where
 
 Pointers = Callable[[View], str]
 
-CTYPES = {"int8_t": np.int8, "uint8_t": np.uint8, "uint16_t": np.uint16, "int32_t": np.int32,
-          "number": np.int64}  # fmt: skip
+CTYPES = {"int8_t": np.int8, "uint8_t": np.uint8, "int16_t": np.int16, "uint16_t": np.uint16,
+          "int32_t": np.int32, "int64_t": np.int64, "number": np.int64}  # fmt: skip
 
 INT32 = 2**31
+INT64 = 2**62
 
 QUANTIZE = torch.ops.narrows.quantize.default
 
@@ -101,6 +104,7 @@ class Sketch:
         constants: The arrays, by name.
         records: Parameters of layers, as C definitions.
         kernels: The C functions that are called.
+        typed: Those that are called with codes of other types.
         wide: Why sums take 64 bits; empty where 32 do.
         signed_shifts: Whether a layer shifts to the left.
         layers: How many layers there are; ``shift_layers``: how many can do without products.
@@ -115,6 +119,7 @@ class Sketch:
     constants: dict[str, Constant] = field(default_factory=dict)
     records: list[str] = field(default_factory=list)
     kernels: set[str] = field(default_factory=set)
+    typed: dict[tuple[str, Types], None] = field(default_factory=dict)
     wide: str = ""
     signed_shifts: bool = False
     layers: int = 0
@@ -135,8 +140,8 @@ class Sketch:
             return self.views[value]
         assert isinstance(value, Tensor), value
         array = value.detach().contiguous().numpy()
-        symbol = self.constant("codes", array, "uint8_t")
-        buffer = Buffer(symbol, array.size, "constant", symbol)
+        symbol = self.constant("codes", array, CODES[array.itemsize])
+        buffer = Buffer(symbol, array.nbytes, "constant", symbol, array.itemsize)
         return View(buffer, 0, array.shape, packed(array.shape, row_major(array.ndim)))
 
     def shape(self, node: fx.Node) -> tuple[int, ...]:
@@ -177,20 +182,25 @@ class Sketch:
             self.constants[made] = Constant(made, ctype, values, pad, remark, powers)
         return self._pooled[key]
 
-    def record(self, kind: str, name: str, text: str) -> str:
+    def record(self, kind: str, name: str, text: str, types: Types | None = None) -> str:
         """Return the name of a new ``static const struct kind`` with these fields."""
         made = self.fresh(f"{name}_layer")
+        kind += "" if types is None else types.suffix
         self.records.append(f"static const struct {kind} {made} = {{{text}}};")
         return made
 
-    def result(self, node: fx.Node, shape: Sequence[int], order: Sequence[int]) -> View:
-        """Return a new view without gaps for a node's result."""
-        buffer = Buffer(node.name, math.prod(shape))
+    def result(
+        self, node: fx.Node, shape: Sequence[int], order: Sequence[int], unit: int = 0
+    ) -> View:
+        """Return a new view without gaps for a node's result; ``unit`` is for other elements."""
+        unit = unit or (2 if Meta(node).dtype is torch.int16 else 1)
+        buffer = Buffer(node.name, math.prod(shape) * unit, unit=unit)
         return View(buffer, 0, tuple(shape), packed(shape, order))
 
-    def scratch(self, node: fx.Node, size: int) -> View:
-        """Return memory that a node needs while it runs."""
-        return View(Buffer(f"scratch of {node.name}", size), 0, (size,), (1,))
+    def scratch(self, node: fx.Node, size: int, unit: int = 1) -> View:
+        """Return memory for so many elements that a node needs while it runs."""
+        buffer = Buffer(f"scratch of {node.name}", size * unit, unit=unit)
+        return View(buffer, 0, (size,), (1,))
 
     def step(
         self,
@@ -203,15 +213,33 @@ class Sketch:
         scratch: View | None = None,
         in_place: bool = False,
         macs: int = 0,
+        sums: str = "",
     ) -> View:
-        """Add a step and return its result; ``in_place`` says that it goes element by element."""
+        """Add a step and return its result.
+
+        Args:
+            node: What it stems from.
+            kernel: The C function it calls, if any.
+            result: What it writes.
+            reads: What it reads, the operands first.
+            code: As in `Step`.
+            scratch: What it needs besides.
+            in_place: Whether it goes element by element.
+            macs: Multiplications that are added up.
+            sums: The type of its sums, where codes have 16 bits.
+        """
         reads = list(reads)
         over = [
             v.buffer for v in reads
             if in_place and v.buffer.kind == "arena" and v.buffer.size == result.buffer.size
+            and v.buffer.unit == result.buffer.unit
             and all(_alike(r, result) for r in reads if r.buffer is v.buffer)
         ]  # fmt: skip
-        if kernel:
+        types = Types.of(kernel, result, reads, sums)
+        if types is not None:
+            self.typed[kernel, types] = None
+            code = _renamed(code, kernel, kernel + types.suffix)
+        elif kernel:
             self.kernels.add(kernel)
         self.steps.append(
             Step(node, result.buffer, tuple(v.buffer for v in reads), code, tuple(over),
@@ -228,7 +256,7 @@ class Sketch:
             return View(view.buffer, view.offset, view.shape, strides)
         key = (view, tuple(order))
         if key not in self._copies:
-            target = self.result(node, view.shape, order)
+            target = self.result(node, view.shape, order, view.buffer.unit)
             self._copies[key] = self.copied(node, view, target)
         return self._copies[key]
 
@@ -275,9 +303,26 @@ class Sketch:
             self.widen(node)
         return by
 
+    def long_shift(self, node: fx.Node, by: int, bound: int) -> tuple[int, str]:
+        """Return as `shift`, for codes of 16 bits: the shift, and the type of the numbers."""
+        by = max(min(by, bound.bit_length() + 1), -18)
+        top = bound << -by if by < 0 else bound + (1 << by >> 1)
+        if top >= INT64:
+            raise self.refuse(
+                node, f"{node.name} computes numbers up to {top:,}", "64 bits do not hold them",
+                "quantize with other exponents",
+            )  # fmt: skip
+        return by, "int64_t" if top >= INT32 or by > 30 else "int32_t"
+
     def widen(self, node: fx.Node) -> None:
         """Take 64 bits for sums, because of a node."""
         self.wide = self.wide or node.name
+
+
+def _renamed(code: Callable[[Pointers], list[str]], old: str, new: str) -> Any:
+    """Return what writes the same lines with another function's name."""
+    call = re.compile(rf"\b{old}\(")
+    return lambda at: [call.sub(f"{new}(", line) for line in code(at)]
 
 
 def _alike(a: View, b: View) -> bool:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import resources
 
 import numpy as np
 
 from narrows.backends.c.header import signature, title
 from narrows.backends.c.lower import Arena, Drawn
-from narrows.backends.c.sketch import Constant, Step, grid_text
+from narrows.backends.c.sketch import Constant, Sketch, Step, grid_text
+from narrows.backends.c.types import typed
 from narrows.files.quoting import c_comment
 from narrows.ir.program import Meta, op_name
 
@@ -54,7 +55,7 @@ SHIFT_ADD = re.compile(r"#ifdef NARROWS_SHIFT_ADD\n.*?(?:#else\n(.*?))?#endif\n"
 MEMORY = """\
 static union {{
     uint8_t bytes[{size}];
-    int32_t aligned;
+{words}    int32_t aligned;
 }} memory;
 """
 
@@ -77,16 +78,36 @@ def model_c(drawn: Drawn, arena: Arena, prefix: str) -> str:
     final = "scaled" if sketch.signed_shifts else "shifted"
     rounding = "half_up" if sketch.half_up else "half_even"
     files = {"rounding": rounding, "divided": f"divided_{rounding}"}
+    needed |= {"window"} if any("window" in NEEDS[name] for name, _ in sketch.typed) else set()
+
+    def text(part: str) -> str:
+        made = kernel(files.get(part, part)).replace("FINAL", final)
+        return made if shifts else SHIFT_ADD.sub(r"\1", made)
+
     for part in ORDER:
         if part in needed and (part != "scaled" or _used("scaled", needed, final)):
-            text = kernel(files.get(part, part)).replace("FINAL", final)
-            lines.append(text if shifts else SHIFT_ADD.sub(r"\1", text))
+            lines.append(text(part))
+    lines += _typed(sketch, text)
     lines += ["/* Constants. */\n", *map(_array, sketch.constants.values())]
     lines += ["/* Layers. */\n", *map(_wrapped, sketch.records), ""]
     if arena.offsets:
-        lines.append(MEMORY.format(size=arena.placement.size))
+        size = arena.placement.size
+        words = "" if not sketch.typed else f"    int16_t words[{-(-size // 2)}];\n"
+        lines.append(MEMORY.format(size=size, words=words))
     lines += _function(drawn, arena, prefix)
     return "\n".join(lines) + "\n"
+
+
+def _typed(sketch: Sketch, text: Callable[[str], str]) -> list[str]:
+    """Return the kernels for codes of 16 bits, each with what it needs besides."""
+    made: dict[str, None] = {}
+    for name, types in sketch.typed:
+        parts = [p for p in ORDER if p in NEEDS[name] and p != "window"]
+        texts = {p: text(p) for p in parts}
+        calls = any("scaled(" in t for p, t in texts.items() if p != "scaled")
+        kept = [t for p, t in texts.items() if p != "scaled" or calls]
+        made |= dict.fromkeys(typed(name, kept, types))
+    return list(made)
 
 
 def _used(name: str, needed: set[str], final: str) -> bool:
@@ -132,10 +153,13 @@ def _wrapped(text: str) -> str:
 
 
 def _function(drawn: Drawn, arena: Arena, prefix: str) -> Iterator[str]:
-    at = arena.pointer("arena")
+    at = arena.pointer("arena", "words")
     yield signature(drawn, prefix) + "\n{"
-    if arena.offsets:
-        yield "    uint8_t *const arena = memory.bytes;\n"
+    units = {buffer.unit for buffer in arena.offsets}
+    if 1 in units:
+        yield "    uint8_t *const arena = memory.bytes;" + ("" if 2 in units else "\n")
+    if 2 in units:
+        yield "    int16_t *const words = memory.words;\n"
     last = None
     for step in drawn.sketch.steps:
         if step.node is not last:

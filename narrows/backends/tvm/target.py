@@ -130,6 +130,7 @@ class TvmTarget(Target):
         device = DEVICES[self.device]
         leaves = Leaves.of(program)
         integers.refuse_fake(program)
+        integers.refuse_wide(program, self.name)
         whole = integers.is_integer(program)
         if whole and self.importer != "narrows":
             raise LowerError(

@@ -7,7 +7,8 @@ products::
     bound = |b| + max(sum max(w (low - zero), w (high - zero)), -sum min(...))
 
 Below `SAFE` an int32 accumulator cannot overflow. Up to `EXACT` every partial sum is a float32, so
-that a backend that adds in float32 is exact, too.
+that a backend that adds in float32 is exact, too. Sums of wide codes may take 64 bits; below
+`WIDE_SAFE` they are float64.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from narrows.ir.integer.grid import Grid
 
 SAFE = 2**31
 EXACT = 2**24
+WIDE_SAFE = 2**53
 
 # A result that is more than 31 bits to the right of its accumulator is zero whatever comes in;
 # one that is further left than this overflows whatever comes in.

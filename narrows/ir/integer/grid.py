@@ -19,6 +19,9 @@ ROUNDINGS = (HALF_EVEN, HALF_UP)
 # it before it rounds, and an odd one would turn every tie around.
 CENTRE = 128
 BITS = range(2, 9)
+# Wide codes are stored in int16 and have their zero at 0, signed or not.
+WIDE_BITS = range(9, 17)
+ACTIVATION_BITS = range(BITS[0], WIDE_BITS[-1] + 1)
 POT_BITS = range(2, 5)  # of one power of two and its sign: up to 2**6, which int8 holds
 POT = re.compile("pot([0-9]+)(x2)?")
 
@@ -32,22 +35,28 @@ class Grid:
 
     Attributes:
         exponent: The scale's exponent, negated: a step is ``2**-exponent``.
-        zero: The code of zero: 0 where nothing is negative, else 128.
-        bits: How many bits the codes take, 2 to 8.
+        zero: The code of zero. Up to 8 bits: 0 where nothing is negative, else 128. Beyond: 0.
+        bits: How many bits the codes take, 2 to 16; 15 at most where none is negative.
+        signed: Of more than 8 bits: whether codes are negative, too.
     """
 
     exponent: int
     zero: int = 0
     bits: int = 8
+    signed: bool = False
 
     def __post_init__(self) -> None:
-        if self.zero not in (0, CENTRE):
-            raise UsageError(f"a zero point is 0 or {CENTRE}, got {self.zero}")
-        if self.bits not in BITS:
+        zeros = (0,) if self.wide else (0, CENTRE)
+        if self.zero not in zeros:
+            raise UsageError(f"a zero point is {' or '.join(map(str, zeros))}, got {self.zero}")
+        if self.bits not in ACTIVATION_BITS or self.bits - self.signed >= WIDE_BITS[-1]:
             raise UsageError(
                 f"{self.bits}-bit codes are not supported",
-                why=f"codes take {BITS[0]} to {BITS[-1]} bits and are stored in uint8",
+                why=f"codes take {BITS[0]} to {BITS[-1]} bits and are stored in uint8, or "
+                f"{WIDE_BITS[0]} to {WIDE_BITS[-1]} in int16, with their sign",
             )
+        if self.signed and not self.wide:
+            raise UsageError(f"signed codes of {self.bits} bits have the zero point {CENTRE}")
         if self.exponent not in EXPONENTS:
             raise UsageError(
                 f"the scale 2^{-self.exponent} cannot be represented",
@@ -55,15 +64,43 @@ class Grid:
                 hint="rescale the tensor: its range is extreme",
             )
 
+    @staticmethod
+    def of(exponent: int, bits: int, negative: bool) -> Grid:
+        """Return the grid of so many bits, for numbers that may be negative or are not."""
+        if bits in BITS:
+            return Grid(exponent, CENTRE if negative else 0, bits)
+        return Grid(exponent, 0, bits if negative else min(bits, WIDE_BITS[-2]), negative)
+
+    @staticmethod
+    def read(exponent: int, zero: int, low: int, high: int) -> Grid:
+        """Return the grid that has these codes."""
+        bits = (high - low + 1).bit_length() - 1
+        return Grid(exponent, zero, bits, low < 0)
+
+    @property
+    def wide(self) -> bool:
+        """Whether codes are stored in int16."""
+        return self.bits in WIDE_BITS
+
+    @property
+    def negative(self) -> bool:
+        """Whether there are codes for negative numbers."""
+        return self.signed or self.zero > 0
+
     @property
     def low(self) -> int:
         """The smallest code."""
-        return self.zero - (1 << self.bits - 1) if self.zero else 0
+        return self.zero - (1 << self.bits - 1) if self.negative else 0
 
     @property
     def high(self) -> int:
         """The largest code."""
-        return self.zero + (1 << self.bits - 1) - 1 if self.zero else (1 << self.bits) - 1
+        return self.zero + (1 << self.bits - self.negative) - 1
+
+    @property
+    def codes(self) -> range:
+        """All codes there are, in order."""
+        return range(self.low, self.high + 1)
 
     @property
     def scale(self) -> float:
@@ -79,7 +116,7 @@ class Grid:
 
     def __str__(self) -> str:
         text = f"2^{-self.exponent}"
-        text += f" z{self.zero}" if self.zero else ""
+        text += f" z{self.zero}" if self.zero else " signed" if self.signed else ""
         return text + (f" {self.bits}b" if self.bits != 8 else "")
 
 
@@ -167,6 +204,12 @@ class WeightGrid:
         return self.levels[-1] if self.terms else (1 << self.bits - 1) - 1
 
     @property
+    def codes(self) -> Sequence[int]:
+        """All codes there are, in order."""
+        sizes = self.levels
+        return [*(-s for s in sizes[:0:-1]), *sizes] if sizes else range(-self.high, self.high + 1)
+
+    @property
     def reach(self) -> float:
         """The largest magnitude, in steps, that is rounded to the largest code, not clipped: it
         lies nearer to that than to the next power of two."""
@@ -230,4 +273,7 @@ def check_rounding(rounding: Any) -> str:
     return rounding
 
 
-__all__ = ["CENTRE", "HALF_EVEN", "HALF_UP", "ROUNDINGS", "Grid", "Levels", "WeightGrid"]
+__all__ = [
+    "ACTIVATION_BITS", "BITS", "CENTRE", "HALF_EVEN", "HALF_UP", "ROUNDINGS", "WIDE_BITS", "Grid",
+    "Levels", "WeightGrid",
+]  # fmt: skip

@@ -1,10 +1,10 @@
 """The operators of quantized programs, ``torch.ops.narrows.*``; their code is their meaning.
 
-Codes are uint8, weights int8, biases int32 (at the exponent of the accumulator). Sums are formed
-exactly: in int64, or in float64 where every partial sum is a whole number below 2**53, which the
-proven accumulator bound of 2**31 implies. Every operator ends in the same three arguments ``zero,
-low, high``: the zero point, added after rounding, and the clip, which also stands for the ReLU or
-clamp that followed.
+Codes are uint8, or int16 where results are ``wide``, weights int8, biases int32 (at the exponent of
+the accumulator). Sums are formed exactly: in int64, or in float64 where every partial sum is a
+whole number below 2**53, which the proven bound of the accumulator implies. Every operator ends in
+the same three arguments ``zero, low, high``: the zero point, added after rounding, and the clip,
+which also stands for the ReLU or clamp that followed.
 
 The fake-quantized program uses the ``fake_*`` operators, which round floating-point numbers to the
 grid and leave them floating-point.
@@ -55,12 +55,18 @@ def define(function: Callable[..., Any]) -> Any:
 
 @define
 def quantize(
-    x: Tensor, exponent: int, zero: int, low: int, high: int, rounding: str = "half_even"
+    x: Tensor,
+    exponent: int,
+    zero: int,
+    low: int,
+    high: int,
+    rounding: str = "half_even",
+    wide: bool = False,
 ) -> Tensor:
     """Return the codes of floating-point numbers."""
     # Scaling by a power of two is exact, unless it leaves the range of the dtype.
     scaled = round_float(x * 2.0**exponent, rounding).clamp(low - zero, high - zero)
-    return (scaled + zero).to(torch.uint8)
+    return (scaled + zero).to(torch.int16 if wide else torch.uint8)
 
 
 @define
@@ -155,6 +161,7 @@ def conv(
     dilation: Sequence[int],
     groups: int,
     rounding: str = "half_even",
+    wide: bool = False,
 ) -> Tensor:
     """Return a convolution over one to three spatial axes; padding stands for zero."""
     run = (F.conv1d, F.conv2d, F.conv3d)[weight.dim() - 3]
@@ -164,7 +171,7 @@ def conv(
         list(stride), list(padding), list(dilation), groups,
     )  # fmt: skip
     by = _along(shift_by, 1, acc)
-    return settle(shift(acc.to(torch.int64), by, rounding), zero, low, high)
+    return settle(shift(acc.to(torch.int64), by, rounding), zero, low, high, wide)
 
 
 @define
@@ -183,6 +190,7 @@ def conv_transpose(
     dilation: Sequence[int],
     groups: int,
     rounding: str = "half_even",
+    wide: bool = False,
 ) -> Tensor:
     """Return a transposed convolution over one to three spatial axes."""
     run = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[weight.dim() - 3]
@@ -191,7 +199,7 @@ def conv_transpose(
         list(stride), list(padding), list(output_padding), groups, list(dilation),
     )  # fmt: skip
     by = _along(shift_by, 1, acc)
-    return settle(shift(acc.to(torch.int64), by, rounding), zero, low, high)
+    return settle(shift(acc.to(torch.int64), by, rounding), zero, low, high, wide)
 
 
 @define
@@ -205,11 +213,12 @@ def linear(
     low: int,
     high: int,
     rounding: str = "half_even",
+    wide: bool = False,
 ) -> Tensor:
     """Return ``x W^T + b`` over the last axis."""
     acc = F.linear(x.double() - x_zero, weight.double(), None if bias is None else bias.double())
     by = _along(shift_by, acc.dim() - 1, acc)
-    return settle(shift(acc.to(torch.int64), by, rounding), zero, low, high)
+    return settle(shift(acc.to(torch.int64), by, rounding), zero, low, high, wide)
 
 
 def _along(shifts: Sequence[int], axis: int, acc: Tensor) -> Tensor | int:
@@ -231,10 +240,11 @@ def matmul(
     low: int,
     high: int,
     rounding: str = "half_even",
+    wide: bool = False,
 ) -> Tensor:
     """Return the matrix product of two activations."""
     acc = torch.matmul(a.double() - a_zero, b.double() - b_zero)
-    return settle(shift(acc.to(torch.int64), shift_by, rounding), zero, low, high)
+    return settle(shift(acc.to(torch.int64), shift_by, rounding), zero, low, high, wide)
 
 
 # ------------------------------------------------------------------ element by element
@@ -254,11 +264,12 @@ def add(
     high: int,
     sign: int = 1,
     rounding: str = "half_even",
+    wide: bool = False,
 ) -> Tensor:
     """Return ``a + sign * b``: both are aligned to the finer exponent, and one shift follows."""
     left = (a.to(torch.int64) - a_zero) << a_shift
     right = (b.to(torch.int64) - b_zero) << b_shift
-    return settle(shift(left + sign * right, shift_by, rounding), zero, low, high)
+    return settle(shift(left + sign * right, shift_by, rounding), zero, low, high, wide)
 
 
 @define
@@ -272,10 +283,11 @@ def mul(
     low: int,
     high: int,
     rounding: str = "half_even",
+    wide: bool = False,
 ) -> Tensor:
     """Return ``a * b``, broadcasting."""
     acc = (a.to(torch.int64) - a_zero) * (b.to(torch.int64) - b_zero)
-    return settle(shift(acc, shift_by, rounding), zero, low, high)
+    return settle(shift(acc, shift_by, rounding), zero, low, high, wide)
 
 
 @define
@@ -287,9 +299,10 @@ def rescale(
     low: int,
     high: int,
     rounding: str = "half_even",
+    wide: bool = False,
 ) -> Tensor:
     """Return the same numbers on another grid, or clipped."""
-    return settle(shift(x.to(torch.int64) - x_zero, shift_by, rounding), zero, low, high)
+    return settle(shift(x.to(torch.int64) - x_zero, shift_by, rounding), zero, low, high, wide)
 
 
 @define
@@ -302,22 +315,23 @@ def concat(
     low: int,
     high: int,
     rounding: str = "half_even",
+    wide: bool = False,
 ) -> Tensor:
     """Return tensors side by side, each aligned to the result's grid by a shift of its own."""
     parts = [
-        settle(shift(x.to(torch.int64) - z, by, rounding), zero, low, high)
+        settle(shift(x.to(torch.int64) - z, by, rounding), zero, low, high, wide)
         for x, by, z in zip(xs, shift_by, zeros, strict=True)
     ]
     return torch.cat(parts, axis)
 
 
 @define
-def lookup(x: Tensor, table: Tensor, function: str = "") -> Tensor:
-    """Return ``table[x]``; the table has 256 codes, one per code of ``x``.
+def lookup(x: Tensor, table: Tensor, function: str = "", first: int = 0) -> Tensor:
+    """Return ``table[x - first]``; the table has one code per code of ``x``, 256 if that is uint8.
 
     ``function`` names what the table was made of; it is only a hint to backends.
     """
-    return table[x.to(torch.int64)]
+    return table[x.to(torch.int64) - first]
 
 
 # ------------------------------------------------------------------ averages
@@ -334,13 +348,14 @@ def mean(
     low: int,
     high: int,
     rounding: str = "half_even",
+    wide: bool = False,
 ) -> Tensor:
     """Return averages over axes: the exact quotient, rounded once."""
     total = (x.to(torch.int64) - x_zero).sum(list(axes), keepdim=keepdim)
     count = 1
     for axis in axes:
         count *= x.shape[axis]
-    return settle(_average(total, count, shift_by, rounding), zero, low, high)
+    return settle(_average(total, count, shift_by, rounding), zero, low, high, wide)
 
 
 @define
@@ -357,12 +372,13 @@ def average_pool(
     low: int,
     high: int,
     rounding: str = "half_even",
+    wide: bool = False,
 ) -> Tensor:
     """Return averages over windows of the last two axes: the exact quotient, rounded once."""
     how = (list(kernel), list(stride), list(padding), ceil_mode, count_include_pad)
     total = F.avg_pool2d(x.double() - x_zero, *how, divisor_override=1).to(torch.int64)
     count = average_counts(x.shape[-2], x.shape[-1], *how).to(x.device)
-    return settle(_average(total, count, shift_by, rounding), zero, low, high)
+    return settle(_average(total, count, shift_by, rounding), zero, low, high, wide)
 
 
 def average_counts(height: int, width: int, *how: Any) -> Tensor:

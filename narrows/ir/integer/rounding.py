@@ -52,6 +52,6 @@ def round_float(value: Tensor, rounding: str) -> Tensor:
     return value.round() if rounding == HALF_EVEN else (value + 0.5).floor()
 
 
-def settle(value: Tensor, zero: int, low: int, high: int) -> Tensor:
-    """Return codes: the zero point is added after rounding, then the clip."""
-    return (value + zero).clamp(low, high).to(torch.uint8)
+def settle(value: Tensor, zero: int, low: int, high: int, wide: bool = False) -> Tensor:
+    """Return codes: the zero point is added after rounding, then the clip; in int16 if wide."""
+    return (value + zero).clamp(low, high).to(torch.int16 if wide else torch.uint8)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -24,7 +24,7 @@ from torch import Tensor, fx
 import narrows.ir.integer.library  # noqa: F401  (defines torch.ops.narrows)
 from narrows.ir.integer.grid import Grid
 from narrows.ir.ops.args import arguments, computes_numbers
-from narrows.ir.program import shape_of
+from narrows.ir.program import op_name, shape_of
 
 ops: Any = torch.ops.narrows
 
@@ -70,12 +70,16 @@ class Fold(Protocol):
         """Return the node of a new constant."""
         ...
 
+    def table(self, node: fx.Node, made: Tensor) -> fx.Node:
+        """Return the node of a table that was made for a node's function, or of the plan's."""
+        ...
+
     def float_weight(self, node: fx.Node | None) -> Tensor | None:
         """Return the tensor behind a ``get_attr`` node of the float program."""
         ...
 
     def product_fits(self, node: fx.Node, length: int, a: Grid, b: Grid) -> None:
-        """Raise if a sum of ``length`` products of two activations may not fit into 32 bits."""
+        """Raise if a sum of ``length`` products of two activations may be too large."""
         ...
 
 
@@ -121,6 +125,10 @@ class IntegerForm(ABC):
         """Return why the node has no integer form, or an empty string."""
         return ""
 
+    def narrow(self, node: fx.Node) -> str:
+        """Return why the node works on codes of 8 bits alone, or nothing where wide ones do."""
+        return f"{op_name(node)} works on codes of 8 bits"
+
     def fake(self, node: fx.Node, grids: list[Grid], out: Grid, rounding: str) -> Call | None:
         """Return the call that stands for the node in a fake-quantized program, if not itself."""
         return None
@@ -157,6 +165,10 @@ class Moves(IntegerForm):
 
     kind = "moves"
 
+    def narrow(self, node: fx.Node) -> str:
+        # torch has no kernel for int16 there.
+        return super().narrow(node) if op_name(node) == "max_pool1d.default" else ""
+
     def regrid(self, node: fx.Node, grid: Grid) -> Grid:
         """Return the grid of the result."""
         return grid
@@ -185,7 +197,7 @@ class Relabel(Moves):
     power: int = 0
 
     def regrid(self, node: fx.Node, grid: Grid) -> Grid:
-        return Grid(grid.exponent - self.power, grid.zero, grid.bits)
+        return replace(grid, exponent=grid.exponent - self.power)
 
 
 @dataclass(frozen=True)
@@ -205,6 +217,9 @@ class Clip(IntegerForm):
             return default if value is None else float(value)
 
         return bound(self.lo, -math.inf), bound(self.hi, math.inf)
+
+    def narrow(self, node: fx.Node) -> str:
+        return ""
 
     def emit(self, fold: Fold, node: fx.Node, out: Settled) -> Call:
         x, grid = fold.codes(self.operands(node)[0])

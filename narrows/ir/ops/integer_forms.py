@@ -32,11 +32,18 @@ from narrows.ir.program import Meta, shape_of
 ops: Any = torch.ops.narrows
 
 
+class AnyWidth(IntegerForm):
+    """A form that takes and gives codes of up to 16 bits."""
+
+    def narrow(self, node: fx.Node) -> str:
+        return ""
+
+
 # ------------------------------------------------------------------ layers
 
 
 @dataclass(frozen=True)
-class Layer(IntegerForm):
+class Layer(AnyWidth):
     """A sum against a weight: multiply, add the bias, shift, clip.
 
     Attributes:
@@ -114,7 +121,7 @@ def _spread(value: Any, count: int) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Matmul(IntegerForm):
+class Matmul(AnyWidth):
     """The matrix product of two activations."""
 
     def operands(self, node: fx.Node) -> tuple[fx.Node, ...]:
@@ -131,8 +138,8 @@ class Matmul(IntegerForm):
 
 
 @dataclass(frozen=True)
-class Lookup(IntegerForm):
-    """Any function of one number: a table of 256 codes, made in float64.
+class Lookup(AnyWidth):
+    """Any function of one number: a table with a code for each of the operand's, made in float64.
 
     Attributes:
         function: Its name, where backends have an operator for it.
@@ -147,7 +154,8 @@ class Lookup(IntegerForm):
     def emit(self, fold: Fold, node: fx.Node, out: Settled) -> Call:
         operand = self.operands(node)[0]
         x, grid = fold.codes(operand)
-        values = (torch.arange(256, dtype=torch.float64) - grid.zero) * grid.scale
+        first, codes = (grid.low, len(grid.codes)) if grid.wide else (0, 256)
+        values = (torch.arange(codes, dtype=torch.float64) + (first - grid.zero)) * grid.scale
         args = arguments(node)
         given = {k: values if v is operand else _number(v) for k, v in args.items()}
         keyword = {a.name for a in node.target._schema.arguments if a.kwarg_only}  # type: ignore
@@ -157,12 +165,9 @@ class Lookup(IntegerForm):
                 **{k: v for k, v in given.items() if k in keyword},
             )
         grid_args = (out.grid.exponent, out.grid.zero, out.low, out.high, out.rounding)
-        table = ops.quantize.default(made, *grid_args)
-        return ops.lookup.default, (
-            x,
-            fold.constant(f"{node.name}.table", table),
-            self._function(args),
-        )
+        table = ops.quantize.default(made, *grid_args, out.grid.wide)
+        place = (first,) if first else ()
+        return ops.lookup.default, (x, fold.table(node, table), self._function(args), *place)
 
     def _function(self, args: dict[str, Any]) -> str:
         """Return the name of a function without parameters, by which backends may know it."""
@@ -175,7 +180,7 @@ def _number(value: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Add(IntegerForm):
+class Add(AnyWidth):
     """``a + b`` or ``a - b``; with a number it is a table."""
 
     sign: int = 1
@@ -198,7 +203,7 @@ class Add(IntegerForm):
 
 
 @dataclass(frozen=True)
-class Mul(IntegerForm):
+class Mul(AnyWidth):
     """``a * b``; with a number it is a table, and nothing at all with a power of two."""
 
     inverse: bool = False
@@ -225,7 +230,7 @@ class Mul(IntegerForm):
 
 
 @dataclass(frozen=True)
-class Concat(IntegerForm):
+class Concat(AnyWidth):
     """Tensors side by side, each shifted to the result's grid."""
 
     def operands(self, node: fx.Node) -> tuple[fx.Node, ...]:
@@ -243,7 +248,7 @@ class Concat(IntegerForm):
 
 
 @dataclass(frozen=True)
-class Mean(IntegerForm):
+class Mean(AnyWidth):
     """An average over axes that go away, or stay with size 1."""
 
     def obstacle(self, node: fx.Node) -> str:
@@ -260,7 +265,7 @@ class Mean(IntegerForm):
 
 
 @dataclass(frozen=True)
-class AveragePool(IntegerForm):
+class AveragePool(AnyWidth):
     """Average pooling over windows of one size, given or adaptive."""
 
     adaptive: bool = False
@@ -312,7 +317,7 @@ class Softmax(IntegerForm):
         codes, _ = fold.codes(x)  # type: ignore[arg-type]
         bits = statistics.table_bits(out.grid.exponent, shape_of(node)[axis])  # type: ignore
         made = statistics.exponentials(grid[0], bits)  # type: ignore
-        table = fold.constant(f"{node.name}.table", made)
+        table = fold.table(node, made)
         return ops.softmax.default, (codes, table, axis, out.grid.exponent, *out.tail)
 
 

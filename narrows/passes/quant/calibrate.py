@@ -17,24 +17,37 @@ from torch import Tensor, fx
 
 from narrows.errors import PassError, UsageError
 from narrows.ir.integer.bounds import SHIFTS
-from narrows.ir.integer.grid import BITS, EXPONENTS, Grid, WeightGrid, check_rounding
+from narrows.ir.integer.grid import (
+    ACTIVATION_BITS,
+    BITS,
+    EXPONENTS,
+    Grid,
+    WeightGrid,
+    check_rounding,
+)
 from narrows.ir.integer.library import weight_codes
 from narrows.ir.ops.args import arguments
 from narrows.ir.ops.integer import LayerWeights, Moves
 from narrows.ir.ops.integer_forms import Matmul
 from narrows.ir.program import Meta, Note, Program, shape_of, where
 from narrows.passes.plans.plan import fingerprint
+from narrows.passes.quant.asked import (
+    Bits,
+    Codings,
+    asked_for,
+    check_bits,
+    check_coding,
+    refuse_unmatched,
+)
 from narrows.passes.quant.batches import batches
 from narrows.passes.quant.observe import Histogram
 from narrows.passes.quant.plan import QuantPlan
-from narrows.passes.quant.survey import Survey, matches, survey
+from narrows.passes.quant.survey import Survey, survey
 
 BIAS_BITS = 23  # at most for a bias: the accumulator is then a float32 if the products' sum is
+WIDE_BIAS_BITS = 30  # at most for one beside wide codes, whose steps are finer by as much
 LEVEL_BITS = 5  # at most where levels are chosen: with more, their steps are a code or two
 METHODS = ("mse", "minmax", "percentile", "rapq")
-
-Bits = int | Mapping[str, int]
-Codings = int | str | Mapping[str, int | str]
 
 
 @dataclass(frozen=True)
@@ -44,7 +57,7 @@ class Settings:
     Attributes:
         weights: Bits of the weights, or ``pot4``, ``pot4x2`` for sums of one or two signed powers
             of two: one for all, or one per glob, the first match counts and ``*`` is for the rest.
-        activations: Bits of the activations, likewise.
+        activations: Bits of the activations, likewise; with more than 8 they are stored in int16.
         method: ``mse``, ``minmax``, ``percentile`` or ``rapq``, which begins with ``mse``.
         percentile: The share of the magnitudes that ``percentile`` covers, in percent.
         first_last: At least this many bits for the first and the last layers and what they read,
@@ -88,7 +101,7 @@ class Settings:
                 if isinstance(bits, str) and what == "weights":
                     check_coding(bits)
                 else:
-                    check_bits(what, bits)
+                    check_bits(what, bits, ACTIVATION_BITS if what == "activations" else BITS)
         if self.first_last is not None:
             check_bits("first_last", self.first_last)
         least = self.activations if isinstance(self.activations, int) else BITS[0]
@@ -106,28 +119,6 @@ class Settings:
                 why="it rounds to one of the two whole numbers next to a weight",
                 hint="method='mse', or a number of bits",
             )
-
-
-def check_bits(what: str, bits: Any) -> None:
-    """Raise `UsageError` unless ``bits`` is a number of bits that codes can have."""
-    if not isinstance(bits, int) or isinstance(bits, bool) or bits not in BITS:
-        raise UsageError(
-            f"{what} takes {BITS[0]} to {BITS[-1]} bits, got {bits!r}",
-            why="codes are stored in 8 bits, and one bit holds no sign and magnitude",
-            hint=f"{what}=8",
-        )
-
-
-def check_coding(coding: str) -> None:
-    """Raise `UsageError` unless ``coding`` names powers of two."""
-    try:
-        WeightGrid.spelled(coding)
-    except UsageError as error:
-        raise UsageError(
-            f"weights takes 2 to 8 bits, or pot2, pot3, pot4, got {coding!r}",
-            why=error.why,
-            hint="weights='pot4' for signed powers of two, 'pot4x2' for sums of two of them",
-        ) from error
 
 
 def calibrate(program: Program, data: Iterable[Any] | None, settings: Settings) -> QuantPlan:
@@ -154,7 +145,7 @@ def calibrate(program: Program, data: Iterable[Any] | None, settings: Settings) 
     watch = Watch(program, found)
     count = watch.run(program, data)
     notes = list(watch.notes())
-    activations = _activation_grids(found, watch, settings)
+    activations = _activation_grids(found, watch, settings, notes)
     weights = _weight_grids(program, found, activations, settings)
     offsets = {}
     if settings.correct_bias:
@@ -229,10 +220,15 @@ class Watch:
 # ------------------------------------------------------------------ grids
 
 
-def _activation_grids(found: Survey, watch: Watch, settings: Settings) -> dict[str, Grid]:
+def _activation_grids(
+    found: Survey, watch: Watch, settings: Settings, notes: list[Note]
+) -> dict[str, Grid]:
+    """Return the grid of every site; adds a note where one cannot be as wide as asked."""
     grids: dict[fx.Node, Grid] = {}
     outer, multiplied = _outer_sites(found), _multiplied(found, settings.align)
-    _refuse_unmatched(settings.activations, "activations", watch.histograms)
+    narrow = found.narrow()
+    chains = {n: found.chain(n) for n in watch.histograms}
+    refuse_unmatched(settings.activations, "activations", chains.values())
     for node, histogram in watch.histograms.items():
         if not histogram.finite:
             raise PassError(
@@ -242,9 +238,13 @@ def _activation_grids(found: Survey, watch: Watch, settings: Settings) -> dict[s
                 hint="look for NaN in the calibration data and the weights; mask with a large "
                 "negative number, not with -inf",
             )
-        bits = _asked(node, settings.activations, "activations")
+        bits = asked_for(chains[node], settings.activations, "activations")
         if settings.first_last is not None and (node in outer or node not in multiplied):
             bits = max(bits, settings.first_last)
+        if bits > BITS[-1] and node in narrow:
+            text = f"has {BITS[-1]} bits, not {bits}: {narrow[node]}"
+            notes.append(Note(node.name, "narrow", text, 0, Meta(node).source))
+            bits = BITS[-1]
         try:
             grids[node] = histogram.grid(settings.method, bits, settings.percentile)
         except UsageError as error:
@@ -256,35 +256,13 @@ def _activation_grids(found: Survey, watch: Watch, settings: Settings) -> dict[s
             ) from error
     for group in found.shared_grids() if settings.align else ():
         # Only among their like: a range of one sign would lose half of its codes to the other.
-        for zero in {grids[n].zero for n in group}:
-            alike = [n for n in group if grids[n].zero == zero]
+        # So do those in 8 bits and in more: either steps or codes would be wasted.
+        for kind in {(grids[n].negative, grids[n].wide) for n in group}:
+            alike = [n for n in group if (grids[n].negative, grids[n].wide) == kind]
             coarsest = min(grids[n].exponent for n in alike)
             bits = max(grids[n].bits for n in alike)
-            grids.update(dict.fromkeys(alike, Grid(coarsest, zero, bits)))
+            grids.update(dict.fromkeys(alike, Grid.of(coarsest, bits, kind[0])))
     return {n.name: g for n, g in grids.items()}
-
-
-def _asked(node: fx.Node, asked: Codings, what: str) -> Any:
-    """Return the bits, or the coding, that settings ask for at a node."""
-    if not isinstance(asked, Mapping):
-        return asked
-    for glob, bits in asked.items():
-        if matches(node, glob) or glob == "*":
-            return bits
-    raise UsageError(
-        f"{what} says nothing of {node.name}", hint=f"{what}={{..., '*': 8}} is for the rest"
-    )
-
-
-def _refuse_unmatched(asked: Codings, what: str, nodes: Iterable[fx.Node]) -> None:
-    """Raise `UsageError` for a glob that would have no effect."""
-    for glob in asked if isinstance(asked, Mapping) else ():
-        if glob != "*" and not any(matches(n, glob) for n in nodes):
-            raise UsageError(
-                f"{what} has bits for {glob!r}, which matches nothing that has {what}",
-                hint="globs are held against node names, module paths and weight names, as in "
-                "print(program); a layer and the ReLU behind it have one grid, the ReLU's",
-            )
 
 
 def _multiplied(found: Survey, align: bool) -> set[fx.Node]:
@@ -300,10 +278,7 @@ def _multiplied(found: Survey, align: bool) -> set[fx.Node]:
         plain = layer is None or one_each(layer) or node in outer
         if plain and not isinstance(form, Matmul):
             continue
-        for operand in form.operands(node):
-            while operand not in found.entries and isinstance(found.forms[operand], Moves):
-                operand = found.forms[operand].operands(operand)[0]
-            sites.add(operand if operand in found.entries else found.tail(operand))
+        sites.update(map(found.origin, form.operands(node)))
     for group in found.shared_grids() if align else ():
         if not sites.isdisjoint(group):
             sites.update(group)
@@ -352,12 +327,12 @@ def _weight_grids(
 ) -> dict[str, WeightGrid]:
     grids: dict[str, WeightGrid] = {}
     outer = _outer_layers(found)
-    _refuse_unmatched(settings.weights, "weights", list(found.layers()))
+    refuse_unmatched(settings.weights, "weights", [[n] for n in found.layers()])
     for node in found.layers():
         layer = found.forms[node].weights(node)
         assert layer is not None
         name = str(layer.weight.target)
-        coding = _asked(node, settings.weights, "weights")
+        coding = asked_for([node], settings.weights, "weights")
         if settings.first_last is not None and (node in outer or one_each(layer)):
             coding = _finer(coding, settings.first_last)
         if name in grids:
@@ -388,12 +363,14 @@ def finest(
     """
     layer = found.forms[node].weights(node)
     assert layer is not None
-    x, y = _exponent(found, activations, found.forms[node].operands(node)[0]), found.tail(node)
+    operand, y = found.forms[node].operands(node)[0], found.tail(node)
+    x, wide = _exponent(found, activations, operand), activations[found.origin(operand).name].wide
     limits = [SHIFTS[-1] + activations[y.name].exponent - x] * count
     if layer.bias is not None:
         sizes = program.tensor(layer.bias).detach().double().abs()
         each = sizes if len(sizes) == count else sizes.amax().expand(count)
-        room = [BIAS_BITS - math.frexp(size)[1] - x if size > 0 else limits[0] for size in each]
+        bits = WIDE_BIAS_BITS if wide else BIAS_BITS
+        room = [bits - math.frexp(size)[1] - x if size > 0 else limits[0] for size in each]
         limits = list(map(min, limits, room))
     return [max(limit, EXPONENTS[0]) for limit in limits]
 

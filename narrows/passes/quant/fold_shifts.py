@@ -14,18 +14,19 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 from narrows.errors import PassError
 from narrows.ir.editing import infer_shapes
-from narrows.ir.integer.bounds import EXACT, SAFE, SHIFTS, accumulator_bound
+from narrows.ir.integer.bounds import EXACT, SAFE, SHIFTS, WIDE_SAFE, accumulator_bound
 from narrows.ir.integer.grid import HALF_EVEN, Grid, WeightGrid
 from narrows.ir.integer.library import weight_codes
 from narrows.ir.ops import table
 from narrows.ir.ops.args import arguments
 from narrows.ir.ops.integer import Clip, IntegerForm, LayerWeights, Moves, Padding, Settled
-from narrows.ir.program import Meta, Note, Program, copy_meta, where
+from narrows.ir.program import Meta, Note, Program, aten, copy_meta, op_name, shape_of, where
 from narrows.passes.base import Fidelity, Pass, PassResult
 from narrows.passes.quant.islands import widened
 
@@ -151,25 +152,24 @@ class _Folder:
             settled = Settled(grid, low, high, rounding)
         if form is not None:
             target, call = form.emit(self, node, settled)
-            made = self._call(target, call, _rounding(target, rounding), node.name)
+            made = self._call(target, call, _keywords(target, rounding, grid), node.name)
             self._check_shifts(node, made)
         elif (codes := self._known(node)) is not None:
             have = self.grids[codes]
             shift = have.exponent - grid.exponent
             call = (codes, shift, have.zero, *settled.tail)
-            made = self._call(
-                ops.rescale.default, call, _rounding(ops.rescale.default, rounding), quantizer.name
-            )
+            how = _keywords(ops.rescale.default, rounding, grid)
+            made = self._call(ops.rescale.default, call, how, quantizer.name)
         elif node.op == "get_attr":
             call = (grid.exponent, grid.zero, low, high)
-            tensor = ops.quantize.default(self.old.tensor(node).detach(), *call)
+            tensor = ops.quantize.default(self.old.tensor(node).detach(), *call, wide=grid.wide)
             made = self.constant(str(node.target), tensor)
         else:
             call = (self._float(node), grid.exponent, grid.zero, low, high)
             made = self._call(
                 ops.quantize.default,
                 call,
-                _rounding(ops.quantize.default, rounding),
+                _keywords(ops.quantize.default, rounding, grid),
                 quantizer.name,
             )
         return self._on(made, grid)
@@ -194,8 +194,10 @@ class _Folder:
         have = self.grids[codes]
         grid = form.regrid(node, have)
         if grid != have:  # the same codes under another exponent
-            made = self._call(torch.ops.aten.alias.default, (codes,), {}, node.name)
+            made = self._call(aten.alias.default, (codes,), {}, node.name)
             return self._on(made, grid)
+        if have.wide and op_name(node).startswith("upsample_nearest"):
+            return self._on(self._picked(node, codes), have)
         args, kwargs = map_arg((node.args, node.kwargs), self._operand)
         if isinstance(form, Padding):
             given = arguments(node)
@@ -203,6 +205,17 @@ class _Folder:
             args, kwargs = (codes, given["pad"], *mode, have.zero), {}
         made = self._call(node.target, args, kwargs, node.name)
         return self._on(made, have)
+
+    def _picked(self, node: fx.Node, codes: fx.Node) -> fx.Node:
+        """Return a nearest resizing as the places it picks: torch has none of int16."""
+        old, new = shape_of(node.all_input_nodes[0]), shape_of(node)
+        for axis in range(2, len(new)):
+            line = torch.arange(old[axis], dtype=torch.float64).view(1, 1, -1)
+            places = F.interpolate(line, size=new[axis]).flatten().long()
+            index = self.constant(f"{node.name}.places{axis}", places)
+            name = node.name if axis == len(new) - 1 else f"{node.name}_{axis}"
+            codes = self._call(aten.index_select.default, (codes, axis, index), {}, name)
+        return codes
 
     def _operand(self, old: fx.Node) -> fx.Node:
         codes = self._known(old)
@@ -241,6 +254,20 @@ class _Folder:
         assert made is not None, operand
         return made, self.grids[made]
 
+    def table(self, node: fx.Node, made: Tensor) -> fx.Node:
+        """Return the node of a function's table: the plan's, or the one made here."""
+        held = Meta(node).table
+        if held is not None:
+            held = held.to(made.dtype)
+            if held.shape != made.shape or int((held.long() - made.long()).abs().max()) > 1:
+                raise PassError(
+                    f"the plan's table of {node.name} is of another function",
+                    where=where(node),
+                    why="they differ by more than a step, so it is another model's",
+                    hint="quantize this model with narrows.quantize, or use plan.bare()",
+                )
+        return self.constant(f"{node.name}.table", made if held is None else held)
+
     def constant(self, name: str, tensor: Tensor) -> fx.Node:
         """Return the node of a constant under a name, or under a new one if that is taken."""
         base, count = name, 1
@@ -276,7 +303,7 @@ class _Folder:
                     hint="quantize the float program anew, with the pass quantize",
                 )
         bound = int(accumulator_bound(codes, bias, x, weights.axis, weights.groups).max())
-        self._check_bound(node, bound)
+        self._check_bound(node, bound << max(-min(shifts), 0) if x.wide else bound, x.wide)
         if weights.transposed:
             codes, grid = codes.t().contiguous(), replace(grid, axis=1 - grid.axis)
         weight = self.constant(name, codes.to(torch.int8))
@@ -292,20 +319,26 @@ class _Folder:
         return str(args["x"].target), weight_codes(tensor, *call), list(args["exponents"])
 
     def product_fits(self, node: fx.Node, length: int, a: Grid, b: Grid) -> None:
-        """Raise if a sum of ``length`` products of two activations may not fit into 32 bits."""
+        """Raise if a sum of ``length`` products of two activations may be too large."""
         sizes = (max(g.zero - g.low, g.high - g.zero) for g in (a, b))
-        self._check_bound(node, length * next(sizes) * next(sizes))
+        self._check_bound(node, length * next(sizes) * next(sizes), a.wide or b.wide)
 
-    def _check_bound(self, node: fx.Node, bound: int) -> None:
-        if bound >= SAFE:
+    def _check_bound(self, node: fx.Node, bound: int, wide: bool) -> None:
+        """Raise if a sum may leave 32 bits; a sum of wide codes may, as long as a float64 is it."""
+        bits, safe = (53, WIDE_SAFE) if wide else (32, SAFE)
+        if bound >= safe:
             raise PassError(
                 f"the accumulator of {node.name} may overflow",
                 where=where(node),
-                why=f"it can reach {bound:,}, and 32 bits hold up to {SAFE - 1:,}",
+                why=f"it can reach {bound:,}, and {bits} bits hold up to {safe - 1:,}",
                 hint=f"give it fewer bits, weights={{{node.name!r}: 6}}, or skip it",
             )
-        if bound > EXACT:
+        text = ""
+        if wide and bound >= SAFE:
+            text = f"its accumulator can reach {bound:,} and takes 64 bits"
+        elif not wide and bound > EXACT:
             text = f"its accumulator can reach {bound:,}, which float32 holds up to {EXACT:,}"
+        if text:
             self.notes.append(Note(node.name, "bound", text, 0, Meta(node).source))
 
     def _check_shifts(self, old: fx.Node, node: fx.Node) -> None:
@@ -377,18 +410,19 @@ def _clipped(clip: fx.Node, grid: Grid, rounding: str, low: int, high: int) -> t
 
 
 def _grid(args: dict[str, Any]) -> Grid:
-    bits = (args["high"] - args["low"] + 1).bit_length() - 1
-    return Grid(args["exponent"], args["zero"], bits)
+    return Grid.read(args["exponent"], args["zero"], args["low"], args["high"])
 
 
 def _short(shifts: list[int]) -> list[int]:
     return shifts[:1] if len(set(shifts)) == 1 else shifts
 
 
-def _rounding(target: Any, rounding: str) -> dict[str, str]:
-    """Return the keyword that says how to round, where it is not the default."""
-    known = any(a.name == "rounding" for a in target._schema.arguments)
-    return {"rounding": rounding} if known and rounding != HALF_EVEN else {}
+def _keywords(target: Any, rounding: str, grid: Grid) -> dict[str, Any]:
+    """Return how to round and how wide the codes are, where that is not the default."""
+    known = {a.name for a in target._schema.arguments}
+    made: dict[str, Any] = {"rounding": rounding} if rounding != HALF_EVEN else {}
+    made |= {"wide": True} if grid.wide else {}
+    return {k: v for k, v in made.items() if k in known}
 
 
 __all__ = ["FoldShifts"]

@@ -205,9 +205,10 @@ class _SideBySide:
             if node in self.tallies:
                 levels = self.plan.levels.get(node.name)
                 on = self.plan.activations[node.name] if levels is None else levels.grid
+                count = 0 if levels is None else len(levels.thresholds) + 1
                 yield self.tallies[node].measured(
                     node.name, node, kind="activation", exponents=(on.exponent,), zero=on.zero,
-                    bits=on.bits, levels=0 if levels is None else len(levels.thresholds) + 1,
+                    bits=on.bits, signed=on.signed, levels=count,
                 )  # fmt: skip
 
     def _weight(self, name: str, node: fx.Node, weight: Tensor) -> Measured:

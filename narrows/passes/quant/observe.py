@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from narrows.ir.integer.grid import CENTRE, EXPONENTS, Grid
+from narrows.ir.integer.grid import EXPONENTS, Grid
 
 BINS = 4096  # on each side of zero
 SEARCHED = 6  # how many exponents beyond the covering one are tried for the smallest error
@@ -79,7 +79,7 @@ class Histogram:
     # ------------------------------------------------------------------ choosing a grid
 
     def grid(self, method: str, bits: int, percentile: float = 99.99) -> Grid:
-        """Return the grid that a method chooses: zero point 0 unless something was negative.
+        """Return the grid that a method chooses: signed if something was negative.
 
         Args:
             method: ``minmax`` covers everything seen; ``percentile`` covers that share of the
@@ -88,18 +88,18 @@ class Histogram:
             bits: How many bits the codes take.
             percentile: For the method of that name, in percent.
         """
-        zero = CENTRE if self.low < 0 else 0
+        negative = self.low < 0
         reach = self._quantile(percentile) if method == "percentile" else max(-self.low, self.high)
-        covering = self._covering(reach, zero, bits)
+        covering = self._covering(reach, Grid.of(0, bits, negative))
         if method != "mse" or self.power is None:
-            return Grid(covering, zero, bits)
+            return Grid.of(covering, bits, negative)
         tried = range(covering, min(covering + SEARCHED, EXPONENTS[-1] + 1))
-        best = min(tried, key=lambda e: self.error(Grid(e, zero, bits)))
-        return Grid(best, zero, bits)
+        best = min(tried, key=lambda e: self.error(Grid.of(e, bits, negative)))
+        return Grid.of(best, bits, negative)
 
-    def _covering(self, reach: float, zero: int, bits: int) -> int:
-        """Return the largest exponent at which the grid reaches ``reach``, to half a step."""
-        top = (2 ** (bits - 1) - 1 if zero else 2**bits - 1) + 0.5
+    def _covering(self, reach: float, grid: Grid) -> int:
+        """Return the largest exponent at which codes reach ``reach``, to half a step."""
+        top = grid.high - grid.zero + 0.5
         exponent = 0 if reach <= 0 else math.floor(math.log2(top) - math.log2(reach))
         return max(EXPONENTS[0] - 1, min(exponent, EXPONENTS[-1]))
 

@@ -3,7 +3,8 @@
 A plan is made for a *prepared* program (norms folded, attention taken apart) by
 `narrows.passes.quant.calibrate` or by a reconstruction (`narrows.passes.quant.rapq`), and used by
 the pass ``quantize``. It holds exponents, zero points, bits, whole numbers that correct biases,
-and, where a reconstruction chose them, the codes of the weights.
+and, where a reconstruction chose them, the codes of the weights. Once it was used, it also holds a
+`Record` of what rounding made of the checkpoint, so that it gives the same integers ever after.
 """
 
 from __future__ import annotations
@@ -18,14 +19,28 @@ from narrows.errors import NarrowsError, PlanError, PlanUsageError
 from narrows.files.reading import fit
 from narrows.files.writing import as_path, write_text
 from narrows.ir.integer.codes import WeightCodes
-from narrows.ir.integer.grid import HALF_EVEN, ROUNDINGS, Grid, Levels, WeightGrid
+from narrows.ir.integer.grid import ACTIVATION_BITS, HALF_EVEN, ROUNDINGS, Grid, Levels, WeightGrid
 from narrows.ir.program import Meta, Note, Program
 from narrows.passes.plans import planfile
 from narrows.passes.plans.state import place_of
+from narrows.passes.quant.record import Record
 from narrows.passes.quant.schema import LIMIT, QuantFile
 
 FORMAT = "narrows-quant-plan"
-VERSION = 2  # the first that knows codes, terms and levels; without, a plan is of version 1
+VERSION = 3  # knows records, preparations and wide codes; 2: codes, terms, levels; 1: none of them
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How a program is prepared for a plan, as far as that can differ.
+
+    Attributes:
+        bits: How many bits clips are widened to.
+        equalize: Whether powers of two move between layers.
+    """
+
+    bits: int = 8
+    equalize: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,6 +58,9 @@ class QuantPlan:
             equally wide; made elsewhere, as in training with learned thresholds.
         floats: The nodes that stay floating-point, each with the reason.
         rounding: ``half_even`` or ``half_up``: how every shift settles ties.
+        record: What rounding made of the checkpoint; ``None`` before a plan was used, or in one of
+            an older narrows. Without it the integers are made of the floating-point numbers alone.
+        preparation: How the program is prepared; ``None`` where the caller has to know.
         fingerprint: Of the program it was made for (`narrows.passes.plans.plan.fingerprint`).
         narrows: The version that made it.
         notes: What a person should know.
@@ -55,6 +73,8 @@ class QuantPlan:
     levels: Mapping[str, Levels] = field(default_factory=dict)
     floats: Mapping[str, str] = field(default_factory=dict)
     rounding: str = HALF_EVEN
+    record: Record | None = None
+    preparation: Preparation | None = None
     fingerprint: str = ""
     narrows: str = ""
     notes: tuple[Note, ...] = ()
@@ -71,7 +91,8 @@ class QuantPlan:
 
         Where a pass says from which channels a weight was made (`Program.origins`), its exponents,
         offsets and codes are those of these channels. Nodes that are gone are dropped; what is made
-        a second time has the grids of the first.
+        a second time has the grids of the first. The record is left behind: pruning folds constants
+        into biases. It is made anew when the plan is used.
 
         Raises:
             PlanError: A weight has another number of channels, and no pass says which.
@@ -108,6 +129,7 @@ class QuantPlan:
             codes=codes,
             levels=left(self.levels),
             floats=left(self.floats),
+            record=None,
             fingerprint="",
         )
 
@@ -115,26 +137,34 @@ class QuantPlan:
         """Return the plan with more notes."""
         return replace(self, notes=(*self.notes, *notes))
 
+    def bare(self) -> QuantPlan:
+        """Return the grids alone, for another checkpoint of the model: no record, no codes."""
+        return replace(self, record=None, codes={})
+
     @property
-    def _newer(self) -> bool:
-        """Whether it holds what version 1 of the format does not know."""
-        return bool(self.codes or self.levels or any(g.terms for g in self.weights.values()))
+    def _version(self) -> int:
+        """The oldest version of the format that knows all that it holds."""
+        wide = any(g.wide for g in self.activations.values())
+        if wide or self.record is not None or self.preparation is not None:
+            return VERSION
+        newer = self.codes or self.levels or any(g.terms for g in self.weights.values())
+        return 2 if newer else 1
 
     # ------------------------------------------------------------------ JSON
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as JSON values."""
         levels = {
-            n: {"grid": vars(v.grid), "thresholds": list(v.thresholds)}
+            n: {"grid": _grid_json(v.grid), "thresholds": list(v.thresholds)}
             for n, v in self.levels.items()
         }
         return {
             "format": FORMAT,
-            "version": VERSION if self._newer else 1,
+            "version": self._version,
             "narrows": self.narrows,
             "fingerprint": self.fingerprint,
             "rounding": self.rounding,
-            "activations": {n: vars(g) for n, g in self.activations.items()},
+            "activations": {n: _grid_json(g) for n, g in self.activations.items()},
             "weights": {
                 n: {
                     "exponents": list(g.exponents),
@@ -147,8 +177,10 @@ class QuantPlan:
             "offsets": {n: list(o) for n, o in self.offsets.items()},
             **({"codes": {n: c.to_json() for n, c in self.codes.items()}} if self.codes else {}),
             **({"levels": levels} if levels else {}),
+            **({} if self.preparation is None else {"preparation": vars(self.preparation)}),
             "floats": dict(self.floats),
             "notes": [vars(note) for note in self.notes],
+            **_record_json(self.record),
         }
 
     @staticmethod
@@ -207,14 +239,42 @@ def _decode(data: dict[str, Any]) -> QuantPlan:
         },
         floats={str(n): str(r) for n, r in data["floats"].items()},
         rounding=data["rounding"],
+        record=Record.from_json(_record_of(data)) if RECORDS[0] in data else None,
+        preparation=_preparation(data["preparation"]) if "preparation" in data else None,
         fingerprint=str(data["fingerprint"]),
         narrows=str(data["narrows"]),
         notes=fit(data["notes"], tuple[Note, ...]),
     )
 
 
+# One table each, so that a file has a line for every tensor.
+RECORDS = ("record weights", "record activations", "record biases", "record tables", "record norms")
+
+
+def _record_json(record: Record | None) -> dict[str, Any]:
+    return {} if record is None else {f"record {k}": v for k, v in record.to_json().items()}
+
+
+def _record_of(data: dict[str, Any]) -> dict[str, Any]:
+    return {name.removeprefix("record "): data[name] for name in RECORDS}
+
+
+def _preparation(data: dict[str, Any]) -> Preparation:
+    if type(data["equalize"]) is not bool or _whole(data["bits"]) not in ACTIVATION_BITS:
+        raise ValueError(f"its preparation is {data!r}")
+    return Preparation(data["bits"], data["equalize"])
+
+
 def _grid(data: dict[str, Any]) -> Grid:
-    return Grid(_whole(data["exponent"]), _whole(data["zero"]), _whole(data["bits"]))
+    signed = data.get("signed", False)
+    if type(signed) is not bool:
+        raise ValueError(f"{signed!r} is neither true nor false")
+    return Grid(_whole(data["exponent"]), _whole(data["zero"]), _whole(data["bits"]), signed)
+
+
+def _grid_json(grid: Grid) -> dict[str, Any]:
+    facts = {"exponent": grid.exponent, "zero": grid.zero, "bits": grid.bits}
+    return {**facts, "signed": True} if grid.signed else facts
 
 
 def _whole(value: Any) -> int:
@@ -253,4 +313,4 @@ def _left(codes: WeightCodes, program: Program, name: str) -> WeightCodes:
     return WeightCodes.of(kept * (program.weights[name] != 0).to(kept.dtype))
 
 
-__all__ = ["QuantPlan"]
+__all__ = ["Preparation", "QuantPlan"]

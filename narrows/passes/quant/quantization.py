@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from narrows.errors import PassError, UsageError, suggest
@@ -28,10 +28,12 @@ from narrows.passes.quant.exactness import assert_exact
 from narrows.passes.quant.fold_shifts import FoldShifts
 from narrows.passes.quant.learning import Learning
 from narrows.passes.quant.measure import SAMPLES, measure
-from narrows.passes.quant.plan import QuantPlan
+from narrows.passes.quant.plan import Preparation, QuantPlan
 from narrows.passes.quant.quantize import Quantize
 from narrows.passes.quant.rapq import rapq
+from narrows.passes.quant.record import record
 from narrows.passes.quant.report import QuantReport
+from narrows.passes.quant.survey import survey
 from narrows.passes.quant.widen_clips import WidenClips
 
 
@@ -41,7 +43,7 @@ class Quantized:
 
     Attributes:
         program: The integer program: the reference for every backend. Lower this one.
-        plan: The grids, as data; `QuantPlan.save` keeps them.
+        plan: The grids and what rounding made of the weights, as data; `QuantPlan.save` keeps them.
         fake: The fake-quantized program, floating-point; ``program`` equals it bit for bit.
         prepared: The float program that the plan is for.
         passes: What every pass did, from preparation to shifts.
@@ -111,9 +113,9 @@ def quantize(
     """
     if any(Meta(n).grid is not None for n in program.graph.nodes):
         raise PassError(f"{program.name} is quantized already", hint="quantize the float program")
-    bits = settings.activations if isinstance(settings.activations, int) else 8
+    how = _how(plan, settings)
     watches = list(instruments)
-    prepared = preparation(bits, equalize=settings.equalize).run(program, watches)
+    prepared = preparation(how.bits, equalize=how.equalize).run(program, watches)
     stored: list[Any] = []
     if plan is not None:
         chosen = plan
@@ -126,8 +128,20 @@ def quantize(
     folded = Pipeline([FoldShifts()]).run(fake.program, watches)
     if stored:
         assert_exact(fake.program, folded.program, stored[0])
+    if chosen.record is None:
+        found = survey(prepared.program, chosen.floats)
+        made = record(chosen, found, fake.program, folded.program)
+        chosen = replace(chosen, record=made, preparation=how)
     reports = (*prepared.reports, *fake.reports, *folded.reports)
     return Quantized(folded.program, chosen, fake.program, prepared.program, reports)
+
+
+def _how(plan: QuantPlan | None, settings: Settings) -> Preparation:
+    """Return how to prepare a program: as the plan says, or as the settings ask for."""
+    if plan is not None and plan.preparation is not None:
+        return plan.preparation
+    bits = settings.activations if isinstance(settings.activations, int) else 8
+    return Preparation(bits, settings.equalize)
 
 
 def _reconstructed(

@@ -14,16 +14,23 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
-import narrows.ir.integer.library  # noqa: F401  (defines torch.ops.narrows)
 from narrows.errors import PassError, PlanError, PlanUsageError
 from narrows.ir.integer.codes import WeightCodes
 from narrows.ir.integer.grid import Grid, Levels, WeightGrid
+from narrows.ir.integer.library import weight_codes
 from narrows.ir.ops.args import arguments, changed
 from narrows.ir.ops.integer import IntegerForm, LayerWeights, Moves
 from narrows.ir.program import Meta, Note, Program, copy_meta, shape_of, where
 from narrows.passes.base import Fidelity, Pass, PassResult
 from narrows.passes.plans.plan import fingerprint
 from narrows.passes.quant.plan import QuantPlan
+from narrows.passes.quant.record import (
+    Record,
+    about,
+    activation_codes,
+    key,
+    norm_weights,
+)
 from narrows.passes.quant.survey import Survey, survey
 
 ops: Any = torch.ops.narrows
@@ -83,6 +90,10 @@ def _check(plan: QuantPlan, program: Program, found: Survey) -> None:
     for name in plan.levels:
         if name not in plan.activations:
             raise PlanError(f"the plan has levels for {name!r}, which has no grid", hint=hint)
+    for node, reason in found.narrow().items():
+        if plan.activations[node.name].wide:
+            bits = plan.activations[node.name].bits
+            raise PlanError(f"{node.name} cannot have {bits} bits", where=where(node), why=reason)
     for node in found.layers():
         layer = found.forms[node].weights(node)
         assert layer is not None
@@ -106,9 +117,7 @@ def _check_codes(
     """Raise `PlanError` unless every code is one of the two next to its weight, or an end."""
     fits = codes.shape == tuple(weight.shape)
     if fits:
-        shape = [-1 if a == grid.axis else 1 for a in range(weight.dim())]
-        scale = torch.exp2(torch.tensor(grid.exponents, dtype=torch.float64)).reshape(shape)
-        steps = (weight.cpu().double() * scale).clamp(-grid.high, grid.high)
+        steps = (weight.cpu().double() * _scale(grid, weight)).clamp(-grid.high, grid.high)
         held = codes.tensor().double()
         # A hundredth: a weight may have been folded anew, on another machine.
         fits = bool(((held - steps).abs() <= 1.01).all() & (held.abs() <= grid.high).all())
@@ -121,17 +130,37 @@ def _check_codes(
         )
 
 
+def _scale(grid: WeightGrid, weight: torch.Tensor) -> torch.Tensor:
+    """Return steps per unit, which broadcast over a weight."""
+    shape = [-1 if a == grid.axis else 1 for a in range(weight.dim())]
+    return torch.exp2(torch.tensor(grid.exponents, dtype=torch.float64)).reshape(shape)
+
+
+def _other(what: str, node: fx.Node) -> PlanError:
+    """Return the error for a record of another checkpoint."""
+    return PlanError(
+        f"the plan's {what} are of other weights",
+        where=where(node),
+        why="a plan keeps what rounding made of one checkpoint, and the numbers here are further "
+        "from those than another order of operations or another precision takes them",
+        hint="quantize this checkpoint with narrows.quantize, or use plan.bare(), the grids alone",
+    )
+
+
 class _Inserter:
     """Puts the rounding nodes of a plan into a program that the pass owns."""
 
     def __init__(self, program: Program, plan: QuantPlan, found: Survey) -> None:
         self.program, self.plan, self.found = program, plan, found
+        self.record = Record() if plan.record is None else plan.record
         self.graph = program.graph
         self.grids: dict[fx.Node, Grid] = {}  # of every node on codes, before nodes are put between
         self.weights: dict[tuple[fx.Node, WeightGrid], fx.Node] = {}
 
     def run(self) -> None:
         self._spread_grids()
+        self._norms()
+        self._tables()
         for node, form in self.found.forms.items():
             layer = form.weights(node)
             if layer is not None:
@@ -157,6 +186,28 @@ class _Inserter:
             elif isinstance(form, Moves):
                 self.grids[node] = form.regrid(node, self.grids[form.operands(node)[0]])
 
+    def _norms(self) -> None:
+        """Put the numbers that norms compute with to those of the record."""
+        for name in norm_weights(self.found):
+            if name not in self.record.norms:
+                continue
+            held, made = self.record.norms[name].tensor(), self.program.weights[name].detach()
+            if not about(held, made):
+                raise _other(f"numbers of {name!r}", self.program.users_of(name)[0])
+            if not torch.equal(held, made.cpu().float()):
+                self.program.weights[name] = held.to(made.device, made.dtype)
+
+    def _tables(self) -> None:
+        """Leave the tables of the record with their nodes, where ``fold-shifts`` looks for them."""
+        for node, form in self.found.forms.items():
+            kept = self.record.tables.get(node.name)
+            if kept is None:
+                continue
+            grids = [self.grids[n] for n in form.operands(node)]
+            out = self.plan.activations[self.found.tail(node).name]
+            if kept.on == key(*grids, out):  # of other grids it is another table
+                Meta(node).table = kept.codes.tensor()
+
     def _site(self, site: fx.Node) -> None:
         """Round a tensor; what stays floating-point reads an entry unrounded."""
         grid = self.plan.activations[site.name]
@@ -167,11 +218,12 @@ class _Inserter:
         ]  # fmt: skip
         # A float becomes a code by the rounding of IEEE 754; the flag is about shifts.
         how: dict[str, Any] = {"entry": True} if entry else {"rounding": self.plan.rounding}
-        with self.graph.inserting_after(site):
+        source = self._entry(site, grid, readers) if site.op == "get_attr" else site
+        with self.graph.inserting_after(source):
             rounded = self.graph.create_node(
                 "call_function",
                 ops.fake_quantize.default,
-                (site, grid.exponent, grid.zero, grid.low, grid.high),
+                (source, grid.exponent, grid.zero, grid.low, grid.high),
                 how,
                 name=f"{site.name}_q",
             )
@@ -180,6 +232,29 @@ class _Inserter:
             rounded = self._levels(site, rounded, grid, self.plan.levels[site.name])
         for reader in readers:
             reader.replace_input_with(site, rounded)
+
+    def _entry(self, site: fx.Node, grid: Grid, readers: list[fx.Node]) -> fx.Node:
+        """Return a weight that is read as an activation, with the codes of the record."""
+        kept = self.record.activations.get(site.name)
+        if kept is None or kept.on != key(grid):
+            return site
+        tensor = self.program.tensor(site).detach()
+        codes = kept.codes.codes(tensor.double() * 2.0**grid.exponent + grid.zero, grid.codes)
+        if codes is None:
+            raise _other(f"codes of {str(site.target)!r}", site)
+        if torch.equal(codes, activation_codes(tensor, grid)):
+            return site
+        numbers = (codes - grid.zero).double() * grid.scale
+        return self._put(site, numbers, set(readers))
+
+    def _put(self, source: fx.Node, numbers: torch.Tensor, readers: set[fx.Node]) -> fx.Node:
+        """Return a weight with other numbers: itself, if nothing else reads it."""
+        name, tensor = str(source.target), self.program.tensor(source)
+        moved = numbers.to(tensor.device, tensor.dtype)
+        if set(self.program.users_of(name)) <= readers:
+            self.program.weights[name] = moved
+            return source
+        return self._attribute(source, f"{name}_codes", moved)  # it is read unrounded, too
 
     def _levels(self, site: fx.Node, rounded: fx.Node, own: Grid, levels: Levels) -> fx.Node:
         """Return the levels that the codes of a tensor become: a table of them, once folded."""
@@ -220,19 +295,19 @@ class _Inserter:
 
     def _chosen(self, weight: fx.Node, grid: WeightGrid) -> fx.Node:
         """Return a weight that plain rounding takes to the codes of the plan."""
-        name = str(weight.target)
-        codes = self.plan.codes.get(name)
+        name, tensor = str(weight.target), self.program.tensor(weight).detach()
+        kept = self.record.weights.get(name)
+        codes = self.plan.codes[name].tensor() if name in self.plan.codes else None
+        if codes is None and kept is not None and kept.on == key(grid):
+            codes = kept.codes.codes(tensor.cpu().double() * _scale(grid, tensor), grid.codes)
+            if codes is None:
+                raise _other(f"codes of {name!r}", next(iter(weight.users)))
+            if torch.equal(codes, weight_codes(tensor.cpu(), *grid.arguments)):
+                return weight
         if codes is None:
             return weight
-        tensor = self.program.tensor(weight)
-        shape = [-1 if a == grid.axis else 1 for a in range(tensor.dim())]
-        scale = torch.exp2(torch.tensor(grid.exponents, dtype=torch.float64)).reshape(shape)
-        moved = (codes.tensor().double() / scale).to(tensor.device, tensor.dtype)
         layers = {n for n in self.found.layers() if self._weight_of(n) == name}
-        if set(self.program.users_of(name)) <= layers:
-            self.program.weights[name] = moved
-            return weight
-        return self._attribute(weight, f"{name}_codes", moved)  # it is read unrounded, too
+        return self._put(weight, codes.double() / _scale(grid, tensor), layers)
 
     def _weight_of(self, node: fx.Node) -> str:
         layer = self.found.forms[node].weights(node)
@@ -241,15 +316,29 @@ class _Inserter:
     def _bias(
         self, node: fx.Node, bias: fx.Node, exponents: list[int], offsets: tuple[int, ...] | None
     ) -> fx.Node:
+        """Return a bias rounded: that of the record or else the program's, and its correction."""
+        tensor = self.program.tensor(bias).detach()
+        steps = torch.tensor([2.0**-e for e in exponents], dtype=torch.float64)
+        numbers = self._recorded(node, tensor, steps)
         if offsets is not None and any(offsets):
-            tensor = self.program.tensor(bias).detach()
-            steps = torch.tensor([2.0**-e for e in exponents], dtype=torch.float64)
-            moved = tensor.double() + torch.tensor(offsets, dtype=torch.float64) * steps
-            if len(bias.users) > 1:
-                bias = self._attribute(node, f"{bias.target}_{node.name}", moved.to(tensor.dtype))
-            else:
-                self.program.weights[str(bias.target)] = moved.to(tensor.dtype)
+            numbers = numbers + torch.tensor(offsets, dtype=torch.float64) * steps
+        codes = (numbers / steps).round()
+        moved = numbers.to(tensor.device, tensor.dtype)
+        if len(bias.users) > 1:
+            bias = self._attribute(node, f"{bias.target}_{node.name}", moved)
+        elif not torch.equal(codes, (tensor.cpu().double() / steps).round()):
+            self.program.weights[str(bias.target)] = moved
         return self._rounded(bias, (bias, exponents, 0, BIAS_LOW, BIAS_HIGH))
+
+    def _recorded(self, node: fx.Node, tensor: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
+        """Return the bias of the record in whole steps, or the program's where there is none."""
+        kept = self.record.biases.get(node.name)
+        if kept is None:
+            return tensor.cpu().double()
+        held, result = kept.numbers(), self.plan.activations[self.found.tail(node).name]
+        if not about(held, tensor, (2 * steps).clamp(min=result.scale)):
+            raise _other(f"bias codes of {node.name}", node)
+        return (held / steps).round() * steps  # on other grids it has other steps
 
     def _new_bias(self, node: fx.Node, layer: LayerWeights) -> fx.Node:
         weight = self.program.tensor(layer.weight)

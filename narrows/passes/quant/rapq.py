@@ -26,7 +26,7 @@ import torch
 from torch import fx
 
 from narrows.ir.integer.codes import WeightCodes
-from narrows.ir.integer.grid import Grid, WeightGrid
+from narrows.ir.integer.grid import WeightGrid
 from narrows.ir.ops.args import arguments
 from narrows.ir.program import Note, Program, aten, shape_of
 from narrows.passes.quant import resume
@@ -249,7 +249,7 @@ class Reconstruction:
         activations = dict(self.plan.activations)
         for site in trial.sites.values():
             old = activations[site.name]
-            activations[site.name] = Grid(_exponent(site.step), old.zero, old.bits)
+            activations[site.name] = dataclasses.replace(old, exponent=_exponent(site.step))
         trial.make_room(activations)
         weights, codes = dict(self.plan.weights), {}
         offsets: dict[str, tuple[int, ...]] = {}

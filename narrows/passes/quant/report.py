@@ -44,6 +44,7 @@ class Measured:
         gain: What the outputs gain without this quantizer, in dB; ``None`` if not measured.
         source: ``file:line`` of the user's code.
         levels: How many levels of unequal width an activation has; 0 where its steps are even.
+        signed: Whether codes of more than 8 bits are negative, too.
     """
 
     name: str
@@ -63,13 +64,14 @@ class Measured:
     source: str = ""
     terms: int = 0
     levels: int = 0
+    signed: bool = False
 
     @property
     def grid(self) -> str:
         """As text: ``2^-5 z128``, ``2^-9..2^-4 pot4``, ``2^-2 3b, 8 levels``."""
         least, most = min(self.exponents), max(self.exponents)
         text = f"2^{-most}" if least == most else f"2^{-most}..2^{-least}"
-        text += f" z{self.zero}" if self.zero else ""
+        text += f" z{self.zero}" if self.zero else " signed" if self.signed else ""
         if self.terms:
             return f"{text} {self._weights.coding}"
         text += f" {self.bits}b" if self.bits != 8 else ""
@@ -80,7 +82,7 @@ class Measured:
         """The largest magnitude that is not clipped, in the coarsest steps."""
         if self.kind == "weight":
             return self._weights.reach
-        return 2.0 ** (self.bits - 1 if self.zero else self.bits) - 0.5
+        return 2.0 ** (self.bits - (self.zero > 0 or self.signed)) - 0.5
 
     @property
     def _weights(self) -> WeightGrid:

@@ -20,6 +20,7 @@ class GridFile(msgspec.Struct):
     exponent: int
     zero: int
     bits: int
+    signed: bool = False
 
 
 class WeightFile(msgspec.Struct):
@@ -45,8 +46,15 @@ class LevelsFile(msgspec.Struct):
     thresholds: list[Count]
 
 
+class PreparationFile(msgspec.Struct):
+    """A `narrows.passes.quant.plan.Preparation`."""
+
+    bits: int
+    equalize: bool
+
+
 class QuantFile(msgspec.Struct):
-    """A `narrows.passes.quant.plan.QuantPlan`."""
+    """A `narrows.passes.quant.plan.QuantPlan`; its record says itself what it may be."""
 
     narrows: str
     fingerprint: str
@@ -58,3 +66,4 @@ class QuantFile(msgspec.Struct):
     notes: list[Note]
     codes: dict[str, CodesFile] = {}
     levels: dict[str, LevelsFile] = {}
+    preparation: PreparationFile | None = None

@@ -54,6 +54,36 @@ class Survey:
                 return self.tail(node)
             node = form.operands(node)[0]
 
+    def origin(self, node: fx.Node) -> fx.Node:
+        """Return the site whose codes a node hands on, on its grid or under another exponent."""
+        while node not in self.entries and isinstance(self.forms[node], Moves):
+            node = self.forms[node].operands(node)[0]
+        return node if node in self.entries else self.tail(node)
+
+    def narrow(self) -> dict[fx.Node, str]:
+        """Return the sites that have codes of 8 bits at most, with the reason: what makes them, or
+        what reads them, takes no others."""
+        sites: dict[fx.Node, str] = {}
+        for node, form in self.forms.items():
+            reason = form.narrow(node)
+            if not reason:
+                continue
+            for site in (*map(self.origin, form.operands(node)), self.origin(node)):
+                sites.setdefault(site, f"{reason}, as {node.name}")
+        return sites
+
+    def chain(self, site: fx.Node) -> list[fx.Node]:
+        """Return a site and the operators that are absorbed into it: it is the result of all."""
+        nodes, node = [site], site
+        while site not in self.entries:
+            form = self.forms[node]
+            source = form.operands(node)[0] if form.kind == "clips" else node
+            if source is node or source not in self.forms or self.tail(source) is not site:
+                break
+            node = source
+            nodes.append(node)
+        return nodes
+
     def tail(self, node: fx.Node) -> fx.Node:
         """Return the last of the clips that a node's result alone goes through, or the node."""
         while len(node.users) == 1:

@@ -425,8 +425,9 @@ class Trial:
         a power of two; ``None`` if its step is none."""
         if node in self.sites:
             site = self.sites[node]
-            exponent, bits = exponent_of(site.step), (site.high - site.low).bit_length()
-            return None if exponent is None else Grid(exponent, arguments(node)["zero"], bits)
+            exponent, zero = exponent_of(site.step), arguments(node)["zero"]
+            ends = (site.low + zero, site.high + zero)
+            return None if exponent is None else Grid.read(exponent, zero, *ends)
         form = table.integer_form(node) if node.op == "call_function" else None
         if not isinstance(form, Moves):
             return None

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from torch import fx
 
+from narrows.ir.integer.grid import Grid
 from narrows.ir.ops import table
 from narrows.ir.ops.args import arguments
 from narrows.ir.ops.integer import Clip, LayerWeights, Moves, Relabel
@@ -51,7 +52,7 @@ class WidenClips(Pass):
             after = _layers_after(node)
             if before is None or not after:
                 continue
-            codes = 2**self.bits - 1
+            codes = Grid.of(0, self.bits, negative=False).high
             top = codes * 2.0 ** -math.floor(math.log2(codes / high))
             if top == high:
                 continue

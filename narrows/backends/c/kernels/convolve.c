@@ -10,7 +10,7 @@ static inline void convolve(const struct conv *p, gatherer *collect, const uint8
     const int count = padded(p->sums.inputs);
     int image, group, position[3];
 
-    memset(columns, 0, (size_t)(4 * count));
+    memset(columns, 0, (size_t)(4 * count) * sizeof *columns);
     for (image = 0; image < at->images; image++) {
         for (group = 0; group < p->groups; group++) {
             struct sums part = p->sums;

@@ -6,7 +6,7 @@ static void dense(const struct sums *p, int rows, const uint8_t *x, uint8_t *y, 
     int row, i;
 
     if (columns != 0)
-        memset(columns, 0, (size_t)(4 * count));
+        memset(columns, 0, (size_t)(4 * count) * sizeof *columns);
     for (row = 0; row < rows; row += 4, x += 4 * p->inputs, y += 4 * p->outputs) {
         const int some = rows - row < 4 ? rows - row : 4;
         if (columns == 0 || count == p->inputs) {
@@ -14,7 +14,7 @@ static void dense(const struct sums *p, int rows, const uint8_t *x, uint8_t *y, 
             continue;
         }
         for (i = 0; i < some; i++)
-            memcpy(columns + i * count, x + i * p->inputs, (size_t)p->inputs);
+            memcpy(columns + i * count, x + i * p->inputs, (size_t)p->inputs * sizeof *x);
         sum_rows(p, columns, some, y, p->outputs);
     }
 }

@@ -7,7 +7,7 @@ static int embedding(uint8_t *y, int count, const int64_t *numbers, const uint8_
     for (i = 0; i < count; i++, y += width) {
         if (numbers[i] < 0 || numbers[i] >= rows)
             return 1;
-        memcpy(y, table + (size_t)numbers[i] * (size_t)width, (size_t)width);
+        memcpy(y, table + (size_t)numbers[i] * (size_t)width, (size_t)width * sizeof *y);
     }
     return 0;
 }

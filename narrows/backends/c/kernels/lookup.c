@@ -1,6 +1,6 @@
-/* Any function of one code: a table of 256. */
+/* Any function of one code: a table of all. */
 static void lookup(uint8_t *y, int y_step, const uint8_t *x, int x_step, int count,
-                   const uint8_t table[256])
+                   const uint8_t *table)
 {
     int i;
 

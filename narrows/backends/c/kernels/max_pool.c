@@ -1,13 +1,14 @@
 /* The largest code under each window; channels are stored last. */
 static void max_pool(const struct window *at, const uint8_t *x, uint8_t *y)
 {
-    int image, position[3], k[3], offset[3], c;
+    int image, position[3], k[3], offset[3], seen, c;
 
     for (image = 0; image < at->images; image++) {
         for (position[0] = 0; position[0] < at->out[0]; position[0]++)
             for (position[1] = 0; position[1] < at->out[1]; position[1]++)
                 for (position[2] = 0; position[2] < at->out[2]; position[2]++) {
-                    memset(y, 0, (size_t)at->channels);
+                    memset(y, 0, (size_t)at->channels * sizeof *y);
+                    seen = 0;
                     for (k[0] = 0; k[0] < at->kernel[0]; k[0]++)
                         for (k[1] = 0; k[1] < at->kernel[1]; k[1]++)
                             for (k[2] = 0; k[2] < at->kernel[2]; k[2]++) {
@@ -24,7 +25,8 @@ static void max_pool(const struct window *at, const uint8_t *x, uint8_t *y)
                                             offset[2]) *
                                                at->channels;
                                 for (c = 0; c < at->channels; c++)
-                                    y[c] = from[c] > y[c] ? from[c] : y[c];
+                                    y[c] = !seen || from[c] > y[c] ? from[c] : y[c];
+                                seen = 1;
                             }
                     y += at->channels;
                 }

@@ -17,8 +17,8 @@ static void gather_turned(const struct window *at, const uint8_t *x, const int p
                 if (there)
                     memcpy(column,
                            x + ((from[0] * at->in[1] + from[1]) * at->in[2] + from[2]) * at->channels,
-                           (size_t)channels);
+                           (size_t)channels * sizeof *x);
                 else
-                    memset(column, x_zero, (size_t)channels);
+                    memset(column, x_zero, (size_t)channels * sizeof *x);
             }
 }

@@ -57,6 +57,8 @@ class Graph:
         name = str(node.target)
         if name not in self.constants:
             array = self.program.tensor(node).detach().cpu().numpy()
+            # Wide codes are whole numbers in float32; see `narrows.backends.onnx.integer.wide`.
+            array = array.astype(np.float32) if array.dtype == np.int16 else array
             self.constants[name] = numpy_helper.from_array(np.ascontiguousarray(array), name)
         return name
 

@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from narrows.backends.integers import of_narrows
-from narrows.backends.onnx.integer import moves, portable, qdq, qlinear
+from narrows.backends.onnx.integer import moves, portable, qdq, qlinear, wide
 from narrows.backends.onnx.integer.graph import Graph
 from narrows.backends.onnx.integer.islands import write_island
 from narrows.errors import LowerError, UsageError
@@ -58,6 +58,9 @@ def lower(program: Program, outputs: list[fx.Node], form: str, opset: int) -> on
     for node in live_nodes(program.graph):
         if node.op != "call_function" or Meta(node).size is not None:
             continue
+        if of_narrows(node) and wide.is_wide(node):
+            wide.FORM[str(node.target._opname)](graph, node)  # type: ignore[union-attr]
+            continue
         if of_narrows(node):
             if form != "integer":
                 _check_exact(graph, node)
@@ -84,7 +87,7 @@ def _on_codes(node: fx.Node) -> bool:
     while node.target is operator.getitem:
         node = node.args[0]  # type: ignore[assignment]
     dtype = Meta(node).dtype if shape_of(node) is not None else Meta(node.all_input_nodes[0]).dtype
-    return dtype == torch.uint8
+    return dtype in (torch.uint8, torch.int16)
 
 
 def _check_exact(graph: Graph, node: fx.Node) -> None:

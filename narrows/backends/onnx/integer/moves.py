@@ -239,7 +239,8 @@ def _pad(graph: Graph, node: fx.Node) -> None:
     for i in range(len(args["pad"]) // 2):
         before[rank - 1 - i], after[rank - 1 - i] = args["pad"][2 * i : 2 * i + 2]
     pads = graph.constant([*before, *after], "int64")
-    value = graph.scalar(int(args["value"] or 0), "uint8")
+    dtype = "float32" if Meta(node).dtype is torch.int16 else "uint8"
+    value = graph.scalar(int(args["value"] or 0), dtype)
     graph.add("Pad", [_first(graph, node), pads, value], node.name)
 
 
