@@ -312,7 +312,8 @@ def limited(job: Job, kind: str, limits: list[int]) -> Figures:
         ended = run(job.words[0], prepare=prepare)
         figures.counts[{0: "done", 1: "refused"}.get(ended.code, "ended otherwise")] += 1
         judge(job, states, ended, figures, quiet=ended.code >= 0)
-        run(job.words[1])
+        if ended.code == 0:
+            run(job.words[1])
     return figures
 
 

@@ -425,7 +425,8 @@ def lower(
         UsageError: The target or an option is unknown.
         LowerError: The target cannot express the program, or computes something else.
     """
-    from narrows.backends import lower as run
+    from narrows.backends.base import in_types_of_numpy
+    from narrows.backends.base import lower as run
     from narrows.passes.fold_batch_norm import with_folded_norms
 
     refuse_model(program, "lower")
@@ -434,6 +435,7 @@ def lower(
 
         plan = ChannelPlan.load(plan)
     plan_json = None if plan is None else plan.to_json()
+    program = in_types_of_numpy(program)  # first, as norms are folded with its rounding
     folded = with_folded_norms(program)
     return run(folded, target, plan_json=plan_json, reference=program, **options)
 

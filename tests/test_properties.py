@@ -48,7 +48,7 @@ def planned(program: Program, kind: str, seed: int) -> ChannelPlan:
     return narrows.plan(program, keep_inputs=inputs, keep_outputs=outputs, zeros=False)
 
 
-@bounded(25)
+@bounded(12)
 @given(steps, heads, kinds, seeds, sizes)
 def test_pruned_equals_masked(
     drawn: list[Step], head: str, kind: str, seed: int, size: Size
@@ -68,7 +68,7 @@ def test_pruned_equals_masked(
     assert not PruneChannels().run(result).changed
 
 
-@bounded(25)
+@bounded(12)
 @given(steps, heads, kinds, seeds, tables)
 def test_the_form_for_any_costs_equals_masked(
     drawn: list[Step], head: str, kind: str, seed: int, table: CostTable
@@ -94,7 +94,7 @@ def test_plans_survive_the_round_trip(
     assert ChannelPlan.load(path) == plan
 
 
-@bounded(25)
+@bounded(12)
 @given(steps, heads, kinds, seeds, st.sampled_from(("onnx", "torch")))
 def test_the_form_for_a_target_equals_masked(
     drawn: list[Step], head: str, kind: str, seed: int, target: str
@@ -109,7 +109,7 @@ def test_the_form_for_a_target_equals_masked(
     assert relative_error(found, wanted) <= TOLERANCE[Fidelity.EXACT][torch.float32]
 
 
-@bounded(25)
+@bounded(12)
 @given(steps, heads, st.sampled_from((0.25, 0.5, 0.75)), st.booleans())
 @example(  # a sum of channels on two axes, one operand in another order than before
     [("pixel", 0, 0), ("shuffle", 0, 0), ("attention", 0, 0), ("concat", 0, 0)],
@@ -133,7 +133,7 @@ def test_criteria_give_exact_plans(
     assert relative_error(result(x), masked(x)) <= EXACT
 
 
-@bounded(25)
+@bounded(12)
 @given(steps, heads, seeds)
 def test_zeros_in_the_weights_are_found(drawn: list[Step], head: str, seed: int) -> None:
     """A model that another pruner zeroed shrinks without any plan, and computes the same."""

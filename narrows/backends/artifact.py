@@ -380,8 +380,9 @@ def _to_array(value: Any, name: str) -> np.ndarray:
     if detach is None:
         kind = type(value).__name__
         raise ArtifactError(f"input {name} must be a numpy array or a torch tensor, got a {kind}")
+    tensor = detach().cpu()
     try:
-        return detach().cpu().numpy()
+        return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
     except TypeError as error:
         raise ArtifactError(f"input {name} has no numpy form", why=str(error)) from error
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from narrows.errors import LowerError, UsageError, suggest
+from narrows.ir.tracing import alone
 
 if TYPE_CHECKING:
     from narrows.backends.artifact import Artifact
@@ -140,6 +141,7 @@ def make_target(target: str | Target = "onnx", **options: Any) -> Target:
     return kind(**options)
 
 
+@alone
 def lower(
     program: Program,
     target: str | Target = "onnx",
@@ -166,7 +168,30 @@ def lower(
     reason = chosen.available()
     if reason is not None:
         raise LowerError(f"the target {chosen.name} is not available", why=reason)
+    reference = None if reference is None else in_types_of_numpy(reference)
+    program = in_types_of_numpy(program)
     return chosen.lower(program, plan_json=plan_json, reference=reference)
+
+
+def in_types_of_numpy(program: Program) -> Program:
+    """Return a program that has bfloat16 in float32, with a note: NumPy has no such type, and
+    runtimes hardly any operator for it."""
+    import torch
+
+    from narrows.ir.program import Meta, Note
+
+    dtypes = {Meta(n).dtype for n in program.graph.nodes}
+    if torch.bfloat16 not in dtypes:
+        return program
+    if dtypes & {torch.float16, torch.float64}:
+        raise LowerError(
+            f"{program.name} computes in bfloat16 and in another type",
+            why="bfloat16 is lowered as float32, and so would be the other",
+            hint="choose one: program.to(torch.float32)",
+        )
+    text = "bfloat16 is lowered as float32, which holds every such number; in and out, too"
+    note = Note(program.name, "dtype", text)
+    return program.to(torch.float32).replace(notes=(*program.notes, note))
 
 
 def _check_options(kind: type[Target], options: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from narrows.errors import CaptureError
+from narrows.frontend.containers import is_unknown_type, register_dataclasses
 from narrows.frontend.draft import finish, lift
 from narrows.frontend.inputs import Inputs, read_inputs
 from narrows.frontend.normalise import normalise
@@ -34,11 +35,15 @@ from narrows.frontend.refuse import (
     fixed_batch_note,
     is_data_dependent,
     reparametrised,
+    run_eagerly,
+    squeezed_batch_note,
 )
 from narrows.ir.module import ProgramModule
 from narrows.ir.program import Note, Program
+from narrows.ir.tracing import alone
 
 
+@alone
 def capture(
     model: nn.Module | ExportedProgram,
     example_inputs: Any = None,
@@ -80,8 +85,11 @@ def capture(
     check_dtypes(model, given)
     exported, inputs, notes = _export(model, given)
     program = _from_module(model, exported, inputs, name)
+    fixed = squeezed_batch_note(program)
     if inputs.batch and not program.dynamic_batch:
-        inputs, notes = given.fixed(), (_fixed_note(_FIXED_BY_TORCH),)
+        fixed = _fixed_note(_FIXED_BY_TORCH)
+    if fixed is not None:
+        inputs, notes = given.fixed(), (fixed,)
         program = _from_module(model, _trace(model, inputs), inputs, name)
     check_weights(program)
     return program.replace(notes=(*notes, *reparametrised(model), *program.notes))
@@ -125,9 +133,13 @@ def _from_exported(
             why=f"it takes {takes}, got {inputs.spec}",
         )
     free = tuple(i for i in inputs.batch if _takes_trace_batch(exported, holders[i]))
-    inputs = Inputs(inputs.flat, inputs.spec, free).resized()
-    program = _build(exported, inputs, name, free=dynamic_batch)
+    resized = Inputs(inputs.flat, inputs.spec, free).resized()
+    program = _build(exported, resized, name, free=dynamic_batch)
     check_weights(program)
+    fixed = squeezed_batch_note(program)
+    if fixed is not None:
+        program = _build(exported, inputs.fixed(), name, free=False)
+        return program.replace(notes=(fixed, *program.notes))
     if not dynamic_batch or program.dynamic_batch:
         return program
     why = _FIXED_BY_TORCH if free else "the model was exported with a fixed one"
@@ -203,11 +215,7 @@ def _export(model: nn.Module, inputs: Inputs) -> tuple[ExportedProgram, Inputs, 
         return _trace(model, inputs), inputs, ()
     traced = inputs.resized()
     try:
-        args, kwargs = traced.nested
-        shapes = traced.dynamic_shapes()
-        with _unchanged(model), _explicit_signature(model, traced), _tracing():
-            exported = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
-        return exported, traced, ()
+        return _call_export(model, traced, traced.dynamic_shapes()), traced, ()
     except Exception as error:
         if is_data_dependent(error):
             raise explain(error, model, traced) from error
@@ -216,12 +224,22 @@ def _export(model: nn.Module, inputs: Inputs) -> tuple[ExportedProgram, Inputs, 
 
 
 def _trace(model: nn.Module, inputs: Inputs) -> ExportedProgram:
+    try:
+        return _call_export(model, inputs, None)
+    except Exception as error:
+        raise explain(error, model, inputs) from error
+
+
+def _call_export(model: nn.Module, inputs: Inputs, shapes: Any) -> ExportedProgram:
+    """Return what torch.export makes of a model, whose results may be dataclasses."""
     args, kwargs = inputs.nested
     try:
         with _unchanged(model), _explicit_signature(model, inputs), _tracing():
-            return torch.export.export(model, args, kwargs, strict=False)
+            return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
     except Exception as error:
-        raise explain(error, model, inputs) from error
+        if not is_unknown_type(error) or not register_dataclasses(run_eagerly(model, inputs)):
+            raise
+    return _call_export(model, inputs, shapes)
 
 
 @contextmanager
@@ -299,7 +317,12 @@ def _explicit_signature(model: nn.Module, inputs: Inputs) -> Iterator[None]:
 
 
 # The loggers that speak when a trace fails, which is not always an error of ours.
-_CHATTY = ("torch.fx.experimental.symbolic_shapes", "torch.export", "torch._export")
+_CHATTY = (
+    "torch.fx.experimental.symbolic_shapes",
+    "torch.export",
+    "torch._export",
+    "torch._subclasses.fake_tensor",
+)
 
 
 def _shared_names(state: Mapping[str, Tensor]) -> dict[str, tuple[str, ...]]:

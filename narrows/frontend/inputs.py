@@ -10,6 +10,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 
 from narrows.errors import CaptureError
+from narrows.frontend.containers import register_dataclasses
 
 # torch.export takes sizes 0 and 1 for constants, so a free batch is traced at the next size.
 TRACE_BATCH = 2
@@ -76,6 +77,7 @@ def read_inputs(args: Any, kwargs: Any, dynamic_batch: bool) -> Inputs:
             why="it holds the positional arguments of forward",
             hint="pass a tuple of tensors, and keyword arguments by kwargs={...}",
         )
+    register_dataclasses((args, kwargs))
     flat, spec = pytree.tree_flatten((args, dict(kwargs or {})))
     tensors = [i for i, v in enumerate(flat) if isinstance(v, Tensor)]
     for i, value in enumerate(flat):

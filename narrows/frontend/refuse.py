@@ -18,11 +18,13 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 from narrows.errors import CaptureError
+from narrows.frontend.containers import is_unknown_type
 from narrows.frontend.draft import Draft
-from narrows.frontend.inputs import Inputs, unsupported
+from narrows.frontend.inputs import TRACE_BATCH, Inputs, unsupported
 from narrows.frontend.memory import schema_args
 from narrows.frontend.provenance import is_user_file, short_path
-from narrows.ir.program import Note, Program
+from narrows.ir.ops.args import arguments
+from narrows.ir.program import Meta, Note, Program, shape_of
 
 aten = torch.ops.aten
 
@@ -208,7 +210,7 @@ def explain(error: Exception, model: nn.Module, inputs: Inputs) -> CaptureError:
     if eager is not None:
         return _fails(eager, model, inputs, place)
     text = _first_line(error)
-    if "not a known type" in text:
+    if is_unknown_type(error):
         return CaptureError(
             "the model returns something that is no tensor",
             where=place,
@@ -256,13 +258,18 @@ def _precisions(model: nn.Module, inputs: Inputs) -> list[str]:
 
 
 def _eager_error(model: nn.Module, inputs: Inputs) -> Exception | None:
-    args, kwargs = inputs.copy().nested
     try:
-        with torch.no_grad():
-            model(*args, **kwargs)
+        run_eagerly(model, inputs)
     except Exception as error:
         return error
     return None
+
+
+def run_eagerly(model: nn.Module, inputs: Inputs) -> Any:
+    """Return what the model itself makes of the inputs, which stay as they are."""
+    args, kwargs = inputs.copy().nested
+    with torch.no_grad():
+        return model(*args, **kwargs)
 
 
 def error_line(error: BaseException) -> str:
@@ -285,6 +292,31 @@ def _first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
+def squeezed_batch_note(program: Program) -> Note | None:
+    """Return why the batch cannot be free: the code takes its axis away where it is 1 long.
+
+    The number of axes then depends on the batch, and so does what any later operator means.
+    """
+    for node in program.graph.nodes:
+        if node.target not in _SQUEEZES:
+            continue
+        given = arguments(node)
+        shape, free = shape_of(given["self"]), Meta(given["self"]).dynamic
+        axes = given.get("dim", range(len(shape)))
+        axes = [axes] if isinstance(axes, int) else axes
+        if any(a % len(shape) in free and shape[a] == TRACE_BATCH for a in axes):
+            meta = Meta(node)
+            place = f" ({meta.source}  {meta.code})" if meta.source else ""
+            message = (
+                "the batch size is fixed to the example's: the code squeezes the batch's axis, "
+                f"which takes it away from a batch of 1{place}; flatten(1), or squeeze with the "
+                "axes that are meant, leaves it free"
+            )
+            return Note("batch", "fixed-batch", message, source=meta.source)
+    return None
+
+
+_SQUEEZES = frozenset({aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims})
 _SIZE = re.compile(r"L\[[^ ]*?\.size\(\)\[0\]")  # how torch spells the size of an input
 _GUARD = "satisfy the generated guard "
 

@@ -134,7 +134,7 @@ class Demand:
         self.notes[node.name, reason] = Note(
             node.name,
             reason,
-            f"{int(channels.sum())} channels stay: {message}",
+            f"{staying(int(channels.sum()))}: {message}",
             int(channels.sum()),
             meta.source,
         )
@@ -195,6 +195,11 @@ class Demand:
         for slot, read in enumerate(flow.reads):
             count = self.facts.value(read.operand).count
             self.require(node, slot, np.ones(count, dtype=bool))
+
+
+def staying(count: int) -> str:
+    """Return how a note begins that so many channels stay."""
+    return "1 channel stays" if count == 1 else f"{count} channels stay"
 
 
 def _tell_apart(reads: list[Read], need: Bools) -> bool:

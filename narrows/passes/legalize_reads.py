@@ -178,10 +178,10 @@ def _read_notes(facts: Facts, decisions: Sequence[Decision]) -> Iterator[Note]:
         for i, reader in enumerate(decision.space.readers):
             extra = int((decision.start & ~reader.wants).sum())
             if extra and decision.reads_all(i):
-                node = reader.node
+                node, read = reader.node, "channel is" if extra == 1 else "channels are"
                 yield Note(
-                    node.name, "reads", f"{extra} channels are read with zero weights: a copy "
-                    "without them costs more on this target", extra, Meta(node).source,
+                    node.name, "reads", f"{extra} {read} read with zero weights: a copy without "
+                    "them costs more on this target", extra, Meta(node).source,
                 )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import pytest
@@ -16,19 +17,18 @@ from narrows.backends.c.compiler import find_compiler
 from narrows.backends.c.moves import PICKS
 from narrows.errors import LowerError, NarrowsError
 from narrows.ir.editing import infer_shapes
+from narrows.ir.integer.grid import ROUNDINGS
 from narrows.ir.ops import table
 from narrows.ir.ops.integer import Moves
 from narrows.ir.ops.integer_forms import Lookup
 from narrows.ir.ops.samples import Given, Made, Sample, Size, Weight
 from narrows.ir.program import Meta, Program
+from tests.backends.several_forms import PROGRAMS, integers
 
 pytestmark = pytest.mark.skipif(not find_compiler(), reason="there is no C compiler")
 
 # A table is a table; two of the operators that become one are compiled.
 TABLES = {"silu.default", "exp.default"}
-
-# What computes in floating point by definition.
-REFUSED = {"layer_norm.default"}
 
 
 def cases() -> Iterator[Any]:
@@ -101,6 +101,11 @@ def program(row: Any, sample: Sample) -> Program:
     return made
 
 
+@pytest.mark.parametrize(("name", "rounding"), [*product(PROGRAMS, ROUNDINGS)])
+def test_many_operators_are_the_interpreter(name: str, rounding: str) -> None:
+    narrows.lower(integers(name, rounding), "c", samples=1)  # it compares, with ==
+
+
 @pytest.mark.parametrize(("row", "sample"), list(cases()))
 def test_every_operator_is_the_interpreter(row: Any, sample: Sample) -> None:
     floats = program(row, sample)
@@ -111,7 +116,7 @@ def test_every_operator_is_the_interpreter(row: Any, sample: Sample) -> None:
     except NarrowsError as error:
         pytest.skip(f"not quantized: {error.what}")
     integers = quantized.program
-    if row.name in REFUSED or quantized.plan.floats:
+    if quantized.plan.floats:
         with pytest.raises(LowerError, match=f"everywhere: {row.name}") as caught:
             narrows.lower(integers, "c", check=False)
         assert "net.py:1" in caught.value.where

@@ -355,3 +355,59 @@ def test_the_program_is_left_as_it_was():
     assert str(program.graph) == before
     assert [sorted(n.meta) for n in program.nodes] == keys
     assert all(program.weights[name] is tensor for name, tensor in weights.items())
+
+
+# ------------------------------------------------------------------ spellings that ONNX lacks
+
+
+def test_an_image_of_bytes_is_lowered_with_the_names_of_its_nodes():
+    """Taking `to` apart renames every node; one of the new names was that of another's output."""
+
+    def forward(self: Net, image: Tensor) -> tuple[Tensor, Tensor]:
+        x = image.permute(0, 3, 1, 2).to(self.mean.dtype) / 255.0 - self.mean
+        return self.head(self.conv(x).relu().mean([-2, -1])), image.float().mean()
+
+    mean = nn.Parameter(torch.rand(1, 3, 1, 1), requires_grad=False)
+    net = Net(forward, mean=mean, conv=nn.Conv2d(3, 6, 3), head=nn.Linear(6, 2)).eval()
+    image = torch.randint(0, 256, (2, 6, 6, 3), dtype=torch.uint8)
+    program = capture(net, (image,))
+    artifact = lower(program)
+    assert artifact.inputs[0].dtype == "uint8"
+    made = {n for node in graph_of(artifact).node for n in node.output}
+    assert {"permute", "conv", "relu", "head"} <= made
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"kernel_size": 3, "divisor_override": 5},
+        {"kernel_size": 3, "stride": 2, "padding": 1, "ceil_mode": True, "divisor_override": 4},
+        {"kernel_size": 2, "stride": 3, "ceil_mode": True, "divisor_override": 3},
+    ],
+    ids=["plain", "padded", "beyond the end"],
+)
+def test_an_average_with_a_divisor_of_its_own(rank: int, how: dict[str, Any]):
+    pool = (F.avg_pool2d, F.avg_pool3d)[rank - 2]
+    for size in (7, 8):
+        x = torch.randn(2, 3, *[size] * rank)
+        lower(capture(Net(lambda self, x: pool(x, **how)).eval(), (x,)), samples=1)
+
+
+@pytest.mark.parametrize("target", ["onnx", "torch"])
+def test_bfloat16_is_lowered_as_float32(target: str):
+    net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Flatten(), nn.Linear(96, 4))
+    x = torch.randn(2, 3, 6, 6).bfloat16()
+    program = capture(net.eval().bfloat16(), (x,))
+    artifact = narrows.lower(narrows.apply(program, {"ratio": 0.5}), target)
+    assert artifact.inputs[0].dtype == "float32"
+    assert "bfloat16 is lowered as float32" in str(artifact.notes)
+    wide = narrows.apply(program, {"ratio": 0.5}).to(torch.float32)(x.float())
+    np.testing.assert_allclose(artifact.run(x), wide, rtol=1e-4, atol=1e-5)
+
+
+def test_bfloat16_beside_another_narrow_type_is_refused():
+    net = Net(lambda self, x: self.layer(x).half() * 2, layer=nn.Linear(4, 4).bfloat16()).eval()
+    program = capture(net, (torch.randn(2, 4).bfloat16(),))
+    with pytest.raises(LowerError, match="computes in bfloat16 and in another type"):
+        lower(program)

@@ -18,13 +18,15 @@ from narrows.backends.onnx.session import EXACT_PRODUCTS, MODEL, OnnxSession, se
 from narrows.errors import LowerError, UsageError
 from narrows.ir.integer.rounding import divide
 from narrows.ir.program import Program
+from tests.backends.several_forms import PROGRAMS, integers
 from tests.builder import Builder, aten, ramp
 from tests.networks import NETWORKS
 
 FORMS = ("qdq", "qlinear", "integer")
 KINDS = (
-    "average_pool_not_counting_pad", "class_token", "concat_three_widths", "dense_block",
-    "depthwise", "group_norm", "grouped_conv", "image_attention", "layer_norm_tokens",
+    "average_pool_not_counting_pad", "class_token", "concat_three_widths", "cumsum_space",
+    "dense_block", "depthwise", "group_norm", "grouped_conv", "image_attention",
+    "instance_norm", "layer_norm_tokens", "rms_norm",
     "multihead_attention", "multiply_gated", "pixel_shuffle", "residual_projection",
     "shuffle_block", "squeeze_excite_hardsigmoid", "subtract_branches", "transposed_conv_grouped",
     "two_inputs", "upsample_nearest",
@@ -97,6 +99,11 @@ def test_every_session_asks_for_exact_products() -> None:
     assert session_options().get_session_config_entry(key) == value
 
 
+@pytest.mark.parametrize(("name", "form"), [*product(PROGRAMS, FORMS)])
+def test_many_operators_are_the_interpreter_in_every_form(name: str, form: str) -> None:
+    narrows.lower(integers(name), form=form, samples=1)  # lower itself compares, with ==
+
+
 def operators(artifact: narrows.Artifact) -> list[str]:
     return [n.op_type for n in onnx.load(artifact.folder / MODEL).graph.node]
 
@@ -150,7 +157,7 @@ def test_accumulators_beyond_float32_are_refused_by_fast_forms() -> None:
 
 
 def test_islands_are_held_to_tolerance_and_what_follows_to_equality() -> None:
-    artifact = narrows.lower(quantized("group_norm").program)
+    artifact = narrows.lower(quantized("cumsum_space").program)
     assert artifact.fidelity["checked"][0]["error"] == 0.0
 
 

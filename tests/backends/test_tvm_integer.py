@@ -17,6 +17,7 @@ from narrows.ir.integer.grid import Grid
 from narrows.ir.integer.statistics import exponentials
 from narrows.ir.program import Meta, Program
 from tests.backends.marks import NEEDS_TVM
+from tests.backends.several_forms import PROGRAMS, integers
 from tests.builder import Builder
 from tests.networks import NETWORKS
 
@@ -143,9 +144,12 @@ def others(rounding: str) -> Program:
         table = b.number(exponentials(4, 15))
         b.add("softmax", rows, table, 2, exponent, zero, 0, 255)
     b.add("softmax", x, b.number(exponentials(5, 12)), 1, 8, 0, 0, 255)
-    for shape, axes, value in (((21,), 1, rows), ((9, 8), 2, x)):
+    groups = b.call(aten.reshape.default, x, [-1, 4, 5, 72])
+    norms = (((21,), 1, rows, True), ((9, 8), 2, x, True), ((4, 5, 1), 2, groups, True),
+             ((5, 72), 2, groups, False), ((4, 1, 72), 2, groups, True))  # fmt: skip
+    for shape, axes, value, centred in norms:
         gain, offset = (b.number(torch.randn(shape, generator=b.random) * 40) for _ in range(2))
-        b.add("layer_norm", value, gain, offset, axes, 0.01, 128, 128, 0, 255)
+        b.add("layer_norm", value, gain, offset, axes, 0.01, 128, 128, 0, 255, centred)
     z = b.add("dequantize", y, 4, 128)
     b.add("quantize", z, 3, 128, 20, 255)
     for target, *args in (
@@ -225,13 +229,18 @@ def test_a_pruned_network_keeps_its_bits_wherever_it_is_checked(
 
 
 def test_what_follows_an_island_is_equal_to_what_the_island_gave() -> None:
-    found = quantized("group_norm")
+    found = quantized("cumsum_space")
     assert found.plan.floats
     artifact = lower(found.program, "tvm", tune=0, samples=1)
     assert artifact.fidelity["checked"][0]["error"] == 0.0
     assert len(artifact.manifest["islands"]) == len(found.plan.floats)
     assert artifact.run(found.program.examples[0][:1]).shape[0] == 1
     assert "golden" not in artifact.manifest
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_many_operators_are_the_interpreter(name: str) -> None:
+    lower(integers(name), "tvm", tune=0, samples=1)  # it compares, with ==
 
 
 def test_one_wrong_code_is_found() -> None:

@@ -48,15 +48,20 @@ class Odd(nn.Module):
         return torch.special.i1e(torch.relu(x))
 
 
-class Normed(Small):
+class Running(nn.Module):
+    def forward(self, x):
+        return x.cumsum(2)
+
+
+class Summed(Small):
     def __init__(self):
         super().__init__()
-        self.norm = nn.GroupNorm(2, WIDTH)
+        self.norm = Running()
 
 
-def normed():
+def summed():
     torch.manual_seed(0)
-    return Normed()
+    return Summed()
 
 
 ready = small()

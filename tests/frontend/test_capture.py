@@ -497,3 +497,58 @@ def test_attention_is_plain_operators() -> None:
     assert {op_name(n) for n in program.nodes} >= {"linear.default", "layer_norm.default"}
     assert not any("native" in op_name(n) or "fwd" in op_name(n) for n in program.nodes)
     assert_equal(program, model, torch.randn(3, 5, 8, dtype=torch.float64))
+
+
+# ------------------------------------------------------------------ a batch of one
+
+
+class Squeezed(nn.Module):
+    """Takes axes away by whichever call it is given."""
+
+    def __init__(self, call: Any) -> None:
+        super().__init__()
+        self.conv, self.head, self.call = nn.Conv2d(3, 6, 3), nn.Linear(6, 2), call
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.call(self.conv(x).mean((2, 3), keepdim=True)))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda y: y.squeeze(),
+        lambda y: y.squeeze((0, 2, 3)),
+        lambda y: y.flatten(1).squeeze(0),
+    ],
+    ids=["all", "axes", "the batch"],
+)
+def test_what_squeezes_the_batch_fixes_it(call: Any) -> None:
+    for batch in (1, 3):
+        model, x = build(Squeezed(call)), images(batch)
+        program = capture(model, (x,))
+        (note,) = [n for n in program.notes if n.reason == "fixed-batch"]
+        assert "squeezes the batch's axis" in note.message
+        assert "test_capture.py:" in note.message
+        assert not program.dynamic_batch
+        assert_equal(program, model, x)
+
+
+def test_squeezed_axes_that_are_named_leave_the_batch_free() -> None:
+    program = capture(build(Squeezed(lambda y: y.squeeze((-2, -1)))), (images(1),))
+    assert program.dynamic_batch
+    assert program.notes == ()
+
+
+def test_an_exported_program_that_squeezes_keeps_the_batch_of_its_example() -> None:
+    model, x = build(Squeezed(lambda y: y.squeeze())), images(3)
+    free = ({0: torch.export.Dim("b")},)
+    program = capture(torch.export.export(model, (x,), dynamic_shapes=free))
+    assert not program.dynamic_batch
+    assert_equal(program, model, x)
+
+
+def test_a_module_of_a_weight_normed_model_is_captured_again() -> None:
+    layer = torch.nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 6, 3))
+    model, x = build(nn.Sequential(layer, nn.ReLU())), images(2)
+    again = capture(capture(model, (x,)).to_module(), (x,))
+    assert_equal(again, model, x)

@@ -277,3 +277,13 @@ def test_inputs_left_out() -> None:
 def test_unfit_inputs(inputs: Any, what: str) -> None:
     with pytest.raises(CaptureError, match=what):
         capture(nn.Linear(4, 4).eval(), inputs)
+
+
+@pytest.mark.parametrize(("weights", "example"), [("half", "float"), ("float", "double")])
+def test_inputs_of_another_precision_than_the_weights(weights: str, example: str) -> None:
+    """torch.export would take them: without data, no layer minds."""
+    model = getattr(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval(), weights)()
+    error = refused(model, getattr(torch.randn(2, 3, 6, 6), example)())
+    assert "the model fails on the example inputs" in error.what
+    assert str(next(model.parameters()).dtype) in error.hint
+    assert ".to(dtype)" in error.hint

@@ -157,10 +157,12 @@ def test_wide_codes(rounding: str) -> None:
 @pytest.mark.parametrize(("rounding", "by"), [*product(ROUNDINGS, (-2, 0, 1))])
 def test_averages_are_rounded_once(rounding: str, by: int) -> None:
     x = codes(2, 3, 5, 4)
-    got = ops.mean(x, [2, 3], False, by, 128, 128, 0, 255, rounding)
-    quotients = [Fraction(int(v), 20) / Fraction(2) ** by for v in whole(x, 128).sum((2, 3)).flat]
-    expected = [min(max(rounded(q, rounding) + 128, 0), 255) for q in quotients]
-    assert got.flatten().tolist() == expected
+    sums = whole(x, 128).sum((2, 3)).ravel()
+    for divisor in (0, 1, 7):
+        got = ops.mean(x, [2, 3], False, by, 128, 128, 0, 255, divisor, rounding)
+        quotients = [Fraction(int(v), divisor or 20) / Fraction(2) ** by for v in sums]
+        expected = [min(max(rounded(q, rounding) + 128, 0), 255) for q in quotients]
+        assert got.flatten().tolist() == expected
 
 
 @pytest.mark.parametrize(("padded", "ceil"), [*product((True, False), (True, False))])
@@ -169,6 +171,27 @@ def test_average_pool_counts_as_torch_does(padded: bool, ceil: bool) -> None:
     how = ([3, 2], [2, 2], [1, 0], ceil, padded)
     got = ops.average_pool(x, *how, 0, 0, 0, 0, 255)
     exact = torch.nn.functional.avg_pool2d(x.double(), *how).round()
+    assert torch.equal(got, exact.to(torch.uint8))
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernel", "pool"),
+    [((2, 3, 11), [3], "avg_pool1d"), ((1, 2, 5, 6, 7), [3, 2, 3], "avg_pool3d")],
+)
+def test_average_pools_of_lines_and_volumes(
+    shape: tuple[int, ...], kernel: list[int], pool: str
+) -> None:
+    x, axes = codes(*shape), len(kernel)
+    how = (kernel, [2] * axes, [1] * axes, True, False)
+    exact = getattr(torch.ops.aten, pool).default(x.double(), *how).round()
+    assert torch.equal(ops.average_pool(x, *how, 0, 0, 0, 0, 255), exact.to(torch.uint8))
+
+
+def test_a_divisor_takes_the_place_of_the_count() -> None:
+    x = codes(1, 2, 7, 6)
+    how = ([3, 2], [2, 2], [1, 0], True, False)
+    got = ops.average_pool(x, *how, 0, 0, 0, 0, 255, 11)
+    exact = torch.nn.functional.avg_pool2d(x.double(), *how, divisor_override=11).round()
     assert torch.equal(got, exact.to(torch.uint8))
 
 
@@ -200,6 +223,30 @@ def test_layer_norm_is_close_to_the_true_one() -> None:
     true = torch.nn.functional.layer_norm((x.double() - 128) / 16, (24,), weight.double(),
                                           bias.double()) * 32  # fmt: skip
     assert (got - true.clamp(-128, 127)).abs().max() <= 0.5 + 1e-3
+
+
+@pytest.mark.parametrize("centred", [True, False])
+def test_group_and_rms_norms_are_close_to_the_true_ones(centred: bool) -> None:
+    x, weight, bias = codes(3, 4, 6, 5), torch.randn(4), torch.randn(4)
+    gain, offset = (t.reshape(2, 2, 1) for t in statistics.norm_parameters(weight, bias, [4], 5))
+    eps = statistics.norm_eps(1e-5, 4)
+    rows = x.reshape(3, 2, 2, 30)
+    got = ops.layer_norm(rows, gain, offset, 2, eps, 128, 128, 0, 255, centred)
+    true = (rows.double() - 128) / 16
+    true = true - true.mean((2, 3), keepdim=True) if centred else true
+    true = true / (true.square().mean((2, 3), keepdim=True) + 1e-5).sqrt() * gain + offset
+    assert (got.double() - 128 - true.clamp(-128, 127)).abs().max() <= 0.5 + 1e-3
+    x = (x.double() - 128) / 16
+    made = ops.fake_group_norm(x, weight, bias, 2, 1e-5, [4, 128, 0, 255], [5, 128, 0, 255])
+    if centred:
+        assert torch.equal(made * 32 + 128, got.double().reshape(x.shape))
+
+
+def test_a_norm_of_nothing_but_its_mean_is_its_offset() -> None:
+    x = torch.full((2, 7), 200, dtype=torch.uint8)
+    gain, offset = torch.ones(7) * 32, torch.arange(7.0)
+    got = ops.layer_norm(x, gain, offset, 1, statistics.norm_eps(0.0, 4), 128, 128, 0, 255)
+    assert got.tolist() == [[128 + i for i in range(7)]] * 2
 
 
 def test_quantize_and_back() -> None:

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from . import repeats, unlabelled
+from . import layers, repeats, unlabelled
 from .masks import KINDS
 from .registry import conv, conv_bn
 from .repeats import Block
@@ -198,6 +198,7 @@ BLOCKS: dict[str, Callable[[int, int, int], Block]] = {
     "attention": lambda w, a, b: (Attention(w, bool(a % 2)), w),
     "function": lambda w, a, b: (Lambda(FUNCTIONS[a % len(FUNCTIONS)]), w),
     "wide": _wide,
+    **layers.BLOCKS,
     **repeats.BLOCKS,
     **unlabelled.BLOCKS,
 }

@@ -161,7 +161,7 @@ def test_plans_keep_the_coding(tmp_path: Path) -> None:
     again = Pipeline.parse(f"quantize{{plan={path}}}, fold-shifts").run(quantized.prepared)
     assert torch.equal(again.program(x), quantized.program(x))
     uniform = narrows.quantize(program, [x], weights=4).plan.to_json()
-    assert uniform["version"] == 1  # what an older narrows reads
+    assert uniform["version"] == 3
     assert all("terms" not in g for g in uniform["weights"].values())
     damaged = quantized.plan.to_json()
     damaged["weights"]["body.weight"]["terms"] = 3
@@ -186,7 +186,7 @@ def test_codings_that_there_are_not(coding: str) -> None:
     lines = str(error.value).splitlines()
     assert lines[0] == f"weights takes 2 to 8 bits, or pot2, pot3, pot4, got {coding!r}"
     assert lines[-1].startswith("  try: weights='pot4'")
-    with pytest.raises(UsageError, match="activations takes 2 to 8 bits"):
+    with pytest.raises(UsageError, match="activations takes 2 to 16 bits"):
         narrows.quantize(captured(), [images(2, 3, 8, 8)], activations="pot4")  # type: ignore
 
 

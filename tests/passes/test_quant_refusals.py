@@ -118,14 +118,14 @@ def test_nan_is_found_where_it_arises() -> None:
 
 
 @pytest.mark.parametrize("bits", [1, 40, 0, -3, 8.0, None, True, [4], {"*": 1}])
-@pytest.mark.parametrize("what", ["weights", "activations"])
-def test_bits_that_codes_cannot_have(what: str, bits: Any) -> None:
+@pytest.mark.parametrize(("what", "most"), [("weights", 8), ("activations", 16)])
+def test_bits_that_codes_cannot_have(what: str, most: int, bits: Any) -> None:
     with pytest.raises(UsageError) as caught:
         narrows.quantize(two(), [X], **{what: bits})
     first, why, hint = str(caught.value).splitlines()
-    assert first.startswith(f"{what} takes 2 to 8 bits, got ")
+    assert first.startswith(f"{what} takes 2 to {most} bits, got ")
     assert "one bit holds no sign" in why
-    assert hint == f"  try: {what}=8"
+    assert hint.startswith(f"  try: {what}=8")
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,17 @@ def test_a_mask_on_cached_keys_says_why_nothing_goes() -> None:
     )
 
 
+def test_a_place_that_another_tensor_fills_is_told() -> None:
+    def end(y: Tensor, x: Tensor) -> Tensor:
+        return torch.stack((y, x), 1).sum(1).relu() @ torch.ones(6, 1, dtype=x.dtype)
+
+    (note,) = about(pruned(pair(end), keep_outputs={"b.weight": [0, 1, 2]}), "place")
+    assert (note.where, note.channels) == ("b", 3)
+    assert note.message == (
+        "3 masked outputs stay, as zeros: stack joins the model's input x to them"
+    )
+
+
 def test_what_goes_is_not_noted() -> None:
     assert not about(pruned(pair(lambda y, x: y), keep_outputs={"a.weight": [0, 2]}), "place")
 

@@ -65,6 +65,15 @@ def test_wide_codes_lose_less() -> None:
     assert told[2] > told[0] + 10
 
 
+def test_culprits_are_those_to_widen() -> None:
+    program, x = captured(), images(16)
+    plain = narrows.quantize(program, [x], check=False)
+    report = plain.report([images(4)], samples=4)
+    asked = {t.name: 16 for t in report.culprits[:3] if t.kind == "activation"}
+    better = narrows.quantize(program, [x], activations={**asked, "*": 8}, check=False)
+    assert ratio(program, better.program) > ratio(program, plain.program) + 3
+
+
 def test_bits_by_globs_of_the_layer_or_of_its_clip() -> None:
     program = captured()
     for glob in ("first", "relu", "first.weight"):
@@ -114,6 +123,18 @@ def test_learned_rounding_beside_wide_codes() -> None:
     options: dict[str, Any] = {"method": "rapq", "weights": 4, "budget": 20}
     made = narrows.quantize(captured(), [images(8)], activations={"body": 16, "*": 8}, **options)
     assert made.plan.activations["body"].wide
+
+
+@pytest.mark.parametrize("scale", [2.0, 1.7, (0.6, 2.3)])
+def test_nearest_resizing_picks_what_torch_picks(scale: Any) -> None:
+    class Resize(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.interpolate(x * x, scale_factor=scale)
+
+    x = torch.randn(2, 3, 5, 7, generator=torch.Generator().manual_seed(0))
+    program = narrows.capture(Resize().eval(), (x,))
+    made = narrows.quantize(program, [x], activations=16)
+    assert torch.equal(made.program(x).double(), made.fake.to(torch.float64)(x.double()))
 
 
 class Attention(nn.Module):

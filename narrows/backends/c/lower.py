@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from narrows.backends.c import moves
 from narrows.backends.c.layout import Buffer, View, channels_last, packed, row_major
 from narrows.backends.c.memory import Block, Placement, place
-from narrows.backends.c.rules import FLOATS, RULES
+from narrows.backends.c.rules import RULES
 from narrows.backends.c.sketch import QUANTIZE, Pointers, Sketch, rounds_up
 from narrows.backends.c.types import CODES
 from narrows.backends.integers import of_narrows
@@ -167,8 +167,6 @@ def _obstacle(sketch: Sketch, node: fx.Node, coded: set[fx.Node]) -> str | None:
         return None if operands[0].op == "placeholder" else ""
     if of_narrows(node):
         name = str(node.target._opname)  # type: ignore[union-attr]
-        if name in FLOATS:
-            return FLOATS[name]
         return (None if held else "") if name in RULES or node.target is DEQUANTIZE else "no rule"
     if op_name(node) == "embedding.default":
         table, indices = node.args[:2]

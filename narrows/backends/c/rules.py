@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 from narrows.backends.c.layout import Loop, View, channels_last, loops, packed, row_major
 from narrows.backends.c.moves import Rule, reduced, spread, window_text
+from narrows.backends.c.norms import layer_norm
 from narrows.backends.c.powers import power_digits
 from narrows.backends.c.sketch import INT32, INT64, Pointers, Sketch, nest
 from narrows.backends.c.types import CODES, Types
@@ -20,10 +21,6 @@ from narrows.ir.program import Meta
 LANES = 32
 # So many biases and shifts are read at once.
 BLOCK = 16
-
-FLOATS = {
-    "layer_norm": "its root and its quotient are floating-point by definition",
-}
 
 
 def tail(args: dict[str, Any]) -> str:
@@ -406,11 +403,11 @@ def _joined(sketch: Sketch, node: fx.Node, part: View, hole: View, extra: str, s
 # ------------------------------------------------------------------ averages and quotients
 
 
-def average_shift(sketch: Sketch, node: fx.Node, by: int, count: int) -> int:
-    """Return a shift that does the same to an average of codes and stays within 64 bits."""
+def average_shift(sketch: Sketch, node: fx.Node, by: int, count: int, divisor: int) -> int:
+    """Return a shift that does the same to a sum of codes over a divisor and stays in 64 bits."""
     wide = any(Meta(n).dtype is torch.int16 for n in (node, *node.all_input_nodes))
     bits = 18 if wide else 10
-    by = max(min(by, bits), -bits - count.bit_length())
+    by = max(min(by, bits + (count // divisor).bit_length()), -bits - divisor.bit_length())
     if count << bits + max(-by, 0) >= INT64:
         raise sketch.refuse(node, f"{node.name} averages too much", "64 bits do not hold the sum")
     return by
@@ -419,8 +416,9 @@ def average_shift(sketch: Sketch, node: fx.Node, by: int, count: int) -> int:
 def _mean(sketch: Sketch, node: fx.Node, args: dict[str, Any]) -> View:
     view, axes = sketch.view(args["x"]), args["axes"]
     count = math.prod(view.shape[a] for a in axes)
-    by = average_shift(sketch, node, args["shift_by"], count)
-    extra = f"{by}, {args['x_zero']}, {tail(args)}"
+    divisor = args["divisor"] or count
+    by = average_shift(sketch, node, args["shift_by"], count, divisor)
+    extra = f"{divisor}, {by}, {args['x_zero']}, {tail(args)}"
 
     def call(y: str, count: int, x: str, step: str, over: str) -> str:
         return f"mean({y}, {count}, {x}, {step}, {over}, {extra});"
@@ -431,12 +429,15 @@ def _mean(sketch: Sketch, node: fx.Node, args: dict[str, Any]) -> View:
 def _average_pool(sketch: Sketch, node: fx.Node, args: dict[str, Any]) -> View:
     view = sketch.images(node, sketch.view(args["x"]))
     shape = sketch.shape(node)
-    target = sketch.result(node, shape, channels_last(4))
-    how = {k: args[k] for k in ("kernel", "stride", "padding")} | {"dilation": [1, 1]}
+    target = sketch.result(node, shape, channels_last(len(shape)))
+    how = {k: args[k] for k in ("kernel", "stride", "padding")}
+    how["dilation"] = [1] * len(args["kernel"])
+    count = math.prod(args["kernel"])
+    by = average_shift(sketch, node, args["shift_by"], count, args["divisor"] or count)
     text = (
         f".at = {{{window_text(view.shape, shape, how, view.shape[1])}}}, "
-        f".padding_counts = {int(args['count_include_pad'])}, "
-        f".by = {average_shift(sketch, node, args['shift_by'], math.prod(args['kernel']))}, "
+        f".padding_counts = {int(args['count_include_pad'])}, .divisor = {args['divisor']}, "
+        f".by = {by}, "
         f".x_zero = {args['x_zero']}, {ends(args)}"
     )
     types = Types.of("average_pool", target, [view])
@@ -470,7 +471,7 @@ def _softmax(sketch: Sketch, node: fx.Node, args: dict[str, Any]) -> View:
 RULES: dict[str, Rule] = {
     "conv": _conv, "conv_transpose": _conv_transpose, "linear": _linear, "matmul": _matmul,
     "add": _add, "mul": _mul, "rescale": _rescale, "lookup": _lookup, "concat": _concat,
-    "mean": _mean, "average_pool": _average_pool, "softmax": _softmax,
+    "mean": _mean, "average_pool": _average_pool, "softmax": _softmax, "layer_norm": layer_norm,
 }  # fmt: skip
 
-__all__ = ["FLOATS", "LANES", "RULES", "spread"]
+__all__ = ["LANES", "RULES", "spread"]

@@ -38,7 +38,8 @@ from narrows.ir.program import Meta, Program, where
 Pointers = Callable[[View], str]
 
 CTYPES = {"int8_t": np.int8, "uint8_t": np.uint8, "int16_t": np.int16, "uint16_t": np.uint16,
-          "int32_t": np.int32, "int64_t": np.int64, "number": np.int64}  # fmt: skip
+          "int32_t": np.int32, "uint32_t": np.uint32, "int64_t": np.int64,
+          "number": np.int64}  # fmt: skip
 
 INT32 = 2**31
 INT64 = 2**62

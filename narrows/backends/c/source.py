@@ -32,6 +32,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "mean": ("settled", "divided", "average", "mean"),
     "extremum": ("extremum",),
     "softmax": ("settled", "divided", "softmax"),
+    "normalise": ("settled", "binary", "whole", "normalise"),
     "matmul": ("rounding", "scaled", "settled", "matmul"),
     "add": ("rounding", "scaled", "settled", "add"),
     "mul": ("rounding", "scaled", "settled", "mul"),
@@ -45,8 +46,8 @@ ORDER = (
     "rounding", "scaled", "settled", "settle", "moved", "divided", "average", "window", "sums",
     "dense",
     "conv", "gather", "turned", "convolve", "conv_plain", "conv_turned", "depthwise", "max_pool",
-    "average_pool", "mean", "extremum", "softmax", "matmul", "add", "mul", "rescale", "lookup",
-    "embedding", "copy",
+    "average_pool", "mean", "extremum", "softmax", "binary", "whole", "normalise", "matmul", "add",
+    "mul", "rescale", "lookup", "embedding", "copy",
 )  # fmt: skip
 
 # What only a build by shifts and additions is made of.
@@ -77,7 +78,7 @@ def model_c(drawn: Drawn, arena: Arena, prefix: str) -> str:
     needed = {part for name in sketch.kernels for part in NEEDS[name]}
     final = "scaled" if sketch.signed_shifts else "shifted"
     rounding = "half_up" if sketch.half_up else "half_even"
-    files = {"rounding": rounding, "divided": f"divided_{rounding}"}
+    files = {"rounding": rounding, **{p: f"{p}_{rounding}" for p in ("divided", "whole")}}
     needed |= {"window"} if any("window" in NEEDS[name] for name, _ in sketch.typed) else set()
 
     def text(part: str) -> str:

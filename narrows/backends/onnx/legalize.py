@@ -6,6 +6,7 @@ or returns ``None`` to leave the operator to the exporter.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -63,6 +64,46 @@ def _adaptive_avg_pool1d(builder: Builder, name: str, x: fx.Node, size: Any) -> 
     return builder.emit(name, aten.mean.dim, x, [-1], True)
 
 
+def _divided(rank: int, target: Any) -> Callable[..., fx.Node | None]:
+    """Return the spelling of an average pooling with a divisor of the user's, which ONNX lacks.
+
+    The input is padded by hand, so that every window is whole, and the mean of a window is scaled.
+    """
+
+    def legalize(
+        builder: Builder, name: str, x: fx.Node, kernel: Any, stride: Any = (), padding: Any = 0,
+        ceil: bool = False, count_padding: bool = True, divisor: int | None = None,
+    ) -> fx.Node | None:  # fmt: skip
+        sizes = x.meta["val"].shape[-rank:]
+        if divisor is None or not all(isinstance(s, int) for s in sizes):
+            return None
+        kernel, padding = _each(kernel, rank), _each(padding, rank)
+        stride = _each(stride, rank) if stride else kernel
+        axes = list(zip(sizes, kernel, stride, padding, strict=True))
+        pads = [p for s, k, step, p in reversed(axes) for p in _ends(s, k, step, p, ceil)]
+        if any(pads):
+            x = builder.emit(f"{name}_padded", aten.constant_pad_nd.default, x, pads, 0.0)
+        mean = builder.emit(f"{name}_mean", target, x, kernel, stride)
+        return builder.emit(name, aten.mul.Tensor, mean, math.prod(kernel) / divisor)
+
+    return legalize
+
+
+def _each(value: Any, rank: int) -> list[int]:
+    values = [value] if isinstance(value, int) else list(value)
+    return values * rank if len(values) == 1 else values
+
+
+def _ends(size: int, kernel: int, stride: int, padding: int, ceil: bool) -> tuple[int, int]:
+    """Return the zeros before and after an axis by which the last window is a whole one."""
+    steps = size + 2 * padding - kernel
+    count = (-(-steps // stride) if ceil else steps // stride) + 1
+    if ceil and (count - 1) * stride >= size + padding:
+        count -= 1  # torch has no window that begins in the padding behind
+    missing = (count - 1) * stride + kernel - (size + 2 * padding)
+    return padding, padding + max(0, missing)
+
+
 def _dropout(builder: Builder, name: str, x: fx.Node, p: float, training: bool) -> fx.Node | None:
     return None if training else x
 
@@ -81,6 +122,8 @@ LEGALIZE: dict[Any, Callable[..., fx.Node | None]] = {
     aten.adaptive_avg_pool2d.default: _adaptive_avg_pool2d,
     aten.adaptive_max_pool2d.default: _adaptive_max_pool2d,
     aten.adaptive_avg_pool1d.default: _adaptive_avg_pool1d,
+    aten.avg_pool2d.default: _divided(2, aten.avg_pool2d.default),
+    aten.avg_pool3d.default: _divided(3, aten.avg_pool3d.default),
     aten.rrelu.default: _rrelu,
     aten.dropout.default: _dropout,
     aten.feature_dropout.default: _dropout,

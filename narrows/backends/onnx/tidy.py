@@ -85,7 +85,7 @@ def drop_identities(model: Any) -> None:
 def name_constants(model: Any, weights: Mapping[str, Any]) -> None:
     """Name what was folded from a single weight after it: ``fc.weight.T``, ``fc.weight.folded``."""
     for value in list(model.graph.initializers.values()):
-        if value.name in weights:
+        if value.name in weights or value.is_graph_output():
             continue
         origins = ast.literal_eval(value.metadata_props.get(FOLDED_FROM, "[]"))
         sources = [origin for origin in origins if origin in weights]

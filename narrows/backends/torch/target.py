@@ -122,6 +122,7 @@ def _write(program: Program, path: Path, form: str) -> None:
     """Write the program as a ``.pt2`` file."""
     import torch
 
+    program = _in_plain_containers(program)
     module = program.to_module().eval()
     args, kwargs = program.in_spec.unflatten(program.examples)
     if kwargs:
@@ -144,6 +145,29 @@ def _write(program: Program, path: Path, form: str) -> None:
             why=f"{type(error).__name__}: {why}",
             hint="capture with dynamic_batch=False" if program.dynamic_batch else "",
         ) from error
+
+
+def _in_plain_containers(program: Program) -> Program:
+    """Return the program with flat inputs, or results, where classes of the user's hold them.
+
+    A file that names such a class loads only where that class is; the manifest has the nesting.
+    """
+    from torch.utils import _pytree as pytree
+
+    flat = pytree.tree_structure((tuple(program.examples), {}))
+    results: Any = program.output.args[0]
+    return program.replace(
+        in_spec=program.in_spec if _is_plain(program.in_spec) else flat,
+        out_spec=program.out_spec
+        if _is_plain(program.out_spec)
+        else pytree.tree_structure((0,) * len(results)),
+    )
+
+
+def _is_plain(spec: Any) -> bool:
+    if spec.is_leaf():
+        return True
+    return spec.type in (tuple, list, dict) and all(map(_is_plain, spec.children()))
 
 
 def _name_parameters(module: Any, names: Iterable[str]) -> None:

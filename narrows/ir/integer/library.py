@@ -13,6 +13,7 @@ grid and leave them floating-point.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -347,14 +348,16 @@ def mean(
     zero: int,
     low: int,
     high: int,
+    divisor: int = 0,
     rounding: str = "half_even",
     wide: bool = False,
 ) -> Tensor:
-    """Return averages over axes: the exact quotient, rounded once."""
+    """Return averages over axes: the exact quotient, rounded once.
+
+    A ``divisor`` other than 0 takes the place of the count; with 1 these are sums.
+    """
     total = (x.to(torch.int64) - x_zero).sum(list(axes), keepdim=keepdim)
-    count = 1
-    for axis in axes:
-        count *= x.shape[axis]
+    count = divisor or math.prod(x.shape[a] for a in axes)
     return settle(_average(total, count, shift_by, rounding), zero, low, high, wide)
 
 
@@ -371,28 +374,44 @@ def average_pool(
     zero: int,
     low: int,
     high: int,
+    divisor: int = 0,
     rounding: str = "half_even",
     wide: bool = False,
 ) -> Tensor:
-    """Return averages over windows of the last two axes: the exact quotient, rounded once."""
+    """Return averages over windows of the last one to three axes: the exact quotient, rounded once.
+
+    A ``divisor`` other than 0 takes the place of every window's count.
+    """
     how = (list(kernel), list(stride), list(padding), ceil_mode, count_include_pad)
-    total = F.avg_pool2d(x.double() - x_zero, *how, divisor_override=1).to(torch.int64)
-    count = average_counts(x.shape[-2], x.shape[-1], *how).to(x.device)
+    total = _pooled(x.double() - x_zero, *how, divisor=1).to(torch.int64)
+    sizes = [int(size) for size in x.shape[2:]]
+    count = divisor or average_counts(sizes, *how).to(x.device)
     return settle(_average(total, count, shift_by, rounding), zero, low, high, wide)
 
 
-def average_counts(height: int, width: int, *how: Any) -> Tensor:
-    """Return what every window of an average pooling is divided by: int64 ``[1, 1, H, W]``.
+def average_counts(sizes: Sequence[int], *how: Any) -> Tensor:
+    """Return what every window of an average pooling is divided by: int64 ``[1, 1, *sizes]``.
 
     Args:
-        height: Of the input.
-        width: Of the input.
+        sizes: Of the spatial axes of the input.
         *how: ``kernel, stride, padding, ceil_mode, count_include_pad``.
     """
-    ones = torch.ones((1, 1, height, width), dtype=torch.float64)
+    ones = torch.ones((1, 1, *sizes), dtype=torch.float64)
     # What a window counts over the average of as many ones is torch's own divisor.
-    counted = F.avg_pool2d(ones, *how, divisor_override=1)
-    return (counted / F.avg_pool2d(ones, *how)).round().to(torch.int64)
+    return (_pooled(ones, *how, divisor=1) / _pooled(ones, *how)).round().to(torch.int64)
+
+
+def _pooled(
+    x: Tensor, kernel: list[int], stride: list[int], padding: list[int], ceil: bool, pads: bool,
+    divisor: int | None = None,
+) -> Tensor:  # fmt: skip
+    """Return an average pooling over one to three axes, which ATen spells in three ways."""
+    if len(kernel) == 3:
+        return F.avg_pool3d(x, kernel, stride, padding, ceil, pads, divisor)
+    if len(kernel) == 2:
+        return F.avg_pool2d(x, kernel, stride, padding, ceil, pads, divisor)
+    kernel, stride, padding = [1, *kernel], [1, *stride], [0, *padding]
+    return F.avg_pool2d(x.unsqueeze(-2), kernel, stride, padding, ceil, pads, divisor).squeeze(-2)
 
 
 def _average(total: Tensor, count: Tensor | int, by: int, rounding: str) -> Tensor:

@@ -9,10 +9,12 @@ product and a sum into one rounding.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from narrows.ir.integer.library import define
@@ -86,6 +88,7 @@ def layer_norm(
     zero: int,
     low: int,
     high: int,
+    centred: bool = True,
     rounding: str = "half_even",
 ) -> Tensor:
     """Return codes normalised over the last ``axes`` axes.
@@ -95,22 +98,26 @@ def layer_norm(
         s = 1 / (sqrt((n Q - S**2) / n**2 + eps) n)     in binary64, rounded to binary32
         y = (d s) gain + offset                         in binary32, operation by operation
 
+    where ``d`` becomes a binary32 first.
+
     Args:
         x: Codes.
-        gain: float32, the layer's weight in steps of the result.
-        offset: float32, the layer's bias in steps of the result.
+        gain: float32, the layer's weight in steps of the result; it broadcasts over ``x``.
+        offset: float32, the layer's bias in steps of the result, in the shape of ``gain``.
         axes: How many trailing axes.
-        eps: The layer's, in squared steps of ``x``.
+        eps: The layer's, in squared steps of ``x``; positive.
         x_zero: The zero point of ``x``.
         zero: The zero point of the result.
         low: The smallest code.
         high: The largest code.
+        centred: Whether the mean is taken away. Else ``S`` is 0: the root mean square alone counts.
         rounding: How the result is rounded.
     """
     over = list(range(x.dim() - axes, x.dim()))
     count = math.prod(x.shape[a] for a in over)
     whole = x.to(torch.int64) - x_zero
     total, squares = whole.sum(over, keepdim=True), (whole * whole).sum(over, keepdim=True)
+    total = total if centred else torch.zeros_like(total)
     variance = (count * squares - total * total).double() / float(count**2)
     spread = (1.0 / (torch.sqrt(variance + eps) * float(count))).to(torch.float32)
     d = (count * whole - total).to(torch.float32)
@@ -118,8 +125,10 @@ def layer_norm(
     return settle(round_float(y, rounding).clamp(-65536, 65536).to(torch.int64), zero, low, high)
 
 
-# Elements: |d| <= 255 n is a float32, and n Q <= (255 n)**2 a float64, without rounding.
-LARGEST_NORM = 2**16
+# Elements: n Q <= (255 n)**2 is a float64 without rounding, and 1 / n**2 far from its ends.
+LARGEST_NORM = 2**18
+# Up to so many |d| <= 255 n is a float32 without rounding.
+PLAIN_NORM = 2**16
 
 
 @define
@@ -147,6 +156,7 @@ def fake_layer_norm(
     bias: Tensor | None,
     axes: int,
     eps: float,
+    centred: bool,
     grid: Sequence[int],
     out: Sequence[int],
     rounding: str = "half_even",
@@ -155,9 +165,31 @@ def fake_layer_norm(
     gain, offset = norm_parameters(weight, bias, list(x.shape[x.dim() - axes :]), out[0])
     made = torch.ops.narrows.layer_norm.default(
         _codes(x, grid), gain.to(x.device), offset.to(x.device), axes,
-        norm_eps(eps, grid[0]), grid[1], *out[1:], rounding,
+        norm_eps(eps, grid[0]), grid[1], *out[1:], centred, rounding,
     )  # fmt: skip
     return _numbers(made, out, x)
+
+
+@define
+def fake_group_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    groups: int,
+    eps: float,
+    grid: Sequence[int],
+    out: Sequence[int],
+    rounding: str = "half_even",
+) -> Tensor:
+    """Return `layer_norm` over groups of channels; ``x`` is ``[N, C, ...]`` and on ``grid``."""
+    gain, offset = norm_parameters(weight, bias, [x.shape[1]], out[0])
+    apart = [groups, x.shape[1] // groups, 1]
+    made = torch.ops.narrows.layer_norm.default(
+        _codes(x, grid).reshape([-1, *apart[:2], math.prod(x.shape[2:])]),
+        gain.reshape(apart).to(x.device), offset.reshape(apart).to(x.device), 2,
+        norm_eps(eps, grid[0]), grid[1], *out[1:], True, rounding,
+    )  # fmt: skip
+    return _numbers(made, out, x).reshape(x.shape)
 
 
 def norm_parameters(
@@ -170,8 +202,36 @@ def norm_parameters(
 
 
 def norm_eps(eps: float, exponent: int) -> float:
-    """Return a layer's eps in squared steps of an input of step ``2**-exponent``."""
-    return eps * 4.0**exponent
+    """Return a layer's eps in squared steps of an input of step ``2**-exponent``.
+
+    It is positive: one that no variance but 0 feels stands for none, and 0 / 0 is 0.
+    """
+    return max(eps * 4.0**exponent, 2.0**-200)
+
+
+def _plain_layer_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, axes: int, eps: float, centred: bool
+) -> Tensor:
+    shape = list(x.shape[x.dim() - axes :])
+    if centred:
+        return F.layer_norm(x, shape, weight, bias, eps)
+    y = F.rms_norm(x, shape, weight, eps)
+    return y if bias is None else y + bias
+
+
+def _plain_group_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, eps: float
+) -> Tensor:
+    return torch.group_norm(x, groups, weight, bias, eps)
+
+
+# What these operators stand for, in floating-point and differentiable: it takes the arguments
+# before the grids.
+PLAIN: dict[Any, Callable[..., Tensor]] = {
+    fake_softmax: torch.softmax,
+    fake_layer_norm: _plain_layer_norm,
+    fake_group_norm: _plain_group_norm,
+}
 
 
 def _codes(x: Tensor, grid: Sequence[int]) -> Tensor:

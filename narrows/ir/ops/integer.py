@@ -22,11 +22,12 @@ import torch
 from torch import Tensor, fx
 
 import narrows.ir.integer.library  # noqa: F401  (defines torch.ops.narrows)
-from narrows.ir.integer.grid import Grid
+from narrows.ir.integer.grid import HALF_EVEN, Grid
 from narrows.ir.ops.args import arguments, computes_numbers
 from narrows.ir.program import op_name, shape_of
 
 ops: Any = torch.ops.narrows
+aten = torch.ops.aten
 
 Call = tuple[Any, tuple[Any, ...]]
 
@@ -53,6 +54,17 @@ class Settled:
         return self.grid.zero, self.low, self.high
 
 
+def listed(grid: Grid) -> list[int]:
+    """Return a grid as the fake operators take it."""
+    return [grid.exponent, grid.zero, grid.low, grid.high]
+
+
+def spread(value: Any, count: int) -> list[int]:
+    """Return one number per axis; ATen takes a single one for all."""
+    values = list(value) if isinstance(value, list | tuple) else [value]
+    return values * count if len(values) == 1 else values
+
+
 class Fold(Protocol):
     """What `IntegerForm.emit` may ask of the pass that folds."""
 
@@ -76,6 +88,18 @@ class Fold(Protocol):
 
     def float_weight(self, node: fx.Node | None) -> Tensor | None:
         """Return the tensor behind a ``get_attr`` node of the float program."""
+        ...
+
+    def step(
+        self,
+        node: fx.Node,
+        target: Any,
+        args: tuple[Any, ...],
+        suffix: str,
+        grid: Grid,
+        rounding: str = HALF_EVEN,
+    ) -> fx.Node:
+        """Return a node on the way to a node's result; its codes lie on ``grid``."""
         ...
 
     def product_fits(self, node: fx.Node, length: int, a: Grid, b: Grid) -> None:
@@ -138,6 +162,13 @@ class IntegerForm(ABC):
         """Return the integer operator and its arguments."""
 
 
+class AnyWidth(IntegerForm):
+    """A form that takes and gives codes of up to 16 bits."""
+
+    def narrow(self, node: fx.Node) -> str:
+        return ""
+
+
 def _arguments(node: fx.Node) -> dict[str, Any]:
     if hasattr(node.target, "_schema"):
         return arguments(node)
@@ -173,8 +204,12 @@ class Moves(IntegerForm):
         """Return the grid of the result."""
         return grid
 
+    def move(self, fold: Fold, node: fx.Node, codes: fx.Node, grid: Grid) -> Call | None:
+        """Return the call that moves the codes, if it is not the node's own."""
+        return None
+
     def emit(self, fold: Fold, node: fx.Node, out: Settled) -> Call:
-        raise NotImplementedError("the node is copied")
+        raise NotImplementedError("codes are moved")
 
 
 @dataclass(frozen=True)
@@ -188,6 +223,26 @@ class Padding(Moves):
         if args.get("mode", "constant") != "constant":
             return f"padding by {args['mode']} has no integer form"
         return "it pads with another number than zero" if args["value"] not in (None, 0) else ""
+
+    def move(self, fold: Fold, node: fx.Node, codes: fx.Node, grid: Grid) -> Call | None:
+        args = arguments(node)
+        mode = (args["mode"],) if "mode" in args else ()
+        return node.target, (codes, args["pad"], *mode, grid.zero)
+
+
+@dataclass(frozen=True)
+class Flat(Moves):
+    """``max_pool1d``, which torch has no kernel of for codes: a line is an image of one row."""
+
+    def move(self, fold: Fold, node: fx.Node, codes: fx.Node, grid: Grid) -> Call | None:
+        args = arguments(node)
+        kernel = spread(args["kernel_size"], 1)
+        stride = spread(args["stride"], 1) if args["stride"] else kernel
+        padding, dilation = (spread(args[k], 1) for k in ("padding", "dilation"))
+        image = fold.step(node, aten.unsqueeze.default, (codes, -2), "row", grid)
+        how = ([1, *kernel], [1, *stride], [0, *padding], [1, *dilation], args["ceil_mode"])
+        pooled = fold.step(node, aten.max_pool2d.default, (image, *how), "pooled", grid)
+        return aten.squeeze.dim, (pooled, -2)
 
 
 @dataclass(frozen=True)
@@ -228,5 +283,6 @@ class Clip(IntegerForm):
 
 
 __all__ = [
-    "Call", "Clip", "Fold", "IntegerForm", "LayerWeights", "Moves", "Padding", "Relabel", "Settled",
+    "AnyWidth", "Call", "Clip", "Flat", "Fold", "IntegerForm", "LayerWeights", "Moves", "Padding",
+    "Relabel", "Settled", "listed", "spread",
 ]  # fmt: skip

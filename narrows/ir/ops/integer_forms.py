@@ -17,8 +17,10 @@ import narrows.ir.integer.statistics as statistics
 from narrows.ir.integer.grid import Grid
 from narrows.ir.ops.args import arguments, is_tensor
 from narrows.ir.ops.integer import (
+    AnyWidth,
     Call,
     Clip,
+    Flat,
     Fold,
     IntegerForm,
     LayerWeights,
@@ -26,17 +28,15 @@ from narrows.ir.ops.integer import (
     Padding,
     Relabel,
     Settled,
+    listed,
+    spread,
 )
+from narrows.ir.ops.integer_averages import AveragePool, Mean
+from narrows.ir.ops.integer_norms import GroupNorm, InstanceNorm, LayerNorm
 from narrows.ir.program import Meta, shape_of
 
 ops: Any = torch.ops.narrows
-
-
-class AnyWidth(IntegerForm):
-    """A form that takes and gives codes of up to 16 bits."""
-
-    def narrow(self, node: fx.Node) -> str:
-        return ""
+aten = torch.ops.aten
 
 
 # ------------------------------------------------------------------ layers
@@ -88,11 +88,11 @@ class Layer(AnyWidth):
     def _padding(self, node: fx.Node) -> list[int] | None:
         args = arguments(node)
         if not isinstance(args["padding"], str):
-            return _spread(args["padding"], self.spatial)
+            return spread(args["padding"], self.spatial)
         if args["padding"] == "valid":
             return [0] * self.spatial
         kernel = shape_of(args["weight"])[2:]
-        dilation = _spread(args["dilation"], self.spatial)
+        dilation = spread(args["dilation"], self.spatial)
         total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
         return None if any(t % 2 for t in total) else [t // 2 for t in total]
 
@@ -105,19 +105,13 @@ class Layer(AnyWidth):
         if not self.spatial:
             return ops.linear.default, head
         args = arguments(node)
-        stride, dilation = (_spread(args[k], self.spatial) for k in ("stride", "dilation"))
+        stride, dilation = (spread(args[k], self.spatial) for k in ("stride", "dilation"))
         padding = self._padding(node)
         if not self.transposed:
             return ops.conv.default, (*head, stride, padding, dilation, args["groups"])
-        extra = _spread(args["output_padding"], self.spatial)
+        extra = spread(args["output_padding"], self.spatial)
         tail = (stride, padding, extra, dilation, args["groups"])
         return ops.conv_transpose.default, (*head, *tail)
-
-
-def _spread(value: Any, count: int) -> list[int]:
-    """Return one number per axis; ATen takes a single one for all."""
-    values = list(value) if isinstance(value, list | tuple) else [value]
-    return values * count if len(values) == 1 else values
 
 
 @dataclass(frozen=True)
@@ -238,64 +232,30 @@ class Concat(AnyWidth):
 
     def emit(self, fold: Fold, node: fx.Node, out: Settled) -> Call:
         parts = [fold.codes(n) for n in self.operands(node)]
+        return self.joined(parts, arguments(node)["dim"], out)
+
+    def joined(self, parts: list[tuple[fx.Node, Grid]], axis: int, out: Settled) -> Call:
+        """Return the call that puts codes side by side."""
         shifts = [grid.exponent - out.grid.exponent for _, grid in parts]
         zeros = [grid.zero for _, grid in parts]
-        axis = arguments(node)["dim"]
         return ops.concat.default, ([n for n, _ in parts], axis, shifts, zeros, *out.tail)
 
 
-# ------------------------------------------------------------------ averages and statistics
-
-
 @dataclass(frozen=True)
-class Mean(AnyWidth):
-    """An average over axes that go away, or stay with size 1."""
-
-    def obstacle(self, node: fx.Node) -> str:
-        args = arguments(node)
-        return "" if args["dim"] else "it averages everything" if not args["dtype"] else "a cast"
+class Stack(Concat):
+    """Tensors side by side along an axis of their own."""
 
     def emit(self, fold: Fold, node: fx.Node, out: Settled) -> Call:
-        args = arguments(node)
-        x, grid = fold.codes(self.operands(node)[0])
-        rank = len(shape_of(self.operands(node)[0]))
-        axes = sorted(a % rank for a in args["dim"])
-        by = grid.exponent - out.grid.exponent
-        return ops.mean.default, (x, axes, args["keepdim"], by, grid.zero, *out.tail)
+        axis, parts = arguments(node)["dim"] % len(shape_of(node)), []
+        for i, operand in enumerate(self.operands(node)):
+            x, grid = fold.codes(operand)
+            parts.append(
+                (fold.step(node, aten.unsqueeze.default, (x, axis), f"part{i}", grid), grid)
+            )
+        return self.joined(parts, axis, out)
 
 
-@dataclass(frozen=True)
-class AveragePool(AnyWidth):
-    """Average pooling over windows of one size, given or adaptive."""
-
-    adaptive: bool = False
-
-    def obstacle(self, node: fx.Node) -> str:
-        args = arguments(node)
-        if len(shape_of(self.operands(node)[0])) != 4:
-            return "its input has no batch axis"
-        if not self.adaptive:
-            return "it has a divisor of its own" if args["divisor_override"] else ""
-        size, wanted = shape_of(self.operands(node)[0])[-2:], args["output_size"]
-        even = all(s % w == 0 for s, w in zip(size, _spread(wanted, 2), strict=True))
-        return "" if even else "its windows differ in size"
-
-    def emit(self, fold: Fold, node: fx.Node, out: Settled) -> Call:
-        args = arguments(node)
-        operand = self.operands(node)[0]
-        x, grid = fold.codes(operand)
-        by = grid.exponent - out.grid.exponent
-        rest = (by, grid.zero, *out.tail)
-        if not self.adaptive:
-            kernel, padding = _spread(args["kernel_size"], 2), _spread(args["padding"], 2)
-            stride = _spread(args["stride"], 2) if args["stride"] else kernel
-            how = (kernel, stride, padding, args["ceil_mode"], args["count_include_pad"])
-            return ops.average_pool.default, (x, *how, *rest)
-        sizes = zip(shape_of(operand)[-2:], _spread(args["output_size"], 2), strict=True)
-        kernel = [s // w for s, w in sizes]
-        if kernel == list(shape_of(operand)[-2:]):
-            return ops.mean.default, (x, [2, 3], True, *rest)
-        return ops.average_pool.default, (x, kernel, kernel, [0, 0], False, True, *rest)
+# ------------------------------------------------------------------ statistics
 
 
 @dataclass(frozen=True)
@@ -321,45 +281,6 @@ class Softmax(IntegerForm):
         return ops.softmax.default, (codes, table, axis, out.grid.exponent, *out.tail)
 
 
-@dataclass(frozen=True)
-class LayerNorm(IntegerForm):
-    """Layer normalisation: sums in whole numbers, the rest as IEEE 754 defines it."""
-
-    def obstacle(self, node: fx.Node) -> str:
-        args = arguments(node)
-        if math.prod(args["normalized_shape"]) > statistics.LARGEST_NORM:
-            return f"it normalises more than {statistics.LARGEST_NORM:,} elements"
-        for role in ("weight", "bias"):
-            if args[role] is not None and args[role].op != "get_attr":
-                return f"its {role} is computed, by {args[role].name}"
-        return ""
-
-    def fake(self, node: fx.Node, grids: list[Grid], out: Grid, rounding: str) -> Call | None:
-        args = arguments(node)
-        return ops.fake_layer_norm.default, (
-            args["input"], args["weight"], args["bias"], len(args["normalized_shape"]),
-            args["eps"], listed(grids[0]), listed(out), rounding,
-        )  # fmt: skip
-
-    def emit(self, fold: Fold, node: fx.Node, out: Settled) -> Call:
-        args = arguments(node)
-        x, grid = fold.codes(args["x"])
-        shape = list(shape_of(node)[-args["axes"] :])
-        weight, bias = (fold.float_weight(args[k]) for k in ("weight", "bias"))
-        exponent = out.grid.exponent
-        gain, offset = statistics.norm_parameters(weight, bias, shape, exponent)
-        return ops.layer_norm.default, (
-            x, fold.constant(f"{node.name}.gain", gain),
-            fold.constant(f"{node.name}.offset", offset), args["axes"],
-            statistics.norm_eps(args["eps"], grid.exponent), grid.zero, *out.tail,
-        )  # fmt: skip
-
-
-def listed(grid: Grid) -> list[int]:
-    """Return a grid as the fake operators take it."""
-    return [grid.exponent, grid.zero, grid.low, grid.high]
-
-
 # ------------------------------------------------------------------ which operator has which form
 
 _MOVES = """
@@ -367,7 +288,7 @@ _MOVES = """
     unsqueeze clone contiguous detach alias expand permute transpose.int t numpy_T mT movedim.int
     swapaxes roll flip pixel_shuffle pixel_unshuffle channel_shuffle repeat tile
     repeat_interleave.self_int slice.Tensor narrow split.Tensor split.sizes split_with_sizes chunk
-    tensor_split.sections tensor_split.indices index_select select.int unbind.int max_pool1d
+    tensor_split.sections tensor_split.indices index_select select.int unbind.int
     max_pool2d max_pool3d upsample_nearest1d upsample_nearest2d upsample_nearest3d
     upsample_nearest2d.vec amax amin dropout feature_dropout alpha_dropout embedding
     lift_fresh_copy
@@ -390,6 +311,7 @@ def _standard() -> dict[str, IntegerForm]:
     for name in ("sigmoid", "tanh", "gelu", "silu", "hardsigmoid"):
         put(name, Lookup(function=name))
     put("constant_pad_nd pad", Padding())
+    put("max_pool1d", Flat())
     put("relu", Clip(lo=0.0))
     put("relu6", Clip(lo=0.0, hi=6.0))
     put("hardtanh", Clip(lo="min_val", hi="max_val"))
@@ -407,11 +329,17 @@ def _standard() -> dict[str, IntegerForm]:
     put("mul.Tensor mul.Scalar", Mul())
     put("div.Tensor div.Scalar", Mul(inverse=True))
     put("cat concat", Concat())
+    put("stack", Stack())
     put("mean.dim", Mean())
-    put("avg_pool2d", AveragePool())
-    put("adaptive_avg_pool2d", AveragePool(adaptive=True))
+    put("sum.dim_IntList", Mean(total=True))
+    for n in (1, 2, 3):
+        put(f"avg_pool{n}d", AveragePool(spatial=n))
+        put(f"adaptive_avg_pool{n}d", AveragePool(spatial=n, adaptive=True))
     put("softmax.int _softmax", Softmax())
     put("layer_norm", LayerNorm())
+    put("rms_norm", LayerNorm(centred=False))
+    put("group_norm", GroupNorm())
+    put("instance_norm", InstanceNorm())
     return forms
 
 
@@ -424,6 +352,7 @@ FAKES: dict[Any, IntegerForm] = {
     ops.staircase.default: Lookup(),
     ops.fake_softmax.default: Softmax(),
     ops.fake_layer_norm.default: LayerNorm(),
+    ops.fake_group_norm.default: GroupNorm(),
 }
 
 

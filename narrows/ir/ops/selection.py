@@ -86,6 +86,11 @@ class Item(Row):
         return take(rewriter, node, parent, row)
 
 
+def _first(part: Tensor, axis: int) -> Tensor:
+    """Return the first number at each index of an axis."""
+    return part.movedim(axis, 0).reshape(part.shape[axis], -1)[:, 0]
+
+
 def take(rewriter: Rewriter, node: fx.Node, call_node: fx.Node, row: Selection) -> Held:
     """Emit the selection of ``node`` by positions of what its operand now holds."""
     facts = rewriter.facts
@@ -102,7 +107,7 @@ def take(rewriter: Rewriter, node: fx.Node, call_node: fx.Node, row: Selection) 
     )
     part = call(call_node, {x: ruler.expand(source.shape), **rewriter.free_data(call_node)})
     part = part if isinstance(part, Tensor) else part[node.args[1]]
-    asked = part.reshape(-1)[:1] if row.drops else part.movedim(axis, 0).flatten(1)[:, 0]
+    asked = part.reshape(-1)[:1] if row.drops else _first(part, axis)
     chosen = _chosen(rewriter, node, row, axis, held, asked.numpy())
     if chosen is None:  # channels on several axes, entangled: it must be just what is asked for
         chosen = held, _inward(rewriter, node, held)

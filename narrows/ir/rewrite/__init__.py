@@ -18,7 +18,7 @@ from narrows.errors import PassError
 from narrows.ir.channels import Facts
 from narrows.ir.graph import without_collection
 from narrows.ir.labels import Bools, Value
-from narrows.ir.liveness import Demand
+from narrows.ir.liveness import Demand, staying
 from narrows.ir.ops import table
 from narrows.ir.ops.layout import Layout
 from narrows.ir.program import Meta, Note, Program, where
@@ -138,7 +138,7 @@ def _noted(
         return
     before = notes.get((node.name, reason))
     count += before.channels if before is not None else 0
-    message = f"{count} channels stay: {why}"
+    message = f"{staying(count)}: {why}"
     notes[node.name, reason] = Note(node.name, reason, message, count, Meta(node).source)
 
 

@@ -215,7 +215,7 @@ class Emitter:
                     step, {next(n for n in step.all_input_nodes if self.facts.is_free(n)): ruler}
                 )
             for own, positions in index.items():
-                line = ruler.movedim(own, 0).flatten(1)
+                line = ruler.movedim(own, 0).reshape(ruler.shape[own], -1)
                 if (
                     bool((line == torch.arange(line.shape[0])[:, None]).all())
                     and line.shape[0] == data.shape[axis]

@@ -35,7 +35,12 @@ def remaining(
     """
     uses = uses_of(program)
     layers = {use.node for found in uses.values() for use in found}
-    explained = {note.where for note in notes if note.channels}
+    names = {node.name for node in layers}
+    explained = {n.where for n in notes if n.channels}
+    # Of a layer that reads them, what it says of its own results explains nothing.
+    explained_later = {
+        n.where for n in notes if n.channels and (n.reason != "output" or n.where not in names)
+    }
     for name, keep in plan.outputs.items():
         if len(uses.get(name, ())) != 1 or name not in result.weights:
             continue
@@ -43,8 +48,10 @@ def remaining(
         there = present(use, "outputs", result.origins.get(name))
         count = 0 if there is None else len(np.setdiff1d(there, keep))
         reached = _reached(use.node, layers) if count else []
-        if count and not explained & {use.node.name, *(n.name for n in reached)}:
-            message = f"{count} masked outputs stay, as zeros: {_why(program, reached)}"
+        unsaid = explained_later.isdisjoint(n.name for n in reached)
+        if count and use.node.name not in explained and unsaid:
+            stay = "1 masked output stays" if count == 1 else f"{count} masked outputs stay"
+            message = f"{stay}, as zeros: {_why(program, reached)}"
             yield Note(use.node.name, "place", message, count, Meta(use.node).source)
 
 

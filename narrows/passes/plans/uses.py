@@ -166,7 +166,7 @@ def root_axes(
         for step in chain:
             result, before = call(step, {before: result}), step
         for axis in axes:
-            rows = result.movedim(axis, 0).flatten(1)
+            rows = result.movedim(axis, 0).reshape(result.shape[axis], -1)
             line = torch.arange(shape[own])[:, None]
             if len(rows) == shape[own] and bool((rows == line).all()):
                 found[axis] = own

@@ -59,7 +59,8 @@ def _contributes(facts: Facts, use: Use) -> np.ndarray:
     alive = np.zeros(use.outputs, dtype=bool)
     if others or not norms:
         value = facts.value(use.node)
-        labels = value.tensor.movedim(use.y_axis, 0).flatten(1).expand(use.outputs, -1).numpy()
+        along = value.tensor.movedim(use.y_axis, 0)
+        labels = along.reshape(len(along), -1).expand(use.outputs, -1).numpy()
         alive |= (value.const[labels] != 0).any(1)
     for norm, labels in norms:
         value = facts.value(norm)

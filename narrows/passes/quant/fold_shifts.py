@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
@@ -25,7 +24,7 @@ from narrows.ir.integer.grid import HALF_EVEN, Grid, WeightGrid
 from narrows.ir.integer.library import weight_codes
 from narrows.ir.ops import table
 from narrows.ir.ops.args import arguments
-from narrows.ir.ops.integer import Clip, IntegerForm, LayerWeights, Moves, Padding, Settled
+from narrows.ir.ops.integer import Clip, IntegerForm, LayerWeights, Moves, Settled
 from narrows.ir.program import Meta, Note, Program, aten, copy_meta, op_name, shape_of, where
 from narrows.passes.base import Fidelity, Pass, PassResult
 from narrows.passes.quant.islands import widened
@@ -152,26 +151,25 @@ class _Folder:
             settled = Settled(grid, low, high, rounding)
         if form is not None:
             target, call = form.emit(self, node, settled)
-            made = self._call(target, call, _keywords(target, rounding, grid), node.name)
+            how = _rounding(target, rounding) | _width(target, grid)
+            made = self._call(target, call, how, node.name)
             self._check_shifts(node, made)
         elif (codes := self._known(node)) is not None:
             have = self.grids[codes]
             shift = have.exponent - grid.exponent
             call = (codes, shift, have.zero, *settled.tail)
-            how = _keywords(ops.rescale.default, rounding, grid)
-            made = self._call(ops.rescale.default, call, how, quantizer.name)
+            target = ops.rescale.default
+            how = _rounding(target, rounding) | _width(target, grid)
+            made = self._call(target, call, how, quantizer.name)
         elif node.op == "get_attr":
             call = (grid.exponent, grid.zero, low, high)
             tensor = ops.quantize.default(self.old.tensor(node).detach(), *call, wide=grid.wide)
             made = self.constant(str(node.target), tensor)
         else:
             call = (self._float(node), grid.exponent, grid.zero, low, high)
-            made = self._call(
-                ops.quantize.default,
-                call,
-                _keywords(ops.quantize.default, rounding, grid),
-                quantizer.name,
-            )
+            target = ops.quantize.default
+            how = _rounding(target, rounding) | _width(target, grid)
+            made = self._call(target, call, how, quantizer.name)
         return self._on(made, grid)
 
     def _on(self, node: fx.Node, grid: Grid) -> fx.Node:
@@ -198,22 +196,23 @@ class _Folder:
             return self._on(made, grid)
         if have.wide and op_name(node).startswith("upsample_nearest"):
             return self._on(self._picked(node, codes), have)
+        call = form.move(self, node, codes, have)
+        if call is not None:
+            return self._on(self._call(*call, {}, node.name), have)
         args, kwargs = map_arg((node.args, node.kwargs), self._operand)
-        if isinstance(form, Padding):
-            given = arguments(node)
-            mode = (given["mode"],) if "mode" in given else ()
-            args, kwargs = (codes, given["pad"], *mode, have.zero), {}
-        made = self._call(node.target, args, kwargs, node.name)
-        return self._on(made, have)
+        return self._on(self._call(node.target, args, kwargs, node.name), have)
 
     def _picked(self, node: fx.Node, codes: fx.Node) -> fx.Node:
         """Return a nearest resizing as the places it picks: torch has none of int16."""
-        old, new = shape_of(node.all_input_nodes[0]), shape_of(node)
-        for axis in range(2, len(new)):
-            line = torch.arange(old[axis], dtype=torch.float64).view(1, 1, -1)
-            places = F.interpolate(line, size=new[axis]).flatten().long()
+        sizes, rank = shape_of(node.all_input_nodes[0]), len(shape_of(node))
+        rest, how = map_arg((node.args[1:], node.kwargs), lambda n: Meta(n).size)
+        for axis in range(2, rank):
+            line = torch.arange(sizes[axis], dtype=torch.float64)
+            line = line.reshape([-1 if a == axis else 1 for a in range(rank)])
+            made = node.target(line.expand(1, 1, *sizes[2:]), *rest, **how)  # type: ignore[operator]
+            places = made.movedim(axis, -1).flatten(0, -2)[0].long()
             index = self.constant(f"{node.name}.places{axis}", places)
-            name = node.name if axis == len(new) - 1 else f"{node.name}_{axis}"
+            name = node.name if axis == rank - 1 else f"{node.name}_{axis}"
             codes = self._call(aten.index_select.default, (codes, axis, index), {}, name)
         return codes
 
@@ -318,6 +317,19 @@ class _Folder:
         call = (args["exponents"], args["axis"], args["low"], args["high"], args["levels"])
         return str(args["x"].target), weight_codes(tensor, *call), list(args["exponents"])
 
+    def step(
+        self,
+        node: fx.Node,
+        target: Any,
+        args: tuple[Any, ...],
+        suffix: str,
+        grid: Grid,
+        rounding: str = HALF_EVEN,
+    ) -> fx.Node:
+        """Return a node on the way to a node's result; its codes lie on ``grid``."""
+        how = _rounding(target, rounding) | _width(target, grid)
+        return self._on(self._call(target, args, how, f"{node.name}_{suffix}"), grid)
+
     def product_fits(self, node: fx.Node, length: int, a: Grid, b: Grid) -> None:
         """Raise if a sum of ``length`` products of two activations may be too large."""
         sizes = (max(g.zero - g.low, g.high - g.zero) for g in (a, b))
@@ -417,12 +429,18 @@ def _short(shifts: list[int]) -> list[int]:
     return shifts[:1] if len(set(shifts)) == 1 else shifts
 
 
-def _keywords(target: Any, rounding: str, grid: Grid) -> dict[str, Any]:
-    """Return how to round and how wide the codes are, where that is not the default."""
-    known = {a.name for a in target._schema.arguments}
-    made: dict[str, Any] = {"rounding": rounding} if rounding != HALF_EVEN else {}
-    made |= {"wide": True} if grid.wide else {}
-    return {k: v for k, v in made.items() if k in known}
+def _rounding(target: Any, rounding: str) -> dict[str, Any]:
+    """Return the keyword that says how to round, where it is not the default."""
+    return {"rounding": rounding} if _takes(target, "rounding") and rounding != HALF_EVEN else {}
+
+
+def _width(target: Any, grid: Grid) -> dict[str, Any]:
+    """Return the keyword that says that codes are wide, where they are."""
+    return {"wide": True} if grid.wide and _takes(target, "wide") else {}
+
+
+def _takes(target: Any, name: str) -> bool:
+    return any(a.name == name for a in target._schema.arguments)
 
 
 __all__ = ["FoldShifts"]

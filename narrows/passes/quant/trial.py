@@ -18,13 +18,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 import narrows.ir.integer.library  # noqa: F401  (defines torch.ops.narrows)
 from narrows.ir.integer.grid import Grid, Levels
 from narrows.ir.integer.rounding import round_float
+from narrows.ir.integer.statistics import PLAIN
 from narrows.ir.ops import table
 from narrows.ir.ops.args import arguments, with_argument
 from narrows.ir.ops.integer import Moves
@@ -229,7 +229,6 @@ class Trial:
         self._static: dict[fx.Node, Any] = {}
         self._find_kernels(fake)
         self._find_static(fake)
-        self._statistics = {ops.fake_softmax.default, ops.fake_layer_norm.default}
 
     def _find_kernels(self, fake: Program) -> None:
         self._weight_of: dict[fx.Node, Kernel] = {}
@@ -362,7 +361,7 @@ class Trial:
             return args[0] if how == "float" else self._rounded(self.sites[node], args[0], drop)
         if node.target is ops.fake_quantize_weight.default:
             return args[0] if how == "float" else self._weight(node, args, how == "soft")
-        if node.target in self._statistics:
+        if node.target in PLAIN:
             return self._statistic(node, args, how)
         return self._plain(node, args, kwargs)
 
@@ -393,20 +392,18 @@ class Trial:
         return node.target(*args)  # type: ignore[operator]
 
     def _statistic(self, node: fx.Node, args: Any, how: str) -> Any:
-        """Return a softmax or a layer norm, which is computed from codes."""
-        softmax = node.target is ops.fake_softmax.default
-        if softmax:
-            plain = torch.softmax(args[0], args[1])
-        else:
-            x, weight, bias, axes, eps = args[:5]
-            plain = F.layer_norm(x, list(x.shape[x.dim() - axes :]), weight, bias, eps)
+        """Return a softmax or a norm, which is computed from codes."""
+        at = list(arguments(node)).index("grid")
+        plain = PLAIN[node.target](*args[:at])
         if how != "hard":
             return plain
-        return self._exact(node, args, plain)
+        return self._exact(node, args, plain, at)
 
-    def _exact(self, node: fx.Node, args: Any, plain: Tensor) -> Tensor:
-        """Return what the operator gives on the grids as they are, if they are powers of two."""
-        at = 2 if node.target is ops.fake_softmax.default else 5
+    def _exact(self, node: fx.Node, args: Any, plain: Tensor, at: int) -> Tensor:
+        """Return what the operator gives on the grids as they are, if they are powers of two.
+
+        Its arguments from ``at`` on are the grids of its operand and of its result.
+        """
         ends = [u for u in self._tail(node).users if u in self.sites]
         if not ends:
             return plain

@@ -1,6 +1,6 @@
-/* `results` averages, which begin x_step apart, over `counts` codes that lie `steps` apart. */
+/* `results` sums over a divisor, which begin x_step apart, of `counts` codes that lie `steps` apart. */
 static void mean(uint8_t *y, int results, const uint8_t *x, int x_step, const int counts[2],
-                 const int steps[2], int by, int x_zero, int zero, int low, int high)
+                 const int steps[2], int divisor, int by, int x_zero, int zero, int low, int high)
 {
     int first, i, j, c;
 
@@ -12,6 +12,6 @@ static void mean(uint8_t *y, int results, const uint8_t *x, int x_step, const in
                 for (c = 0; c < some; c++)
                     totals[c] += x[i * steps[0] + j * steps[1] + (first + c) * x_step] - x_zero;
         for (c = 0; c < some; c++)
-            y[c] = settled(average(totals[c], (int64_t)counts[0] * counts[1], by), zero, low, high);
+            y[c] = settled(average(totals[c], divisor, by), zero, low, high);
     }
 }

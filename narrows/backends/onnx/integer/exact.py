@@ -15,6 +15,7 @@ from torch import fx
 from narrows.backends.onnx.integer.graph import Graph, given
 from narrows.ir.integer.bounds import EXACT
 from narrows.ir.integer.grid import CENTRE
+from narrows.ir.integer.statistics import PLAIN_NORM
 from narrows.ir.program import Meta, shape_of
 
 
@@ -97,9 +98,9 @@ def _normalised(node: fx.Node) -> tuple[int, ...]:
 def _moments(graph: Graph, node: fx.Node) -> tuple[str, str, str]:
     """Return ``sum(x)``, ``sum(x**2)`` and, in float32, ``n x - sum(x)``.
 
-    Only differences of codes matter, so the zero point may stay in ``x``, or any other come out.
-    The sums are float32 where that holds every partial sum: ONNX Runtime adds those several times
-    as fast as integers.
+    Where the mean stays, ``sum(x)`` is empty and counts as 0. Where it goes, only differences of
+    codes matter, so the zero point may stay in ``x``, or any other come out. The sums are float32
+    where that holds every partial sum: ONNX Runtime adds those several times as fast as integers.
     """
     args, at = given(node), f"{node.name}."
     codes, grid, rank = graph.name(args["x"]), graph.grid(args["x"]), len(shape_of(node))
@@ -110,17 +111,27 @@ def _moments(graph: Graph, node: fx.Node) -> tuple[str, str, str]:
         return graph.add("ReduceSum", [x, axes], at, keepdims=1)
 
     centre = 0 if count * grid.high**2 <= EXACT else CENTRE
+    if not args["centred"]:
+        centre = grid.zero
     quick = count * max(centre - grid.low, grid.high - centre) ** 2 <= EXACT
-    x = graph.cast(codes, "float32" if quick else "int32", at)
-    if quick and centre:
-        x = graph.add("Sub", [x, graph.scalar(centre, "float32")], at)
-    total = summed(x)
+    centre = centre if quick or not args["centred"] else 0
+    kind = "float32" if quick else "int32"
+    x = graph.cast(codes, kind, at)
+    if centre:
+        x = graph.add("Sub", [x, graph.scalar(centre, kind)], at)
+    total = summed(x) if args["centred"] else ""
     # Up to 2**15 elements sum(x**2) is an int32.
     wide = x if quick or count < 2**15 else graph.cast(x, "int64", at)
     squares = summed(graph.add("Mul", [wide, wide], at))
+    if not quick and count > PLAIN_NORM:  # beyond float32, which rounds once then
+        d = graph.add("Mul", [x, graph.scalar(count, "int32")], at)
+        d = graph.add("Sub", [d, total], at) if total else d
+        return total, squares, graph.cast(d, "float32", at)
     # One pass over bytes, which no other node reads: ONNX Runtime would copy a shared one.
-    scale, zero = graph.scalar(count, "float32"), graph.scalar(centre if quick else 0, "uint8")
+    scale, zero = graph.scalar(count, "float32"), graph.scalar(centre, "uint8")
     d = graph.add("DequantizeLinear", [codes, scale, zero], at)
+    if not total:
+        return total, squares, d
     sums = total if quick else graph.cast(total, "float32", at)
     return total, squares, graph.add("Sub", [d, sums], at)
 
@@ -131,9 +142,10 @@ def _spread(graph: Graph, total: str, squares: str, count: int, eps: float, at: 
     def number(value: float) -> str:
         return graph.scalar(value, "float64")
 
-    total, squares = graph.cast(total, "float64", at), graph.cast(squares, "float64", at)
-    squares = graph.add("Mul", [squares, number(count)], at)
-    variance = graph.add("Sub", [squares, graph.add("Mul", [total, total], at)], at)
+    variance = graph.add("Mul", [graph.cast(squares, "float64", at), number(count)], at)
+    if total:
+        total = graph.cast(total, "float64", at)
+        variance = graph.add("Sub", [variance, graph.add("Mul", [total, total], at)], at)
     variance = graph.add("Div", [variance, number(float(count**2))], at)
     root = graph.add("Sqrt", [graph.add("Add", [variance, number(eps)], at)], at)
     return graph.add("Div", [number(1.0), graph.add("Mul", [root, number(count)], at)], at)

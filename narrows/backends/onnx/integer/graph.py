@@ -198,6 +198,20 @@ def _info(node: fx.Node, name: str) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, TYPES[dtype], shape)
 
 
+def window_pads(
+    sizes: Sequence[int],
+    out: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int] = (),
+) -> list[int]:
+    """Return ONNX's ``pads`` for windows of so many positions: as much behind as the last needs."""
+    steps = dilation or [1] * len(kernel)
+    axes = zip(sizes, out, kernel, stride, padding, steps, strict=True)
+    return [*padding, *(max((o - 1) * s + d * (k - 1) + 1 - n - p, 0) for n, o, k, s, p, d in axes)]
+
+
 def given(node: fx.Node) -> dict[str, Any]:
     """Return a node's arguments by name."""
     return arguments(node)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from narrows.backends.onnx.integer.graph import Graph, given
+from narrows.backends.onnx.integer.graph import Graph, given, window_pads
 from narrows.ir.program import Meta, op_name, shape_of
 
 Emit = Callable[[Graph, fx.Node], None]
@@ -282,12 +282,16 @@ def _max_pool(graph: Graph, node: fx.Node) -> None:
         values = list(value) if isinstance(value, list | tuple) else [value]
         return values * axes if len(values) == 1 else values
 
-    kernel = spread(args["kernel_size"])
+    kernel, dilation = spread(args["kernel_size"]), spread(args["dilation"])
+    stride = spread(args["stride"]) if args["stride"] else kernel
+    padding = spread(args["padding"])
+    pads = padding * 2
+    if args["ceil_mode"]:  # ONNX lets windows begin behind the tensor
+        sizes, out = shape_of(_source(node))[-axes:], shape_of(node)[-axes:]
+        pads = window_pads(sizes, out, kernel, stride, padding, dilation)
     graph.add(
-        "MaxPool", [_first(graph, node)], node.name, kernel_shape=kernel,
-        strides=spread(args["stride"]) if args["stride"] else kernel,
-        pads=spread(args["padding"]) * 2, dilations=spread(args["dilation"]),
-        ceil_mode=int(args["ceil_mode"]),
+        "MaxPool", [_first(graph, node)], node.name, kernel_shape=kernel, strides=stride, pads=pads,
+        dilations=dilation,
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from torch import fx
 
 from narrows.backends.onnx.integer import exact
-from narrows.backends.onnx.integer.graph import Graph, given
+from narrows.backends.onnx.integer.graph import Graph, given, window_pads
 from narrows.ir.integer.grid import CENTRE
 from narrows.ir.integer.library import average_counts
 from narrows.ir.program import shape_of
@@ -172,29 +172,29 @@ def mean(graph: Graph, node: fx.Node) -> None:
     acc = exact.whole(graph, args["x"], args["x_zero"], at)
     axes = graph.constant(args["axes"], "int64")
     acc = graph.add("ReduceSum", [acc, axes], at, keepdims=int(args["keepdim"]))
-    count = math.prod(shape[a] for a in args["axes"])
+    count = args["divisor"] or math.prod(shape[a] for a in args["axes"])
     _average(graph, node, acc, np.asarray(count))
 
 
 def average_pool(graph: Graph, node: fx.Node) -> None:
     """Write average pooling: a sum by a convolution with ones, over the exact counts."""
     args, at = given(node), f"{node.name}."
-    batch, width, height, breadth = graph.sizes(args["x"])
-    x = graph.reshape(graph.name(args["x"]), [-1, 1, height, breadth])
+    batch, width, *sizes = graph.sizes(args["x"])
+    x = graph.reshape(graph.name(args["x"]), [-1, 1, *sizes])
     zero = graph.scalar(args["x_zero"], "uint8")
     out = shape_of(node)[2:]
-    pads = _pads(args, (height, breadth), out)
+    pads = window_pads(sizes, out, *(args[k] for k in ("kernel", "stride", "padding")))
     kernel = graph.constant(np.ones((1, 1, *args["kernel"])), "int8")
     acc = graph.add("ConvInteger", [x, kernel, zero], at, strides=args["stride"], pads=pads)
     acc = graph.reshape(graph.cast(acc, "int64", at), [batch, width, *out])
-    counts = average_counts(height, breadth, *_window(args)).numpy()[0, 0]
-    _average(graph, node, acc, counts)
+    counts = average_counts(sizes, *_window(args)).numpy()[0, 0]
+    _average(graph, node, acc, np.asarray(args["divisor"] or counts))
 
 
 def divisors(node: fx.Node) -> list[int]:
     """Return what the windows of an average pooling are divided by, each number once."""
     args = given(node)
-    counts = average_counts(*shape_of(args["x"])[-2:], *_window(args))
+    counts = average_counts(shape_of(args["x"])[2:], *_window(args))
     return counts.unique().tolist()
 
 
@@ -203,11 +203,20 @@ def _window(args: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(args[n] for n in names)
 
 
-def _pads(args: dict[str, Any], sizes: tuple[int, int], out: tuple[int, ...]) -> list[int]:
-    """Return the padding before and after; ``ceil_mode`` may need more behind."""
-    before = list(args["padding"])
-    need = zip(out, args["stride"], args["kernel"], sizes, before, strict=True)
-    return [*before, *((o - 1) * s + k - n - p for o, s, k, n, p in need)]
+def countable_pads(node: fx.Node) -> list[int] | None:
+    """Return the padding by which ONNX's own operator counts as the program does, if it can.
+
+    ONNX lets windows begin behind the tensor where ``ceil_mode`` asks for more of them. So what the
+    last ones need is spelled out, which is right where padding is not counted.
+    """
+    args = given(node)
+    padding = list(args["padding"])
+    if not args["ceil_mode"]:
+        return [*padding, *padding]
+    sizes, out = shape_of(args["x"])[2:], shape_of(node)[2:]
+    pads = window_pads(sizes, out, args["kernel"], args["stride"], padding)
+    more = any(a > p for a, p in zip(pads[len(padding) :], padding, strict=True))
+    return None if args["count_include_pad"] and more else pads
 
 
 def _average(graph: Graph, node: fx.Node, acc: str, count: np.ndarray) -> None:

@@ -251,6 +251,9 @@ def mean(graph: Graph, node: fx.Node) -> None:
     count = math.prod(shape[a] for a in axes)
     others = [a for a in range(len(shape)) if a not in axes]
     unlike = not others or any(a in Meta(args["x"]).dynamic for a in (*axes, *others[1:]))
+    if args["divisor"]:
+        _total(graph, node, count)
+        return
     if unlike or count > LARGEST_AVERAGE or not pooled_exactly(count, args["shift_by"]):
         portable.mean(graph, node)
         return
@@ -268,6 +271,18 @@ def mean(graph: Graph, node: fx.Node) -> None:
         return
     codes = quantized(graph, y, node, graph.fresh(f"{node.name}.codes"))
     graph.reshape(codes, graph.sizes(node), node.name)
+
+
+def _total(graph: Graph, node: fx.Node, count: int) -> None:
+    """Write sums, in float32 where it holds every partial one."""
+    args, at = given(node), f"{node.name}."
+    if args["divisor"] != 1 or count * 255 > EXACT:
+        portable.mean(graph, node)
+        return
+    x = dequantized(graph, graph.name(args["x"]), graph.grid(args["x"]), at)
+    axes = graph.constant(args["axes"], "int64")
+    total = graph.add("ReduceSum", [x, axes], at, keepdims=int(args["keepdim"]))
+    quantized(graph, total, node)
 
 
 def pooled_exactly(count: int, by: int) -> bool:
@@ -289,13 +304,14 @@ def pooled_exactly(count: int, by: int) -> bool:
 def average_pool(graph: Graph, node: fx.Node) -> None:
     """Write average pooling."""
     args, at = given(node), f"{node.name}."
-    if not all(pooled_exactly(n, args["shift_by"]) for n in portable.divisors(node)):
+    exactly = all(pooled_exactly(n, args["shift_by"]) for n in portable.divisors(node))
+    pads = portable.countable_pads(node)
+    if args["divisor"] or pads is None or not exactly:
         portable.average_pool(graph, node)
         return
     x = dequantized(graph, graph.name(args["x"]), graph.grid(args["x"]), at)
     y = graph.add(
-        "AveragePool", [x], at, kernel_shape=args["kernel"], strides=args["stride"],
-        pads=[*args["padding"], *args["padding"]], ceil_mode=int(args["ceil_mode"]),
+        "AveragePool", [x], at, kernel_shape=args["kernel"], strides=args["stride"], pads=pads,
         count_include_pad=int(args["count_include_pad"]),
     )  # fmt: skip
     quantized(graph, y, node)

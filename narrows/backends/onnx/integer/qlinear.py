@@ -150,7 +150,7 @@ def mean(graph: Graph, node: fx.Node) -> None:
     shape = shape_of(args["x"])
     count = int(np.prod([shape[a] for a in args["axes"]]))
     spatial = (len(shape), args["axes"]) == (4, [2, 3])
-    if graph.half_up or not spatial or count > qdq.LARGEST_AVERAGE:
+    if graph.half_up or args["divisor"] or not spatial or count > qdq.LARGEST_AVERAGE:
         portable.mean(graph, node)
         return
     if not qdq.pooled_exactly(count, args["shift_by"]):
@@ -170,14 +170,15 @@ def average_pool(graph: Graph, node: fx.Node) -> None:
     """Write average pooling."""
     args = given(node)
     by = args["shift_by"]
-    if graph.half_up or not all(qdq.pooled_exactly(n, by) for n in portable.divisors(node)):
+    exactly = all(qdq.pooled_exactly(n, by) for n in portable.divisors(node))
+    pads = portable.countable_pads(node)
+    if graph.half_up or args["divisor"] or pads is None or not exactly:
         portable.average_pool(graph, node)
         return
     inputs = [*operand(graph, args["x"]), *terms(graph, graph.grid(node))]
     settled(
         graph, "QLinearAveragePool", inputs, node, domain=MICROSOFT, kernel_shape=args["kernel"],
-        strides=args["stride"], pads=[*args["padding"], *args["padding"]],
-        ceil_mode=int(args["ceil_mode"]), count_include_pad=int(args["count_include_pad"]),
+        strides=args["stride"], pads=pads, count_include_pad=int(args["count_include_pad"]),
     )  # fmt: skip
 
 

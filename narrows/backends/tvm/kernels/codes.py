@@ -181,8 +181,13 @@ def softmax(
     return compute
 
 
-def layer_norm(size: int, lanes: int, eps: float, zero: int, settle: Settle) -> Callable[..., Any]:
-    """Return the kernel that normalises rows of codes; it takes a factor and a summand an element.
+def layer_norm(
+    size: int, lanes: int, eps: float, zero: int, settle: Settle, centred: bool
+) -> Callable[..., Any]:
+    """Return the kernel that normalises rows of codes.
+
+    It takes a factor and a summand per run of elements, ``[1, runs]``, or ``[rows, runs]`` where
+    they differ along the axis before the last.
 
     Args:
         size: The length of a row.
@@ -190,6 +195,7 @@ def layer_norm(size: int, lanes: int, eps: float, zero: int, settle: Settle) -> 
         eps: In squared steps of the operand.
         zero: The operand's zero point.
         settle: The zero point, the clip and the rounding of the result.
+        centred: Whether the mean is taken away.
     """
     attrs = {ROLE: ROWS}
     kind = "int32" if size * 255**2 < 2**31 else "int64"
@@ -206,7 +212,8 @@ def layer_norm(size: int, lanes: int, eps: float, zero: int, settle: Settle) -> 
 
         def spread(*i: Any) -> Any:
             mean, power = tirx.Cast("int64", total[i]), tirx.Cast("int64", squares[i])
-            above = tirx.Cast("float64", power * number(size, "int64") - mean * mean)
+            above = power * number(size, "int64")
+            above = tirx.Cast("float64", above - mean * mean if centred else above)
             variance = above / number(float(size**2), "float64")
             root = tirx.sqrt(variance + number(eps, "float64")) * number(float(size), "float64")
             return tirx.Cast("float32", number(1.0, "float64") / root)
@@ -214,10 +221,12 @@ def layer_norm(size: int, lanes: int, eps: float, zero: int, settle: Settle) -> 
         spreads = te.compute(x.shape[:-1], spread, name="spread", attrs=attrs)
 
         def at(*i: Any) -> Any:
-            row = i[:-1]
-            apart = whole(x[i], zero) * number(size, "int32") - total[row]
-            y = _once(_once(tirx.Cast("float32", apart) * spreads[row]) * gain[i[-1]])
-            y = y + offset[i[-1]]
+            row, run = i[:-1], size // int(gain.shape[1])
+            own = (i[-2] if int(gain.shape[0]) > 1 else 0, i[-1] if run == 1 else i[-1] // run)
+            apart = whole(x[i], zero) * number(size, "int32")
+            apart = apart - total[row] if centred else apart
+            y = _once(_once(tirx.Cast("float32", apart) * spreads[row]) * gain[own])
+            y = y + offset[own]
             if settle.rounding != HALF_EVEN:
                 y = tirx.floor(y + number(0.5, "float32"))
             y = tirx.max(y, number(settle.low - settle.zero, "float32"))

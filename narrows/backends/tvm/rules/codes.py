@@ -141,7 +141,8 @@ def _mean(low: Lowering, call: Call) -> Value:
     kind = "int32" if count * 255 < INT32 else "int64"
     wide = each(low, [x], lambda code: codes.whole(code, zero, kind), kind, "whole")
     total = reduced(low, wide, axes, call.args["keepdim"], relax.op.sum)
-    return _average(low, call, total, Value.constant(np.asarray(count, "int32")), count, zero)
+    divisor = Value.constant(np.asarray(call.args["divisor"] or count, "int32"))
+    return _average(low, call, total, divisor, count, zero)
 
 
 def _average(
@@ -161,15 +162,18 @@ def _average(
 def _average_pool(low: Lowering, call: Call) -> Value:
     args, x, zero = call.args, call.args["x"], call.args["x_zero"]
     pool = Pool(
-        tuple(args["kernel"]), tuple(args["stride"]), tuple(args["padding"]), (1, 1),
-        tuple(call.shape[2:]), False, bool(args["count_include_pad"]), 0,
+        tuple(args["kernel"]), tuple(args["stride"]), tuple(args["padding"]),
+        (1,) * len(args["kernel"]), tuple(call.shape[2:]), False, bool(args["count_include_pad"]),
+        0,
     )  # fmt: skip
     x = low.channels_last(x)
     expr = low.kernel(codes.window_sums(pool, zero), x.expr, name="pool")
     total = Value(call.shape, "int32", x.order, x.width, expr)
     counts = codes.counts_of(pool, x.shape[2:])
-    most = int(counts.max())
-    shown = counts[:1, :1] if (counts == most).all() else counts
+    most = max(int(counts.max()), args["divisor"])
+    if args["divisor"]:
+        counts = np.full_like(counts, args["divisor"])
+    shown = counts if (counts != most).any() else counts.reshape(-1)[:1].reshape((1,) * counts.ndim)
     return _average(low, call, total, Value.constant(shown[None, None]), most, zero)
 
 
@@ -207,10 +211,30 @@ def _layer_norm(low: Lowering, call: Call) -> Value:
     flat = low.reshaped(x, (*x.shape[:-count], size)) if count > 1 else x
     lanes = low.machine.lanes_of("int32")
     kernel = codes.layer_norm(
-        size, lanes, call.args["eps"], call.args["x_zero"], _plain_settle(call)
-    )
+        size, lanes, call.args["eps"], call.args["x_zero"], _plain_settle(call),
+        call.args["centred"],
+    )  # fmt: skip
     parameters = [
-        relax.const(fixed(low, call.args[k], "a parameter of a norm").reshape(size), "float32")
+        _by_runs(fixed(low, call.args[k], "a parameter of a norm"), x.shape, count)
         for k in ("gain", "offset")
     ]
-    return low.reshaped(by_rows(low, flat, -1, kernel, "layer_norm", *parameters), call.shape)
+    if len(parameters[0]) > 1:  # they go by the axis before the last
+        flat = low.ordered(flat, range(flat.rank))
+    given = [relax.const(p, "float32") for p in parameters]
+    return low.reshaped(by_rows(low, flat, -1, kernel, "layer_norm", *given), call.shape)
+
+
+def _by_runs(array: np.ndarray, shape: tuple[int, ...], count: int) -> np.ndarray:
+    """Return a parameter of a norm as ``[1 or rows, runs]``.
+
+    Args:
+        array: It, as it broadcasts.
+        shape: Of what is normalised.
+        count: How many trailing axes are.
+    """
+    array = array.reshape((1,) * (len(shape) - array.ndim) + array.shape)
+    own, inner = array.shape[-count:], shape[-count:]
+    runs = max((a + 1 for a in range(count) if own[a] != 1), default=0)
+    if own[:runs] != inner[:runs]:
+        array, runs = np.broadcast_to(array, (*array.shape[:-count], *inner)), count
+    return np.ascontiguousarray(array.reshape(-1, math.prod(inner[:runs])))

@@ -1,0 +1,90 @@
+"""The integer forms of averages: exact quotients of sums of codes, rounded once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from narrows.ir.ops.args import arguments
+from narrows.ir.ops.integer import AnyWidth, Call, Fold, Settled, spread
+from narrows.ir.program import Meta, shape_of
+
+ops: Any = torch.ops.narrows
+
+
+@dataclass(frozen=True)
+class Mean(AnyWidth):
+    """An average over axes that go away, or stay with size 1.
+
+    Attributes:
+        total: Whether it is the sum.
+    """
+
+    total: bool = False
+
+    def obstacle(self, node: fx.Node) -> str:
+        args = arguments(node)
+        if not args["dim"]:
+            return "it sums everything" if self.total else "it averages everything"
+        own = Meta(self.operands(node)[0]).dtype
+        return "it casts" if args["dtype"] not in (None, own) else ""
+
+    def emit(self, fold: Fold, node: fx.Node, out: Settled) -> Call:
+        args = arguments(node)
+        x, grid = fold.codes(self.operands(node)[0])
+        rank = len(shape_of(self.operands(node)[0]))
+        axes = sorted(a % rank for a in args["dim"])
+        by = grid.exponent - out.grid.exponent
+        call = (x, axes, args["keepdim"], by, grid.zero, *out.tail, int(self.total))
+        return ops.mean.default, call
+
+
+@dataclass(frozen=True)
+class AveragePool(AnyWidth):
+    """Average pooling over windows of one size, given or adaptive.
+
+    Attributes:
+        spatial: How many trailing axes it pools over.
+        adaptive: Whether the windows follow from the size of the result.
+    """
+
+    spatial: int = 2
+    adaptive: bool = False
+
+    def obstacle(self, node: fx.Node) -> str:
+        if len(shape_of(self.operands(node)[0])) != self.spatial + 2:
+            return "its input has no batch axis"
+        if not self.adaptive:
+            return ""
+        return "" if self._kernel(node) else "its windows differ in size"
+
+    def _kernel(self, node: fx.Node) -> list[int] | None:
+        """Return the size of adaptive windows, if they all have one."""
+        sizes = shape_of(self.operands(node)[0])[-self.spatial :]
+        pairs = list(zip(sizes, spread(arguments(node)["output_size"], self.spatial), strict=True))
+        return None if any(s % w for s, w in pairs) else [s // w for s, w in pairs]
+
+    def emit(self, fold: Fold, node: fx.Node, out: Settled) -> Call:
+        args, count = arguments(node), self.spatial
+        operand = self.operands(node)[0]
+        x, grid = fold.codes(operand)
+        rest = (grid.exponent - out.grid.exponent, grid.zero, *out.tail)
+        if self.adaptive:
+            return self._adaptive(node, x, rest)
+        kernel, padding = (spread(args[k], count) for k in ("kernel_size", "padding"))
+        stride = spread(args["stride"], count) if args["stride"] else kernel
+        how = (kernel, stride, padding, args["ceil_mode"], args["count_include_pad"])
+        return ops.average_pool.default, (x, *how, *rest, args.get("divisor_override") or 0)
+
+    def _adaptive(self, node: fx.Node, x: fx.Node, rest: tuple[Any, ...]) -> Call:
+        kernel = self._kernel(node)
+        if kernel == list(shape_of(self.operands(node)[0])[-self.spatial :]):
+            return ops.mean.default, (x, list(range(2, 2 + self.spatial)), True, *rest)
+        padding = [0] * self.spatial
+        return ops.average_pool.default, (x, kernel, kernel, padding, False, True, *rest)
+
+
+__all__ = ["AveragePool", "Mean"]

@@ -1,0 +1,51 @@
+"""Small programs that have many operators with integer forms side by side, for every backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+import narrows
+from narrows.ir.program import Program
+from tests.builder import Builder, aten
+
+
+def images(*shapes: tuple[int, ...]) -> Builder:
+    """Return a builder whose inputs are drawn at random."""
+    b = Builder(*shapes)
+    generator = torch.Generator().manual_seed(0)
+    b.examples = tuple(torch.randn(s, generator=generator) for s in shapes)
+    return b
+
+
+def averages() -> Program:
+    """Poolings over one to three axes, and sums."""
+    b = images((2, 6, 11), (2, 4, 5, 6, 7), (2, 3, 5, 7))
+    line, volume, _ = b.inputs
+    return b.program(
+        b.call(aten.avg_pool1d.default, line, [3], [2], [1]),
+        b.call(aten.avg_pool1d.default, line, [2], [], [0], True, False),
+        b.call(aten.adaptive_avg_pool1d.default, line, [11]),
+        b.call(aten.max_pool1d.default, line, [3], [2], [1]),
+        b.call(aten.max_pool2d.default, b.inputs[2], [2, 2], [2, 2], [1, 1], [1, 1], True),
+        b.call(aten.avg_pool2d.default, b.inputs[2], [3, 2], [3, 2], [1, 1], True),
+        b.call(aten.sum.dim_IntList, line, [-1]),
+        b.call(aten.sum.dim_IntList, line, [1], True),
+        b.call(aten.avg_pool3d.default, volume, [2, 3, 2], [2, 1, 2], [1, 1, 0], True, False),
+        b.call(aten.avg_pool3d.default, volume, [2], [2], [0], False, True, 3),
+        b.call(aten.adaptive_avg_pool3d.default, volume, [1, 1, 1]),
+        b.call(aten.max_pool3d.default, volume, [2], [2], [1]),
+        b.call(aten.stack.default, [volume, b.call(aten.neg.default, volume)], 2),
+    )
+
+
+PROGRAMS: dict[str, Callable[[], Program]] = {"averages": averages}
+
+
+def integers(name: str, rounding: str = "half_even") -> Program:
+    """Return one of the programs in integers, none of it left in floating-point."""
+    program = PROGRAMS[name]()
+    made = narrows.quantize(program, [program.examples], rounding=rounding, check=False)
+    assert made.plan.floats == {}
+    return made.program
