@@ -263,7 +263,7 @@ def quantize(
     activations: int | Mapping[str, int] = 8,
     method: str = "mse",
     percentile: float = 99.99,
-    first_last: int | None = 8,
+    first_last: int | str | None = 8,
     skip: Iterable[str] = (),
     rounding: str = "half_even",
     align: bool = True,
@@ -304,10 +304,10 @@ def quantize(
             computes, with the rounding of the weights learned; the calibration data stays in
             memory, and it runs on CUDA where there is one.
         percentile: The share of the magnitudes that ``percentile`` covers, in percent.
-        first_last: At least this many bits for the first and the last layers and what they read,
-            for the outputs, and for what no multiplication is saved by: a layer with one weight a
-            channel, activations that are only added, averaged, gated or scaled channel by channel.
-            ``None`` makes no exception of them.
+        first_last: At least this many bits for the first and the last layers, what they read, the
+            outputs, and what no multiplication is saved by: a layer with one weight a channel,
+            activations that are only added, averaged, gated or scaled channel by channel. ``None``
+            makes no exception of them, ``"float"`` keeps the first and the last layers in float.
         skip: Globs of what stays floating-point.
         rounding: How shifts settle ties: ``half_even`` or ``half_up``.
         align: Whether concatenated tensors share a grid, so that joining them computes nothing.

@@ -34,8 +34,8 @@ CLASSES = {
     "outputs reasons removed restore save shrink split to_json widths "
     "with_notes",
     "Pipeline": "check_order default parse passes run",
-    "QuantPlan": "activations codes fingerprint floats follow from_json levels load narrows notes "
-    "offsets rounding save to_json weights with_notes",
+    "QuantPlan": "activations bare codes fingerprint floats follow from_json levels load narrows "
+    "notes offsets preparation record rounding save to_json weights with_notes",
     "Quantized": "fake passes plan prepared program report",
     "Program": "aliases base buffers canonical copy couplings dynamic_batch examples flat_inputs "
     "folded graph history in_spec marks memo name node nodes notes origins out_spec output "

@@ -23,6 +23,7 @@ Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
 # A file beside the manifest: neither hidden nor anywhere else.
 FileName = Annotated[str, msgspec.Meta(pattern=r"^[^./\\\x00][^/\\\x00]*$", max_length=200)]
 Axis = Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
+Code = Annotated[int, msgspec.Meta(ge=-(2**15), le=2**16 - 1)]
 
 
 class FileRecord(msgspec.Struct):
@@ -87,7 +88,7 @@ class CPort(msgspec.Struct):
     """How a tensor of a C model lies in memory, and what its codes stand for."""
 
     order: list[Count]
-    codes: tuple[Exponent, Count, Count, Count] | None
+    codes: tuple[Exponent, Code, Code, Code] | None
     rounding: Literal["half_even", "half_up"]
 
 

@@ -151,7 +151,8 @@ def hold(folder: Path) -> Held:
             raise NotADirectoryError
         return Held(folder)
     except (FileNotFoundError, NotADirectoryError):
-        raise ArtifactError(f"there is no artifact at {folder}", why="it is not a folder") from None
+        why = "it is not a folder"
+        raise ArtifactUsageError(f"there is no artifact at {folder}", why=why) from None
     except OSError as error:
         raise ArtifactError(f"cannot read {folder}", why=str(error.strerror)) from error
 

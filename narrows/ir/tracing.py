@@ -7,7 +7,8 @@ import threading
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 # torch.export and torch.onnx patch Python's modules and keep fake tensors for the whole process.
 _TRACING = threading.RLock()

@@ -155,15 +155,18 @@ class Numerics(Watch):
         known = self._last
         wanted = known[1] if known is not None and known[0] is expected else None
         wanted = outputs_of(expected, expected.examples) if wanted is None else wanted
-        got = outputs_of(actual, expected.examples)
+        got = outputs_of(actual, _fed(actual, expected.examples))
         self._last = (actual, got) if actual.examples is expected.examples else None
         return relative_error(got, wanted)
 
 
 def compare(actual: Program, expected: Program) -> float:
-    """Return the relative error of one program's outputs against another's, on its examples."""
+    """Return the relative error of one program's outputs against another's, on its examples.
+
+    Each is fed the dtypes that it takes: a reference in float64 does not widen what it is held to.
+    """
     wanted = outputs_of(expected, expected.examples)
-    return relative_error(outputs_of(actual, expected.examples), wanted)
+    return relative_error(outputs_of(actual, _fed(actual, expected.examples)), wanted)
 
 
 def outputs_of(program: Program, inputs: Sequence[Any]) -> list[Any]:
@@ -186,6 +189,14 @@ def outputs_of(program: Program, inputs: Sequence[Any]) -> list[Any]:
                 hint="if the model itself runs on them, report this with the model, please; "
                 "check=False leaves the comparison out",
             ) from cause
+
+
+def _fed(program: Program, values: Sequence[Any]) -> list[Any]:
+    """Return flat inputs in the dtypes of a program's own examples."""
+    return [
+        v.to(own.dtype) if isinstance(v, torch.Tensor) and isinstance(own, torch.Tensor) else v
+        for v, own in zip(values, program.examples, strict=True)
+    ]
 
 
 def measure(actual: Program, expected: Program) -> dict[str, float]:

@@ -23,8 +23,9 @@ from narrows.passes.instruments import Watch, has_floats, name_of, outputs_of, p
 
 Outputs = list[Any]
 HINT = "report this with the model, please; check=False returns the program as it is"
-# Entries of a row that are compared when a node is looked for: a wrong channel differs in most.
-SAMPLE = 256
+# When a node is looked for: entries of a channel that are compared, as a wrong one differs in most,
+# and pairs of channels that are not too many to compare.
+SAMPLE, PAIRS = 256, 2**24
 
 
 class Unproven(Watch):
@@ -321,7 +322,7 @@ def is_part(part: Tensor, whole: Tensor, bound: float) -> bool:
     axes = [a for a in range(part.dim()) if part.shape[a] != whole.shape[a]]
     if not axes:
         return relative_error(part, whole) <= bound
-    if len(axes) > 1:
+    if len(axes) > 1 or part.shape[axes[0]] * whole.shape[axes[0]] > PAIRS:
         return True
     rows, others = (t.double().movedim(axes[0], 0).flatten(1)[:, :SAMPLE] for t in (part, whole))
     scale = float(others.abs().max()) if others.numel() else 0.0

@@ -139,3 +139,71 @@ def test_an_example_of_zeros_is_not_the_only_input():
     program = capture(nn.ReLU().eval(), (torch.zeros(2, 3),))
     drawn = draw_inputs(program, 2, torch.Generator().manual_seed(0))
     assert drawn[0].abs().max() > 0
+
+
+# ------------------------------------------------------------------ rounding that is carried far
+
+
+class Faint(nn.Module):
+    """A sigmoid of numbers around -9: results of 1e-4, as exact as a runtime's numbers around 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+        nn.init.constant_(self.b.bias, -9.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(self.b(self.a(x).relu()))
+
+
+@pytest.fixture
+def faint() -> Program:
+    torch.manual_seed(0)
+    return capture(Faint().eval(), (torch.randn(64, 6),))
+
+
+def test_what_the_runtime_cannot_do_better_passes_and_says_so(
+    faint: Program, monkeypatch: pytest.MonkeyPatch
+):
+    """How far off a runtime's sigmoid is depends on the processor; the bound here does not."""
+    for name in ("limit_of", "tolerance_of"):
+        monkeypatch.setattr(f"narrows.backends.onnx.check.{name}", lambda _: 1e-9)
+    artifact = lower(faint)
+    worst = max(c["error"] for c in artifact.fidelity["checked"])
+    assert 1e-9 < worst < 1e-2
+    (note,) = [n for n in artifact.notes if n["reason"] == "rounding"]
+    assert f"{worst:.1e}" in note["message"]
+    assert "each operator by itself" in note["message"]
+
+
+@pytest.mark.parametrize(("weight", "amount"), [("b.bias", 2e-3), ("b.weight", 2e-3)])
+def test_carried_rounding_is_no_excuse_for_a_wrong_operator(
+    faint: Program, weight: str, amount: float
+):
+    artifact = lower(faint, check=False, simplify=False)
+    corrupt(artifact.folder / "model.onnx", weight, amount)
+    with pytest.raises(LowerError, match="differs from the program by"):
+        check(type(artifact)(artifact.folder, artifact.manifest), faint, 1)
+
+
+def test_carried_rounding_is_no_excuse_for_another_program(faint: Program):
+    artifact = lower(faint, check=False)
+    other = faint.with_weights({**faint.weights, "b.bias": faint.weights["b.bias"] + 2e-3})
+    with pytest.raises(LowerError, match="differs from the program by"):
+        check(artifact, other, 1, lowered=faint)
+
+
+def test_carried_rounding_is_no_excuse_for_a_runtime_that_rewrites_wrongly(
+    faint: Program, monkeypatch: pytest.MonkeyPatch
+):
+    """Shown operator by operator all is right, and as a whole it is not."""
+
+    def right(artifact: Any, program: Program, inputs: Any) -> dict[str, np.ndarray]:
+        found: dict[str, np.ndarray] = {}
+        program.run_flat(inputs, observe=lambda n, v: found.__setitem__(n.name, np.asarray(v)))
+        return found
+
+    artifact = lower(faint, check=False)
+    monkeypatch.setattr("narrows.backends.onnx.rounding.probe", right)
+    with pytest.raises(LowerError, match="differs from the program by"):
+        check(artifact, faint, 1)

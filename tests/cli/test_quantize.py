@@ -78,7 +78,7 @@ def test_compile_quantizes_what_it_pruned(data: str, capsys) -> None:
     manifest = json.loads(Path("out/manifest.json").read_text())
     assert manifest["plan"] is not None
     assert manifest["passes"][-1] == "fold-shifts"
-    assert main(["show", "out.dump@quantize"]) == 0
+    assert main(["show", "out@quantize"]) == 0
     words = ["--ratio", "0.5", "--quantize", "images.npz", "--json"]
     capsys.readouterr()
     assert main(["compile", *SPEC, *words, "-o", "again"]) == 0
@@ -170,7 +170,7 @@ def test_islands_are_told_and_strict_refuses(data: str, capsys) -> None:
         (["--data", "wide.npy"], 2, "try: data.astype('float32')"),
         (["--data", "bytes.npy"], 2, "scaled and shifted as in training"),
         (["--data", "images.npy", "--weight-bits", "40"], 2, "weights takes 2 to 8 bits, got 40"),
-        (["--data", "images.npy", "--activation-bits", "1"], 2, "takes 2 to 8 bits, got 1"),
+        (["--data", "images.npy", "--activation-bits", "1"], 2, "takes 2 to 16 bits, got 1"),
         (["--data", "images.npy", "--weight-bits", "zz=4"], 2, "bits for 'zz', which matches noth"),
         (["--data", "images.npy", "--skip", "*"], 1, "nothing of small can be quantized"),
         (["--data", "images.npy", "--skip", "zz"], 2, "'zz' matches no node"),

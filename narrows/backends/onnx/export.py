@@ -67,26 +67,33 @@ class Exported:
     outputs: list[dict[str, Any]]
 
 
-def export(program: Program, outputs: Sequence[fx.Node], opset: int) -> Exported:
+def export(program: Program, outputs: Sequence[fx.Node], opset: int, batch: int = 0) -> Exported:
     """Return the model that computes ``outputs``, with values named after the nodes.
 
     Inputs that are not tensors are built into it.
+
+    Args:
+        program: The program.
+        outputs: The nodes that the model returns.
+        opset: The version of the ONNX operators.
+        batch: The batch size of the examples, where a free axis of an input may be a multiple of
+            it; else every free axis is the batch.
 
     Raises:
         LowerError: An operator has no ONNX form; names the node.
     """
     with quiet():
-        traced = build(program, outputs)
+        traced = build(program, outputs, batch)
         inputs, results = describe(traced)
         try:
-            model = _translate(program, traced, opset)
+            model = _translate(program, traced, opset, batch)
         except torch.onnx.errors.OnnxExporterError as error:
             if traced.decomposed is not None:
                 raise _refusal(program, traced, error) from error
             # An operator that the exporter neither knows nor takes apart unasked: now ask.
             traced.always_decompose = True
             try:
-                model = _translate(program, traced, opset)
+                model = _translate(program, traced, opset, batch)
             except torch.onnx.errors.OnnxExporterError as error:
                 raise _refusal(program, traced, error) from error
     return Exported(model, inputs, results)
@@ -149,9 +156,9 @@ def _free_name(name: str, taken: set[str]) -> str:
     return free
 
 
-def build(program: Program, outputs: Sequence[fx.Node]) -> Traced:
-    """Return the program as the exporter takes it."""
-    builder = Builder(program)
+def build(program: Program, outputs: Sequence[fx.Node], batch: int = 0) -> Traced:
+    """Return the program as the exporter takes it; `export` tells of the arguments."""
+    builder = Builder(program, batch)
     for node in program.graph.nodes:
         if node.op == "call_function":
             builder.add(node)
@@ -184,8 +191,8 @@ class Builder:
         graph: The graph so far; ``node.meta["val"]`` is the node's value, without data.
     """
 
-    def __init__(self, program: Program) -> None:
-        self.program = program
+    def __init__(self, program: Program, sized: int = 0) -> None:
+        self.program, self.sized = program, sized
         self.graph = fx.Graph()
         self.shapes = ShapeEnv()
         self.fake = FakeTensorMode(shape_env=self.shapes, allow_non_fake_inputs=True)
@@ -219,7 +226,8 @@ class Builder:
             free = _free_axes(self.program, node)
             shape: list[Any] = list(example.shape)
             for axis in free:
-                shape[axis] = self.batch
+                assert self.batch is not None  # nothing is free without it
+                shape[axis] = self.batch * _times(example.shape[axis], self.sized)
             holder = self.graph.create_node("placeholder", node.name, name=node.name)
             with self.fake:
                 holder.meta["val"] = torch.empty(shape, dtype=example.dtype)
@@ -311,8 +319,20 @@ def _free_axes(program: Program, node: fx.Node) -> tuple[int, ...]:
     return tuple(Meta(node).dynamic) if program.dynamic_batch else ()
 
 
-def _translate(program: Program, traced: Traced, opset: int) -> Any:
-    nodes = [node for node, _ in _tensor_inputs(program)]
+def _times(size: int, batch: int) -> int:
+    """Return how many batches a free axis holds."""
+    return size // batch if batch and size % batch == 0 else 1
+
+
+def _names(node: fx.Node, program: Program, example: Tensor, batch: int) -> dict[int, str]:
+    """Return the names of an input's free axes; one that is no plain batch has none."""
+    free = _free_axes(program, node)
+    return dict.fromkeys((a for a in free if _times(example.shape[a], batch) == 1), BATCH)
+
+
+def _translate(program: Program, traced: Traced, opset: int, batch: int) -> Any:
+    pairs = _tensor_inputs(program)
+    nodes = [node for node, _ in pairs]
     result = torch.onnx.export(
         traced,
         (),
@@ -321,7 +341,7 @@ def _translate(program: Program, traced: Traced, opset: int) -> Any:
         input_names=[node.name for node in nodes],
         output_names=[spec.arg.name for spec in traced.graph_signature.output_specs],
         # names the axes; which of them are free was decided when the graph was built
-        dynamic_shapes=tuple(dict.fromkeys(_free_axes(program, n), BATCH) for n in nodes),
+        dynamic_shapes=tuple(_names(n, program, e, batch) for n, e in pairs),
         optimize=True,
         verbose=False,
     )

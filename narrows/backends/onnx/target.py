@@ -129,10 +129,13 @@ class OnnxTarget(Target):
         artifact = Artifact.owning(folder, manifest)  # from here on the folder goes with it
         manifest["files"] = write(model, folder, self.inline_limit)
         if self.check:
-            checked = check(artifact, reference or program, self.samples, exact=whole)
+            wanted = reference or program
+            checked = check(artifact, wanted, self.samples, exact=whole, lowered=program)
             manifest["fidelity"] = checked.fidelity
             if whole:
                 integers.add_golden(artifact, reference or program)
+            if checked.rounding:
+                add_note(manifest, "rounding", program.output.name, checked.rounding)
             if checked.flat:
                 add_note(manifest, "check", program.output.name, FLAT)
         if whole and self.form == "qdq" and overflows(model):

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from narrows.ir.ops.args import arguments
-from narrows.ir.ops.integer import AnyWidth, Call, Fold, Settled, spread
+from narrows.ir.ops.integer import AnyWidth, Call, Fold, IntegerForm, Settled, spread
 from narrows.ir.program import Meta, shape_of
 
 ops: Any = torch.ops.narrows
@@ -53,6 +53,10 @@ class AveragePool(AnyWidth):
 
     spatial: int = 2
     adaptive: bool = False
+
+    def narrow(self, node: fx.Node) -> str:
+        # Backends have kernels for wide codes over two axes.
+        return "" if len(shape_of(node)) == 4 else IntegerForm.narrow(self, node)
 
     def obstacle(self, node: fx.Node) -> str:
         if len(shape_of(self.operands(node)[0])) != self.spatial + 2:

@@ -39,15 +39,16 @@ from narrows.passes.quant.asked import (
     check_coding,
     refuse_unmatched,
 )
-from narrows.passes.quant.batches import batches
-from narrows.passes.quant.observe import Histogram
 from narrows.passes.quant.plan import QuantPlan
 from narrows.passes.quant.survey import Survey, survey
+from narrows.passes.quant.watch import Watch
 
 BIAS_BITS = 23  # at most for a bias: the accumulator is then a float32 if the products' sum is
 WIDE_BIAS_BITS = 30  # at most for one beside wide codes, whose steps are finer by as much
 LEVEL_BITS = 5  # at most where levels are chosen: with more, their steps are a code or two
 METHODS = ("mse", "minmax", "percentile", "rapq")
+
+FLOAT = "float"
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ class Settings:
         first_last: At least this many bits for the first and the last layers and what they read,
             for the outputs, and for what no multiplication is saved by: a layer with one weight a
             channel, activations that are only added, averaged, gated or scaled channel by channel;
-            ``None`` makes no exception of them.
+            ``None`` makes no exception of them. ``float`` keeps the first and the last layers
+            floating-point.
         skip: Globs of what stays floating-point.
         rounding: ``half_even`` or ``half_up``.
         align: Whether tensors that are concatenated share one grid.
@@ -77,7 +79,7 @@ class Settings:
     activations: Bits = 8
     method: str = "mse"
     percentile: float = 99.99
-    first_last: int | None = 8
+    first_last: int | str | None = 8
     skip: tuple[str, ...] = ()
     rounding: str = "half_even"
     align: bool = True
@@ -102,7 +104,7 @@ class Settings:
                     check_coding(bits)
                 else:
                     check_bits(what, bits, ACTIVATION_BITS if what == "activations" else BITS)
-        if self.first_last is not None:
+        if self.first_last not in (None, FLOAT):
             check_bits("first_last", self.first_last)
         least = self.activations if isinstance(self.activations, int) else BITS[0]
         if self.levels and least > LEVEL_BITS:
@@ -120,6 +122,11 @@ class Settings:
                 hint="method='mse', or a number of bits",
             )
 
+    @property
+    def outer(self) -> int:
+        """At least how many bits ``first_last`` asks for."""
+        return self.first_last if isinstance(self.first_last, int) else BITS[0]
+
 
 def calibrate(program: Program, data: Iterable[Any] | None, settings: Settings) -> QuantPlan:
     """Return the plan that calibration data and settings give.
@@ -135,7 +142,7 @@ def calibrate(program: Program, data: Iterable[Any] | None, settings: Settings) 
         PassError: A tensor holds NaN or infinity, an extreme range, or, with ``strict``, an
             operator has no integer form.
     """
-    found = survey(program, settings.skip, strict=settings.strict)
+    found = _surveyed(program, settings)
     if not found.forms:
         raise PassError(
             f"nothing of {program.name} can be quantized",
@@ -167,54 +174,13 @@ def calibrate(program: Program, data: Iterable[Any] | None, settings: Settings) 
     )
 
 
-# ------------------------------------------------------------------ watching
-
-
-class Watch:
-    """Histograms of every site, and the mean input of every layer, while a program runs."""
-
-    def __init__(self, program: Program, found: Survey) -> None:
-        self.found = found
-        self.histograms = {n: Histogram() for n in found.sites}
-        self.layers = {found.forms[n].operands(n)[0]: 0 for n in found.layers()}
-        self.totals: dict[fx.Node, Tensor] = {}
-        self.seen: dict[fx.Node, int] = {}
-        self._observed = {*self.histograms, *self.layers}
-
-    def run(self, program: Program, data: Iterable[Any] | None) -> int:
-        """Run the program on all data; return how many batches there were."""
-        count = 0
-        for flat in batches(program, data, "calibrating"):
-            with torch.no_grad():
-                program.run_flat(flat, observe=self._observe)
-            count += 1
-        return count
-
-    def _observe(self, node: fx.Node, value: Any) -> None:
-        if node not in self._observed:
-            return
-        if node in self.histograms:
-            self.histograms[node].add(value)
-        if node in self.layers and value.dim() > 1:
-            # Per channel of a convolution's input; the channels of a linear layer's come last.
-            for axis in {1, value.dim() - 1}:
-                other = [a for a in range(value.dim()) if a != axis]
-                total = value.detach().double().sum(other)
-                key = (node, axis)
-                self.totals[key] = self.totals.get(key, 0) + total  # type: ignore[index]
-                self.seen[key] = self.seen.get(key, 0) + value.numel() // total.numel()  # type: ignore
-
-    def mean_input(self, node: fx.Node, axis: int) -> Tensor | None:
-        """Return the mean of a layer's input per channel, in float64."""
-        key: Any = (node, axis)
-        return self.totals[key] / self.seen[key] if key in self.totals else None
-
-    def notes(self) -> Iterable[Note]:
-        """Yield what is odd about the data."""
-        for node, histogram in self.histograms.items():
-            if histogram.constant and node.op != "get_attr":
-                text = f"it was {histogram.high + 0.0:g} throughout the calibration data"
-                yield Note(node.name, "constant", text, 0, Meta(node).source)
+def _surveyed(program: Program, settings: Settings) -> Survey:
+    """Return what can work on codes, and may."""
+    found = survey(program, settings.skip, strict=settings.strict)
+    if settings.first_last != FLOAT:
+        return found
+    outer = [n.name for n in _outer_layers(found)]
+    return survey(program, [*settings.skip, *outer], strict=settings.strict)
 
 
 # ------------------------------------------------------------------ grids
@@ -239,8 +205,8 @@ def _activation_grids(
                 "negative number, not with -inf",
             )
         bits = asked_for(chains[node], settings.activations, "activations")
-        if settings.first_last is not None and (node in outer or node not in multiplied):
-            bits = max(bits, settings.first_last)
+        if node in outer or node not in multiplied:
+            bits = max(bits, settings.outer)
         if bits > BITS[-1] and node in narrow:
             text = f"has {BITS[-1]} bits, not {bits}: {narrow[node]}"
             notes.append(Note(node.name, "narrow", text, 0, Meta(node).source))
@@ -333,7 +299,7 @@ def _weight_grids(
         assert layer is not None
         name = str(layer.weight.target)
         coding = asked_for([node], settings.weights, "weights")
-        if settings.first_last is not None and (node in outer or one_each(layer)):
+        if isinstance(settings.first_last, int) and (node in outer or one_each(layer)):
             coding = _finer(coding, settings.first_last)
         if name in grids:
             coding = _finer(coding, grids[name].coding)

@@ -72,6 +72,7 @@ class _Folder:
         self.made: dict[fx.Node, fx.Node] = {}  # floats, and what only moves codes
         self.grids: dict[fx.Node, Grid] = {}  # of the nodes of the new program
         self.floats: dict[fx.Node, fx.Node] = {}  # new codes, dequantized
+        self.casts: dict[tuple[fx.Node, torch.dtype], fx.Node] = {}  # those, in another dtype
         self.weights: dict[str, Tensor] = {}
         self.constants: dict[str, fx.Node] = {}
         self.notes: list[Note] = []
@@ -221,9 +222,19 @@ class _Folder:
         return codes if codes is not None else self._float(old)
 
     def _island(self, node: fx.Node) -> fx.Node:
-        args, kwargs = map_arg((node.args, node.kwargs), self._float)
+        args, kwargs = map_arg((node.args, node.kwargs), self._in_kind)
         made = self._call(node.target, args, kwargs, node.name)
         return self._like(node, made)
+
+    def _in_kind(self, old: fx.Node) -> fx.Node:
+        """Return the node of an operand in the dtype that the program computes in."""
+        made, dtype = self._float(old), Meta(old).dtype
+        if made not in self.floats.values() or dtype in (None, torch.float32):
+            return made
+        if (made, dtype) not in self.casts:
+            cast = self._call(torch.ops.aten.to.dtype, (made, dtype), {}, f"{made.name}_cast")
+            self.casts[made, dtype] = cast
+        return self.casts[made, dtype]
 
     def _float(self, old: fx.Node) -> fx.Node:
         """Return the node of an operand in floating-point."""

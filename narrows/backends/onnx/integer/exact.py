@@ -36,11 +36,20 @@ def quantize(graph: Graph, node: fx.Node) -> None:
 
 
 def dequantize(graph: Graph, node: fx.Node) -> None:
-    """Write codes becoming floats."""
-    args = given(node)
-    scale = graph.scalar(2.0 ** -args["exponent"], "float32")
-    zero = graph.scalar(args["zero"], "uint8")
-    graph.add("DequantizeLinear", [graph.name(args["x"]), scale, zero], node.name)
+    """Write codes becoming floats.
+
+    In front of an island it is plain arithmetic, as exact: a runtime takes a floating-point
+    operator between DequantizeLinear and QuantizeLinear for one to be quantized, its weights, too.
+    """
+    args, at = given(node), f"{node.name}."
+    x, scale = graph.name(args["x"]), graph.scalar(2.0 ** -args["exponent"], "float32")
+    if all(user.op == "output" for user in node.users):
+        graph.add("DequantizeLinear", [x, scale, graph.scalar(args["zero"], "uint8")], node.name)
+        return
+    x = graph.cast(x, "float32", at)
+    if args["zero"]:
+        x = graph.add("Sub", [x, graph.scalar(args["zero"], "float32")], at)
+    graph.add("Mul", [x, scale], node.name)
 
 
 def clip(graph: Graph, x: str, low: int, high: int, out: str) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import operator
-from typing import Any
+from collections.abc import Sequence
 
 import onnx
 import torch
@@ -15,76 +14,125 @@ from narrows.ir.editing import infer_shapes
 from narrows.ir.program import Meta, Program, shape_of
 
 
-def write_island(graph: Graph, node: fx.Node, opset: int) -> None:
-    """Write one floating-point operator as the exporter of float programs does.
+class Islands:
+    """The floating-point operators of an integer program, exported in one go, written one by one.
 
-    One that has several results is written for each that is read.
-
-    Raises:
-        LowerError: It has no ONNX form.
+    Args:
+        graph: The graph that they are written into.
+        nodes: All of them, in order.
+        opset: The version of the ONNX operators.
     """
-    import onnx_ir
 
-    from narrows.backends.onnx.export import export
+    def __init__(self, graph: Graph, nodes: Sequence[fx.Node], opset: int) -> None:
+        self.graph, self.nodes, self.opset = graph, nodes, opset
+        self.operands: dict[str, fx.Node] = {}  # by name, what islands read
+        self.names: dict[str, str] = {}  # of the exported model's values, in the graph
+        self.makers: dict[str, onnx.NodeProto] = {}  # by result, what is not written yet
+        self.constants: dict[str, onnx.TensorProto] = {}
 
-    if shape_of(node) is None:
-        return
-    cut = _Cut(graph.program)
-    single, result = cut.program(node)
-    model = onnx_ir.to_proto(export(single, [result], opset).model)
-    names: dict[str, str] = {n.name: graph.name(n) for n in cut.operands}
-    names |= {str(o.name): node.name for o in model.graph.output}
-    inner = [str(i.name) for i in model.graph.initializer]
-    inner += [str(name) for n in model.graph.node for name in n.output if name]
-    for name in inner:
-        if name not in names:
-            names[name] = graph.fresh(f"{node.name}.{name}")
-    for tensor in model.graph.initializer:
-        tensor.name = names[tensor.name]
-        graph.constants[tensor.name] = tensor
-    for step in model.graph.node:
-        made = onnx.NodeProto()
-        made.CopyFrom(step)
-        made.input[:] = [names.get(str(n), str(n)) for n in step.input]
-        made.output[:] = [names.get(str(n), str(n)) for n in step.output]
-        made.name = made.output[0]
-        graph.domains.add(made.domain)
-        graph.nodes.append(made)
+    def write(self, node: fx.Node) -> None:
+        """Write one as the exporter of float programs does, after what it reads.
+
+        One that has several results is written with the first that is read.
+
+        Raises:
+            LowerError: One of them all has no ONNX form.
+        """
+        if not self.names:
+            self._export()
+        if shape_of(node) is not None:
+            self._write(node.name, f"{node.name}.")
+
+    def _export(self) -> None:
+        import onnx_ir
+
+        from narrows.backends.onnx.export import export
+
+        whole = self.graph.program
+        results = [n for n in self.nodes if shape_of(n) is not None]
+        cut = _Cut(whole, set(self.nodes))
+        single, made = cut.program(results)
+        batch = next((shape_of(n)[a] for n in whole.placeholders for a in Meta(n).dynamic), 1)
+        model = onnx_ir.to_proto(export(single, made, self.opset, batch).model)
+        self.operands = {n.name: n for n in cut.operands}
+        shown = [str(o.name) for o in model.graph.output]
+        self.names = dict(zip(shown, (n.name for n in results), strict=True))
+        # A result that is made of weights alone is a constant, too, and stands under its own name.
+        named = {str(t.name): t for t in model.graph.initializer}
+        self.constants = {self.names.get(name, name): t for name, t in named.items()}
+        for step in model.graph.node:
+            self.makers |= {self.names.get(str(o), str(o)): step for o in step.output if o}
+
+    def _write(self, value: str, at: str) -> str:
+        """Return the name of a value of the exported model in the graph, where it is then."""
+        if value in self.operands:
+            return self.graph.name(self.operands[value])
+        if value in self.constants:
+            return self._constant(value, at)
+        step = self.makers.pop(value, None)
+        if step is not None:
+            for result in step.output:
+                self.makers.pop(self.names.get(str(result), str(result)), None)
+            read = [
+                self._write(self.names.get(str(n), str(n)), at) if n else "" for n in step.input
+            ]
+            made = onnx.NodeProto()
+            made.CopyFrom(step)
+            made.input[:] = read
+            made.output[:] = [self._named(str(n), at) if n else "" for n in step.output]
+            made.name = made.output[0]
+            self.graph.domains.add(made.domain)
+            self.graph.nodes.append(made)
+        return self.names.get(value, value)
+
+    def _constant(self, value: str, at: str) -> str:
+        tensor, name = self.constants[value], self._named(value, at)
+        if name not in self.graph.constants:
+            tensor.name = name
+            self.graph.constants[name] = tensor
+        return name
+
+    def _named(self, value: str, at: str) -> str:
+        """Return the name in the graph of a result, or of an inner value of an island."""
+        return self.names.setdefault(value, self.graph.fresh(f"{at}{value}"))
 
 
 class _Cut:
-    """One operator cut out of a program.
+    """Operators cut out of a program.
 
     Attributes:
-        operands: The tensors it reads, which become inputs.
+        operands: The tensors they read, which become inputs.
     """
 
-    def __init__(self, program: Program) -> None:
-        self.whole = program
+    def __init__(self, program: Program, inside: set[fx.Node]) -> None:
+        self.whole, self.inside = program, inside
         self.graph = fx.Graph()
         self.operands: list[fx.Node] = []
         self.made: dict[fx.Node, fx.Node] = {}
         self.weights: dict[str, Tensor] = {}
 
-    def program(self, node: fx.Node) -> tuple[Program, fx.Node]:
-        """Return the program of a node alone, and the node in it."""
-        core: Any = node.args[0] if node.target is operator.getitem else node
-        self._collect(core, top=True)
+    def program(self, results: Sequence[fx.Node]) -> tuple[Program, list[fx.Node]]:
+        """Return the program of these operators alone, and their nodes in it."""
+        for node in self.inside:
+            self._collect(node, top=True)
+        self.operands = [n for n in self.whole.graph.nodes if n in set(self.operands)]
         for operand in self.operands:  # placeholders come first
             self.made[operand] = self._described(operand, self.graph.placeholder(operand.name))
-        result = self._emit(node)
-        self.graph.output((result,))
+        made = [self._emit(node) for node in results]
+        self.graph.output(tuple(made))
         examples = tuple(torch.zeros(shape_of(n), dtype=Meta(n).dtype) for n in self.operands)
-        specs = pytree.tree_structure((examples, {})), pytree.tree_structure((0,))
+        specs = pytree.tree_structure((examples, {})), pytree.tree_structure((0,) * len(made))
         single = Program(
             self.graph, self.weights, *specs, examples=examples,
-            dynamic_batch=self.whole.dynamic_batch, name=node.name,
+            dynamic_batch=self.whole.dynamic_batch, name=self.whole.name,
         )  # fmt: skip
         infer_shapes(single)
-        return single, result
+        return single, made
 
     def _collect(self, node: fx.Node, *, top: bool = False) -> None:
         """Note the tensors that a node reads, also through arithmetic on sizes."""
+        if not top and node in self.inside:
+            return
         if not top and shape_of(node) is not None:
             if node.op != "get_attr" and node not in self.operands:
                 self.operands.append(node)

@@ -13,7 +13,7 @@ from torch import fx
 from narrows.backends.integers import of_narrows
 from narrows.backends.onnx.integer import moves, portable, qdq, qlinear, wide
 from narrows.backends.onnx.integer.graph import Graph
-from narrows.backends.onnx.integer.islands import write_island
+from narrows.backends.onnx.integer.islands import Islands
 from narrows.errors import LowerError, UsageError
 from narrows.ir.graph import live_nodes
 from narrows.ir.integer.bounds import EXACT, accumulator_bound
@@ -55,9 +55,10 @@ def lower(program: Program, outputs: list[fx.Node], form: str, opset: int) -> on
         )
     graph = Graph(program, half_up)
     table = FORMS[form]
-    for node in live_nodes(program.graph):
-        if node.op != "call_function" or Meta(node).size is not None:
-            continue
+    live = [n for n in live_nodes(program.graph) if n.op == "call_function"]
+    live = [n for n in live if Meta(n).size is None]
+    islands = Islands(graph, [n for n in live if is_island(n)], opset)
+    for node in live:
         if of_narrows(node) and wide.is_wide(node):
             wide.FORM[str(node.target._opname)](graph, node)  # type: ignore[union-attr]
             continue
@@ -66,11 +67,10 @@ def lower(program: Program, outputs: list[fx.Node], form: str, opset: int) -> on
                 _check_exact(graph, node)
             table[str(node.target._opname)](graph, node)  # type: ignore[union-attr]
             continue
-        emit = moves.find(node) if _on_codes(node) else None
-        if emit is not None:
-            emit(graph, node)
+        if is_island(node):
+            islands.write(node)
         else:
-            write_island(graph, node, opset)
+            _mover(node)(graph, node)
     inputs = [n for n in program.placeholders if shape_of(n) is not None]
     _name_outputs(graph, outputs)
     return graph.model(inputs, outputs, opset)
@@ -80,6 +80,16 @@ def rounds_up(program: Program) -> bool:
     """Whether the shifts of an integer program round ties up."""
     calls = (n for n in program.graph.nodes if of_narrows(n))
     return any(arguments(n).get("rounding") == HALF_UP for n in calls)
+
+
+def is_island(node: fx.Node) -> bool:
+    """Whether an operator is written as the exporter of float programs writes it."""
+    return not of_narrows(node) and _mover(node) is None
+
+
+def _mover(node: fx.Node) -> Any:
+    """Return what writes an operator that moves codes; ``None`` for any other."""
+    return moves.find(node) if _on_codes(node) else None
 
 
 def _on_codes(node: fx.Node) -> bool:

@@ -285,7 +285,7 @@ def mean(graph: Graph, node: fx.Node) -> None:
     x = centred(graph, args["x"], at, "float64")
     axes = graph.constant(args["axes"], "int64")
     total = graph.add("ReduceSum", [x, axes], at, keepdims=int(args["keepdim"]))
-    count = math.prod(shape_of(args["x"])[a] for a in args["axes"])
+    count = args["divisor"] or math.prod(shape_of(args["x"])[a] for a in args["axes"])
     _average(graph, node, total, np.asarray(count))
 
 
@@ -307,7 +307,9 @@ def average_pool(graph: Graph, node: fx.Node) -> None:
     size = math.prod(kernel)
     acc, dtype = summed(graph, node, multiply, size * reach(graph, args["x"]), size, [])
     how = (kernel, args["stride"], args["padding"], args["ceil_mode"], args["count_include_pad"])
-    counts = average_counts(height, breadth, *how).numpy()[0, 0]
+    counts = average_counts((height, breadth), *how).numpy()[0, 0]
+    if args["divisor"]:
+        counts = np.full_like(counts, args["divisor"])
     _average(graph, node, acc if dtype == "float64" else graph.cast(acc, "float64", at), counts)
 
 

@@ -1,0 +1,133 @@
+"""Whether what separates a float model from its program is the runtime's own rounding.
+
+A network may carry rounding far: it divides by small numbers, or ends in a sigmoid of very negative
+ones, whose results are as exact as numbers around one and tiny beside them. No runtime does better
+then, and an end-to-end tolerance cannot tell it from a mistake. An operator by itself can: every
+operator is computed in float64 from what the *runtime* had for its operands, and has to give what
+the runtime has for its result. A wrong operator, weight or axis shows there as it does anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from narrows.backends.artifact import Artifact
+from narrows.backends.compare import TOLERANCE, limit_of, output_error, output_names
+from narrows.backends.onnx.session import DATA, MODEL, OnnxSession
+from narrows.errors import ArtifactError
+from narrows.ir.graph import interpret
+from narrows.ir.ops.args import with_argument
+from narrows.ir.program import Program, aten
+
+# The most that rounding may carry to an output; what is worse is refused, whatever it comes from.
+MOST = 1e-2
+
+# How much farther off the runtime's own rewriting of the model may take an output.
+NEARLY = 4.0
+
+# Functions that runtimes compute to some units in the last place of one, however small the result.
+AROUND_ONE = frozenset(
+    {aten.sigmoid.default, aten.tanh.default, aten.erf.default, aten.sin.default, aten.cos.default,
+     aten.softmax.int, aten._softmax.default, aten.log_sigmoid.default}
+)  # fmt: skip
+UNITS = 8
+
+
+def probe(
+    artifact: Artifact, program: Program, inputs: Sequence[Any]
+) -> dict[str, np.ndarray] | None:
+    """Return the runtime's value of every node that the model has by its name, outputs included.
+
+    ``None`` where the model cannot be changed to show them.
+    """
+    import onnx
+
+    if (artifact.folder / DATA).exists():
+        return None  # such a model cannot be changed in memory
+    model = onnx.load(artifact.folder / MODEL)
+    present = {name for node in model.graph.node for name in node.output}
+    names = [n.name for n in program.nodes if n.op == "call_function" and n.name in present]
+    shown = {value.name for value in model.graph.output}
+    model.graph.output.extend(onnx.ValueInfoProto(name=n) for n in names if n not in shown)
+    pairs = zip(program.placeholders, inputs, strict=True)
+    feed = {node.name: value.numpy() for node, value in pairs if isinstance(value, Tensor)}
+    try:
+        results = OnnxSession(model.SerializeToString()).inference.run(names, feed)
+    except (ArtifactError, RuntimeError, ValueError):
+        return None
+    return {name: np.asarray(one) for name, one in zip(names, results, strict=True)}
+
+
+def is_rounding(
+    artifact: Artifact, program: Program, inputs: Sequence[Any], output: int, wanted: Any,
+    error: float,
+) -> bool:  # fmt: skip
+    """Whether an output's relative error is carried rounding: every operator by itself is right.
+
+    With every operator shown, the runtime cannot rewrite the model as it does otherwise; so the
+    output has to be about as far off then, or its rewriting is what is wrong.
+
+    Args:
+        artifact: The artifact.
+        program: The program that was lowered.
+        inputs: Flat inputs.
+        output: Which output it is.
+        wanted: What that has to be.
+        error: Its relative error.
+    """
+    found = probe(artifact, program, inputs) if error <= MOST else None
+    name = output_names(program)[output]
+    if found is None or name not in found:
+        return False
+    with torch.no_grad():
+        own = program.run_flat(inputs)[output]
+    if not output_error(own, wanted) <= limit_of(wanted):  # the program itself is another
+        return False
+    carried = output_error(found[name], wanted)
+    return error <= NEARLY * carried and not _wrong(program, inputs, found)
+
+
+def _wrong(program: Program, inputs: Sequence[Any], found: Mapping[str, np.ndarray]) -> bool:
+    """Whether an operator, given the runtime's operands, gives something else than the runtime."""
+    wide = program.to(torch.float64)
+    dtypes = {n.name: n.meta.get("dtype") for n in program.graph.nodes}
+    wrong: list[str] = []
+
+    def call(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        args, kwargs = with_argument(node.target, args, kwargs, "device", "cpu")
+        value = node.target(*args, **kwargs)  # type: ignore[operator]
+        if node.name not in found or not isinstance(value, Tensor):
+            return value
+        result = torch.from_numpy(np.array(found[node.name])).to(value.dtype)
+        if not _agrees(node, value, result, dtypes[node.name]):
+            wrong.append(node.name)
+        return result if result.shape == value.shape else value
+
+    flat = [v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for v in inputs]
+    with torch.no_grad():
+        interpret(wide.graph, flat, wide.weights, call=call)
+    return bool(wrong)
+
+
+def _agrees(node: fx.Node, value: Tensor, result: Tensor, dtype: Any) -> bool:
+    if result.shape != value.shape:
+        return False
+    if not value.is_floating_point():
+        return torch.equal(value, result)
+    finite = value.isfinite()
+    if not torch.equal(finite, result.isfinite()):
+        return False
+    if not bool(finite.any()):
+        return True
+    allowed = TOLERANCE[dtype] * float(value[finite].abs().max())
+    if node.target in AROUND_ONE:
+        allowed = max(allowed, UNITS * torch.finfo(dtype).eps)
+    return float((value - result)[finite].abs().max()) <= allowed
+
+
+__all__ = ["is_rounding", "probe"]
