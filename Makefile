@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
 ARGS ?=
+JOBS ?= auto
 
 # Their requirements name other versions of torch, or parts that narrows does not use.
 NO_DEPS := torchvision timm
@@ -20,6 +21,7 @@ help:  ## print this list
 	@echo "  PYTHON=$(PYTHON)  the interpreter that builds the environment (3.11 or newer)"
 	@echo "  VENV=$(VENV)  where the environment is"
 	@echo "  ARGS=...  more arguments for demo, unit and machines, such as ARGS='-k capture'"
+	@echo "  JOBS=$(JOBS)  how many processes share the tests; 0: none but pytest's own"
 
 demo: $(BIN)/.installed  ## set up, then train, prune and export a digits network
 	$(BIN)/narrows demo $(ARGS)
@@ -32,7 +34,7 @@ check: $(BIN)/.installed  ## ruff and pyright only
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 unit: $(BIN)/.installed  ## pytest only
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
 
 machines: $(BIN)/.installed  ## the tests under the conditions of other processors; takes hours
 	$(BIN)/python -m benchmarks.machines $(ARGS)

@@ -12,6 +12,7 @@ import _thread
 import contextlib
 import json
 import os
+import signal
 import sys
 import threading
 import traceback
@@ -69,7 +70,7 @@ def _interruptible() -> Iterator[None]:
         if lost.exc_type is not KeyboardInterrupt:
             told(lost)
             return
-        again = threading.Timer(0.01, _thread.interrupt_main)  # when that end is over
+        again = threading.Timer(0.01, _interrupt)  # when that end is over
         again.daemon = True
         again.start()
 
@@ -78,6 +79,15 @@ def _interruptible() -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook = told
+
+
+def _interrupt() -> None:
+    """Interrupt the main thread, also where it waits in the system for something."""
+    main = threading.main_thread().ident
+    if hasattr(signal, "pthread_kill") and main is not None:
+        signal.pthread_kill(main, signal.SIGINT)
+    else:  # Windows
+        _thread.interrupt_main()
 
 
 def _lacks_memory(error: Exception) -> bool:

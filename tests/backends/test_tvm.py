@@ -138,8 +138,12 @@ NETS: dict[str, Callable[[], tuple[nn.Module, tuple[Tensor, ...]]]] = {
         (torch.randn(2, 3, 6, 6, 6),),
     ),
     "embedding": lambda: (
-        Net(lambda s, i: s.b(s.a(i)).softmax(-1), a=nn.Embedding(7, 12), b=nn.Linear(12, 5)),
+        Net(lambda s, i: s.b(s.a(i)).softmax(-1), a=nn.Embedding(7, 20), b=nn.Linear(20, 5)),
         (torch.randint(7, (2, 4)),),
+    ),
+    "lookups": lambda: (
+        Net(lambda s, x, i: s.a(x).index_select(1, i).relu(), a=nn.Linear(3, 12)),
+        (torch.randn(2, 13, 3), torch.randint(13, (5,))),
     ),
     "several-outputs": lambda: (
         Net(lambda s, x: {"y": s.a(x), "x": x, "size": x.shape[2], "top": s.a(x).amax(1)},
@@ -256,8 +260,8 @@ def test_what_a_rule_cannot_express_is_told_with_its_place():
 
 
 def test_a_dtype_without_a_form_is_refused():
-    program = capture(nn.Linear(4, 3).eval(), (torch.randn(2, 4),)).to(torch.bfloat16)
-    with pytest.raises(LowerError, match="no form for bfloat16"):
+    program = capture(Net(lambda s, x: x * 2).eval(), (torch.randn(2, 4, dtype=torch.complex64),))
+    with pytest.raises(LowerError, match="no form for complex64"):
         lower(program, "tvm", tune=0)
 
 

@@ -169,10 +169,9 @@ def _until(trial: Trial, block: Block, source: fx.Node, held: Values) -> Values:
     """Return what a block reads, and a tensor in it before that is rounded."""
     if source in held:
         return held
-    kept: dict[fx.Node, Any] = {source: None}
+    before = trial.span(source, block.span.reads)
     with torch.no_grad():
-        trial.run(trial.span(source, block.span.reads), on(held, trial), "hard", keep=kept)
-    return {**held, **kept}
+        return {**held, source: trial.run(before, on(held, trial), "hard")}
 
 
 def _tell(text: str) -> None:

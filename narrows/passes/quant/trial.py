@@ -309,7 +309,8 @@ class Trial:
         A tensor is known as it was before it is rounded; that is part of the span.
         """
         stops = set(known) - {exit}
-        nodes, reads, waiting = {exit}, set(), [exit]
+        nodes = {exit} - self._static.keys()
+        reads, waiting = set[fx.Node](), list(nodes)
         while waiting:
             for source in waiting.pop().all_input_nodes:
                 if source in self._static or source in nodes:
@@ -352,7 +353,7 @@ class Trial:
             env[node] = self._call(node, args, kwargs, how, drop)
             if keep is not None and node in keep:
                 keep[node] = env[node]
-        return env[span.exit]
+        return value(span.exit)
 
     def _call(self, node: fx.Node, args: Any, kwargs: Any, how: str, drop: Drop | None) -> Any:
         if node.op == "output":

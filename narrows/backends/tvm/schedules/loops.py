@@ -66,6 +66,16 @@ class Kernel:
         """Return the sizes of the axes that a block sums over."""
         return self._axes(rv, reduction=True)
 
+    def looks_up(self) -> bool:
+        """Whether a block reads at indices that are data: they name more than its axes."""
+        for block in map(self.block, self.blocks):
+            axes = [axis.var for axis in block.iter_vars]
+            for span in (span for read in block.reads for span in read.region):
+                named = tirx.analysis.undefined_vars(span.min)
+                if not all(any(v.same_as(a) for a in axes) for v in named):
+                    return True
+        return False
+
     def follows(self, rv: Any, main: Any) -> bool:
         """Whether a block computes each element from the same element of what ``main`` writes."""
         if self.extents(rv) != self.extents(main):
@@ -95,11 +105,18 @@ class Kernel:
         return int(self.schedule.get(loop).extent)
 
     def vectorize(self, loop: Any, lanes: int) -> tuple[Any, Any]:
-        """Split a loop into vectors, with a remainder where they do not fill it; return both."""
+        """Split a loop into vectors, with a remainder where they do not fill it; return both.
+
+        There is no remainder where indices are data: TVM narrows them to 32 bits in the loop's
+        bound, but not in what it bounds, and cannot compare the two.
+        """
         size = self.extent(loop)
-        outer, inner = self.schedule.split(loop, [None, min(lanes, size)])
+        width = min(lanes, size)
+        if size % width and self.looks_up():
+            width = max(w for w in range(1, width) if size % w == 0)
+        outer, inner = self.schedule.split(loop, [None, width])
         self.schedule.vectorize(inner)
-        if size % min(lanes, size):
+        if size % width:
             self.schedule.annotate(outer, PARTITION, 1)
         return outer, inner
 
