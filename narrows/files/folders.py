@@ -134,6 +134,8 @@ def replacing(target: Path) -> Iterator[Path]:
     finally:
         if descriptor is None or is_at(descriptor, fresh):  # it did not come into its place
             remove_folder(fresh)
+        else:  # what is there now is the older one
+            remove_left_over(fresh, age=0.0)
         if descriptor is not None:
             os.close(descriptor)
         sweep(target)
@@ -210,7 +212,7 @@ def _make_way(fresh: Path, target: Path) -> None:
         if not target.exists():
             os.rename(old, target)
         raise
-    remove_left_over(old)
+    remove_left_over(old, age=0.0)
 
 
 @contextlib.contextmanager

@@ -68,17 +68,21 @@ def where_is(descriptor: int) -> Path | None:
     return path if is_at(descriptor, path) else None
 
 
-def is_left_over(path: Path) -> int | None:
+def is_left_over(path: Path, age: float = LEFT_OVER) -> int | None:
     """Return an open descriptor if nobody holds a file or folder, else ``None``.
 
     As long as it is open, nobody else takes the path for left over either.
+
+    Args:
+        path: The file or folder.
+        age: Without locks, for how long it was not touched, in seconds.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
         return None
     try:
-        if _is_free(descriptor) and is_at(descriptor, path):
+        if _is_free(descriptor, age) and is_at(descriptor, path):
             return descriptor
     except OSError:
         pass
@@ -86,7 +90,7 @@ def is_left_over(path: Path) -> int | None:
     return None
 
 
-def _is_free(descriptor: int) -> bool:
+def _is_free(descriptor: int, age: float) -> bool:
     if fcntl is not None:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -95,7 +99,7 @@ def _is_free(descriptor: int) -> bool:
                 return False
         else:
             return True
-    return time.time() - os.fstat(descriptor).st_mtime > LEFT_OVER
+    return time.time() - os.fstat(descriptor).st_mtime >= age
 
 
 def claim(path: Path) -> int | None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from narrows.errors import ArtifactError, NarrowsError
-from narrows.files.locks import hold, is_at, is_left_over
+from narrows.files.locks import LEFT_OVER, hold, is_at, is_left_over
 
 STDOUT = "-"
 
@@ -194,9 +194,9 @@ def sweep(target: Path) -> None:
         remove_left_over(path)
 
 
-def remove_left_over(path: Path) -> bool:
+def remove_left_over(path: Path, age: float = LEFT_OVER) -> bool:
     """Remove a file or a folder unless somebody holds it; return whether it is gone."""
-    descriptor = is_left_over(path)
+    descriptor = is_left_over(path, age)
     if descriptor is None:
         return not os.path.lexists(path)
     try:

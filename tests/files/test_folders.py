@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
 from narrows.errors import ArtifactError
-from narrows.files import folders
+from narrows.files import folders, locks
 from narrows.files.folders import Held, claimed, drop, exchange, replacing, scratch
 
 
@@ -54,6 +55,21 @@ def test_an_error_leaves_the_older_one(target: Path, error: BaseException, monke
     monkeypatch.undo()
     assert (target / "file").read_text() == "older"
     assert os.listdir(target.parent) == ["out"]
+
+
+def test_without_locks_nothing_is_left_either(target: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(descriptor: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(locks.fcntl, "flock", fail)
+    for text in ("one", "two"):
+        replace(target, text)
+        assert (target / "file").read_text() == text
+        assert os.listdir(target.parent) == ["out"]
+    held = Held(target)
+    replace(target, "three")
+    with pytest.raises(ArtifactError, match="was replaced or removed"):
+        held.read(lambda folder: None)
 
 
 def test_two_paths_change_places(tmp_path: Path):
