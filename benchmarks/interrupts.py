@@ -175,9 +175,11 @@ def _child(words: tuple[str, ...], prepare: Callable[[], None] | None) -> None:
         said = os.open("said", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         os.dup2(said, 1)
         os.dup2(said, 2)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's jobs may ignore it
         if prepare is not None:
             prepare()
         code = command(list(words))
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     except BaseException:
         traceback.print_exc()
     finally:

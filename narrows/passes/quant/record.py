@@ -9,6 +9,7 @@ biases and tables. Numbers that are about the same give the same codes again, ot
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, fx
 
 import narrows.ir.integer.library  # noqa: F401  (defines torch.ops.narrows)
+from narrows.files.reading import Exponent, fit
 from narrows.ir.integer.codes import Numbers, Parities
 from narrows.ir.integer.grid import Grid, WeightGrid
 from narrows.ir.integer.library import weight_codes
@@ -114,10 +116,11 @@ class Record:
 
 
 def _bias(data: Any) -> Bias:
-    exponents = data["exponents"]
-    if not all(type(e) is int for e in exponents):
-        raise ValueError(f"{exponents!r} are no exponents")
-    return Bias(Numbers.from_json(data), tuple(exponents))
+    exponents = fit(data["exponents"], tuple[Exponent, ...])
+    codes = Numbers.from_json(data)
+    if len(exponents) not in (1, math.prod(codes.shape)):
+        raise ValueError(f"{len(exponents)} exponents for a bias of the shape {list(codes.shape)}")
+    return Bias(codes, exponents)
 
 
 def key(*grids: Grid | WeightGrid) -> str:
