@@ -19,6 +19,7 @@ from narrows.passes.plans.criteria import Magnitude
 from narrows.passes.plans.uses import Use, uses_of
 from tests.networks import NETWORKS
 from tests.networks.registry import conv_bn, randomise
+from tests.passes.test_latency import costs
 
 EXACT = TOLERANCE[Fidelity.EXACT][torch.float64]
 
@@ -305,11 +306,11 @@ def test_globs_are_groups_even_where_their_ratios_are_equal() -> None:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"ratio": 1.0}, "hardly anything is left of 2 of 2 couplings: stem_0 (1 of 8), "),
-        ({"ratio": 1.0, "constrained": False}, "of 3 of 3 layers: up.0.weight (1 of 8), "),
-        ({"ratio": 0.92}, "left of 1 of 2 couplings: up_0 (1 of 12)"),
-        ({"ratio": 1.0, "min_width": 3}, "stem_0 (3 of 8)"),
-        ({"ratio": 1.0, "scope": "global"}, "hardly anything is left of 2 of 2 couplings"),
+        ({"ratio": 1.0}, "hardly anything is left of 4 of 4 layers: "),
+        ({"ratio": 1.0, "constrained": False}, "3 of 3 layers: up.0.weight (1 of 8 inputs), "),
+        ({"ratio": 0.92}, "left of 2 of 4 layers: down.0.weight (1 of 12 inputs), up.0.weight (1"),
+        ({"ratio": 1.0, "min_width": 3}, "head.weight (3 of 8 inputs)"),
+        ({"ratio": 1.0, "scope": "global"}, "hardly anything is left of 4 of 4 layers"),
     ],
 )
 def test_hardly_anything_left_is_noted(program: Program, options: Any, told: str) -> None:
@@ -320,8 +321,15 @@ def test_hardly_anything_left_is_noted(program: Program, options: Any, told: str
     assert note.channels == 0
 
 
-def test_half_is_not_hardly(program: Program) -> None:
-    assert not [n for n in narrows.plan(program, ratio=0.5).notes if n.reason == "hardly"]
+def test_half_and_what_comes_back_for_a_target_is_not_hardly(program: Program) -> None:
+    for options in ({"ratio": 0.5}, {"keep_outputs": {"up.0.weight": [0]}}):
+        assert not [n for n in narrows.plan(program, **options).notes if n.reason == "hardly"]
+    module = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 1))
+    small = narrows.capture(module.eval(), (torch.randn(2, 3, 8, 8),))
+    gone, back = (narrows.plan(small, ratio=1.0, **o) for o in ({}, {"costs": costs(block=16)}))
+    assert [n.reason for n in gone.notes].count("hardly") == 1
+    assert back.removed == 0
+    assert [n.reason for n in back.notes].count("hardly") == 0
 
 
 def test_a_model_without_layers_has_nothing_for_a_ratio() -> None:

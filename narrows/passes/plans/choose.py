@@ -18,7 +18,7 @@ from narrows.passes.plans import criteria
 from narrows.passes.plans.criteria import Criterion
 from narrows.passes.plans.latency import Aim, aimed
 from narrows.passes.plans.plan import ChannelPlan, refuse_nan
-from narrows.passes.plans.rank import Options, Ranking, Sides
+from narrows.passes.plans.rank import Options, Ranking, Sides, hardly
 from narrows.passes.plans.take_back import take_back
 from narrows.passes.plans.uses import SIDES, uses_of
 from narrows.passes.plans.zeros import zeros_in
@@ -96,7 +96,8 @@ def make_plan(
     sides = _sides(side, constrained)
     if aim is not None:
         _refuse_free(options, constrained)
-        return aimed(program, uses, given, plan, options, aim)
+        made = aimed(program, uses, given, plan, options, aim)
+        return made.with_notes(*hardly(program, made, options))
     if ratio is None:
         _refuse_idle(options, side)
         if not plan.removed:
@@ -106,7 +107,8 @@ def make_plan(
     chooser = Ranking(program, uses, given, plan, options)
     candidates = chooser.coupled(program.couplings()) if constrained else chooser.single(sides)
     plan |= chooser.chosen(candidates, "constrained" if constrained else "unconstrained")
-    return plan if costs is None else take_back(program, plan, costs, batch or 1)
+    made = plan if costs is None else take_back(program, plan, costs, batch or 1)
+    return made.with_notes(*hardly(program, made, options))
 
 
 # ------------------------------------------------------------------ options

@@ -76,11 +76,6 @@ class Candidate:
     group: int = 0
     coupling: Coupling | None = None
 
-    @property
-    def name(self) -> str:
-        """What a person calls it."""
-        return self.parts[0].use.weight if self.coupling is None else self.coupling.name
-
 
 class Ranking:
     """Finds candidates, ranks their channels, and makes a plan without the lowest."""
@@ -279,24 +274,29 @@ class Ranking:
             widths=widths,
             reasons={name: reasons[name] for name in widths},
             fingerprint=self.plan.fingerprint,
-            notes=(*self.notes, *self.hardly(candidates, gone)),
+            notes=tuple(self.notes),
         )
 
-    def hardly(self, candidates: Sequence[Candidate], gone: Sequence[np.ndarray]) -> Iterator[Note]:
-        """Yield what is to be said where hardly any channel of a candidate is left."""
-        found = [
-            (c, len(c.scores) - len(lost))
-            for c, lost in zip(candidates, gone, strict=True)
-            if len(lost) and _is_hardly(len(c.scores), len(lost), c.ratio)
-        ]
-        if not found:
-            return
-        kind = "layers" if candidates[0].coupling is None else "couplings"
-        named = ", ".join(f"{c.name} ({left} of {len(c.scores)})" for c, left in found[:3])
-        yield Note(
-            self.program.name, "hardly", f"hardly anything is left of {len(found)} of "
-            f"{len(candidates)} {kind}: {named}{' ...' if len(found) > 3 else ''}",
-        )  # fmt: skip
+
+def hardly(program: Program, plan: ChannelPlan, options: Options) -> Iterator[Note]:
+    """Yield what is to be said of a plan whose criterion leaves hardly anything of some layers.
+
+    That is a tenth of the channels of a side at most, or only what may not go.
+    """
+    chosen, found = set(), {}
+    for at, side in enumerate(SIDES):
+        for name, keep in getattr(plan, side).items():
+            width, left = plan.widths[name][at], len(keep)
+            if {"given", "zeros"} >= {*plan.reasons[name].split(", ")}:
+                continue
+            chosen.add(name)
+            asked = _share(width, options.ratio(name)[0])
+            if 10 * left <= width or (left <= options.min_width and asked > width - left):
+                found.setdefault(name, f"{name} ({left} of {width} {side})")
+    if found:
+        named = ", ".join([*found.values()][:3]) + (" ..." if len(found) > 3 else "")
+        message = f"hardly anything is left of {len(found)} of {len(chosen)} layers: {named}"
+        yield Note(program.name, "hardly", message)
 
 
 def _matched(names: Iterable[str], globs: Iterable[str]) -> bool:
@@ -306,11 +306,6 @@ def _matched(names: Iterable[str], globs: Iterable[str]) -> bool:
 def _share(width: int, ratio: float) -> int:
     """Return how many of ``width`` a ratio removes: rounded down, but 0.7 of 10 is 7."""
     return math.floor(width * ratio + 1e-9)
-
-
-def _is_hardly(width: int, lost: int, ratio: float) -> bool:
-    """Whether a tenth of some channels is left at most, or only what may not go."""
-    return 10 * (width - lost) <= width or _share(width, ratio) > lost
 
 
 def _normalised(scores: np.ndarray) -> np.ndarray:
