@@ -14,7 +14,7 @@ import pytest
 
 import narrows
 from benchmarks.fuzz import __main__ as fuzz
-from benchmarks.fuzz import shrink
+from benchmarks.fuzz import apart, shrink
 from benchmarks.fuzz.apart import Outcome, outcomes
 from benchmarks.fuzz.graphs import NOTHING, Graph, Mask, from_line, smaller, to_line
 from benchmarks.fuzz.judge import (
@@ -138,22 +138,30 @@ def behave(task: str) -> Iterator[str]:
     yield f"{task} began"
     if task == "crashes":
         os.kill(os.getpid(), signal.SIGKILL)
-    if task == "hangs":
+    if task == "sleeps":
         time.sleep(60)
+    while task == "loops":
+        pass
     if task == "raises":
         raise ValueError("no\nway")
     yield f"{task} ended"
 
 
 def test_a_crash_and_a_hang_are_results():
-    tasks = ["crashes", "works", "hangs", "raises"]
-    ended = {o.task: o for o in outcomes(behave, tasks, jobs=2, limit=3)}
+    tasks = ["crashes", "works", "loops", "raises"]
+    ended = {o.task: o for o in outcomes(behave, tasks, jobs=2, limit=2)}
     assert ended["works"].found == ["works began", "works ended"]
     assert ended["works"].failure == ""
     assert ended["crashes"].found == ["crashes began"]
     assert ended["crashes"].failure == "the process ended with SIGKILL"
-    assert ended["hangs"].failure == "no end in 3 s"
+    assert ended["loops"].failure == "no end in 2 s"
     assert ended["raises"].failure == "ValueError: no"
+
+
+def test_what_sleeps_is_ended(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(apart, "PATIENCE", 1)
+    (ended,) = outcomes(behave, ["sleeps"], jobs=1, limit=1)
+    assert ended.failure == "no end in 1 s"
 
 
 def test_a_crash_is_a_raw_finding():

@@ -243,7 +243,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--quantized", type=float, default=0.1, help="the share made of integers")
     parser.add_argument("--seconds", type=float, help="start no more graphs after so long")
-    parser.add_argument("--limit", type=float, default=180, help="seconds that a graph gets")
+    parser.add_argument("--limit", type=float, default=180, help="processor seconds of a graph")
     parser.add_argument(
         "--shrink", type=float, default=300, help="seconds to make failures smaller in"
     )

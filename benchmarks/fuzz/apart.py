@@ -1,10 +1,16 @@
-"""Work in forked processes with a time limit: what crashes or hangs is a result, not the end."""
+"""Work in forked processes with a time limit: what crashes or hangs is a result, not the end.
+
+The limit is of processor time, so that a busy machine makes no failures; one that sleeps ends after
+`PATIENCE` times as long.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import multiprocessing
 import os
+import resource
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -13,6 +19,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 DONE = "done"
+PATIENCE = 10
 
 
 @dataclass
@@ -38,7 +45,8 @@ class Child:
     def __init__(self, work: Callable[[Any], Iterable[Any]], task: Any, limit: float) -> None:
         context = multiprocessing.get_context("fork")
         self.pipe, other = context.Pipe(duplex=False)
-        self.process = context.Process(target=_serve, args=(work, task, other), daemon=True)
+        args = (work, task, other, limit)
+        self.process = context.Process(target=_serve, args=args, daemon=True)
         self.start, self.limit = time.perf_counter(), limit
         self.process.start()
         other.close()
@@ -47,7 +55,7 @@ class Child:
     @property
     def left(self) -> float:
         """How many seconds it has left."""
-        return self.start + self.limit - time.perf_counter()
+        return self.start + PATIENCE * self.limit - time.perf_counter()
 
     def take(self) -> bool:
         """Take what has arrived; return whether the task has ended."""
@@ -60,8 +68,8 @@ class Child:
                 outcome.found.append(item)
         except (EOFError, OSError):
             self.process.join(5)
-            return self.end(f"the process ended with {_ending(self.process.exitcode)}")
-        return self.end(f"no end in {self.limit:.0f} s") if self.left <= 0 else False
+            return self.end(_ending(self.process.exitcode, self.limit))
+        return self.end(_ending(None, self.limit)) if self.left <= 0 else False
 
     def end(self, failure: str) -> bool:
         """End the process and say how."""
@@ -85,7 +93,7 @@ def outcomes(
         work: Takes a task and yields what it finds.
         tasks: Taken one by one, as processes get free.
         jobs: How many processes there are at a time.
-        limit: Seconds that a task gets.
+        limit: Seconds of processor time that a task gets.
     """
     waiting, running = iter(tasks), list[Child]()
     try:
@@ -103,8 +111,10 @@ def outcomes(
             child.end("stopped")
 
 
-def _serve(work: Callable[[Any], Iterable[Any]], task: Any, pipe: Connection) -> None:
+def _serve(work: Callable[[Any], Iterable[Any]], task: Any, pipe: Connection, limit: float) -> None:
     os.setpgrp()
+    seconds = math.ceil(time.process_time() + limit)
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
     silent = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
@@ -118,8 +128,10 @@ def _serve(work: Callable[[Any], Iterable[Any]], task: Any, pipe: Connection) ->
         pipe.send((DONE, ""))
 
 
-def _ending(code: int | None) -> str:
-    if code is not None and code < 0:
+def _ending(code: int | None, limit: float) -> str:
+    if code is None or code == -signal.SIGXCPU:
+        return f"no end in {limit:.0f} s"
+    if code < 0:
         with contextlib.suppress(ValueError):
-            return signal.Signals(-code).name
-    return f"exit code {code}"
+            return f"the process ended with {signal.Signals(-code).name}"
+    return f"the process ended with exit code {code}"

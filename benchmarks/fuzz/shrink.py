@@ -44,7 +44,7 @@ def shrunk(
     Args:
         graph: The network.
         finding: What is wrong with it.
-        limit: Seconds that a try gets.
+        limit: Seconds of processor time that a try gets.
         tries: How many there are.
         say: Called after each.
     """

@@ -68,7 +68,8 @@ def channel_axis(layer: nn.Module) -> int:
 def _followers(module: nn.Module, inputs: Sequence[Any]) -> dict[nn.Module, nn.Module | None]:
     """Return every layer that is called, with the norm that is given its result, perhaps moved.
 
-    Moved means permuted, viewed or shuffled: the norm reads the same numbers in some order.
+    Moved means permuted, viewed, shuffled or repeated: the norm reads the same numbers in some
+    order, each as often as any other.
     """
     made: dict[nn.Module, Tensor] = {}
     followers: dict[nn.Module, nn.Module | None] = {}
@@ -80,8 +81,9 @@ def _followers(module: nn.Module, inputs: Sequence[Any]) -> dict[nn.Module, nn.M
     def match(norm: nn.Module, args: tuple[Any, ...]) -> None:
         numbers = args[0].flatten().sort().values
         for layer, result in made.items():
-            same = result.numel() == len(numbers)
-            if same and torch.equal(result.flatten().sort().values, numbers):
+            times, rest = divmod(len(numbers), max(result.numel(), 1))
+            made_again = result.flatten().sort().values.repeat_interleave(times)
+            if times and not rest and torch.equal(made_again, numbers):
                 followers[layer] = norm
 
     handles = []
@@ -154,8 +156,9 @@ def _zero_output(
 
     def apply(_: nn.Module, args: tuple[Tensor, ...], result: Tensor) -> Tensor:
         # The norm reads the layer's numbers in another order; equal numbers find each other.
-        mask = torch.empty_like(masks[0])
-        mask[args[0].flatten().argsort(stable=True)] = masks[0]
+        order = args[0].flatten().argsort(stable=True)
+        mask = masks[0].new_empty(len(order))
+        mask[order] = masks[0].repeat_interleave(len(order) // len(masks[0]))
         return result * mask.view(result.shape)
 
     layer.register_forward_hook(remember)

@@ -52,18 +52,23 @@ MEETINGS: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
 
 
 class Repeated(nn.Module):
-    """A tensor several times over, which meets a layer that reads it once or as it is."""
+    """A tensor several times over, perhaps normalised as such, which meets a layer that reads it
+    once or as it is.
+    """
 
     def __init__(self, width: int, outputs: int, a: int, b: int) -> None:
         super().__init__()
         self.repeat, copies = REPEATS[a % len(REPEATS)]
         self.meet, self.again = MEETINGS[b % len(MEETINGS)], bool(b // 5)
         wide = copies * width
+        norms = (nn.BatchNorm2d(wide), nn.GroupNorm(2, wide))
+        self.make = conv(width, width, 1) if a > 5 else nn.Identity()
+        self.norm = norms[a % 2] if a > 5 else nn.Identity()
         self.other = conv(wide if self.again else width, wide, 1, bias=bool(a % 2))
         self.read = conv(wide, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.repeat(x)
+        y = self.norm(self.repeat(self.make(x)))
         return self.read(self.meet(y, self.other(y if self.again else x))).relu()
 
 
