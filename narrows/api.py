@@ -402,7 +402,7 @@ def quantize_weights(
     from narrows.passes.quant.weight_only import quantize_weights as run
 
     refuse_model(program, "quantize_weights")
-    globs = (skip,) if isinstance(skip, str) else tuple(skip)
+    globs = (skip,) if isinstance(skip, str) or not isinstance(skip, Iterable) else tuple(skip)
     how: dict[str, Any] = {"bits": bits, "group": group, "groups": groups, "method": method}
     return run(program, calibration, **how, skip=globs)
 
@@ -428,13 +428,10 @@ def lower(
     from narrows.backends.base import in_types_of_numpy
     from narrows.backends.base import lower as run
     from narrows.passes.fold_batch_norm import with_folded_norms
+    from narrows.passes.plans.plan import loaded
 
     refuse_model(program, "lower")
-    if isinstance(plan, str | os.PathLike):
-        from narrows.passes.plans.plan import ChannelPlan
-
-        plan = ChannelPlan.load(plan)
-    plan_json = None if plan is None else plan.to_json()
+    plan_json = None if plan is None else loaded(plan).to_json()
     program = in_types_of_numpy(program)  # first, as norms are folded with its rounding
     folded = with_folded_norms(program)
     return run(folded, target, plan_json=plan_json, reference=program, **options)

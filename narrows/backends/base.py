@@ -131,6 +131,11 @@ def make_target(target: str | Target = "onnx", **options: Any) -> Target:
     if isinstance(target, Target):
         _check_options(type(target), options)
         return dataclasses.replace(target, **options)
+    if not isinstance(target, str):
+        raise UsageError(
+            f"a target is a name or a Target, got {type(target).__name__}",
+            why=f"the targets are: {', '.join(target_names())}",
+        )
     name, colon, device = target.partition(":")
     kind = target_type(name)
     if colon:

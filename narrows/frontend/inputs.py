@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,6 +77,12 @@ def read_inputs(args: Any, kwargs: Any, dynamic_batch: bool) -> Inputs:
             f"example_inputs is a {type(args).__name__}",
             why="it holds the positional arguments of forward",
             hint="pass a tuple of tensors, and keyword arguments by kwargs={...}",
+        )
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise CaptureError(
+            f"kwargs is a {type(kwargs).__name__}",
+            why="it holds the keyword arguments of forward by their names",
+            hint="kwargs={'mask': mask}",
         )
     register_dataclasses((args, kwargs))
     flat, spec = pytree.tree_flatten((args, dict(kwargs or {})))

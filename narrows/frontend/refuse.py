@@ -227,11 +227,12 @@ def explain(error: Exception, model: nn.Module, inputs: Inputs) -> CaptureError:
 
 
 def check_dtypes(model: nn.Module, inputs: Inputs) -> None:
-    """Refuse example inputs of another precision than the weights, if the model cannot take them.
+    """Refuse example inputs of another type than the weights, if the model cannot take them.
 
     `torch.export` does not notice: it runs layers without data.
     """
-    if len(_precisions(model, inputs)) < 2:
+    kinds = {v.dtype for v in inputs.flat if isinstance(v, Tensor)}
+    if len(kinds | {p.dtype for p in model.parameters()}) < 2:
         return
     error = _eager_error(model, inputs)
     if error is not None:

@@ -25,7 +25,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
-from narrows.errors import ProgramError, suggest
+from narrows.errors import NarrowsError, ProgramError, suggest
 from narrows.ir.graph import Observe, Run, add_node
 
 aten = torch.ops.aten
@@ -299,7 +299,16 @@ class Program:
             weights: Weights to use in place of the program's own.
             observe: Called with every node and its value.
         """
-        return self.start(inputs, weights, observe).finish()
+        run = self.start(inputs, weights, observe)
+        try:
+            return run.finish()
+        except NarrowsError:
+            raise
+        except Exception as cause:  # torch's own, which do not say where
+            said = str(cause).partition("\n")[0] or type(cause).__name__
+            raise ProgramError(
+                f"{self.name} cannot run on these inputs: {said}", where=where(run.at)
+            ) from cause
 
     def start(
         self,
@@ -392,28 +401,13 @@ class Program:
                 program does not use (``num_batches_tracked``) are ignored; a missing one or another
                 shape is a `ProgramError`. What no checkpoint holds (see ``stored``) stays as it is.
         """
-        weights = {}
-        for name, tensor in self.weights.items():
-            names = [name, *(a for a, n in self.aliases.items() if n == name)]
-            found = next((state[n] for n in names if n in state), None)
-            if found is None:
-                if name in self.buffers and name not in self.stored:
-                    weights[name] = tensor
-                    continue
-                raise ProgramError(
-                    f"the checkpoint has no weight {name!r}", hint=suggest(name, state)
-                )
-            if found.shape != tensor.shape:
-                raise ProgramError(
-                    f"weight {name!r} is {list(found.shape)} in the checkpoint, "
-                    f"{list(tensor.shape)} in the program"
-                )
-            weights[name] = found.detach().to(tensor.dtype)
-        return self.replace(weights=weights)
+        from narrows.ir.weights import with_state
+
+        return with_state(self, state)
 
     def to(self, dtype: torch.dtype) -> Program:
         """Return the program with floating-point weights, examples and literals in ``dtype``."""
-        from narrows.ir.precision import in_precision
+        from narrows.ir.weights import in_precision
 
         return in_precision(self, dtype)
 

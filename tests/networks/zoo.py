@@ -119,3 +119,26 @@ def import_models() -> Any:
     for name in [n for n in sys.modules if n.split(".")[0] == "torchvision"]:
         del sys.modules[name]
     return importlib.import_module("torchvision.models")
+
+
+# ------------------------------------------------------------------ timm
+
+
+def import_timm() -> Any:
+    """Return ``timm``, which imports torchvision."""
+    import_models()
+    return importlib.import_module("timm")
+
+
+def timm_model(name: str, size: int = 96, seed: int = 0) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """Return a model of timm without trained weights, and a batch of 2 images.
+
+    The images are ``size`` wide at most, unless the model takes one size only.
+    """
+    torch.manual_seed(seed)
+    module = import_timm().create_model(name, pretrained=False).eval()
+    facts = module.pretrained_cfg
+    channels, height, width = facts["input_size"]
+    if not facts.get("fixed_input_size"):
+        height, width = min(height, size), min(width, size)
+    return module, (torch.randn(2, channels, height, width),)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from narrows.backends.onnx.quiet import quiet, quiet_native
+from narrows.errors import LowerError
 
 # Elements from which a constant is a weight rather than a shape, a scalar or a list of indices.
 WEIGHT_SIZE = 1024
@@ -26,8 +27,15 @@ def simplify(model: Any) -> Any:
     inputs = [(value.name, value.shape) for value in model.graph.inputs]
     outputs = [(value.name, value.shape) for value in model.graph.outputs]
     weights = _take_weights(model)
-    with quiet(), quiet_native():
-        proto, _ = onnxsim.simplify(ir.to_proto(model), tensor_size_threshold=FOLD_LIMIT)
+    try:
+        with quiet(), quiet_native():
+            proto, _ = onnxsim.simplify(ir.to_proto(model), tensor_size_threshold=FOLD_LIMIT)
+    except Exception as error:  # it raises what its C++ does
+        raise LowerError(
+            "onnxsim fails on the exported model",
+            why=str(error).strip().partition("\n")[0] or type(error).__name__,
+            hint="simplify=False lowers without it",
+        ) from error
     simpler = ir.from_proto(proto)
     _put_weights(simpler, weights)
     _restore(simpler.graph.inputs, inputs)

@@ -177,6 +177,8 @@ def _refuse_free(options: Options, constrained: bool) -> None:
 
 def _globs(globs: str | Sequence[str], uses: Mapping[str, Any], option: str) -> tuple[str, ...]:
     """Return globs as a tuple; one that matches no layer's weight is a `PlanUsageError`."""
+    if not isinstance(globs, Iterable):
+        raise PlanUsageError(f"{option} takes globs on weight names, got {globs!r:.40}")
     globs = (globs,) if isinstance(globs, str) else tuple(globs)
     for glob in globs:
         if not isinstance(glob, str):

@@ -182,6 +182,11 @@ class ChannelPlan:
         return split_masks(program, self._masks(program))
 
     def _masks(self, program: Program) -> list[Mask]:
+        if not isinstance(program, Program):
+            raise PlanError(
+                f"a plan is for a Program, got {type(program).__name__}",
+                hint="narrows.capture(model, inputs) makes one",
+            )
         uses = uses_of(program)
         dead: dict[Use, dict[str, Keep]] = {}
         for at, side in enumerate(SIDES):
@@ -322,6 +327,18 @@ def _met(mine: Mapping[str, Keep], other: Mapping[str, Keep]) -> dict[str, Keep]
     for name, keep in other.items():
         met[name] = tuple(sorted({*met[name]} & {*keep})) if name in met else keep
     return met
+
+
+def loaded(plan: ChannelPlan | str | os.PathLike[str]) -> ChannelPlan:
+    """Return a plan, or the one of a path; `PlanError` for anything else."""
+    if isinstance(plan, ChannelPlan):
+        return plan
+    if isinstance(plan, str | os.PathLike):
+        return ChannelPlan.load(plan)
+    raise PlanError(
+        f"a plan is a ChannelPlan or its path, got {type(plan).__name__}",
+        hint="make one with narrows.plan(program, ...)",
+    )
 
 
 # ------------------------------------------------------------------ what a plan belongs to

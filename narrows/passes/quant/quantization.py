@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from torch import Tensor
+
 from narrows.errors import PassError, UsageError, suggest
 from narrows.ir.program import Meta, Program
 from narrows.passes.convert_batch_norm import ConvertBatchNorm
@@ -113,6 +115,12 @@ def quantize(
     """
     if any(Meta(n).grid is not None for n in program.graph.nodes):
         raise PassError(f"{program.name} is quantized already", hint="quantize the float program")
+    _refuse_halves(program)
+    if plan is not None and not isinstance(plan, QuantPlan):
+        raise UsageError(
+            f"plan takes a QuantPlan or its path, got {type(plan).__name__}",
+            hint="narrows.quantize(...).plan is one",
+        )
     how = _how(plan, settings)
     watches = list(instruments)
     prepared = preparation(how.bits, equalize=how.equalize).run(program, watches)
@@ -142,6 +150,18 @@ def _how(plan: QuantPlan | None, settings: Settings) -> Preparation:
         return plan.preparation
     bits = settings.activations if isinstance(settings.activations, int) else 8
     return Preparation(bits, settings.equalize)
+
+
+def _refuse_halves(program: Program) -> None:
+    """Raise `PassError` for a program whose weights or inputs are 16 bits wide."""
+    held = [*program.weights.values(), *(e for e in program.examples if isinstance(e, Tensor))]
+    found = {t.dtype for t in held if t.is_floating_point() and t.dtype.itemsize < 4}
+    if found:
+        raise PassError(
+            f"{program.name} is in {' and '.join(sorted(map(str, found)))}",
+            why="grids are measured and chosen in float32, or finer",
+            hint="narrows.quantize(program.to(torch.float32), data), with data in float32",
+        )
 
 
 def _reconstructed(

@@ -105,6 +105,9 @@ def _layers(program: Program, skip: Sequence[str]) -> tuple[dict[str, list[fx.No
     """Return the linear layers by their weights, and notes on weights that stay."""
     layers: dict[str, list[fx.Node]] = {}
     notes: list[Note] = []
+    for glob in skip:
+        if not isinstance(glob, str):
+            raise UsageError(f"skip takes globs, got {glob!r}", hint="skip=['head', 'norm*']")
     unmatched = set(skip)
     for node in program.graph.nodes:
         if node.target is not aten.linear.default:

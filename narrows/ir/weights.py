@@ -1,16 +1,45 @@
-"""A program in another floating-point dtype: its weights, examples and literals."""
+"""A program with other weights: those of a state dict, or its own in another precision."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx
 
+from narrows.errors import ProgramError, suggest
 from narrows.ir.ops.args import arguments, changed
 from narrows.ir.program import Meta, Program, aten, copy_meta
+
+
+def with_state(program: Program, state: Mapping[str, Tensor]) -> Program:
+    """Return the program with the tensors of a state dict; see `Program.with_weights`."""
+    if not isinstance(state, Mapping) or not all(isinstance(t, Tensor) for t in state.values()):
+        raise ProgramError(
+            "weights come as a state dict, tensors by name",
+            why=f"got a {type(state).__name__}"
+            + (" of other things" if isinstance(state, Mapping) else ""),
+            hint="program.with_weights(model.state_dict())",
+        )
+    weights = {}
+    for name, tensor in program.weights.items():
+        names = [name, *(a for a, n in program.aliases.items() if n == name)]
+        found = next((state[n] for n in names if n in state), None)
+        if found is None:
+            if name in program.buffers and name not in program.stored:
+                weights[name] = tensor
+                continue
+            raise ProgramError(f"the checkpoint has no weight {name!r}", hint=suggest(name, state))
+        if found.shape != tensor.shape:
+            raise ProgramError(
+                f"weight {name!r} is {list(found.shape)} in the checkpoint, "
+                f"{list(tensor.shape)} in the program"
+            )
+        weights[name] = found.detach().to(tensor.dtype)
+    return program.replace(weights=weights)
 
 
 def in_precision(program: Program, dtype: torch.dtype) -> Program:
@@ -18,7 +47,14 @@ def in_precision(program: Program, dtype: torch.dtype) -> Program:
 
     A number that ``dtype`` cannot hold, such as the lowest one that fills a mask, becomes the
     nearest that it can.
+
+    Raises:
+        ProgramError: ``dtype`` is not floating-point.
     """
+    if not _is_floating(dtype):
+        raise ProgramError(
+            f"a program is floating-point, not {dtype}", hint="program.to(torch.float32)"
+        )
     result = program.copy()
     result.base = None if program.base is None else program.base.to(dtype)
     result.weights = {n: _cast(t, dtype) for n, t in program.weights.items()}
