@@ -123,6 +123,8 @@ class Artifact:
         self._held = held
         self._opening = threading.Lock()
         self._sessions: dict[tuple[int | None, bool], Session] = {}
+        reasons = [note.get("reason") for note in manifest["notes"] if isinstance(note, dict)]
+        self._of_bfloat16 = "bfloat16" in reasons  # which a model file holds as float32
         structure = manifest["structure"]
         try:
             args, kwargs = Structure.from_json(structure["inputs"]).children
@@ -277,6 +279,8 @@ class Artifact:
                 _check_constant(leaf["value"], value)
                 continue
             spec = self.inputs[leaf["tensor"]]
+            if self._of_bfloat16 and str(getattr(value, "dtype", "")) == "torch.bfloat16":
+                value = value.float()
             arrays[spec.name], batch = spec.check(value, batch)
         return arrays
 
@@ -380,9 +384,8 @@ def _to_array(value: Any, name: str) -> np.ndarray:
     if detach is None:
         kind = type(value).__name__
         raise ArtifactError(f"input {name} must be a numpy array or a torch tensor, got a {kind}")
-    tensor = detach().cpu()
     try:
-        return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
+        return detach().cpu().numpy()
     except TypeError as error:
         raise ArtifactError(f"input {name} has no numpy form", why=str(error)) from error
 

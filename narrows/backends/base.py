@@ -195,7 +195,7 @@ def in_types_of_numpy(program: Program) -> Program:
             hint="choose one: program.to(torch.float32)",
         )
     text = "bfloat16 is lowered as float32, which holds every such number; in and out, too"
-    note = Note(program.name, "dtype", text)
+    note = Note(program.name, "bfloat16", text)
     return program.to(torch.float32).replace(notes=(*program.notes, note))
 
 

@@ -404,6 +404,7 @@ def test_bfloat16_is_lowered_as_float32(target: str):
     assert "bfloat16 is lowered as float32" in str(artifact.notes)
     wide = narrows.apply(program, {"ratio": 0.5}).to(torch.float32)(x.float())
     np.testing.assert_allclose(artifact.run(x), wide, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(artifact.run(x.float()), artifact.run(x))
 
 
 def test_bfloat16_beside_another_narrow_type_is_refused():
