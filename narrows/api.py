@@ -271,6 +271,7 @@ def quantize(
     correct_bias: bool = True,
     strict: bool = False,
     levels: bool = False,
+    allow_lost: bool = False,
     budget: int | str | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     loss: str | None = None,
@@ -317,9 +318,9 @@ def quantize(
         strict: Whether an operator without an integer form is an error, not a float island.
         levels: Whether activations of 5 bits and fewer may be cut into levels of unequal width,
             where that lowers the errors of block and outputs; the calibration data stays in memory.
+        allow_lost: Whether a part of a concatenation may become one number beside larger ones.
         budget: For ``rapq``, iterations in all (500 a block), or a time: ``"600s"``, ``"10m"``.
-        checkpoint: For ``rapq``, a file that is written after every block, and from which the same
-            call goes on.
+        checkpoint: For ``rapq``, a file written after every block; the same call goes on from it.
         loss: For ``rapq``, ``l2`` (the default), or ``norm``: ``L_p`` with a ``p`` by the gains of
             each block's last batch norm.
         seed: For ``rapq``, what chance comes from (0).
@@ -348,7 +349,7 @@ def quantize(
     settings = Settings(
         weights=weights, activations=activations, method=method, percentile=percentile,
         first_last=first_last, skip=globs, rounding=rounding, align=align, equalize=equalize,
-        correct_bias=correct_bias, strict=strict, levels=levels,
+        correct_bias=correct_bias, strict=strict, levels=levels, allow_lost=allow_lost,
     )  # fmt: skip
     asked = {"budget": budget, "checkpoint": checkpoint, "loss": loss, "seed": seed}
     given = {name: value for name, value in asked.items() if value is not None}

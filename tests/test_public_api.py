@@ -21,8 +21,8 @@ FUNCTIONS = {
     "lower": "(program, target='onnx', *, plan=None, **options)",
     "quantize": "(program, calibration=None, *, weights=8, activations=8, method='mse', "
     "percentile=99.99, first_last=8, skip=(), rounding='half_even', align=True, "
-    "equalize=False, correct_bias=True, strict=False, levels=False, budget=None, checkpoint=None, "
-    "loss=None, seed=None, plan=None, check=True, instruments=())",
+    "equalize=False, correct_bias=True, strict=False, levels=False, allow_lost=False, "
+    "budget=None, checkpoint=None, loss=None, seed=None, plan=None, check=True, instruments=())",
     "quantize_weights": "(program, calibration=None, *, bits=4, group=32, groups='auto', "
     "method='gptq', skip=())",
     "plan": "(program, keep_inputs=None, keep_outputs=None, *, target=None, **options)",
@@ -35,7 +35,7 @@ CLASSES = {
     "with_notes",
     "Pipeline": "check_order default parse passes run",
     "QuantPlan": "activations bare codes fingerprint floats follow from_json levels load narrows "
-    "notes offsets preparation record rounding save to_json weights with_notes",
+    "notes offsets parts preparation record rounding save to_json weights with_notes",
     "Quantized": "fake passes plan prepared program report",
     "Program": "aliases base buffers canonical copy couplings dynamic_batch examples flat_inputs "
     "folded graph history in_spec marks memo name node nodes notes origins out_spec output "

@@ -90,6 +90,8 @@ class CPort(msgspec.Struct):
     order: list[Count]
     codes: tuple[Exponent, Code, Code, Code] | None
     rounding: Literal["half_even", "half_up"]
+    powers: list[Exponent] = []
+    axis: Count = 0
 
 
 class CPart(msgspec.Struct):
@@ -208,3 +210,5 @@ def _check_ports(side: str, ports: list[CPort], specs: list[Spec]) -> None:
             raise ValueError(f"{side}: a C model has no free axes")
         if spec.dtype.startswith("float") and port.codes is None:
             raise ValueError(f"c.{side}: numbers have codes")
+        if port.powers and [len(port.powers)] != spec.shape[port.axis : port.axis + 1]:
+            raise ValueError(f"c.{side}: there is a power per index of an axis")

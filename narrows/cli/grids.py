@@ -31,6 +31,7 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
         "skip": tuple(arguments.skip) if arguments.skip else None,
         "strict": arguments.strict or None,
         "levels": arguments.levels or None,
+        "allow_lost": arguments.allow_lost or None,
     }
     budget = arguments.budget
     learned = {
@@ -139,14 +140,16 @@ def _named(arrays: dict[str, Any], program: Program) -> list[Any]:
 def findings(program: Program, quantized: Quantized) -> dict[str, Any]:
     """Return what a person wants to know of a quantized program, as JSON values.
 
-    ``floats`` has what stays floating-point, with reasons and source lines; ``error`` is the
-    relative error of the outputs against ``program``, on its examples.
+    ``floats`` has what stays floating-point, with reasons and source lines; ``lost`` what a common
+    grid leaves little of; ``error`` is the relative error of the outputs against ``program``, on
+    its examples.
     """
     from narrows.passes.instruments import compare
     from narrows.passes.quant.measure import islands
 
     floats = islands(quantized.prepared, quantized.plan)
-    return {"floats": floats, "error": compare(quantized.program, program)}
+    lost = [f"{n.where}: {n.message}" for n in quantized.plan.notes if n.reason == "lost"]
+    return {"floats": floats, "lost": lost, "error": compare(quantized.program, program)}
 
 
 def report(
@@ -167,6 +170,7 @@ def report(
 def describe(found: dict[str, Any]) -> str:
     """Return `findings` and `report` as text."""
     lines = [f"float: {name}: {reason}" for name, reason in found["floats"].items()]
+    lines += [f"lost: {text}" for text in found["lost"]]
     lines.append(f"error against the float model on the example: {found['error']:.2g}")
     if "report" in found:
         ratio = "exact" if found["sqnr"] is None else f"{found['sqnr']:.1f} dB"

@@ -252,6 +252,11 @@ def _grids(command: argparse.ArgumentParser) -> None:
         "--strict", action="store_true", help="refuse operators without an integer form"
     )
     group.add_argument(
+        "--allow-lost",
+        action="store_true",
+        help="go on where what is joined to larger numbers becomes one number",
+    )
+    group.add_argument(
         "--report",
         nargs="?",
         const="",

@@ -31,6 +31,7 @@ BUILTIN: dict[str, str] = {
     "decompose-attention": "narrows.passes.decompose_attention:DecomposeAttention",
     "widen-clips": "narrows.passes.quant.widen_clips:WidenClips",
     "equalize-channels": "narrows.passes.quant.equalize_channels:EqualizeChannels",
+    "scale-parts": "narrows.passes.quant.scale_parts:ScaleParts",
     "quantize": "narrows.passes.quant.quantize:Quantize",
     "fold-shifts": "narrows.passes.quant.fold_shifts:FoldShifts",
 }

@@ -106,12 +106,19 @@ def test_an_island_may_read_an_input(first: nn.Module) -> None:
     assert quantized.plan.floats
 
 
-def test_an_island_may_read_several_samples_on_one_axis() -> None:
-    found = NETWORKS["multihead_attention"]  # whose heads lie on the batch axis
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [
+        ("multihead_attention", ("linear", "matmul", "softmax")),  # heads lie on the batch axis
+        ("gram_matrix", ("matmul_1",)),  # an operand is called mT
+    ],
+)
+def test_islands_read_what_attention_reads(name: str, kinds: tuple[str, ...]) -> None:
+    found = NETWORKS[name]
     inputs = tuple(x.float() for x in found.inputs(4, 1))
     program = narrows.capture(found.build().float(), inputs)
     nodes = [n.name for n in narrows.quantize(program, [inputs]).prepared.nodes]
-    skip = [n for n in nodes if "linear" in n or "matmul" in n or "softmax" in n]
+    skip = [n for n in nodes if any(kind in n for kind in kinds)]
     made = narrows.quantize(program, [inputs], skip=skip)
     artifact = narrows.lower(made.program, samples=1)
     assert artifact.fidelity["checked"][0]["error"] == 0.0

@@ -229,7 +229,8 @@ def test_weights_get_an_exponent_a_channel() -> None:
 def test_tensors_that_are_concatenated_share_a_grid() -> None:
     b = Builder((2, 3, 6, 6))
     parts = [b.relu(b.conv(b.inputs[0], name, 4, 3)) for name in ("small", "large")]
-    program = b.program(b.call(aten.cat.default, parts, 1))
+    x = b.call(aten.cat.default, parts, 1)
+    program = b.program(b.call(aten.mul.Tensor, x, x))  # which wants the parts as they are
     program.weights["large.weight"] = 16 * program.weights["large.weight"]
     for align in (True, False):
         result = narrows.quantize(program, [program.examples[0]], align=align).program

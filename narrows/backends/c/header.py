@@ -75,10 +75,16 @@ def _port(port: Port, upper: str) -> Iterator[str]:
         yield f"{head}, whole numbers. */"
         yield f"#define {name}_SIZE {port.size}"
         return
-    yield f"{head}; a code stands for (code - {port.grid.zero}) * 2^{-port.grid.exponent}. */"
+    power = f"2^{-port.grid.exponent}"
+    if port.powers:
+        power += f" * 2^-power, by the index on axis {port.order.index(port.axis)} as it lies here"
+    yield f"{head}; a code stands for (code - {port.grid.zero}) * {power}. */"
     yield f"#define {name}_SIZE {port.size}"
     yield f"#define {name}_ZERO {port.grid.zero}"
     yield f"#define {name}_EXPONENT {_signed(-port.grid.exponent)}"
+    if port.powers:
+        listed = ", ".join(map(str, port.powers))
+        yield f"static const int8_t {name}_POWERS[{len(port.powers)}] = {{{listed}}};"
 
 
 def _signed(value: int) -> str:
@@ -92,9 +98,16 @@ def _conversions(drawn: Drawn, prefix: str) -> Iterator[str]:
     for port in drawn.outputs:
         if port.grid is None:
             continue
-        yield f"static inline float {prefix}_dequantize_{port.name}({port.ctype} code)"
+        number = f"(float)(code - {port.grid.zero}) * {_power(-port.grid.exponent)}"
+        takes = f"{port.ctype} code" + (", int index" if port.powers else "")
+        yield f"static inline float {prefix}_dequantize_{port.name}({takes})"
         yield "{"
-        yield f"    return (float)(code - {port.grid.zero}) * {_power(-port.grid.exponent)};"
+        if port.powers:
+            steps = ", ".join(_power(-p) for p in port.powers)
+            yield f"    static const float steps[{len(port.powers)}] = {{{steps}}};"
+            yield ""
+            number += " * steps[index]"
+        yield f"    return {number};"
         yield "}"
 
 

@@ -38,6 +38,8 @@ class Port:
         dtype: What the program takes or returns: ``float32``, ``uint8`` or ``int64``.
         grid: What the codes stand for; ``None`` for whole numbers.
         rounding: How ties become codes, where it is an input.
+        powers: What adds to the grid's exponent, per index of ``axis``, where that differs.
+        axis: The axis of the program's tensor along which it does.
     """
 
     node: fx.Node
@@ -47,6 +49,8 @@ class Port:
     dtype: str
     grid: Grid | None
     rounding: str = "half_even"
+    powers: tuple[int, ...] = ()
+    axis: int = 0
 
     @property
     def size(self) -> int:
@@ -69,7 +73,10 @@ class Port:
         """Return what a session needs to know."""
         grid = self.grid
         codes = None if grid is None else [grid.exponent, grid.zero, grid.low, grid.high]
-        return {"order": list(self.order), "codes": codes, "rounding": self.rounding}
+        told = {"order": list(self.order), "codes": codes, "rounding": self.rounding}
+        if not self.powers:
+            return told
+        return {**told, "powers": list(self.powers), "axis": self.axis}
 
 
 @dataclass(frozen=True)
@@ -254,7 +261,10 @@ def _leave(sketch: Sketch, outputs: list[fx.Node]) -> list[Port]:
             view = sketch.copied(node, view, target)
         view.buffer.kind, view.buffer.symbol = "output", symbol
         dtype = "uint8" if node in sketch.fixed else str(Meta(node).dtype).removeprefix("torch.")
-        ports.append(Port(node, symbol, view.shape, order, dtype, _grid(source)))
+        apart = sketch.given(node) if node.target is DEQUANTIZE else {"powers": (), "axis": 0}
+        place = tuple(apart["powers"]), apart["axis"]
+        grid = _grid(source)
+        ports.append(Port(node, symbol, view.shape, order, dtype, grid, "half_even", *place))
     return ports
 
 

@@ -91,7 +91,7 @@ class CSession:
                 at += array.nbytes
                 array = array.transpose(np.argsort(port["order"]))
                 if spec["dtype"].startswith("float"):
-                    array = numbers_of(array, port["codes"])
+                    array = numbers_of(array, port["codes"]) * steps_of(port, array.ndim)
                 outputs.append(np.ascontiguousarray(array))
             results.append(outputs)
         return results
@@ -125,6 +125,12 @@ def numbers_of(codes: np.ndarray, grid: Sequence[int]) -> np.ndarray:
     """Return the numbers that codes stand for."""
     exponent, zero, *_ = grid
     return (codes.astype(np.float32) - np.float32(zero)) * np.float32(2.0**-exponent)
+
+
+def steps_of(port: Mapping[str, Any], rank: int) -> np.ndarray:
+    """Return what the numbers of a port are multiplied by, where its parts have own exponents."""
+    made = np.exp2(-np.asarray(port.get("powers", [0]), np.float32))
+    return made.reshape([-1 if a == port.get("axis", 0) else 1 for a in range(rank)])
 
 
 def open_session(

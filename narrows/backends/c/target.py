@@ -175,7 +175,7 @@ def _vectors(program: Program, drawn: Drawn, batch: int | None, count: int) -> l
     """Return codes of ``count`` inputs and of what the interpreter gives for them."""
     import torch
 
-    from narrows.backends.c.session import codes_of
+    from narrows.backends.c.session import codes_of, steps_of
     from narrows.backends.compare import draw_inputs
 
     generator = torch.Generator().manual_seed(1)
@@ -196,7 +196,8 @@ def _vectors(program: Program, drawn: Drawn, batch: int | None, count: int) -> l
         for port in drawn.outputs:
             array = found[port.node].numpy()
             if port.dtype.startswith("float") and port.grid is not None:
-                array = codes_of(array, port.to_json()["codes"], "half_even")
+                told = port.to_json()
+                array = codes_of(array / steps_of(told, array.ndim), told["codes"], "half_even")
             vector.append(array.transpose(port.order))
         made.append(vector)
     return made

@@ -71,9 +71,22 @@ def quantize(
 
 
 @define
-def dequantize(x: Tensor, exponent: int, zero: int) -> Tensor:
-    """Return the numbers that codes stand for, in float32, which holds them exactly."""
-    return (x.to(torch.float32) - zero) * 2.0**-exponent
+def dequantize(
+    x: Tensor, exponent: int, zero: int, powers: Sequence[int] = (), axis: int = 0
+) -> Tensor:
+    """Return the numbers that codes stand for, in float32, which holds them exactly.
+
+    Where there are ``powers``, one per index of ``axis``, they add to the exponent.
+    """
+    numbers = (x.to(torch.float32) - zero) * 2.0**-exponent
+    return scale_parts(numbers, powers, axis) if powers else numbers
+
+
+@define
+def scale_parts(x: Tensor, powers: Sequence[int], axis: int) -> Tensor:
+    """Return ``x * 2**-power``, with a power per index of ``axis``; see the pass of that name."""
+    scale = torch.tensor([2.0**-p for p in powers], dtype=x.dtype, device=x.device)
+    return x * scale.reshape([-1 if a == axis else 1 for a in range(x.dim())])
 
 
 @define

@@ -39,8 +39,12 @@ from narrows.passes.quant.asked import (
     check_coding,
     refuse_unmatched,
 )
+from narrows.passes.quant.choose_parts import by_name, choose_parts, scaled
+from narrows.passes.quant.lost_parts import notes_of_parts
+from narrows.passes.quant.merges import merges
+from narrows.passes.quant.parts import find_parts
 from narrows.passes.quant.plan import QuantPlan
-from narrows.passes.quant.survey import Survey, survey
+from narrows.passes.quant.survey import SCALE_PARTS, Survey, survey
 from narrows.passes.quant.watch import Watch
 
 BIAS_BITS = 23  # at most for a bias: the accumulator is then a float32 if the products' sum is
@@ -73,6 +77,7 @@ class Settings:
         correct_bias: Whether the mean error of every layer's weights is taken from its bias.
         strict: Whether an operator without an integer form is an error.
         levels: Whether activations of 5 bits and fewer may have levels of unequal width.
+        allow_lost: Whether what is joined to larger numbers may become one number.
     """
 
     weights: Codings = 8
@@ -87,6 +92,7 @@ class Settings:
     correct_bias: bool = True
     strict: bool = False
     levels: bool = False
+    allow_lost: bool = False
 
     def __post_init__(self) -> None:
         check_rounding(self.rounding)
@@ -143,16 +149,23 @@ def calibrate(program: Program, data: Iterable[Any] | None, settings: Settings) 
             operator has no integer form.
     """
     found = _surveyed(program, settings)
+    floats = {n.name: reason for n, reason in found.floats.items()}
     if not found.forms:
         raise PassError(
             f"nothing of {program.name} can be quantized",
             why="every operator stays floating-point",
             hint="print the report: it has a reason for each",
         )
-    watch = Watch(program, found)
+    watch = Watch(found, find_parts(program, found), merges(program, found))
     count = watch.run(program, data)
     notes = list(watch.notes())
+    powers = choose_parts(program, watch, settings.method, settings.percentile, settings.weights)
+    parts, whole = by_name(watch.parts, powers), watch
+    if parts:
+        program, watch = scaled(program, watch, powers)
+        found = watch.found
     activations = _activation_grids(found, watch, settings, notes)
+    notes += notes_of_parts(whole, powers, found, activations, settings.allow_lost)
     weights = _weight_grids(program, found, activations, settings)
     offsets = {}
     if settings.correct_bias:
@@ -163,7 +176,8 @@ def calibrate(program: Program, data: Iterable[Any] | None, settings: Settings) 
         activations=activations,
         weights=weights,
         offsets=offsets,
-        floats={n.name: reason for n, reason in found.floats.items()},
+        floats=floats,
+        parts=parts,
         rounding=settings.rounding,
         fingerprint=fingerprint(program),
         narrows=narrows.__version__,
@@ -225,9 +239,9 @@ def _activation_grids(
         # So do those in 8 bits and in more: either steps or codes would be wasted.
         for kind in {(grids[n].negative, grids[n].wide) for n in group}:
             alike = [n for n in group if (grids[n].negative, grids[n].wide) == kind]
-            coarsest = min(grids[n].exponent for n in alike)
+            coarsest = min(grids[n].exponent - group[n] for n in alike)
             bits = max(grids[n].bits for n in alike)
-            grids.update(dict.fromkeys(alike, Grid.of(coarsest, bits, kind[0])))
+            grids.update({n: Grid.of(coarsest + group[n], bits, kind[0]) for n in alike})
     return {n.name: g for n, g in grids.items()}
 
 
@@ -264,11 +278,24 @@ def _outer_sites(found: Survey) -> set[fx.Node]:
         ends = [node]
         while ends:
             end = ends.pop()
-            if any(u.op == "output" for u in end.users):
+            if any(_leaves(u) for u in end.users):
                 outer.add(node)
                 break
-            ends += [u for u in end.users if u in found.forms and found.site(u) is node]
+            ends += [u for u in end.users if u in found.forms and _follows(found, u, node)]
     return outer
+
+
+def _leaves(node: fx.Node) -> bool:
+    """Whether a reader is the output, or makes an output of codes."""
+    return node.op == "output" or (
+        node.target is SCALE_PARTS and any(u.op == "output" for u in node.users)
+    )
+
+
+def _follows(found: Survey, node: fx.Node, site: fx.Node) -> bool:
+    """Whether a node's codes come from a site."""
+    placed = found.placed(node)
+    return placed is not None and placed[0] is site
 
 
 def _outer_layers(found: Survey) -> set[fx.Node]:
@@ -413,11 +440,11 @@ def _offsets(
         name = str(layer.weight.target)
         users[name] = users.get(name, 0) + 1
         operand = found.forms[node].operands(node)[0]
-        site = found.site(operand)
+        placed = found.placed(operand)
         spatial = program.tensor(layer.weight).dim() > 2
         axis = 1 if spatial else len(shape_of(operand)) - 1
         mean = watch.mean_input(operand, axis)
-        if layer.axis != 0 or site is None or mean is None:
+        if layer.axis != 0 or placed is None or mean is None:
             continue
         grid, tensor = weights[name], program.tensor(layer.weight).detach().double()
         exponents = grid.along(tuple(tensor.shape))
@@ -428,7 +455,8 @@ def _offsets(
         groups = arguments(node).get("groups", 1)
         means = mean.reshape(groups, -1).repeat_interleave(len(per_input) // groups, 0)
         shift = (per_input * means).sum(1)
-        steps = 2.0 ** activations[site.name].exponent / scale
+        site, power = placed
+        steps = 2.0 ** (activations[site.name].exponent - power) / scale
         made = (-shift * steps).round().clamp(-(2**30), 2**30).long()
         offsets[name] = tuple(made.tolist())
     # A weight that several layers share has no one mean input.

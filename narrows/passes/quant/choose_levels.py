@@ -50,7 +50,7 @@ def choose_levels(prepared: Program, plan: QuantPlan, items: Sequence[Any]) -> Q
     Raises:
         UsageError: No activation has so few bits.
     """
-    found = survey(prepared, plan.floats)
+    found = survey(prepared, floats=plan.floats)
     shared = {n.name for group in found.shared_grids() for n in group}
     names = {n for n, g in plan.activations.items() if fine(g) is not None} - shared
     if not names:

@@ -85,11 +85,14 @@ class _Folder:
             if node.op == "output":
                 self.graph.output(map_arg(node.args[0], self._float))
             elif node.op == "placeholder":
-                self.made[node] = self._like(node, self.graph.placeholder(node.name))
+                made = self.graph.create_node("placeholder", node.target, name=node.name)
+                self.made[node] = self._like(node, made)
             elif node.op == "get_attr" or node in waiting:
                 continue  # made when it is read; by the quantizer that it ends in
             elif node.target is ops.fake_quantize.default:
                 self.made[node] = self._settle(node)
+            elif node.target is ops.scale_parts.default:
+                self.made[node] = self._scaled(node)
             elif node.target is not ops.fake_quantize_weight.default:
                 self.made[node] = self._move(node) or self._island(node)
         return self._program()
@@ -226,10 +229,20 @@ class _Folder:
         made = self._call(node.target, args, kwargs, node.name)
         return self._like(node, made)
 
+    def _scaled(self, node: fx.Node) -> fx.Node:
+        """Return the numbers of parts that lie on one grid under powers of their own."""
+        args = arguments(node)
+        codes = self._known(args["x"])
+        if codes is None:
+            return self._island(node)
+        grid = self.grids[codes]
+        call = (codes, grid.exponent, grid.zero, args["powers"], args["axis"])
+        return self._call(ops.dequantize.default, call, {}, node.name)
+
     def _in_kind(self, old: fx.Node) -> fx.Node:
         """Return the node of an operand in the dtype that the program computes in."""
         made, dtype = self._float(old), Meta(old).dtype
-        if made not in self.floats.values() or dtype in (None, torch.float32):
+        if made.target is not ops.dequantize.default or dtype in (None, torch.float32):
             return made
         if (made, dtype) not in self.casts:
             cast = self._call(torch.ops.aten.to.dtype, (made, dtype), {}, f"{made.name}_cast")

@@ -24,10 +24,13 @@ from narrows.ir.graph import Run
 from narrows.ir.integer.grid import Grid
 from narrows.ir.integer.library import weight_codes
 from narrows.ir.ops.args import arguments
+from narrows.ir.ops.integer_forms import Concat
 from narrows.ir.program import Meta, Program, where
 from narrows.passes.quant.batches import batches
+from narrows.passes.quant.parts import joined_axis, joined_widths
 from narrows.passes.quant.plan import QuantPlan
-from narrows.passes.quant.report import Measured, QuantReport
+from narrows.passes.quant.report import Measured, Part, QuantReport
+from narrows.passes.quant.scale_parts import unscaled
 from narrows.passes.quant.survey import Survey, survey
 
 ops: Any = torch.ops.narrows
@@ -60,7 +63,7 @@ def measure(
     tensors = (replace(t, gain=gains.get((t.kind, t.name))) for t in side_by_side.measured())
     return QuantReport(
         prepared.name, tuple(tensors), side_by_side.outputs.sqnr(), islands(prepared, plan),
-        _bytes(prepared), _bytes(integers), count, held,
+        _bytes(prepared), _bytes(integers), count, held, tuple(side_by_side.parts()),
     )  # fmt: skip
 
 
@@ -159,16 +162,50 @@ class _Outputs:
         return decibels(1.0, sum(shares) / max(len(shares), 1))
 
 
+@dataclass
+class _Joined:
+    """A concatenation, and the sums of each of its parts."""
+
+    node: fx.Node
+    axis: int
+    widths: list[int]
+    tallies: list[Tally]
+
+    @staticmethod
+    def of(node: fx.Node) -> _Joined:
+        widths = joined_widths(node, arguments(node)["tensors"])
+        return _Joined(node, joined_axis(node), widths, [Tally(along=0.0) for _ in widths])
+
+    def add(self, x: Tensor, got: Tensor) -> None:
+        """Take in a tensor and its quantized one."""
+        pairs = zip(x.split(self.widths, self.axis), got.split(self.widths, self.axis), strict=True)
+        for tally, (part, rounded) in zip(self.tallies, pairs, strict=True):
+            tally.add(part, part, torch.zeros((), dtype=torch.bool))
+            tally.along = (tally.along or 0.0) + float((rounded - part).double().square().sum())
+
+    def measured(self) -> Iterator[Part]:
+        """Yield what the sums say, in the numbers that the parts have before they are joined."""
+        operands = zip(arguments(self.node)["tensors"], self.tallies, strict=True)
+        for index, (operand, tally) in enumerate(operands):
+            origin, factor = unscaled(operand)
+            yield Part(
+                self.node.name, f"{index} ({origin.name})", tally.low / factor, tally.high / factor,
+                decibels(tally.signal, tally.along or 0.0), Meta(self.node).source,
+            )  # fmt: skip
+
+
 class _SideBySide:
     """Runs the float and the quantized program together, from tensor to tensor."""
 
     def __init__(self, prepared: Program, fake: Program, plan: QuantPlan) -> None:
         self.prepared, self.fake, self.plan = prepared, fake, plan
-        self.found: Survey = survey(prepared, plan.floats)
+        self.found: Survey = survey(prepared, floats=plan.floats)
         self.tallies = {n: Tally() for n in self.found.sites}
         self.rounded = activation_quantizers(fake, plan)
         self.weights = weight_quantizers(fake, self.found)
         self.outputs = _Outputs()
+        joins = [n for n, form in self.found.forms.items() if isinstance(form, Concat)]
+        self.joins = {self.found.tail(n): _Joined.of(n) for n in joins}
 
     def add(self, flat: list[Any]) -> None:
         """Take in a batch."""
@@ -190,7 +227,14 @@ class _SideBySide:
                 alone = target(alone, *node.args[1:])
             tally.add(x, alone, beyond)
             tally.along = (tally.along or 0.0) + float((got - x).double().square().sum())
+            if site in self.joins:
+                self.joins[site].add(x, got)
         self.outputs.add(exact.finish(), coarse.finish())
+
+    def parts(self) -> Iterator[Part]:
+        """Yield what is left of the parts of concatenations."""
+        for joined in self.joins.values():
+            yield from joined.measured()
 
     def measured(self) -> Iterator[Measured]:
         """Yield what was measured, a layer's weight before its result."""
@@ -328,7 +372,7 @@ def _switches(fake: Program, prepared: Program, plan: QuantPlan) -> list[_Switch
     for name, rounding in activation_quantizers(fake, plan).items():
         source = rounding[0].all_input_nodes[0]
         found.append((order[source], _Switch(("activation", name), rounding[-1], source)))
-    for name, node in weight_quantizers(fake, survey(prepared, plan.floats)).items():
+    for name, node in weight_quantizers(fake, survey(prepared, floats=plan.floats)).items():
         reader = min(node.users, key=order.__getitem__)
         given = {node: prepared.weights[name], **_uncorrected(fake, plan, name, node)}
         found.append((order[reader] - 1, _Switch(("weight", name), node, reader, given)))

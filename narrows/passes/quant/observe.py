@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -66,6 +66,38 @@ class Histogram:
             self.counts = torch.cat([merged, torch.zeros_like(merged)], 1)
             self.power += 1
 
+    def times(self, power: int) -> Histogram:
+        """Return the histogram of the same numbers times ``2**power``."""
+        scale = 2.0**power
+        reach = None if self.power is None else self.power + power
+        return Histogram(
+            self.low * scale, self.high * scale, self.zeros, self.counts, reach, self.finite
+        )
+
+    def joined(self, other: Histogram) -> Histogram:
+        """Return the histogram of the numbers of both."""
+        made = replace(self)
+        made.low, made.high = min(self.low, other.low), max(self.high, other.high)
+        made.zeros, made.finite = self.zeros + other.zeros, self.finite and other.finite
+        if other.power is not None:
+            more = replace(other)
+            made._grow(other.power)
+            more._grow(made.power or other.power)
+            made.counts = made.counts + more.counts
+        return made
+
+    @property
+    def energy(self) -> float:
+        """The sum of the squares, as far as the bins tell."""
+        if self.power is None:
+            return 0.0
+        return float((self.counts.sum(0) * self.centres() ** 2).sum())
+
+    @property
+    def total(self) -> float:
+        """How many numbers there were."""
+        return float(self.counts.sum()) + self.zeros
+
     @property
     def constant(self) -> bool:
         """Whether there was one number only."""
@@ -78,7 +110,9 @@ class Histogram:
 
     # ------------------------------------------------------------------ choosing a grid
 
-    def grid(self, method: str, bits: int, percentile: float = 99.99) -> Grid:
+    def grid(
+        self, method: str, bits: int, percentile: float = 99.99, negative: bool | None = None
+    ) -> Grid:
         """Return the grid that a method chooses: signed if something was negative.
 
         Args:
@@ -87,8 +121,10 @@ class Histogram:
                 together.
             bits: How many bits the codes take.
             percentile: For the method of that name, in percent.
+            negative: Whether it is signed, where another tensor decides that.
         """
-        negative = self.low < 0
+        if negative is None:
+            negative = self.low < 0
         reach = self._quantile(percentile) if method == "percentile" else max(-self.low, self.high)
         covering = self._covering(reach, Grid.of(0, bits, negative))
         if method != "mse" or self.power is None:
@@ -112,6 +148,14 @@ class Histogram:
         index = int(reached.float().argmax()) if bool(reached.any()) else BINS - 1
         edge = (index + 1) * 2.0**self.power / BINS
         return min(edge, max(-self.low, self.high))
+
+    def rounding(self, step: float) -> float:
+        """Return the sum of squared errors on steps that end nowhere, as far as the bins tell."""
+        if self.power is None:
+            return 0.0
+        centres = self.centres()
+        each = torch.minimum(centres**2, torch.full_like(centres, step**2 / 12))
+        return float((self.counts.sum(0) * each).sum())
 
     def error(self, grid: Grid) -> float:
         """Return the sum of squared errors on a grid, as far as the bins tell.

@@ -60,6 +60,7 @@ def page(report: QuantReport, artifact: str = "") -> str:
         "<b>Squares</b>: a weight alone. At the upper edge nothing is lost.</p>",
         f'<div class="wide">{_along(report.tensors)}</div>',
         *_culprits(report),
+        *_parts(report),
         "<h2>Ranges and errors, tensor by tensor</h2>",
         "<p>Magnitudes on one scale of powers of two. <b>Band</b>: what the grid holds, from half "
         "a step to its end. <b>Bar</b>: the largest number; beyond the band it is clipped. "
@@ -175,6 +176,25 @@ def _culprits(report: QuantReport) -> Iterator[str]:
             f'<tr><td class="word">{escape(t.name)}</td><td class="word">{t.kind}</td>'
             f'<td class="word">{escape(t.grid)}</td><td>{decibels_text(t.gain, "+.2f")}</td>'
             f'<td>{plot}</td><td class="word">{escape(t.source)}</td></tr>'
+        )
+    yield "</tbody></table></div>"
+
+
+def _parts(report: QuantReport) -> Iterator[str]:
+    if not report.parts:
+        return
+    yield "<h2>Parts of what is joined</h2>"
+    yield (
+        "<p>What the quantized network leaves of each operand of a concatenation. A small one "
+        "beside a large one does not show in the ratio of the whole.</p>"
+    )
+    yield '<div class="wide"><table><tbody>'
+    for p in report.parts:
+        lost = ' class="lost"' if p.lost else ""
+        yield (
+            f'<tr><td class="word">{escape(p.joined)}</td><td class="word">{escape(p.part)}</td>'
+            f"<td>{p.low:.3g}</td><td>{p.high:.3g}</td><td{lost}>{decibels_text(p.along)}</td>"
+            f'<td class="word">{escape(p.source)}</td></tr>'
         )
     yield "</tbody></table></div>"
 

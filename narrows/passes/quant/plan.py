@@ -27,7 +27,8 @@ from narrows.passes.quant.record import Record
 from narrows.passes.quant.schema import LIMIT, QuantFile
 
 FORMAT = "narrows-quant-plan"
-VERSION = 3  # knows records, preparations and wide codes; 2: codes, terms, levels; 1: none of them
+# 3 knows records, preparations, parts and wide codes; 2 codes, terms and levels; 1 none of them.
+VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ class QuantPlan:
         levels: Per node of ``activations`` the levels that its codes become, where those are not
             equally wide; made elsewhere, as in training with learned thresholds.
         floats: The nodes that stay floating-point, each with the reason.
+        parts: Per concatenation the powers of two that its operands are multiplied by before
+            (`narrows.passes.quant.scale_parts`), where they have any.
         rounding: ``half_even`` or ``half_up``: how every shift settles ties.
         record: What rounding made of the checkpoint; ``None`` before a plan was used, or in one of
             an older narrows. Without it the integers are made of the floating-point numbers alone.
@@ -72,6 +75,7 @@ class QuantPlan:
     codes: Mapping[str, WeightCodes] = field(default_factory=dict)
     levels: Mapping[str, Levels] = field(default_factory=dict)
     floats: Mapping[str, str] = field(default_factory=dict)
+    parts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     rounding: str = HALF_EVEN
     record: Record | None = None
     preparation: Preparation | None = None
@@ -129,6 +133,7 @@ class QuantPlan:
             codes=codes,
             levels=left(self.levels),
             floats=left(self.floats),
+            parts=left(self.parts),
             record=None,
             fingerprint="",
         )
@@ -145,7 +150,7 @@ class QuantPlan:
     def _version(self) -> int:
         """The oldest version of the format that knows all that it holds."""
         wide = any(g.wide for g in self.activations.values())
-        if wide or self.record is not None or self.preparation is not None:
+        if wide or self.parts or self.record is not None or self.preparation is not None:
             return VERSION
         newer = self.codes or self.levels or any(g.terms for g in self.weights.values())
         return 2 if newer else 1
@@ -179,6 +184,7 @@ class QuantPlan:
             **({"levels": levels} if levels else {}),
             **({} if self.preparation is None else {"preparation": vars(self.preparation)}),
             "floats": dict(self.floats),
+            **({"parts": {n: list(p) for n, p in self.parts.items()}} if self.parts else {}),
             "notes": [vars(note) for note in self.notes],
             **_record_json(self.record),
         }
@@ -238,6 +244,7 @@ def _decode(data: dict[str, Any]) -> QuantPlan:
             for n, v in data.get("levels", {}).items()
         },
         floats={str(n): str(r) for n, r in data["floats"].items()},
+        parts={str(n): tuple(map(_whole, p)) for n, p in data.get("parts", {}).items()},
         rounding=data["rounding"],
         record=Record.from_json(_record_of(data)) if RECORDS[0] in data else None,
         preparation=_preparation(data["preparation"]) if "preparation" in data else None,

@@ -35,6 +35,7 @@ from narrows.passes.quant.quantize import Quantize
 from narrows.passes.quant.rapq import rapq
 from narrows.passes.quant.record import record
 from narrows.passes.quant.report import QuantReport
+from narrows.passes.quant.scale_parts import ScaleParts
 from narrows.passes.quant.survey import survey
 from narrows.passes.quant.widen_clips import WidenClips
 
@@ -123,24 +124,26 @@ def quantize(
         )
     how = _how(plan, settings)
     watches = list(instruments)
-    prepared = preparation(how.bits, equalize=how.equalize).run(program, watches)
+    begun = preparation(how.bits, equalize=how.equalize).run(program, watches)
     stored: list[Any] = []
     if plan is not None:
         chosen = plan
     elif settings.method == "rapq" or settings.levels:
         stored = kept(calibration)
-        chosen = _reconstructed(program, prepared.program, stored, settings, learning)
+        chosen = _reconstructed(program, begun.program, stored, settings, learning)
     else:
-        chosen = calibrate(prepared.program, calibration, settings)
+        chosen = calibrate(begun.program, calibration, settings)
+    scale = [ScaleParts(chosen)] if chosen.parts else []
+    prepared = Pipeline(scale).run(begun.program, watches)
     fake = Pipeline([Quantize(chosen)]).run(prepared.program, watches)
     folded = Pipeline([FoldShifts()]).run(fake.program, watches)
     if stored:
         assert_exact(fake.program, folded.program, stored[0])
     if chosen.record is None:
-        found = survey(prepared.program, chosen.floats)
+        found = survey(prepared.program, floats=chosen.floats)
         made = record(chosen, found, fake.program, folded.program)
         chosen = replace(chosen, record=made, preparation=how)
-    reports = (*prepared.reports, *fake.reports, *folded.reports)
+    reports = (*begun.reports, *prepared.reports, *fake.reports, *folded.reports)
     return Quantized(folded.program, chosen, fake.program, prepared.program, reports)
 
 
@@ -176,7 +179,8 @@ def _reconstructed(
         plan = rapq(program, prepared, data, settings, learning or Learning())
     else:
         plan = calibrate(prepared, data, settings)
-    return choose_levels(prepared, plan, data) if settings.levels else plan
+    fitting = ScaleParts(plan).run(prepared).program
+    return choose_levels(fitting, plan, data) if settings.levels else plan
 
 
 def quantize_options(

@@ -64,7 +64,7 @@ class Quantize(Pass):
             )
         plan = QuantPlan.load(self.plan) if isinstance(self.plan, str) else self.plan
         result = program.copy()
-        found = survey(result, plan.floats)
+        found = survey(result, floats=plan.floats)
         _check(plan, program, found)
         _Inserter(result, plan, found).run()
         notes = tuple(

@@ -46,6 +46,7 @@ from narrows.passes.quant.reconstruct import (
     loss_of,
     on,
 )
+from narrows.passes.quant.scale_parts import ScaleParts
 from narrows.passes.quant.survey import Survey, survey
 from narrows.passes.quant.trial import Site, Span, Trial, exponent_of
 from narrows.passes.quant.walk import holding, spans_of, split, walk
@@ -79,6 +80,7 @@ def rapq(
     start = dataclasses.replace(settings, method="mse", correct_bias=False)
     plan = calibrate(prepared, items, start)
     assert items is not None
+    prepared = ScaleParts(plan).run(prepared).program
     return Reconstruction(program, prepared, items, plan, settings, learning).run()
 
 
@@ -109,7 +111,7 @@ class Reconstruction:
         self.prepared, self.plan, self.settings = prepared, plan, settings
         self.learning, self.steps = learning, steps
         device = learning.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.found = survey(prepared, plan.floats)
+        self.found = survey(prepared, floats=plan.floats)
         bare = dataclasses.replace(plan, offsets={}, codes={})  # both are what is looked for
         self.trial = Trial(prepared, bare, self.found, torch.device(device))
         self.inputs = split(prepared, items, learning.batch)

@@ -18,6 +18,7 @@ from narrows.errors import ArtifactError
 from narrows.files.writing import write_text
 from narrows.ir.integer.grid import WeightGrid
 
+LOW = 15.0  # dB: with less, a part of a tensor is hardly there; 8 bits leave it 40 to 50
 TOLD = 20  # how many culprits the text and the page list; the JSON has all
 
 
@@ -90,6 +91,37 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Part:
+    """What the quantized network leaves of one operand of a concatenation.
+
+    Attributes:
+        joined: The node that joins it.
+        part: Which operand it is, and its node.
+        low: The smallest number.
+        high: The largest one.
+        along: Of the quantized program's tensor against the float program's, in dB.
+        source: ``file:line`` of the user's code.
+    """
+
+    joined: str
+    part: str
+    low: float
+    high: float
+    along: float
+    source: str = ""
+
+    @property
+    def lost(self) -> bool:
+        """Whether hardly anything is left of it."""
+        return self.along < LOW
+
+    def __str__(self) -> str:
+        text = f"{self.joined}: part {self.part}, {self.low:.3g} to {self.high:.3g}: "
+        text += decibels_text(self.along)
+        return text + ("  LOST" if self.lost else "")
+
+
+@dataclass(frozen=True)
 class QuantReport:
     """What quantization did to a program; ``str(report)`` is a table.
 
@@ -102,6 +134,8 @@ class QuantReport:
         after: Bytes of the integer program's weights and tables.
         samples: How many samples each tensor was measured on.
         switched: How many samples quantizers were switched off on; 0 if they were not.
+        parts: What is left of the parts of concatenations, which a joined tensor's own ratio may
+            hide.
     """
 
     name: str
@@ -112,6 +146,7 @@ class QuantReport:
     after: int
     samples: int
     switched: int
+    parts: tuple[Part, ...] = ()
 
     @property
     def culprits(self) -> list[Measured]:
@@ -130,6 +165,7 @@ class QuantReport:
             **plain(vars(self)),
             "floats": dict(self.floats),
             "tensors": [{**plain(vars(t)), "exponents": list(t.exponents)} for t in self.tensors],
+            "parts": [{**plain(vars(p)), "lost": p.lost} for p in self.parts],
             "culprits": [t.name for t in self.culprits],
         }
 
@@ -170,6 +206,8 @@ class QuantReport:
             ]
             if len(self.culprits) > TOLD:
                 lines.append(f"  and {len(self.culprits) - TOLD:,} more")
+        if self.parts:
+            lines += ["", "parts of what is joined:", *(f"  {part}" for part in self.parts)]
         lines += ["", "stays floating-point:" + ("" if self.floats else " nothing")]
         lines += [f"  {name}: {reason}" for name, reason in self.floats.items()]
         return "\n".join(lines) + "\n"
@@ -177,9 +215,11 @@ class QuantReport:
     @property
     def headline(self) -> str:
         """The whole in one line."""
+        lost = sum(part.lost for part in self.parts)
         return (
             f"{self.name}: outputs {decibels_text(self.sqnr)}, weights {self.before:,} -> "
             f"{self.after:,} bytes, {self.samples:,} samples"
+            + (f", {lost} part{'s'[: lost > 1]} LOST" if lost else "")
         )
 
 
@@ -219,4 +259,4 @@ def decibels_text(value: float | None, form: str = ".1f") -> str:
     return "exact" if value == math.inf else f"{value:{form}} dB"
 
 
-__all__ = ["Measured", "QuantReport"]
+__all__ = ["LOW", "Measured", "Part", "QuantReport"]

@@ -11,6 +11,7 @@ import fnmatch
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+import torch
 from torch import fx
 
 from narrows.errors import PassError, PassUsageError
@@ -19,6 +20,8 @@ from narrows.ir.ops.args import computes_numbers
 from narrows.ir.ops.integer import IntegerForm, Moves, Relabel
 from narrows.ir.ops.integer_forms import Concat
 from narrows.ir.program import Meta, Program, op_name, where
+
+SCALE_PARTS = torch.ops.narrows.scale_parts.default  # part of how codes become floats
 
 
 @dataclass
@@ -94,55 +97,83 @@ class Survey:
             node = user
         return node
 
-    def shared_grids(self) -> list[list[fx.Node]]:
+    def placed(self, node: fx.Node) -> tuple[fx.Node, int] | None:
+        """Return the site that a node's codes come from, and the power of two that its numbers were
+        multiplied by on the way."""
+        power = 0
+        while node not in self.entries:
+            form = self.forms.get(node)
+            if form is None:
+                return None
+            if not isinstance(form, Moves):
+                return self.tail(node), power
+            power += form.power if isinstance(form, Relabel) else 0
+            node = form.operands(node)[0]
+        return node, power
+
+    def shared_grids(self) -> list[dict[fx.Node, int]]:
         """Return the sites that should have one grid: tensors that are concatenated, and the
         result.
 
-        They are then put side by side without arithmetic.
+        They are then put side by side without arithmetic. With each goes the power of two that its
+        numbers are multiplied by before: its exponent less that is the same for all.
         """
-        leader: dict[fx.Node, fx.Node] = {}
+        leader: dict[fx.Node, tuple[fx.Node, int]] = {}
 
-        def find(node: fx.Node) -> fx.Node:
-            while leader.setdefault(node, node) is not node:
-                node = leader[node]
-            return node
+        def find(node: fx.Node) -> tuple[fx.Node, int]:
+            power = 0
+            while leader.setdefault(node, (node, 0))[0] is not node:
+                node, more = leader[node]
+                power += more
+            return node, power
 
         for node, form in self.forms.items():
             if not isinstance(form, Concat):
                 continue
-            members = [self.site(n) for n in form.operands(node)]
             result = self.tail(node)
-            for member in members:
-                if member is not None:
-                    leader[find(member)] = find(result)
-        grouped: dict[fx.Node, list[fx.Node]] = {}
+            for placed in map(self.placed, form.operands(node)):
+                if placed is None:
+                    continue
+                (one, up), (other, down) = find(placed[0]), find(result)
+                if one is not other:
+                    leader[one] = other, placed[1] + down - up
+        grouped: dict[fx.Node, dict[fx.Node, int]] = {}
         for node in self.sites:
             if node in leader:
-                grouped.setdefault(find(node), []).append(node)
+                root, power = find(node)
+                grouped.setdefault(root, {})[node] = power
         return [g for g in grouped.values() if len(g) > 1]
 
 
-def survey(program: Program, skip: Iterable[str] = (), *, strict: bool = False) -> Survey:
+def survey(
+    program: Program,
+    skip: Iterable[str] = (),
+    *,
+    floats: Iterable[str] = (),
+    strict: bool = False,
+) -> Survey:
     """Return which nodes of a prepared program can work on codes.
 
     Args:
         program: The program.
         skip: Globs on node names, module paths and weight names of what stays floating-point.
+        floats: Names of nodes that stay so, too, such as those of a plan.
         strict: Whether an operator without an integer form is an error.
 
     Raises:
         PassError: A glob matches nothing; or, with ``strict``, an operator has no integer form.
     """
     found = Survey()
-    skip = list(skip)
+    skip, kept = list(skip), set(floats)
     _refuse_unmatched(program, skip)
+    _refuse_unmatched(program, kept - {n.name for n in program.graph.nodes})
     fed: set[fx.Node] = set(program.placeholders)
     for node in program.graph.nodes:
         if node.op != "call_function":
             continue
         if any(n in fed for n in node.all_input_nodes):
             fed.add(node)
-        reason = _classify(found, node, skip, node in fed)
+        reason = _classify(found, node, skip, kept, node in fed)
         if not reason:
             continue
         if strict and not reason.startswith("skipped"):
@@ -157,15 +188,15 @@ def survey(program: Program, skip: Iterable[str] = (), *, strict: bool = False) 
     return found
 
 
-def _classify(found: Survey, node: fx.Node, skip: list[str], fed: bool) -> str:
+def _classify(found: Survey, node: fx.Node, skip: list[str], kept: set[str], fed: bool) -> str:
     """Enter a node's form, or return why it stays floating-point; nothing where that is plain."""
-    if not _is_float(node):
+    if not _is_float(node) or node.target is SCALE_PARTS:
         return ""
     form = table.integer_form(node)
     if form is None:
         how = " for a number that is computed when it runs" if computes_numbers(node) else ""
         return f"{op_name(node)} has no integer form{how}" if fed else ""
-    if any(matches(node, glob) for glob in skip):
+    if node.name in kept or any(matches(node, glob) for glob in skip):
         return "skipped as asked"
     reason = form.obstacle(node)
     if reason:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 from torch import fx
 
 from narrows.backends.onnx.integer.graph import Graph, given
@@ -42,14 +43,25 @@ def dequantize(graph: Graph, node: fx.Node) -> None:
     operator between DequantizeLinear and QuantizeLinear for one to be quantized, its weights, too.
     """
     args, at = given(node), f"{node.name}."
-    x, scale = graph.name(args["x"]), graph.scalar(2.0 ** -args["exponent"], "float32")
+    x, scale, along = graph.name(args["x"]), steps(node), bool(args["powers"])
     if all(user.op == "output" for user in node.users):
-        graph.add("DequantizeLinear", [x, scale, graph.scalar(args["zero"], "uint8")], node.name)
+        scale = scale.flatten() if along else scale
+        zero = graph.constant(np.full(scale.shape, args["zero"]), "uint8")
+        inputs = [x, graph.constant(scale, "float32"), zero]
+        graph.add("DequantizeLinear", inputs, node.name, axis=args["axis"] if along else None)
         return
     x = graph.cast(x, "float32", at)
     if args["zero"]:
         x = graph.add("Sub", [x, graph.scalar(args["zero"], "float32")], at)
-    graph.add("Mul", [x, scale], node.name)
+    graph.add("Mul", [x, graph.constant(scale, "float32")], node.name)
+
+
+def steps(node: fx.Node) -> np.ndarray:
+    """Return what the codes that a node dequantizes are multiplied by, to broadcast."""
+    args, rank = given(node), len(shape_of(node))
+    made = np.exp2([-float(args["exponent"] + p) for p in args["powers"] or [0]])
+    lie = [-1 if a == args["axis"] else 1 for a in range(rank)] if args["powers"] else []
+    return made.reshape(lie)
 
 
 def clip(graph: Graph, x: str, low: int, high: int, out: str) -> str:

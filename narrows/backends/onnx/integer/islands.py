@@ -115,19 +115,22 @@ class _Cut:
         """Return the program of these operators alone, and their nodes in it."""
         for node in self.inside:
             self._collect(node, top=True)
-        self.operands = [n for n in self.whole.graph.nodes if n in set(self.operands)]
+        known = set(self.operands)
+        self.operands = [n for n in self.whole.graph.nodes if n in known]
         for operand in self.operands:  # placeholders come first
-            self.made[operand] = self._described(operand, self.graph.placeholder(operand.name))
-        made = [self._emit(node) for node in results]
-        self.graph.output(tuple(made))
+            # By `placeholder` alone, fx would spell the name in its own way.
+            made = self.graph.create_node("placeholder", operand.name, name=operand.name)
+            self.made[operand] = self._described(operand, made)
+        given = [self._emit(node) for node in results]
+        self.graph.output(tuple(given))
         examples = tuple(torch.zeros(shape_of(n), dtype=Meta(n).dtype) for n in self.operands)
-        specs = pytree.tree_structure((examples, {})), pytree.tree_structure((0,) * len(made))
+        specs = pytree.tree_structure((examples, {})), pytree.tree_structure((0,) * len(given))
         single = Program(
             self.graph, self.weights, *specs, examples=examples,
             dynamic_batch=self.whole.dynamic_batch, name=self.whole.name,
         )  # fmt: skip
         infer_shapes(single)
-        return single, made
+        return single, given
 
     def _collect(self, node: fx.Node, *, top: bool = False) -> None:
         """Note the tensors that a node reads, also through arithmetic on sizes."""

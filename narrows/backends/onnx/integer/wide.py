@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import fx
 
+from narrows.backends.onnx.integer.exact import steps
 from narrows.backends.onnx.integer.graph import Graph, given
 from narrows.ir.integer.bounds import EXACT, WIDE_SAFE, accumulator_bound
 from narrows.ir.integer.library import average_counts
@@ -342,8 +343,8 @@ def quantize(graph: Graph, node: fx.Node) -> None:
 def dequantize(graph: Graph, node: fx.Node) -> None:
     """Write codes becoming floats."""
     args = given(node)
-    scale = graph.scalar(2.0 ** -args["exponent"], "float32")
-    graph.add("Mul", [graph.name(args["x"]), scale], node.name)
+    inputs = [graph.name(args["x"]), graph.constant(steps(node), "float32")]
+    graph.add("Mul", inputs, node.name)
 
 
 FORM: dict[str, Any] = {

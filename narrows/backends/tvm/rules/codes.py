@@ -50,12 +50,18 @@ def _quantize(low: Lowering, call: Call) -> Value:
 
 @rule("narrows.dequantize")
 def _dequantize(low: Lowering, call: Call) -> Value:
-    zero, scale = call.args["zero"], 2.0 ** -call.args["exponent"]
+    x, zero, powers = call.args["x"], call.args["zero"], call.args["powers"]
+    scale = 2.0 ** -call.args["exponent"]
 
-    def number(code: Any) -> Any:
-        return tirx.Cast("float32", codes.whole(code, zero)) * tirx.const(scale, "float32")
+    def number(code: Any, step: Any) -> Any:
+        return tirx.Cast("float32", codes.whole(code, zero)) * step
 
-    return each(low, [call.args["x"]], number, "float32", "dequantize")
+    if not powers:
+        step = tirx.const(scale, "float32")
+        return each(low, [x], lambda code: number(code, step), "float32", "dequantize")
+    lie = [len(powers) if a == call.args["axis"] else 1 for a in range(len(x.shape))]
+    steps = (scale * np.exp2(-np.asarray(powers, "float64"))).astype("float32").reshape(lie)
+    return each(low, [x, Value.constant(steps)], number, "float32", "dequantize")
 
 
 # ---------------------------------------------------------------------- element by element

@@ -1,0 +1,132 @@
+"""Tensors that are put together element by element, and what of it softmax makes nothing of.
+
+A grid that reaches down to -10000, where a mask fills scores with that, has no code left for the
+scores. Softmax makes zero of whatever lies far below the rest, so its operand's grid need only
+reach a little below the smallest score.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx
+
+from narrows.ir.ops.args import arguments
+from narrows.ir.ops.integer import Moves
+from narrows.ir.ops.integer_forms import Add, Concat, Softmax
+from narrows.ir.program import Program, aten, shape_of
+from narrows.passes.quant.observe import Histogram
+from narrows.passes.quant.survey import Survey
+
+# Which arguments hold what is put together; a number beside them is no part.
+MERGES: dict[Any, tuple[str, ...]] = {
+    aten.where.self: ("self", "other"), aten.where.ScalarOther: ("self",),
+    aten.where.ScalarSelf: ("other",), aten.masked_fill.Scalar: ("self",),
+    aten.masked_fill.Tensor: ("self",), aten.stack.default: ("tensors",),
+    aten.constant_pad_nd.default: ("self",), aten.pad.default: ("self",),
+}  # fmt: skip
+
+MASKED = 64.0  # a number so far below zero that is added to scores takes them away
+ROOM = 12.0  # how far below the smallest score a masked one has to lie: exp(-12) is nothing
+
+
+def merges(program: Program, found: Survey) -> dict[fx.Node, list[fx.Node]]:
+    """Return the tensors with a grid that are put together of others, and these."""
+    made: dict[fx.Node, list[fx.Node]] = {}
+    for node in program.graph.nodes:
+        if node.op != "call_function" or not (node in found.forms or node in found.entries):
+            continue
+        if isinstance(found.forms.get(node), Moves | Concat):
+            continue
+        names = MERGES.get(node.target, ())
+        if isinstance(found.forms.get(node), Add) and _only_softmax(found, node):
+            names = ("self", "other")
+        site = found.tail(node) if node in found.forms else node
+        args = arguments(node) if names else {}
+        parts = [x for name in names for x in _listed(args[name])]
+        parts = [x for x in parts if isinstance(x, fx.Node) and shape_of(x) is not None]
+        if parts:
+            made[site] = parts
+    return made
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _only_softmax(found: Survey, node: fx.Node) -> bool:
+    """Whether all that is made of a tensor is softmax of it."""
+
+    def ends(user: fx.Node) -> bool:
+        form = found.forms.get(user)
+        return isinstance(form, Softmax) or (isinstance(form, Moves) and _only_softmax(found, user))
+
+    return bool(node.users) and all(map(ends, node.users))
+
+
+def without_masks(
+    found: Survey,
+    together: Mapping[fx.Node, list[fx.Node]],
+    histograms: Mapping[fx.Node, Histogram],
+    beside: Mapping[fx.Node, Histogram],
+) -> dict[fx.Node, Histogram]:
+    """Return the histograms of what softmax reads, and of masks, without what it makes zero of.
+
+    Args:
+        found: What works on codes.
+        together: What `merges` found.
+        histograms: Of every site.
+        beside: Of what is put together.
+    """
+    made: dict[fx.Node, Histogram] = {}
+    for site, parts in together.items():
+        if not _only_softmax(found, site):
+            continue
+        masks = {x for x in parts if _is_mask(beside[x])}
+        each = [beside[x] for x in parts if x not in masks and not beside[x].constant]
+        if not each or not histograms[site].finite:
+            continue
+        scores = functools.reduce(Histogram.joined, each)
+        if scores.power is None or histograms[site].low >= scores.low - ROOM:
+            continue
+        made[site] = _reaching(scores, scores.low - ROOM)
+        for mask in masks:
+            own = found.site(mask)
+            if own in histograms and _only_masks(found, own, together):
+                made[own] = _reaching(Histogram(), scores.low - scores.high - ROOM)
+    return made
+
+
+def _is_mask(seen: Histogram) -> bool:
+    """Whether a tensor is zero, or so far below it that nothing is left of what it is added to."""
+    if seen.power is None or seen.high > 0:
+        return False
+    least = int(seen.counts[0].nonzero()[0]) if bool(seen.counts[0].any()) else 0
+    return float(seen.centres()[least]) >= MASKED
+
+
+def _only_masks(found: Survey, site: fx.Node, together: Mapping[fx.Node, list[fx.Node]]) -> bool:
+    """Whether a mask is only added to what softmax reads."""
+    return all(
+        any(user in (n, found.tail(n)) for n in together) if not _moves(found, user)
+        else _only_masks(found, user, together)
+        for user in site.users
+    )  # fmt: skip
+
+
+def _moves(found: Survey, node: fx.Node) -> bool:
+    return isinstance(found.forms.get(node), Moves)
+
+
+def _reaching(seen: Histogram, low: float) -> Histogram:
+    """Return a histogram that reaches down to a number, as if that were half of all."""
+    floor = Histogram()
+    floor.add(torch.tensor([low]))
+    floor.counts = floor.counts * max(seen.total, 1.0)
+    return seen.joined(floor)
+
+
+__all__ = ["merges", "without_masks"]
