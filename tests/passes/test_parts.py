@@ -110,16 +110,24 @@ def space(_: Head, a: Tensor, b: Tensor) -> Tensor:
     return torch.cat([a, b[:, :4]], 3)
 
 
+def stacked(_: Head, a: Tensor, b: Tensor) -> Tensor:
+    return torch.stack([a, b[:, :4]], 1)
+
+
 # ------------------------------------------------------------------ where they leave the network
 
 
-@pytest.mark.parametrize("body", [join, nested, rows, levels, cut, space])
+@pytest.mark.parametrize("body", [join, nested, rows, levels, cut, space, stacked])
 def test_every_part_of_an_output_keeps_its_codes(body: Body) -> None:
     net = network(body)
     made = quantized(net)
     assert made.plan.parts
     assert not made.plan.floats
     assert min(ratios(made, net)) > 40
+    if body is stacked:
+        x = images(6, 3)
+        pairs = zip(made.program(x).unbind(1), net(x).detach().unbind(1), strict=True)
+        assert min(decibels(a, b) for a, b in pairs) > 40
     if body is join:  # without powers the scores are one number
         whole = quantized(network(lambda s, a, b: torch.cat([a, b], 1) + a.mean()), allow_lost=True)
         assert not whole.plan.parts

@@ -95,7 +95,7 @@ def without_masks(
         made[site] = _reaching(scores, scores.low - ROOM)
         for mask in masks:
             own = found.site(mask)
-            if own in histograms and _only_masks(found, own, together):
+            if own is not None and own in histograms and _only_masks(found, own, together):
                 made[own] = _reaching(Histogram(), scores.low - scores.high - ROOM)
     return made
 
