@@ -21,6 +21,7 @@ import narrows
 from narrows.backends import lower, make_target
 from narrows.backends.artifact import load
 from narrows.backends.tvm import compiler, versions
+from narrows.backends.tvm.describe import describe
 from narrows.backends.tvm.devices import DEVICES
 from narrows.errors import ArtifactError, LowerError, UsageError
 from narrows.frontend import capture
@@ -260,9 +261,9 @@ def test_what_a_rule_cannot_express_is_told_with_its_place():
 
 
 def test_a_dtype_without_a_form_is_refused():
-    program = capture(Net(lambda s, x: x * 2).eval(), (torch.randn(2, 4, dtype=torch.complex64),))
-    with pytest.raises(LowerError, match="no form for complex64"):
-        lower(program, "tvm", tune=0)
+    program = capture(nn.Linear(4, 3).eval(), (torch.randn(2, 4),)).to(torch.bfloat16)
+    with pytest.raises(LowerError, match="no form for bfloat16"):
+        describe(program, list(program.examples), list(program.output.all_input_nodes))
 
 
 def test_a_crash_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
