@@ -217,7 +217,7 @@ class Harmonic(nn.Module):
 def shift(x: Tensor, step: int, axis: int) -> Tensor:
     """Return a tensor moved down an axis by so many places, filled up with zeros."""
     size = x.shape[axis]
-    before, after = max(-step, 0), max(step, 0)
+    before, after = min(max(-step, 0), size), min(max(step, 0), size)
     part = x.narrow(axis, after, size - before - after)
     return F.pad(part, [0, 0] * (x.dim() - 1 - axis) + [before, after])
 
