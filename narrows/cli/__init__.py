@@ -30,15 +30,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: The arguments after the program's name; those of the process unless given.
     """
-    from narrows.cli.parser import parse
-
+    arguments = None
     try:
-        arguments = parse(sys.argv[1:] if argv is None else argv)
+        from narrows.cli.parser import parse
+
+        with _interruptible():
+            arguments = parse(sys.argv[1:] if argv is None else argv)
+            return arguments.run(arguments)
     except SystemExit as exit_:  # argparse has printed its usage, or the help that was asked for
         return exit_.code if isinstance(exit_.code, int) else USAGE
-    try:
-        with _interruptible():
-            return arguments.run(arguments)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED

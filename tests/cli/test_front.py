@@ -133,3 +133,11 @@ def test_too_little_memory_is_told(run, monkeypatch: pytest.MonkeyPatch, error: 
     assert code == 1
     assert "there is not enough memory" in err
     assert "a mistake in narrows" not in err
+
+
+def test_ctrl_c_while_the_arguments_are_read(run, monkeypatch: pytest.MonkeyPatch):
+    def interrupted(argv: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("narrows.cli.parser.parse", interrupted)
+    assert run("passes") == (130, "", "interrupted\n")
