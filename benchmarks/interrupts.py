@@ -229,8 +229,10 @@ def prepared(job: Job) -> tuple[list[Any], float]:
     return states, took
 
 
-def judge(job: Job, states: list[Any], ended: Ended, figures: Figures, *, quiet: bool) -> None:
-    """Hold what a run left to what it may leave."""
+def judge(
+    job: Job, states: list[Any], ended: Ended, figures: Figures, spared: list[str] | None
+) -> None:
+    """Hold what a run left to what it may leave: of names, those that it found there, or any."""
     try:
         found = job.state()
         parts = [found == s for s in states]
@@ -247,8 +249,8 @@ def judge(job: Job, states: list[Any], ended: Ended, figures: Figures, *, quiet:
         figures.faults.append(f"not whole: {type(error).__name__}: {error}")
     if "Traceback" in ended.text or "narrows failed" in ended.text:
         figures.faults.append(f"exit code {ended.code}: {ended.text.strip()[-200:]}")
-    if quiet:
-        over = [n for n in listing() if n not in job.output]
+    if spared is not None:
+        over = [n for n in listing() if n not in job.output and n not in spared]
         if over:
             figures.faults.append(f"left over: {over}")
 
@@ -261,9 +263,12 @@ def kills(job: Job, count: int, chance: random.Random) -> Figures:
         which = (signal.SIGKILL, signal.SIGINT)[number % 2]
         # Half of the moments fall into the last fifth, where files are written.
         low = 0.8 if chance.random() < 0.5 else 0.0
+        # What SIGKILL left is swept by the next run that comes as far as writing.
+        before = listing()
         ended = run(job.words[0], end=(which, took * chance.uniform(low, 1.05)))
         figures.counts[{0: "done", 130: "SIGINT", -9: "SIGKILL"}.get(ended.code, "failed")] += 1
-        judge(job, states, ended, figures, quiet=which == signal.SIGINT and ended.code != -9)
+        told = which == signal.SIGINT and ended.code != -9
+        judge(job, states, ended, figures, before if told else None)
         if number % 10 == 9:
             run(job.words[1])
     last = run(job.words[0])
@@ -313,7 +318,7 @@ def limited(job: Job, kind: str, limits: list[int]) -> Figures:
 
         ended = run(job.words[0], prepare=prepare)
         figures.counts[{0: "done", 1: "refused"}.get(ended.code, "ended otherwise")] += 1
-        judge(job, states, ended, figures, quiet=ended.code >= 0)
+        judge(job, states, ended, figures, [] if ended.code >= 0 else None)
         if ended.code == 0:
             run(job.words[1])
     return figures
