@@ -24,7 +24,7 @@ from narrows.backends.report import describe
 from narrows.backends.store import hold, identity, read_manifest, verify_files, write_folder
 from narrows.backends.structure import Structure
 from narrows.errors import ArtifactError
-from narrows.files.folders import Held, drop
+from narrows.files.folders import Held, drop, with_room
 from narrows.files.writing import STDOUT, as_path
 
 T = TypeVar("T")
@@ -226,9 +226,10 @@ class Artifact:
             if key not in self._sessions:
                 opener = _opener(self.target)
                 self._refuse_untrusted()
-                self._sessions[key] = self._read(
-                    lambda folder: opener(folder, self.manifest, threads, optimize)
-                )
+                with with_room():
+                    self._sessions[key] = self._read(
+                        lambda folder: opener(folder, self.manifest, threads, optimize)
+                    )
             return self._sessions[key]
 
     def _refuse_untrusted(self) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from narrows.errors import LowerError, UsageError, suggest
+from narrows.files.folders import with_room
 from narrows.ir.tracing import alone
 
 if TYPE_CHECKING:
@@ -168,6 +169,7 @@ def lower(
         UsageError: The target or an option is unknown.
         LowerError: The target is not available here, cannot express the program, or computes
             something else.
+        ArtifactError: The disk is full.
     """
     chosen = make_target(target, **options)
     reason = chosen.available()
@@ -175,7 +177,8 @@ def lower(
         raise LowerError(f"the target {chosen.name} is not available", why=reason)
     reference = None if reference is None else in_types_of_numpy(reference)
     program = in_types_of_numpy(program)
-    return chosen.lower(program, plan_json=plan_json, reference=reference)
+    with with_room():
+        return chosen.lower(program, plan_json=plan_json, reference=reference)
 
 
 def in_types_of_numpy(program: Program) -> Program:

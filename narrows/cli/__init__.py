@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from narrows.errors import NarrowsError, UsageError
+from narrows.files.folders import is_full
 
 OK, FINDING, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -48,17 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except NarrowsError as error:
         return _fail(arguments, error, str(error))
     except Exception as error:
-        message = (
-            f"narrows failed: {type(error).__name__}: {error}\n"
-            f"  because this is a mistake in narrows or in a pass or model that it ran\n"
-            f"  try: --traceback shows where"
-        )
-        if _lacks_memory(error):
-            message = (
-                f"there is not enough memory: {error or type(error).__name__}\n"
-                "  try: a smaller batch, less data at once, or a machine with more"
-            )
-        return _fail(arguments, error, message)
+        return _fail(arguments, error, _mistake(error))
 
 
 @contextlib.contextmanager
@@ -90,6 +81,22 @@ def _interrupt() -> None:
         _thread.interrupt_main()
 
 
+def _mistake(error: Exception) -> str:
+    """Return what to say of an error that is none of the family."""
+    if _lacks_memory(error):
+        return (
+            f"there is not enough memory: {error or type(error).__name__}\n"
+            "  try: a smaller batch, less data at once, or a machine with more"
+        )
+    if isinstance(error, OSError) and is_full(error):
+        return f"there is no room for what is written: {error}\n  try: make room, and again"
+    return (
+        f"narrows failed: {type(error).__name__}: {error}\n"
+        f"  because this is a mistake in narrows or in a pass or model that it ran\n"
+        f"  try: --traceback shows where"
+    )
+
+
 def _lacks_memory(error: Exception) -> bool:
     """Whether an error says, in the words of Python, C++ or torch, that memory is too small."""
     said = str(error)
@@ -101,12 +108,13 @@ def _lacks_memory(error: Exception) -> bool:
 
 def _fail(arguments: object, error: Exception, message: str) -> int:
     """Print an error as text, and as JSON where that was asked for; return the exit code."""
-    if getattr(arguments, "traceback", False):
-        traceback.print_exception(error, file=sys.stderr)
-    else:
-        print(message, file=sys.stderr)
-    if getattr(arguments, "json", False):
-        parts = {k: getattr(error, k, "") for k in ("what", "where", "why", "hint")}
-        parts["what"] = parts["what"] or str(error)
-        print(json.dumps({"error": {"kind": type(error).__name__, **parts}}))
+    with contextlib.suppress(OSError):  # where it is printed to may be full, too
+        if getattr(arguments, "traceback", False):
+            traceback.print_exception(error, file=sys.stderr)
+        else:
+            print(message, file=sys.stderr)
+        if getattr(arguments, "json", False):
+            parts = {k: getattr(error, k, "") for k in ("what", "where", "why", "hint")}
+            parts["what"] = parts["what"] or str(error)
+            print(json.dumps({"error": {"kind": type(error).__name__, **parts}}))
     return USAGE if isinstance(error, UsageError) else FINDING

@@ -270,6 +270,37 @@ def drop(path: Path) -> None:
         os.close(descriptor)
 
 
+@contextlib.contextmanager
+def temporary() -> Iterator[Path]:
+    """Yield a temporary folder that is gone when the block ends; `ArtifactError` on a full disk."""
+    with with_room():
+        path = scratch()
+        try:
+            yield path
+        finally:
+            drop(path)
+
+
+@contextlib.contextmanager
+def with_room() -> Iterator[None]:
+    """Tell what does not fit on the disk as such: `ArtifactError`."""
+    try:
+        yield
+    except OSError as cause:
+        if not is_full(cause):
+            raise
+        raise ArtifactError(
+            f"there is no room for temporary files in {tempfile.gettempdir()}",
+            why=cause.strerror or str(cause),
+            hint="make room, or let TMPDIR name a folder that has some",
+        ) from cause
+
+
+def is_full(error: OSError) -> bool:
+    """Whether a disk, a quota or a limit on files leaves no room."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 def _drop_left_over(path: Path) -> None:
     """Remove a temporary folder of a process of the same user that ended without doing so."""
     try:
@@ -280,4 +311,14 @@ def _drop_left_over(path: Path) -> None:
         remove_left_over(path)
 
 
-__all__ = ["Held", "claimed", "drop", "exchange", "replacing", "scratch"]
+__all__ = [
+    "Held",
+    "claimed",
+    "drop",
+    "exchange",
+    "is_full",
+    "replacing",
+    "scratch",
+    "temporary",
+    "with_room",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -141,3 +142,15 @@ def test_ctrl_c_while_the_arguments_are_read(run, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr("narrows.cli.parser.parse", interrupted)
     assert run("passes") == (130, "", "interrupted\n")
+
+
+def test_a_full_disk_is_told(run, monkeypatch: pytest.MonkeyPatch):
+    def passes(arguments: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "some.file")
+
+    monkeypatch.setattr("narrows.cli.inspect.passes", passes)
+    code, _, err = run("passes")
+    assert code == 1
+    assert "there is no room" in err
+    assert "some.file" in err
+    assert "a mistake in narrows" not in err

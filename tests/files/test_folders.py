@@ -10,7 +10,7 @@ import pytest
 
 from narrows.errors import ArtifactError
 from narrows.files import folders, locks
-from narrows.files.folders import Held, claimed, drop, exchange, replacing, scratch
+from narrows.files.folders import Held, claimed, drop, exchange, replacing, scratch, temporary
 
 
 def replace(target: Path, text: str, error: BaseException | None = None) -> None:
@@ -149,3 +149,16 @@ def test_a_folder_is_claimed_by_one(tmp_path: Path):
         assert second.parent == first.parent
     with claimed(tmp_path / "d") as third:
         assert third == first
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG, errno.EDQUOT])
+def test_temporary_files_that_do_not_fit_are_told(number: int):
+    told = pytest.raises(ArtifactError, match=r"(?s)no room for temporary files.*TMPDIR")
+    with told, temporary() as folder:
+        raise OSError(number, os.strerror(number))
+    assert not folder.exists()
+
+
+def test_other_errors_of_the_system_come_through():
+    with pytest.raises(PermissionError), temporary():
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))

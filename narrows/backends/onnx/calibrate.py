@@ -9,9 +9,7 @@ core's. What the profile itself adds to a node is measured first, and taken off.
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ import numpy as np
 from narrows.backends.onnx.probes import POINTWISE, Bench, Point
 from narrows.backends.onnx.steady import Quiet, quietest
 from narrows.backends.onnx.sweep import Job, exact, jobs
+from narrows.files.folders import temporary
 from narrows.ir.grid import Layout
 from narrows.ir.work import Work
 
@@ -83,10 +82,10 @@ def profile(
     import onnxruntime
 
     quiet = quiet or Quiet()
-    with tempfile.TemporaryDirectory(prefix="narrows-") as folder:
+    with temporary() as folder:
         options = single_thread()
         options.enable_profiling = True
-        options.profile_file_prefix = os.path.join(folder, "profile")
+        options.profile_file_prefix = str(folder / "profile")
         source = model if isinstance(model, bytes) else str(model)
         session = onnxruntime.InferenceSession(source, options, ["CPUExecutionProvider"])
         values = feeds or random_feeds(session, batch)
@@ -151,10 +150,10 @@ def optimized_ops(model: bytes) -> list[str]:
     import onnx
     import onnxruntime
 
-    with tempfile.TemporaryDirectory(prefix="narrows-") as folder:
+    with temporary() as folder:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # it warns that the graph is for this machine alone
-        options.optimized_model_filepath = os.path.join(folder, "optimized.onnx")
+        options.optimized_model_filepath = str(folder / "optimized.onnx")
         onnxruntime.InferenceSession(model, options, ["CPUExecutionProvider"])
         graph = onnx.load(options.optimized_model_filepath).graph
     return [node.op_type for node in graph.node]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +23,7 @@ from narrows.backends.integers import ends_in_floats, from_islands
 from narrows.backends.store import encode_manifest
 from narrows.backends.tvm.compiler import child_environment, describe_end
 from narrows.errors import LowerError
+from narrows.files.folders import temporary
 from narrows.ir.program import Program
 
 RUNNER = "narrows.backends.tvm.runner"
@@ -91,8 +90,7 @@ def _run_apart(
     artifact: Artifact, trials: list[list[Any]]
 ) -> list[tuple[list[Any], list[np.ndarray]]]:
     """Return the flat outputs and the islands' per flat input, computed in another process."""
-    with tempfile.TemporaryDirectory(prefix="narrows-tvm-") as name:
-        folder = Path(name)
+    with temporary() as folder:
         (folder / "manifest.json").write_text(encode_manifest(artifact.manifest), encoding="utf-8")
         fed = [artifact.arrays(inputs) for inputs in trials]
         named = {f"{i} {k}": v for i, arrays in enumerate(fed) for k, v in arrays.items()}

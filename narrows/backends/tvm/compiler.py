@@ -12,7 +12,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +22,7 @@ import numpy as np
 from narrows.backends.tvm.compiler_files import JOB, RESULT, WEIGHTS
 from narrows.backends.tvm.describe import Description
 from narrows.errors import LowerError
+from narrows.files.folders import temporary
 
 WORKER = "narrows.backends.tvm.worker"
 
@@ -49,8 +49,7 @@ def compile_in_child(
     Raises:
         LowerError: The compiler failed, or crashed.
     """
-    with tempfile.TemporaryDirectory(prefix="narrows-tvm-") as name:
-        job = Path(name)
+    with temporary() as job:
         content = {"graph": description.graph, "options": options, "folder": str(folder)}
         (job / JOB).write_text(json.dumps(content), encoding="utf-8")
         np.savez(job / WEIGHTS, **description.weights)  # type: ignore[arg-type]
