@@ -105,8 +105,8 @@ def row_major(rank: int) -> tuple[int, ...]:
 
 
 def channels_last(rank: int) -> tuple[int, ...]:
-    """Return the order in which images are stored: axis 1 last."""
-    return (0, *range(2, rank), 1)
+    """Return the order in which images are stored: axis 1 last, where there is one."""
+    return (0, *range(2, rank), 1) if rank > 1 else row_major(rank)
 
 
 def viewed(buffer: Buffer, addresses: Tensor) -> View | None:
