@@ -10,10 +10,13 @@ read its results. Four laws are checked:
 * *constants*: operand channels that are one number make the constants that the row claims, and
   folding them changes nothing;
 * *cost*: the multiply-accumulates are those that torch counts.
+
+What a row says besides is held by the laws of `tests.ir.facts`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,8 @@ from narrows.ir.couplings import couplings
 from narrows.ir.labels import Bools, Value
 from narrows.ir.ops import samples, table
 from narrows.ir.ops.contract import Contract
+from narrows.ir.ops.integer import Clip
+from narrows.ir.ops.integer_forms import Add, Lookup
 from narrows.ir.ops.mixing import Reduce, Spatial
 from narrows.ir.ops.pointwise import Pointwise
 from narrows.ir.ops.row import Row
@@ -40,7 +45,9 @@ from narrows.ir.program import Meta, Program, relative_error
 from narrows.ir.rewrite import Base, rewrite
 from narrows.ir.verify import verify
 from narrows.passes.base import TOLERANCE, Fidelity
+from tests.backends.test_c_ops import program as alone
 from tests.ir.bench import Bench
+from tests.ir.facts import integer_law, partial_law, width_law, work_law
 
 aten = torch.ops.aten
 EXACT = TOLERANCE[Fidelity.EXACT][torch.float64]
@@ -299,6 +306,36 @@ def test_narrow_types(row: Row, dtype: torch.dtype) -> None:
     assert relative_error(result.run_flat(program.examples), wanted) <= NARROW[dtype]
 
 
+# ------------------------------------------------------------------ what a row says besides
+
+
+def rows(wanted: Callable[[Row], bool]) -> list[Any]:
+    return [pytest.param(row, id=row.name) for row in table.rows() if wanted(row)]
+
+
+@pytest.mark.parametrize("row", rows(lambda row: isinstance(row, Pointwise)))
+def test_partial(row: Pointwise) -> None:
+    partial_law(row)
+
+
+@pytest.mark.parametrize("row", rows(lambda row: True))
+def test_any_width(row: Row) -> None:
+    width_law(row)
+
+
+@pytest.mark.parametrize("row", rows(lambda row: not row.costs))
+def test_kind_of_work(row: Row) -> None:
+    work_law(row)
+
+
+@pytest.mark.parametrize("row", rows(lambda row: row.integer is not None))
+def test_integer_form(row: Row) -> None:
+    try:
+        integer_law(row, alone)
+    except NotImplementedError as error:
+        pytest.skip(f"torch has no kernel for codes: {error}")
+
+
 # ------------------------------------------------------------------ the table
 
 
@@ -381,3 +418,43 @@ def test_wrong_rows_break_a_law(name: str, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(table._ROWS, id(row.target), row)
     with pytest.raises((AssertionError, RuntimeError, ProgramError)):
         law(row, sample)
+
+
+def on_codes(row: Row) -> None:
+    integer_law(row, alone)
+
+
+# A row of the table, and what is said of it wrongly.
+WRONG_FACTS: dict[str, tuple[Callable[[Any], None], Any, dict[str, Any]]] = {
+    "a logarithm ends": (partial_law, aten.log.default, {"partial": False}),
+    "a quotient ends": (partial_law, aten.div.Tensor, {"partial": False}),
+    "a quotient by a number ends": (partial_law, aten.div.Scalar, {"partial": False}),
+    "an exponential ends": (partial_law, aten.exp.default, {"partial": False}),
+    "a rectifier does not": (partial_law, aten.relu.default, {"partial": True}),
+    "a rectifier takes any width": (width_law, aten.relu.default, {"even": False}),
+    "a batch norm takes any width": (width_law, aten.batch_norm.default, {"even": False}),
+    "a softmax weighs channels": (width_law, aten.softmax.int, {"even": True}),
+    "a layer norm says how many": (width_law, aten.layer_norm.default, {"even": True}),
+    "groups are of one width": (width_law, aten.group_norm.default, {"even": True}),
+    "a shuffle of four needs four": (width_law, aten.pixel_shuffle.default, {"even": True}),
+    "expand says how many": (width_law, aten.expand.default, {"even": True}),
+    "reshape says how many": (width_law, aten.reshape.default, {"even": True}),
+    "permute moves": (work_law, aten.permute.default, {"moves": "view"}),
+    "a view does not move": (work_law, aten.view.default, {"moves": ""}),
+    "a norm of its own is no scale": (work_law, aten.instance_norm.default, {"moves": ""}),
+    "a softmax is no norm": (work_law, aten.softmax.int, {"moves": ""}),
+    "a sum along an axis is no softmax": (work_law, aten.cumsum.default, {"moves": "softmax"}),
+    "resizing is no pooling": (work_law, aten.upsample_nearest2d.default, {"moves": ""}),
+    "a rectifier is a clip": (on_codes, aten.relu.default, {"integer": Lookup()}),
+    "a pooling clips nothing": (on_codes, aten.max_pool2d.default, {"integer": Clip(lo=0.0)}),
+    "a sum is no difference": (on_codes, aten.add.Tensor, {"integer": Add(sign=-1)}),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_FACTS)
+def test_wrong_facts_break_a_law(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    law, target, changes = WRONG_FACTS[name]
+    row = dataclasses.replace(table._ROWS[id(target)], **changes)
+    monkeypatch.setitem(table._ROWS, id(target), row)
+    with pytest.raises((AssertionError, RuntimeError)):
+        law(row)

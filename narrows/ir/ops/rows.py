@@ -52,7 +52,7 @@ def _rows(kind: Callable[..., Row], names: str, summary: str, **facts: Any) -> I
 _UNARY = """
     relu relu6 silu gelu sigmoid tanh hardtanh hardswish hardsigmoid leaky_relu elu selu celu mish
     softplus log_sigmoid hardshrink softshrink threshold rrelu abs absolute neg negative sign sgn
-    square sin cos atan asinh erf erfc floor ceil round trunc frac clamp clamp.Tensor clamp_min
+    square sin cos tan atan asinh erf erfc floor ceil round trunc frac clamp clamp.Tensor clamp_min
     clamp_max clamp_min.Tensor clamp_max.Tensor clip nan_to_num logical_not bitwise_not isnan isinf
     isfinite
 """
@@ -66,7 +66,7 @@ _BINARY = """
 """
 # Infinite or undefined for some finite inputs.
 _PARTIAL_UNARY = """
-    exp exp2 expm1 log log2 log10 log1p logit sqrt rsqrt reciprocal tan asin acos acosh atanh
+    exp exp2 expm1 log log2 log10 log1p logit sqrt rsqrt reciprocal asin acos acosh atanh
     erfinv sinh cosh
 """
 _PARTIAL_BINARY = """
