@@ -17,6 +17,8 @@ DATA = "model.onnx.data"
 # end at 2**15. Told so, ONNX Runtime takes another kernel there, and none elsewhere.
 EXACT_PRODUCTS = ("session.x64quantprecision", "1")
 
+FOLDER = "session.model_external_initializers_file_folder_path"
+
 
 class OnnxSession:
     """A model file in ONNX Runtime, on the CPU.
@@ -26,7 +28,11 @@ class OnnxSession:
     """
 
     def __init__(
-        self, model: Path | bytes, threads: int | None = None, optimize: bool = True
+        self,
+        model: Path | bytes,
+        threads: int | None = None,
+        optimize: bool = True,
+        folder: Path | None = None,
     ) -> None:
         try:
             import onnxruntime
@@ -40,7 +46,7 @@ class OnnxSession:
         try:
             self.inference = onnxruntime.InferenceSession(
                 model if isinstance(model, bytes) else str(model),
-                session_options(threads, optimize),
+                session_options(threads, optimize, folder),
                 providers=["CPUExecutionProvider"],
             )
         except Exception as error:  # ONNX Runtime's own classes share no public base
@@ -57,13 +63,20 @@ class OnnxSession:
             raise ArtifactError("ONNX Runtime failed", why=_first_line(error)) from error
 
 
-def session_options(threads: int | None = None, optimize: bool = True) -> Any:
-    """Return the ``SessionOptions`` of every session: quiet, and exact in integers."""
+def session_options(
+    threads: int | None = None, optimize: bool = True, folder: Path | None = None
+) -> Any:
+    """Return the ``SessionOptions`` of every session: quiet, and exact in integers.
+
+    Files that a model in memory names lie in ``folder``.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors; they come as exceptions anyway
     options.add_session_config_entry(*EXACT_PRODUCTS)
+    if folder is not None:
+        options.add_session_config_entry(FOLDER, str(folder))
     if not optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if threads is not None:
@@ -87,6 +100,15 @@ def open_session(
                 why=f"its manifest says {', '.join(wanted)}",
             )
     return session
+
+
+def open_mapped(folder: Path, optimize: bool = True) -> OnnxSession:
+    """Return a session that maps the weights from the model file, which nobody may change then."""
+    from narrows.backends.onnx.modelfile import outline
+
+    if (folder / DATA).exists():  # there they are mapped anyway
+        return OnnxSession(folder / MODEL, optimize=optimize)
+    return OnnxSession(outline(folder / MODEL), optimize=optimize, folder=folder)
 
 
 def _first_line(error: Exception) -> str:

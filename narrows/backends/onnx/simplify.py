@@ -26,7 +26,7 @@ def simplify(model: Any) -> Any:
 
     inputs = [(value.name, value.shape) for value in model.graph.inputs]
     outputs = [(value.name, value.shape) for value in model.graph.outputs]
-    weights = _take_weights(model)
+    weights = take_weights(model)
     try:
         with quiet(), quiet_native():
             proto, _ = onnxsim.simplify(ir.to_proto(model), tensor_size_threshold=FOLD_LIMIT)
@@ -37,13 +37,13 @@ def simplify(model: Any) -> Any:
             hint="simplify=False lowers without it",
         ) from error
     simpler = ir.from_proto(proto)
-    _put_weights(simpler, weights)
+    put_weights(simpler, weights)
     _restore(simpler.graph.inputs, inputs)
     _restore(simpler.graph.outputs, outputs)
     return simpler
 
 
-def _take_weights(model: Any) -> dict[str, Any]:
+def take_weights(model: Any) -> dict[str, Any]:
     """Turn large initializers into inputs, and return them by name."""
     outputs = {value.name for value in model.graph.outputs}
     taken: dict[str, Any] = {}
@@ -57,7 +57,7 @@ def _take_weights(model: Any) -> dict[str, Any]:
     return taken
 
 
-def _put_weights(model: Any, weights: dict[str, Any]) -> None:
+def put_weights(model: Any, weights: dict[str, Any]) -> None:
     """Turn the inputs that stand for weights into initializers; those nobody reads are dropped."""
     for value in list(model.graph.inputs):
         if value.name not in weights:

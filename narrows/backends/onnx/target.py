@@ -121,13 +121,14 @@ class OnnxTarget(Target):
         integers.refuse_fake(program)
         whole = integers.is_integer(program)
         exported = self._integers(program, leaves) if whole else self._floats(program, leaves)
-        model = exported.model
         manifest = new_manifest(
             self, program, leaves, exported.inputs, exported.outputs, plan_json, PACKAGES
         )
         folder = scratch()
         artifact = Artifact.owning(folder, manifest)  # from here on the folder goes with it
-        manifest["files"] = write(model, folder, self.inline_limit)
+        manifest["files"] = write(exported.model, folder, self.inline_limit)
+        cut_off = whole and self.form == "qdq" and overflows(exported.model)
+        del exported  # the check holds weights enough
         if self.check:
             wanted = reference or program
             checked = check(artifact, wanted, self.samples, exact=whole, lowered=program)
@@ -138,7 +139,7 @@ class OnnxTarget(Target):
                 add_note(manifest, "rounding", program.output.name, checked.rounding)
             if checked.flat:
                 add_note(manifest, "check", program.output.name, FLAT)
-        if whole and self.form == "qdq" and overflows(model):
+        if cut_off:
             add_note(manifest, "session", MODEL, OWN_SESSIONS)
         return artifact
 
@@ -203,15 +204,30 @@ def write(model: Any, folder: Path, inline_limit: int) -> dict[str, Any]:
 
     Weights of ``inline_limit`` bytes and more in all go to a file of their own.
     """
-    import onnx.checker
     import onnx_ir as ir
+
+    from narrows.backends.onnx.modelfile import write_model
+    from narrows.backends.onnx.simplify import put_weights, take_weights
 
     path = folder / MODEL
     total = sum(value.const_value.nbytes for value in model.graph.initializers.values())
-    ir.save(model, path, external_data=DATA if total >= inline_limit else None)
+    weights = take_weights(model)
+    proto = ir.to_proto(model)
+    check_specification(proto)
+    put_weights(model, weights)
+    if total >= inline_limit:
+        ir.save(model, path, external_data=DATA)
+    else:
+        write_model(proto, weights, path)
+    return describe_files(folder, [name for name in (MODEL, DATA) if (folder / name).exists()])
+
+
+def check_specification(proto: Any) -> None:
+    """Raise `LowerError` if a model, whose weights may be inputs, breaks the ONNX specification."""
+    import onnx.checker
+
     try:
-        onnx.checker.check_model(path, full_check=True)
+        onnx.checker.check_model(proto, full_check=True)
     except Exception as error:  # two classes of the checker, and one of shape inference
         why = str(error).strip().partition("\n")[0]
         raise LowerError("the exported model breaks the ONNX specification", why=why) from error
-    return describe_files(folder, [name for name in (MODEL, DATA) if (folder / name).exists()])
