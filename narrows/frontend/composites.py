@@ -148,16 +148,28 @@ def _moments(spread: Any) -> Callable[..., Any]:
 
 
 def _adaptive_max_pool(pool: Any, rank: int) -> Callable[..., Any]:
-    """Windows of one size, as far as the sizes allow; which element was largest is not said."""
+    """Windows of one size where the sizes allow it; which element was largest is not said."""
 
     def pooled(x: Any, output_size: Any) -> Any:
         sizes = x.shape[-rank:]
-        if any(not isinstance(s, int) or s % o for s, o in zip(sizes, output_size, strict=True)):
+        if not all(isinstance(s, int) for s in sizes):
             return None, None
+        if any(s % o for s, o in zip(sizes, output_size, strict=True)):
+            for axis, count in enumerate(output_size, -rank):
+                x = _largest_along(x, axis, count)
+            return x, None
         window = [s // o for s, o in zip(sizes, output_size, strict=True)]
         return pool(x, window, window), None
 
     return pooled
+
+
+def _largest_along(x: Any, axis: int, count: int) -> Any:
+    """Return the largest elements of windows along an axis that differ in size."""
+    size = x.shape[axis]
+    ends = [(i * size // count, -(-(i + 1) * size // count)) for i in range(count)]
+    parts = [aten.amax.default(x.narrow(axis, a, b - a), [axis], True) for a, b in ends]
+    return torch.cat(parts, axis) if len(parts) > 1 else parts[0]
 
 
 def _addbmm(x: Any, a: Any, b: Any, *, beta: Any = 1, alpha: Any = 1) -> Any:

@@ -40,7 +40,29 @@ def averages() -> Program:
     )
 
 
-PROGRAMS: dict[str, Callable[[], Program]] = {"averages": averages}
+def resizings() -> Program:
+    """Resizing over one to three axes, and adaptive windows that differ in size."""
+    b = images((2, 3, 6, 9), (2, 5, 7), (2, 2, 3, 5, 4))
+    image, line, volume = b.inputs
+    narrow = b.call(aten.relu.default, image)
+    return b.program(
+        b.call(aten.upsample_bilinear2d.vec, image, None, False, [2.0, 4.0]),
+        b.call(aten.upsample_bilinear2d.vec, narrow, None, False, [1.5, 0.7]),
+        b.call(aten.upsample_bilinear2d.default, image, [12, 14], True),
+        b.call(aten.upsample_bicubic2d.default, image, [9, 13], False),
+        b.call(aten._upsample_bilinear2d_aa.vec, image, [4, 5], False, None),
+        b.call(aten._upsample_nearest_exact2d.vec, narrow, None, [1.5, 1.5]),
+        b.call(aten.upsample_nearest2d.vec, narrow, None, [1.5, 2.1]),
+        b.call(aten.upsample_linear1d.default, line, [10], False),
+        b.call(aten.upsample_trilinear3d.default, volume, [6, 7, 9], False),
+        b.call(aten.adaptive_avg_pool2d.default, image, [4, 5]),
+        b.call(aten.adaptive_avg_pool2d.default, narrow, [7, 2]),
+        b.call(aten.adaptive_avg_pool1d.default, line, [3]),
+        b.call(aten.adaptive_avg_pool3d.default, volume, [2, 2, 3]),
+    )
+
+
+PROGRAMS: dict[str, Callable[[], Program]] = {"averages": averages, "resizings": resizings}
 
 
 def integers(name: str, rounding: str = "half_even") -> Program:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import narrows.ir.integer.statistics as statistics
+import narrows.ir.integer.windows as windows
 from narrows.errors import UsageError
 from narrows.ir.integer.bounds import accumulator_bound
 from narrows.ir.integer.grid import Grid, WeightGrid
@@ -193,6 +194,48 @@ def test_a_divisor_takes_the_place_of_the_count() -> None:
     got = ops.average_pool(x, *how, 0, 0, 0, 0, 255, 11)
     exact = torch.nn.functional.avg_pool2d(x.double(), *how, divisor_override=11).round()
     assert torch.equal(got, exact.to(torch.uint8))
+
+
+RESIZINGS = (
+    ("linear", "bilinear", False), ("linear", "bilinear", True), ("cubic", "bicubic", False),
+    ("smooth", "bilinear", False), ("nearest", "nearest-exact", None),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "mode", "corners"), RESIZINGS)
+@pytest.mark.parametrize("size", [(10, 14), (12, 9), (3, 4), (20, 28)])
+def test_resizing_is_torch_within_a_step_of_its_weights(
+    kind: str, mode: str, corners: bool | None, size: tuple[int, int]
+) -> None:
+    x = codes(2, 3, 5, 7)
+    made = [
+        windows.resizing(kind, *e, 0.0, bool(corners), 2) for e in zip((5, 7), size, strict=True)
+    ]
+    assert all(set(w.sum(1).tolist()) <= {2**b for b in range(9)} for _, w in made)
+    places, weights = ([pair[i] for pair in made] for i in range(2))
+    got = ops.resample(x, places, weights, -2, 128, 128, 0, 255)
+    smooth = {"antialias": True} if kind == "smooth" else {}
+    true = torch.nn.functional.interpolate(
+        x.double() - 128, size=size, mode=mode, align_corners=corners, **smooth
+    )
+    assert (got.double() - 128 - (4 * true).clamp(-128, 127)).abs().max() < 0.5 + 4 * 255 * 2**-8
+    fake = ops.fake_resize((x.double() - 128) / 4, kind, size, [0.0, 0.0], bool(corners))
+    assert torch.equal((4 * (4 * fake)).round().clamp(-128, 127) + 128, got.double())
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+def test_uneven_windows_are_rounded_once(rounding: str) -> None:
+    x = codes(1, 2, 10, 7)
+    pairs = [windows.uneven(10, 4), windows.uneven(7, 3)]
+    places, weights = ([pair[i] for pair in pairs] for i in range(2))
+    got = ops.resample(x, places, weights, 1, 128, 128, 0, 255, rounding)
+    for c, i, j in product(range(2), range(4), range(3)):
+        rows, columns = (
+            slice(n * k // m, -(-(k + 1) * n // m)) for n, m, k in ((10, 4, i), (7, 3, j))
+        )
+        window = whole(x, 128)[0, c, rows, columns]
+        quotient = Fraction(int(window.sum()), 2 * window.size)
+        assert int(got[0, c, i, j]) == rounded(quotient, rounding) + 128
 
 
 @pytest.mark.parametrize("exponent", [6, 8, 10])

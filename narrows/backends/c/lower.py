@@ -224,7 +224,10 @@ def _enter(sketch: Sketch, node: fx.Node) -> Port:
 def _images(node: fx.Node) -> bool:
     """Whether an operator works on tensors with the channels last."""
     name = op_name(node)
-    return name.startswith(("conv", "average_pool", "max_pool")) and len(shape_of(node) or ()) > 2
+    return (
+        name.startswith(("conv", "average_pool", "max_pool", "resample"))
+        and len(shape_of(node) or ()) > 2
+    )
 
 
 def _write(sketch: Sketch, node: fx.Node, parts: set[fx.Node]) -> None:

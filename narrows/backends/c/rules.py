@@ -13,6 +13,7 @@ from narrows.backends.c.layout import Loop, View, channels_last, loops, packed, 
 from narrows.backends.c.moves import Rule, reduced, spread, window_text
 from narrows.backends.c.norms import layer_norm
 from narrows.backends.c.powers import power_digits
+from narrows.backends.c.resizing import resample
 from narrows.backends.c.sketch import INT32, INT64, Pointers, Sketch, nest
 from narrows.backends.c.types import CODES, Types
 from narrows.ir.program import Meta
@@ -472,6 +473,7 @@ RULES: dict[str, Rule] = {
     "conv": _conv, "conv_transpose": _conv_transpose, "linear": _linear, "matmul": _matmul,
     "add": _add, "mul": _mul, "rescale": _rescale, "lookup": _lookup, "concat": _concat,
     "mean": _mean, "average_pool": _average_pool, "softmax": _softmax, "layer_norm": layer_norm,
+    "resample": resample,
 }  # fmt: skip
 
 __all__ = ["LANES", "RULES", "spread"]

@@ -30,6 +30,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "max_pool": ("window", "max_pool"),
     "average_pool": ("settled", "divided", "average", "window", "average_pool"),
     "mean": ("settled", "divided", "average", "mean"),
+    "resample": ("rounding", "scaled", "settled", "divided", "average", "resample"),
     "extremum": ("extremum",),
     "softmax": ("settled", "divided", "softmax"),
     "normalise": ("settled", "binary", "whole", "normalise"),
@@ -46,8 +47,8 @@ ORDER = (
     "rounding", "scaled", "settled", "settle", "moved", "divided", "average", "window", "sums",
     "dense",
     "conv", "gather", "turned", "convolve", "conv_plain", "conv_turned", "depthwise", "max_pool",
-    "average_pool", "mean", "extremum", "softmax", "binary", "whole", "normalise", "matmul", "add",
-    "mul", "rescale", "lookup", "embedding", "copy",
+    "average_pool", "mean", "resample", "extremum", "softmax", "binary", "whole", "normalise",
+    "matmul", "add", "mul", "rescale", "lookup", "embedding", "copy",
 )  # fmt: skip
 
 # What only a build by shifts and additions is made of.
@@ -112,7 +113,7 @@ def _typed(sketch: Sketch, text: Callable[[str], str]) -> list[str]:
 
 
 def _used(name: str, needed: set[str], final: str) -> bool:
-    return final == name or bool(needed & {"matmul", "add", "mul", "rescale"})
+    return final == name or bool(needed & {"matmul", "add", "mul", "rescale", "resample"})
 
 
 def _array(constant: Constant) -> str:

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import fx
 
+from narrows.ir.integer import windows
 from narrows.ir.ops.args import arguments
 from narrows.ir.ops.integer import AnyWidth, Call, Fold, IntegerForm, Settled, spread
+from narrows.ir.ops.integer_windows import resampled
 from narrows.ir.program import Meta, shape_of
 
 ops: Any = torch.ops.narrows
@@ -44,7 +46,7 @@ class Mean(AnyWidth):
 
 @dataclass(frozen=True)
 class AveragePool(AnyWidth):
-    """Average pooling over windows of one size, given or adaptive.
+    """Average pooling over windows of one size, or adaptive.
 
     Attributes:
         spatial: How many trailing axes it pools over.
@@ -55,15 +57,14 @@ class AveragePool(AnyWidth):
     adaptive: bool = False
 
     def narrow(self, node: fx.Node) -> str:
-        # Backends have kernels for wide codes over two axes.
-        return "" if len(shape_of(node)) == 4 else IntegerForm.narrow(self, node)
+        # Backends have kernels for wide codes over two axes, and windows of one size.
+        wide = len(shape_of(node)) == 4 and not self._uneven(node)
+        return "" if wide else IntegerForm.narrow(self, node)
 
     def obstacle(self, node: fx.Node) -> str:
         if len(shape_of(self.operands(node)[0])) != self.spatial + 2:
             return "its input has no batch axis"
-        if not self.adaptive:
-            return ""
-        return "" if self._kernel(node) else "its windows differ in size"
+        return ""
 
     def _kernel(self, node: fx.Node) -> list[int] | None:
         """Return the size of adaptive windows, if they all have one."""
@@ -71,11 +72,17 @@ class AveragePool(AnyWidth):
         pairs = list(zip(sizes, spread(arguments(node)["output_size"], self.spatial), strict=True))
         return None if any(s % w for s, w in pairs) else [s // w for s, w in pairs]
 
+    def _uneven(self, node: fx.Node) -> bool:
+        return self.adaptive and self._kernel(node) is None
+
     def emit(self, fold: Fold, node: fx.Node, out: Settled) -> Call:
         args, count = arguments(node), self.spatial
         operand = self.operands(node)[0]
         x, grid = fold.codes(operand)
         rest = (grid.exponent - out.grid.exponent, grid.zero, *out.tail)
+        if self._uneven(node):
+            ends = zip(shape_of(operand)[2:], shape_of(node)[2:], strict=True)
+            return resampled(fold, node, operand, [windows.uneven(*e) for e in ends], out)
         if self.adaptive:
             return self._adaptive(node, x, rest)
         kernel, padding = (spread(args[k], count) for k in ("kernel_size", "padding"))

@@ -33,6 +33,7 @@ from narrows.ir.ops.integer import (
 )
 from narrows.ir.ops.integer_averages import AveragePool, Mean
 from narrows.ir.ops.integer_norms import GroupNorm, InstanceNorm, LayerNorm
+from narrows.ir.ops.integer_windows import Resize
 from narrows.ir.program import Meta, shape_of
 
 ops: Any = torch.ops.narrows
@@ -290,14 +291,23 @@ _MOVES = """
     repeat_interleave.self_int slice.Tensor narrow split.Tensor split.sizes split_with_sizes chunk
     tensor_split.sections tensor_split.indices index_select select.int unbind.int
     max_pool2d max_pool3d upsample_nearest1d upsample_nearest2d upsample_nearest3d
-    upsample_nearest2d.vec amax amin dropout feature_dropout alpha_dropout embedding
-    lift_fresh_copy
+    upsample_nearest1d.vec upsample_nearest2d.vec upsample_nearest3d.vec amax amin dropout
+    feature_dropout alpha_dropout embedding lift_fresh_copy
 """
 _LOOKUPS = """
     silu gelu sigmoid tanh hardswish hardsigmoid leaky_relu elu selu celu mish softplus log_sigmoid
     hardshrink softshrink threshold abs neg sign square sin cos atan asinh erf erfc floor ceil round
     trunc frac exp rsub.Scalar sub.Scalar add.Scalar
 """
+
+RESIZINGS = {
+    1: {"upsample_linear1d": "linear"},
+    2: {
+        "upsample_bilinear2d": "linear", "upsample_bicubic2d": "cubic",
+        "_upsample_bilinear2d_aa": "smooth", "_upsample_nearest_exact2d": "nearest",
+    },
+    3: {"upsample_trilinear3d": "linear"},
+}  # fmt: skip
 
 
 def _standard() -> dict[str, IntegerForm]:
@@ -335,6 +345,9 @@ def _standard() -> dict[str, IntegerForm]:
     for n in (1, 2, 3):
         put(f"avg_pool{n}d", AveragePool(spatial=n))
         put(f"adaptive_avg_pool{n}d", AveragePool(spatial=n, adaptive=True))
+    for n, names in RESIZINGS.items():
+        for name, method in names.items():
+            put(f"{name} {name}.vec", Resize(n, method))
     put("softmax.int _softmax", Softmax())
     put("layer_norm", LayerNorm())
     put("rms_norm", LayerNorm(centred=False))
@@ -353,6 +366,7 @@ FAKES: dict[Any, IntegerForm] = {
     ops.fake_softmax.default: Softmax(),
     ops.fake_layer_norm.default: LayerNorm(),
     ops.fake_group_norm.default: GroupNorm(),
+    ops.fake_resize.default: Resize(),
 }
 
 

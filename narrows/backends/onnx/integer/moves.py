@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from narrows.backends.onnx.integer.graph import Graph, given, window_pads
+from narrows.ir.ops.args import call
 from narrows.ir.program import Meta, op_name, shape_of
 
 Emit = Callable[[Graph, fx.Node], None]
@@ -295,12 +296,15 @@ def _max_pool(graph: Graph, node: fx.Node) -> None:
     )  # fmt: skip
 
 
-@moves("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_nearest2d.vec")
+@moves("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_nearest1d.vec",
+       "upsample_nearest2d.vec", "upsample_nearest3d.vec")  # fmt: skip
 def _nearest(graph: Graph, node: fx.Node) -> None:
-    sizes = zip(shape_of(node)[2:], shape_of(_source(node))[2:], strict=True)
-    ratios = [new / old for new, old in sizes]
-    if not all(r == int(r) for r in ratios):  # runtimes round positions in their own ways
-        _pick(graph, node)
+    old, new = shape_of(_source(node))[2:], shape_of(node)[2:]
+    picked = _picked(node)
+    ratios = [n // o for n, o in zip(new, old, strict=True)]
+    plain = [np.repeat(np.arange(o), r) for o, r in zip(old, ratios, strict=True)]
+    if not all(map(np.array_equal, picked, plain)):  # runtimes round positions in their own ways
+        _pick(graph, node, picked)
         return
     scales = graph.constant([1.0, 1.0, *ratios], "float32")
     graph.add(
@@ -309,15 +313,24 @@ def _nearest(graph: Graph, node: fx.Node) -> None:
     )  # fmt: skip
 
 
-def _pick(graph: Graph, node: fx.Node) -> None:
-    """Write nearest resizing as the positions that torch picks, axis by axis."""
+def _picked(node: fx.Node) -> list[np.ndarray]:
+    """Return the positions that torch picks, axis by axis: those that it finds among positions."""
+    sizes, picked = shape_of(_source(node))[2:], []
+    for axis, size in enumerate(sizes):
+        line = torch.arange(size, dtype=torch.float64)
+        line = line.reshape([-1 if a == axis else 1 for a in range(len(sizes))])
+        found = call(node, {_source(node): line.expand(1, 1, *sizes).contiguous()})[0, 0]
+        along = tuple(slice(None) if a == axis else 0 for a in range(len(sizes)))
+        picked.append(found[along].long().numpy())
+    return picked
+
+
+def _pick(graph: Graph, node: fx.Node, picked: list[np.ndarray]) -> None:
+    """Write nearest resizing as positions, axis by axis."""
     x, rank = _first(graph, node), _rank(node)
-    for axis in range(2, rank):
-        old, new = shape_of(_source(node))[axis], shape_of(node)[axis]
-        line = torch.arange(old, dtype=torch.float64).view(1, 1, old)
-        picked = torch.nn.functional.interpolate(line, size=new).flatten().long().numpy()
+    for axis, positions in enumerate(picked, 2):
         out = node.name if axis == rank - 1 else f"{node.name}."
-        x = graph.add("Gather", [x, graph.constant(picked, "int64")], out, axis=axis)
+        x = graph.add("Gather", [x, graph.constant(positions, "int64")], out, axis=axis)
 
 
 @moves("amax", "amin")

@@ -10,12 +10,14 @@ import math
 from typing import Any
 
 import numpy as np
+import torch
 from torch import fx
 
 from narrows.backends.onnx.integer import exact
 from narrows.backends.onnx.integer.graph import Graph, given, window_pads
 from narrows.ir.integer.grid import CENTRE
 from narrows.ir.integer.library import average_counts
+from narrows.ir.integer.windows import totals
 from narrows.ir.program import shape_of
 
 
@@ -219,6 +221,32 @@ def countable_pads(node: fx.Node) -> list[int] | None:
     return None if args["count_include_pad"] and more else pads
 
 
+def resample(graph: Graph, node: fx.Node) -> None:
+    """Write weighted averages: what every tap picks, times its weight, axis by axis."""
+    args, at = given(node), f"{node.name}."
+    x, rank = exact.whole(graph, args["x"], args["x_zero"], at), len(shape_of(node))
+    pairs = list(zip(args["places"], args["weights"], strict=True))
+    for axis, (place, weight) in enumerate(pairs, rank - len(pairs)):
+        places, weights = graph.tensor(place), graph.tensor(weight).to(torch.int64)
+        along, terms = [-1, *[1] * (rank - 1 - axis)], []
+        for tap in range(places.shape[1]):
+            taken = graph.constant(places[:, tap].numpy(), "int64")
+            factor = graph.constant(weights[:, tap].reshape(along).numpy(), "int64")
+            picked = graph.add("Gather", [x, taken], at, axis=axis)
+            terms.append(graph.add("Mul", [picked, factor], at))
+        x = _sum(graph, terms, at)
+    counts = totals([graph.tensor(w) for w in args["weights"]])
+    _average(graph, node, x, counts.numpy())
+
+
+def _sum(graph: Graph, terms: list[str], at: str) -> str:
+    """Return a sum; ONNX's own takes no integers."""
+    total = terms[0]
+    for term in terms[1:]:
+        total = graph.add("Add", [total, term], at)
+    return total
+
+
 def _average(graph: Graph, node: fx.Node, acc: str, count: np.ndarray) -> None:
     by = given(node)["shift_by"]
     if by < 0:
@@ -231,6 +259,7 @@ def _average(graph: Graph, node: fx.Node, acc: str, count: np.ndarray) -> None:
 FORM: dict[str, Any] = {
     "conv": conv, "conv_transpose": conv_transpose, "linear": linear, "matmul": matmul,
     "add": add, "mul": mul, "rescale": rescale, "concat": concat, "mean": mean,
-    "average_pool": average_pool, "lookup": exact.lookup, "softmax": exact.softmax,
-    "layer_norm": exact.layer_norm, "quantize": exact.quantize, "dequantize": exact.dequantize,
+    "average_pool": average_pool, "resample": resample, "lookup": exact.lookup,
+    "softmax": exact.softmax, "layer_norm": exact.layer_norm,
+    "quantize": exact.quantize, "dequantize": exact.dequantize,
 }  # fmt: skip

@@ -18,6 +18,7 @@ from torch import fx
 
 from narrows.backends.onnx.integer import exact, portable
 from narrows.backends.onnx.integer.graph import Graph, given
+from narrows.backends.onnx.integer.resizing import resample
 from narrows.ir.integer.bounds import EXACT
 from narrows.ir.integer.grid import Grid
 from narrows.ir.integer.statistics import distinct
@@ -320,5 +321,6 @@ def average_pool(graph: Graph, node: fx.Node) -> None:
 FORM: dict[str, Any] = {
     **portable.FORM, "conv": conv, "conv_transpose": conv_transpose, "linear": linear,
     "matmul": matmul, "add": add, "mul": mul, "rescale": rescale, "concat": concat,
-    "mean": mean, "average_pool": average_pool, "lookup": lookup, "softmax": softmax,
+    "mean": mean, "average_pool": average_pool, "resample": resample, "lookup": lookup,
+    "softmax": softmax,
 }  # fmt: skip

@@ -16,6 +16,7 @@ from torch import fx
 
 from narrows.backends.onnx.integer import exact, portable, qdq
 from narrows.backends.onnx.integer.graph import MICROSOFT, Graph, given
+from narrows.backends.onnx.integer.resizing import resample
 from narrows.ir.integer.grid import CENTRE, Grid
 from narrows.ir.program import shape_of
 
@@ -185,5 +186,5 @@ def average_pool(graph: Graph, node: fx.Node) -> None:
 FORM: dict[str, Any] = {
     **portable.FORM, "conv": conv, "linear": linear, "matmul": matmul, "add": add, "mul": mul,
     "concat": concat,
-    "mean": mean, "average_pool": average_pool,
+    "mean": mean, "average_pool": average_pool, "resample": resample,
 }  # fmt: skip

@@ -18,6 +18,7 @@ from narrows.backends.tvm.rules.integers import INT32, settle_of
 from narrows.backends.tvm.rules.layout import joined
 from narrows.backends.tvm.rules.norms import by_rows
 from narrows.backends.tvm.rules.reductions import reduced
+from narrows.backends.tvm.rules.resample import resampled
 from narrows.backends.tvm.rules.table import Call, rule
 from narrows.backends.tvm.values import Value
 
@@ -181,6 +182,29 @@ def _average_pool(low: Lowering, call: Call) -> Value:
         counts = np.full_like(counts, args["divisor"])
     shown = counts if (counts != most).any() else counts.reshape(-1)[:1].reshape((1,) * counts.ndim)
     return _average(low, call, total, Value.constant(shown[None, None]), most, zero)
+
+
+@rule("narrows.resample")
+def _resample(low: Lowering, call: Call) -> Value:
+    args, zero = call.args, call.args["x_zero"]
+    places, weights = (
+        [fixed(low, v, "a table of a resizing") for v in args[k]] for k in ("places", "weights")
+    )
+    bound = _reach(zero) * math.prod(int(np.abs(w).sum(1).max()) for w in weights)
+    if bound >= INT32:
+        raise low.refuse(f"weighted sums of up to {bound:,}")
+    x = each(low, [low.channels_last(args["x"])], lambda c: codes.whole(c, zero), "int32", "whole")
+    for axis, pair in enumerate(zip(places, weights, strict=True), x.rank - len(places)):
+        x = resampled(low, x, axis, *pair)
+    counts = np.ones((), "int64")
+    for weight in weights:
+        counts = np.multiply.outer(counts, weight.sum(1))
+    most = int(counts.max())
+    if (counts == most).all() and most & (most - 1) == 0:
+        settle = settle_of(call, args["shift_by"] + most.bit_length() - 1, bound)
+        return each(low, [x], settle.codes, "uint8", "resize")
+    shown = counts.astype("int32")[(None,) * (x.rank - len(places))]
+    return _average(low, call, x, Value.constant(shown), max(most, bound // _reach(zero)), zero)
 
 
 # ---------------------------------------------------------------------- rows

