@@ -62,7 +62,25 @@ def resizings() -> Program:
     )
 
 
-PROGRAMS: dict[str, Callable[[], Program]] = {"averages": averages, "resizings": resizings}
+def slopes() -> Program:
+    """Slopes of what is negative, one per channel or one."""
+    b = images((2, 6, 5, 7), (2, 6))
+    image, row = b.inputs
+    several = b.weight("several", torch.tensor([0.1, -0.3, 0.0, 1.5, 0.25, 1e-3]))
+    one = b.weight("one", torch.tensor([0.2]))
+    return b.program(
+        b.call(aten.prelu.default, image, several),
+        b.call(aten.prelu.default, image, one),
+        b.call(aten.prelu.default, b.call(aten.permute.default, image, [0, 1, 3, 2]), several),
+        b.call(aten.prelu.default, row, several),
+    )
+
+
+PROGRAMS: dict[str, Callable[[], Program]] = {
+    "averages": averages,
+    "resizings": resizings,
+    "slopes": slopes,
+}
 
 
 def integers(name: str, rounding: str = "half_even") -> Program:

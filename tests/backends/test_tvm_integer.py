@@ -140,6 +140,8 @@ def others(rounding: str) -> Program:
     )  # fmt: skip
     for *how, by in pools:
         b.add("average_pool", x, *how, by, 128, 128, 0, 255)
+    slopes = b.number(b.bytes((20, 1, 1), -8000, 8000).to(torch.int32))
+    b.add("prelu", x, slopes, 13, 12, 128, 128, 0, 255)
     b.add("mean", rows, [2], False, 3, 128, 128, 0, 255, 1)
     b.add("average_pool", rows, [3], [2], [1], True, False, 0, 128, 128, 0, 255)
     b.add("average_pool", x, [2, 2], [2, 2], [0, 0], False, True, 0, 128, 128, 0, 255, 3)

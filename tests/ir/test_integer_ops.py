@@ -16,6 +16,7 @@ from narrows.errors import UsageError
 from narrows.ir.integer.bounds import accumulator_bound
 from narrows.ir.integer.grid import Grid, WeightGrid
 from narrows.ir.integer.rounding import divide, shift
+from narrows.ir.integer.slopes import slope_codes
 
 ops = torch.ops.narrows
 ROUNDINGS = ("half_even", "half_up")
@@ -236,6 +237,18 @@ def test_uneven_windows_are_rounded_once(rounding: str) -> None:
         window = whole(x, 128)[0, c, rows, columns]
         quotient = Fraction(int(window.sum()), 2 * window.size)
         assert int(got[0, c, i, j]) == rounded(quotient, rounding) + 128
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+def test_prelu_rounds_once(rounding: str) -> None:
+    x, weight = codes(2, 3, 4), torch.tensor([0.3, -1.5, 2.0**-9])
+    slopes, unit = slope_codes(weight, 3)
+    assert (unit, slopes.flatten().tolist()) == (13, [2458, -12288, 16])
+    got = ops.prelu(x, slopes, unit, unit - 1, 128, 128, 0, 255, rounding)
+    factor = np.where(whole(x, 128) > 0, 2**13, slopes.numpy().astype(np.int64))
+    expected = settled(whole(x, 128) * factor, 12, 128, 0, 255, rounding)
+    np.testing.assert_array_equal(got.numpy(), expected)
+    assert slope_codes(torch.tensor([1e9]), 2)[0].tolist() == [32767]
 
 
 @pytest.mark.parametrize("exponent", [6, 8, 10])

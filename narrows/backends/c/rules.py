@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from narrows.backends.c.layout import Loop, View, channels_last, loops, packed, row_major
+from narrows.backends.c.layout import Buffer, Loop, View, channels_last, loops, packed, row_major
 from narrows.backends.c.moves import Rule, reduced, spread, window_text
 from narrows.backends.c.norms import layer_norm
 from narrows.backends.c.powers import power_digits
@@ -371,6 +371,17 @@ def _lookup(sketch: Sketch, node: fx.Node, args: dict[str, Any]) -> View:
     return _elementwise(sketch, node, "lookup", [sketch.view(args["x"])], table)
 
 
+def _prelu(sketch: Sketch, node: fx.Node, args: dict[str, Any]) -> View:
+    slopes = args["slopes"]
+    symbol = sketch.constant(f"{node.name}_slopes", slopes.numpy(), "int16_t")
+    strides = packed(slopes.shape, row_major(slopes.dim()))
+    held = View(Buffer(symbol, slopes.numel(), "constant", symbol), 0, tuple(slopes.shape), strides)
+    bound = 255 * max(1 << args["unit"], int(slopes.to(torch.int64).abs().max()))
+    by = sketch.shift(node, args["shift_by"], bound)
+    extra = f"{args['unit']}, {by}, {args['x_zero']}, {tail(args)}"
+    return _elementwise(sketch, node, "prelu", [sketch.view(args["x"]), held], extra)
+
+
 def _concat(sketch: Sketch, node: fx.Node, args: dict[str, Any]) -> View:
     parts = [sketch.view(x) for x in args["xs"]]
     shape = sketch.shape(node)
@@ -471,7 +482,8 @@ def _softmax(sketch: Sketch, node: fx.Node, args: dict[str, Any]) -> View:
 
 RULES: dict[str, Rule] = {
     "conv": _conv, "conv_transpose": _conv_transpose, "linear": _linear, "matmul": _matmul,
-    "add": _add, "mul": _mul, "rescale": _rescale, "lookup": _lookup, "concat": _concat,
+    "add": _add, "mul": _mul, "rescale": _rescale, "prelu": _prelu, "lookup": _lookup,
+    "concat": _concat,
     "mean": _mean, "average_pool": _average_pool, "softmax": _softmax, "layer_norm": layer_norm,
     "resample": resample,
 }  # fmt: skip

@@ -38,6 +38,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "add": ("rounding", "scaled", "settled", "add"),
     "mul": ("rounding", "scaled", "settled", "mul"),
     "rescale": ("rounding", "scaled", "settled", "rescale"),
+    "prelu": ("rounding", "scaled", "settled", "prelu"),
     "lookup": ("lookup",),
     "embedding": ("embedding",),
     "copy": ("copy",),
@@ -48,7 +49,7 @@ ORDER = (
     "dense",
     "conv", "gather", "turned", "convolve", "conv_plain", "conv_turned", "depthwise", "max_pool",
     "average_pool", "mean", "resample", "extremum", "softmax", "binary", "whole", "normalise",
-    "matmul", "add", "mul", "rescale", "lookup", "embedding", "copy",
+    "matmul", "add", "mul", "rescale", "prelu", "lookup", "embedding", "copy",
 )  # fmt: skip
 
 # What only a build by shifts and additions is made of.
@@ -113,7 +114,7 @@ def _typed(sketch: Sketch, text: Callable[[str], str]) -> list[str]:
 
 
 def _used(name: str, needed: set[str], final: str) -> bool:
-    return final == name or bool(needed & {"matmul", "add", "mul", "rescale", "resample"})
+    return final == name or bool(needed & {"matmul", "add", "mul", "rescale", "resample", "prelu"})
 
 
 def _array(constant: Constant) -> str:

@@ -15,6 +15,7 @@ from torch import fx
 
 import narrows.ir.integer.statistics as statistics
 from narrows.ir.integer.grid import Grid
+from narrows.ir.integer.slopes import slope_codes
 from narrows.ir.ops.args import arguments, is_tensor
 from narrows.ir.ops.integer import (
     AnyWidth,
@@ -142,9 +143,15 @@ class Lookup(AnyWidth):
 
     function: str = ""
 
+    def operands(self, node: fx.Node) -> tuple[fx.Node, ...]:
+        read = [n for n in arguments(node).values() if is_tensor(n) and not _alone(n)]
+        return tuple(read[:1])
+
     def obstacle(self, node: fx.Node) -> str:
-        loose = [n for n in node.all_input_nodes if n not in self.operands(node)]
-        return f"it also reads {loose[0].name}" if any(map(is_tensor, loose)) else ""
+        for other in node.all_input_nodes:
+            if is_tensor(other) and other not in self.operands(node) and not _alone(other):
+                return f"it also reads {other.name}"
+        return ""
 
     def emit(self, fold: Fold, node: fx.Node, out: Settled) -> Call:
         operand = self.operands(node)[0]
@@ -152,7 +159,7 @@ class Lookup(AnyWidth):
         first, codes = (grid.low, len(grid.codes)) if grid.wide else (0, 256)
         values = (torch.arange(codes, dtype=torch.float64) + (first - grid.zero)) * grid.scale
         args = arguments(node)
-        given = {k: values if v is operand else _number(v) for k, v in args.items()}
+        given = {k: values if v is operand else self._other(fold, v) for k, v in args.items()}
         keyword = {a.name for a in node.target._schema.arguments if a.kwarg_only}  # type: ignore
         with torch.no_grad():
             made = node.target(  # type: ignore[operator]
@@ -164,10 +171,47 @@ class Lookup(AnyWidth):
         place = (first,) if first else ()
         return ops.lookup.default, (x, fold.table(node, table), self._function(args), *place)
 
+    def _other(self, fold: Fold, value: Any) -> Any:
+        """Return another argument: a number, or a weight that is one."""
+        if not is_tensor(value):
+            return _number(value)
+        weight = fold.float_weight(value)
+        return None if weight is None else weight.detach().double()
+
     def _function(self, args: dict[str, Any]) -> str:
         """Return the name of a function without parameters, by which backends may know it."""
         plain = args.get("approximate", "none") == "none" and len(args) <= 2
         return self.function if plain else ""
+
+
+def _alone(node: fx.Node) -> bool:
+    """Whether a node is a weight of one number."""
+    return node.op == "get_attr" and math.prod(shape_of(node)) == 1
+
+
+@dataclass(frozen=True)
+class Slope(IntegerForm):
+    """``prelu``: a table where there is one slope, else a product with that of the channel."""
+
+    def at(self, node: fx.Node) -> IntegerForm:
+        return Lookup() if _alone(arguments(node)["weight"]) else self
+
+    def obstacle(self, node: fx.Node) -> str:
+        weight = arguments(node)["weight"]
+        return "" if weight.op == "get_attr" else f"its slopes are computed, by {weight.name}"
+
+    def fake(self, node: fx.Node, grids: list[Grid], out: Grid, rounding: str) -> Call | None:
+        return ops.fake_prelu.default, tuple(arguments(node).values())
+
+    def emit(self, fold: Fold, node: fx.Node, out: Settled) -> Call:
+        args = arguments(node)
+        x, grid = fold.codes(args["x"])
+        weight = fold.float_weight(args["weight"])
+        assert weight is not None
+        codes, unit = slope_codes(weight, len(shape_of(node)))
+        by = grid.exponent + unit - out.grid.exponent
+        slopes = fold.constant(f"{node.name}.slopes", codes)
+        return ops.prelu.default, (x, slopes, unit, by, grid.zero, *out.tail)
 
 
 def _number(value: Any) -> Any:
@@ -322,6 +366,7 @@ def _standard() -> dict[str, IntegerForm]:
         put(name, Lookup(function=name))
     put("constant_pad_nd pad", Padding())
     put("max_pool1d", Flat())
+    put("prelu", Slope())
     put("relu", Clip(lo=0.0))
     put("relu6", Clip(lo=0.0, hi=6.0))
     put("hardtanh", Clip(lo="min_val", hi="max_val"))
@@ -367,6 +412,7 @@ FAKES: dict[Any, IntegerForm] = {
     ops.fake_layer_norm.default: LayerNorm(),
     ops.fake_group_norm.default: GroupNorm(),
     ops.fake_resize.default: Resize(),
+    ops.fake_prelu.default: Slope(),
 }
 
 

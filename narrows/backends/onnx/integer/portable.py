@@ -131,6 +131,16 @@ def mul(graph: Graph, node: fx.Node) -> None:
     exact.shifted(graph, graph.add("Mul", parts, at), args["shift_by"], node)
 
 
+def prelu(graph: Graph, node: fx.Node) -> None:
+    """Write a product with 1 or with the channel's slope."""
+    args, at = given(node), f"{node.name}."
+    x = exact.whole(graph, args["x"], args["x_zero"], at)
+    slopes = graph.constant(graph.tensor(args["slopes"]).numpy(), "int64")
+    above = graph.add("Greater", [x, graph.scalar(0, "int64")], at)
+    factor = graph.add("Where", [above, graph.scalar(1 << args["unit"], "int64"), slopes], at)
+    exact.shifted(graph, graph.add("Mul", [x, factor], at), args["shift_by"], node)
+
+
 def rescale(graph: Graph, node: fx.Node) -> None:
     """Write codes that change their grid."""
     args = given(node)
@@ -258,7 +268,7 @@ def _average(graph: Graph, node: fx.Node, acc: str, count: np.ndarray) -> None:
 
 FORM: dict[str, Any] = {
     "conv": conv, "conv_transpose": conv_transpose, "linear": linear, "matmul": matmul,
-    "add": add, "mul": mul, "rescale": rescale, "concat": concat, "mean": mean,
+    "add": add, "mul": mul, "rescale": rescale, "prelu": prelu, "concat": concat, "mean": mean,
     "average_pool": average_pool, "resample": resample, "lookup": exact.lookup,
     "softmax": exact.softmax, "layer_norm": exact.layer_norm,
     "quantize": exact.quantize, "dequantize": exact.dequantize,

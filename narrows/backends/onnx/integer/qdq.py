@@ -151,6 +151,14 @@ def mul(graph: Graph, node: fx.Node) -> None:
     _binary("Mul", graph, node)
 
 
+def prelu(graph: Graph, node: fx.Node) -> None:
+    """Write a slope per channel; a code times one is a float32."""
+    args, at = given(node), f"{node.name}."
+    slopes = graph.tensor(args["slopes"]).numpy() * np.float32(2.0 ** -args["unit"])
+    x = dequantized(graph, graph.name(args["x"]), graph.grid(args["x"]), at)
+    quantized(graph, graph.add("PRelu", [x, graph.constant(slopes, "float32")], at), node)
+
+
 def rescale(graph: Graph, node: fx.Node) -> None:
     """Write codes that change their grid, as a table.
 
@@ -320,7 +328,7 @@ def average_pool(graph: Graph, node: fx.Node) -> None:
 
 FORM: dict[str, Any] = {
     **portable.FORM, "conv": conv, "conv_transpose": conv_transpose, "linear": linear,
-    "matmul": matmul, "add": add, "mul": mul, "rescale": rescale, "concat": concat,
+    "matmul": matmul, "add": add, "mul": mul, "rescale": rescale, "prelu": prelu, "concat": concat,
     "mean": mean, "average_pool": average_pool, "resample": resample, "lookup": lookup,
     "softmax": softmax,
 }  # fmt: skip

@@ -107,6 +107,21 @@ def _mul(low: Lowering, call: Call) -> Value:
     return each(low, [args["a"], args["b"]], code, "uint8", "multiply")
 
 
+@rule("narrows.prelu")
+def _prelu(low: Lowering, call: Call) -> Value:
+    args, zero, unit = call.args, call.args["x_zero"], 1 << call.args["unit"]
+    slopes = fixed(low, args["slopes"], "the slopes of a prelu").astype("int32")
+    bound = _reach(zero) * max(unit, int(np.abs(slopes).max()))
+    settle = settle_of(call, args["shift_by"], bound)
+
+    def code(x: Any, slope: Any) -> Any:
+        whole = codes.whole(x, zero)
+        factor = tirx.Select(whole > 0, codes.number(unit, "int32"), slope)
+        return settle.codes(whole * factor)
+
+    return each(low, [args["x"], Value.constant(slopes)], code, "uint8", "prelu")
+
+
 @rule("narrows.rescale")
 def _rescale(low: Lowering, call: Call) -> Value:
     settle = settle_of(call, call.args["shift_by"], _reach(call.args["x_zero"]))
