@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch import fx
 
 import narrows
 from narrows.ir.program import Program
@@ -76,10 +77,29 @@ def slopes() -> Program:
     )
 
 
+def paddings() -> Program:
+    """Kernels of even sizes whose result is as large as the operand: more is padded behind."""
+    b = images((2, 3, 16), (2, 4, 5, 7))
+    line, image = b.inputs
+    generator = torch.Generator().manual_seed(1)
+
+    def kernel(name: str, *shape: int) -> fx.Node:
+        return b.weight(name, torch.randn(shape, generator=generator))
+
+    inside = b.call(aten.sigmoid.default, image)  # its zero point is 0
+    return b.program(
+        b.call(aten.conv1d.padding, line, kernel("a", 4, 3, 4), None, [1], "same", [2]),
+        b.call(aten.conv1d.padding, line, kernel("b", 4, 3, 2), None, [1], "same"),
+        b.call(aten.conv2d.padding, image, kernel("c", 6, 4, 2, 4), None, [1, 1], "same"),
+        b.call(aten.conv2d.padding, inside, kernel("d", 4, 1, 3, 2), None, [1], "same", [1, 3], 4),
+    )
+
+
 PROGRAMS: dict[str, Callable[[], Program]] = {
     "averages": averages,
     "resizings": resizings,
     "slopes": slopes,
+    "paddings": paddings,
 }
 
 

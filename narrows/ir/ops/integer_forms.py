@@ -83,20 +83,20 @@ class Layer(AnyWidth):
             return "its bias is no vector"
         if self.spatial and len(shape_of(args["input"])) != self.spatial + 2:
             return "its input has no batch axis"
-        if isinstance(args.get("padding"), str) and self._padding(node) is None:
-            return "its padding differs from side to side"
         return ""
 
-    def _padding(self, node: fx.Node) -> list[int] | None:
+    def _padding(self, node: fx.Node) -> tuple[list[int], list[int]]:
+        """Return the padding on both sides, and what there is more of it behind."""
         args = arguments(node)
+        none = [0] * self.spatial
         if not isinstance(args["padding"], str):
-            return spread(args["padding"], self.spatial)
+            return spread(args["padding"], self.spatial), none
         if args["padding"] == "valid":
-            return [0] * self.spatial
+            return none, none
         kernel = shape_of(args["weight"])[2:]
         dilation = spread(args["dilation"], self.spatial)
         total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-        return None if any(t % 2 for t in total) else [t // 2 for t in total]
+        return [t // 2 for t in total], [t % 2 for t in total]
 
     def emit(self, fold: Fold, node: fx.Node, out: Settled) -> Call:
         layer = self.weights(node)
@@ -108,7 +108,11 @@ class Layer(AnyWidth):
             return ops.linear.default, head
         args = arguments(node)
         stride, dilation = (spread(args[k], self.spatial) for k in ("stride", "dilation"))
-        padding = self._padding(node)
+        padding, more = self._padding(node)
+        if any(more):  # the code of zero goes behind
+            behind = [n for m in reversed(more) for n in (0, m)]
+            target = aten.constant_pad_nd.default
+            head = (fold.step(node, target, (x, behind, grid.zero), "padded", grid), *head[1:])
         if not self.transposed:
             return ops.conv.default, (*head, stride, padding, dilation, args["groups"])
         extra = spread(args["output_padding"], self.spatial)
