@@ -7,6 +7,7 @@ from narrows.frontend.constants import fold_constants
 from narrows.frontend.decomposed import recompose
 from narrows.frontend.draft import Draft
 from narrows.frontend.functional import functionalise
+from narrows.frontend.norms import recognise_norms
 from narrows.frontend.refuse import check_draft
 from narrows.frontend.simplify import (
     drop_empty,
@@ -38,5 +39,6 @@ def normalise(draft: Draft) -> bool:
     drop_empty(draft)
     drop_no_ops(draft)
     drop_unread(draft)
+    recognise_norms(draft)
     check_draft(draft)
     return True
