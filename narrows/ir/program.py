@@ -373,13 +373,15 @@ class Program:
         Without ``build``, ``None`` where it would have to be made. Nobody may change what it
         returns. It is not for values that depend on anything else.
         """
+        nodes = [(n, n.target, n.args, n.kwargs) for n in self.graph.nodes]
+        held = list(self.weights.values())  # kept, so that no other tensor gets the id of one
         try:
-            state = (len(self.graph.nodes), *(w._version for w in self.weights.values()))
+            state = nodes, [*self.weights], [(id(w), w._version) for w in held]
         except RuntimeError:  # tensors of inference mode do not count their changes
             return None if build is None else build()
         if self._memo.get("state") != state:
             self._memo.clear()
-            self._memo["state"] = state
+            self._memo.update(state=state, held=held)
         if key not in self._memo and build is not None:
             self._memo[key] = build()
         return self._memo.get(key)

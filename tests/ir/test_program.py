@@ -223,3 +223,19 @@ def test_what_is_remembered_of_a_program_goes_when_its_weights_change(program: P
     program.weights["conv.weight"].zero_()
     program.memo("made", lambda: made.append(5))
     assert made == [1, 4, 5]
+
+
+def test_what_is_remembered_goes_when_a_weight_is_replaced(program: Program) -> None:
+    name, tensor = next(iter(program.weights.items()))
+    for made in range(3):  # a new tensor may get the place of one that is gone
+        program.weights[name] = tensor * made
+        assert program.memo("made", lambda made=made: made) == made
+
+
+def test_what_is_remembered_goes_when_a_node_reads_another(program: Program) -> None:
+    assert program.memo("made", lambda: 1) == 1
+    node = next(n for n in program.nodes if n.op == "call_function")
+    node.args = tuple(node.args)
+    assert program.memo("made", lambda: 2) == 1  # the same again
+    node.args = (node.args[0], *node.args[:1], *node.args[2:])
+    assert program.memo("made", lambda: 3) == 3
