@@ -124,12 +124,11 @@ add("layer_norm_plain", lambda: TokenMlp(nn.LayerNorm(10, elementwise_affine=Fal
 add("rms_norm", lambda: TokenMlp(nn.RMSNorm(10)), TOKENS)
 
 
-class HandRms(nn.Module):
-    """RMSNorm as language models write it out."""
+class HandRms(nn.RMSNorm):
+    """RMSNorm as language models write it out; masks count behind it, as behind any norm."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(10))
+        super().__init__(10)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))
