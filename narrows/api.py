@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from narrows.errors import UsageError, suggest
+from narrows.errors import UsageError, unknown_option
 
 if TYPE_CHECKING:
     from narrows.backends.artifact import Artifact
@@ -116,11 +116,7 @@ def _refuse_unknown(options: Mapping[str, Any]) -> None:
     known = [*list(inspect.signature(run).parameters)[1:], "target"]
     for name in options:
         if name not in known:
-            raise UsageError(
-                f"plan has no option {name!r}",
-                why=f"it has {', '.join(known)}",
-                hint=suggest(str(name), known),
-            )
+            raise unknown_option("plan", name, known)
 
 
 def refuse_model(program: Any, function: str) -> None:
@@ -339,12 +335,11 @@ def quantize(
     from narrows.passes.instruments import Numerics, Verify
     from narrows.passes.quant.calibrate import Settings
     from narrows.passes.quant.learning import Learning
-    from narrows.passes.quant.plan import QuantPlan
+    from narrows.passes.quant.plan import loaded
     from narrows.passes.quant.quantization import quantize as run
 
     refuse_model(program, "quantize")
-    if isinstance(plan, str | os.PathLike):
-        plan = QuantPlan.load(plan)
+    plan = None if plan is None else loaded(plan)
     globs = tuple(skip) if isinstance(skip, Iterable) and not isinstance(skip, str) else (skip,)
     settings = Settings(
         weights=weights, activations=activations, method=method, percentile=percentile,

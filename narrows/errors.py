@@ -78,6 +78,16 @@ class ArtifactUsageError(UsageError, ArtifactError):
     """There is no artifact where one was named."""
 
 
+def unknown_option(owner: str, name: str, known: Iterable[str]) -> UsageError:
+    """Return the error for an option that a function, a pass or a target has not."""
+    options = list(known)
+    return UsageError(
+        f"{owner} has no option {name!r}",
+        why=f"its options are: {', '.join(options) or 'none'}",
+        hint=suggest(name, options),
+    )
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """Return ``did you mean 'x'?`` for the closest known name, or an empty string."""
     match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

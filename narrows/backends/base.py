@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from narrows.errors import LowerError, UsageError, suggest
+from narrows.errors import LowerError, UsageError, suggest, unknown_option
 from narrows.files.folders import with_room
 from narrows.ir.tracing import alone
 
@@ -206,11 +206,7 @@ def _check_options(kind: type[Target], options: dict[str, Any]) -> None:
     fields = {field.name: field for field in dataclasses.fields(kind)}
     for key, value in options.items():
         if key not in fields:
-            raise UsageError(
-                f"{kind.name} has no option {key!r}",
-                why=f"its options are: {', '.join(fields) or 'none'}",
-                hint=suggest(key, fields),
-            )
+            raise unknown_option(kind.name, key, fields)
         # Options are plain values, so the type of the default is the type of the option, unless
         # the field says that there are more.
         kinds = fields[key].metadata.get(KINDS, (type(fields[key].default),))

@@ -20,7 +20,7 @@ import types
 import typing
 from typing import TYPE_CHECKING, Any
 
-from narrows.errors import UsageError, suggest
+from narrows.errors import UsageError, unknown_option
 
 if TYPE_CHECKING:
     from narrows.passes.base import Pass
@@ -210,12 +210,8 @@ def make(cls: type[Pass], options: dict[str, Any]) -> Pass:
     fields = {f.name: f for f in dataclasses.fields(cls)}
     for key in options:
         if key not in fields:
-            known = ", ".join(f.replace("_", "-") for f in fields) or "none"
-            raise UsageError(
-                f"{cls.name} has no option {key.replace('_', '-')!r}",
-                why=f"its options are: {known}",
-                hint=suggest(key, fields),
-            )
+            known = (f.replace("_", "-") for f in fields)
+            raise unknown_option(cls.name, key.replace("_", "-"), known)
     missing = [
         f for f in fields if f not in options and default_of(fields[f]) is dataclasses.MISSING
     ]

@@ -186,6 +186,41 @@ def test_carried_rounding_is_no_excuse_for_a_wrong_operator(
         check(type(artifact)(artifact.folder, artifact.manifest), faint, 1)
 
 
+class Uneven(nn.Module):
+    """One channel is ten thousand times the other, and only the small one is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 2), nn.Linear(2, 1, bias=False)
+        with torch.no_grad():
+            self.a.weight[1] *= 1e4
+            self.b.weight[0, 1] = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x))
+
+
+def test_a_small_channel_is_not_lost_beside_a_large_one():
+    torch.manual_seed(0)
+    program = capture(Uneven().eval(), (torch.randn(64, 6),))
+    artifact = lower(program, check=False, simplify=False)
+    corrupt(artifact.folder / "model.onnx", "a.bias", 5e-3)
+    with pytest.raises(LowerError, match="differs from the program by"):
+        check(type(artifact)(artifact.folder, artifact.manifest), program, 1)
+
+
+def test_one_function_is_not_another_that_is_near(monkeypatch: pytest.MonkeyPatch):
+    torch.manual_seed(0)
+    erf = capture(nn.Sequential(nn.Linear(6, 64), nn.GELU()).eval(), (5 * torch.randn(64, 6),))
+    near = capture(
+        nn.Sequential(nn.Linear(6, 64), nn.GELU(approximate="tanh")).eval(), erf.examples
+    ).with_weights(erf.weights)
+    monkeypatch.setattr("narrows.backends.onnx.check.limit_of", lambda _: 1e-9)
+    with pytest.raises(LowerError, match="differs from the program by"):
+        check(lower(near, check=False), erf, 1, lowered=erf)
+    check(lower(erf, check=False), erf, 1)
+
+
 def test_carried_rounding_is_no_excuse_for_another_program(faint: Program):
     artifact = lower(faint, check=False)
     other = faint.with_weights({**faint.weights, "b.bias": faint.weights["b.bias"] + 2e-3})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +55,12 @@ class OnnxSession:
                 why=_first_line(error),
             ) from error
 
-    def run(self, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """Return the output arrays for input arrays by name."""
+    def run(
+        self, arrays: Mapping[str, np.ndarray], names: Sequence[str] | None = None
+    ) -> list[np.ndarray]:
+        """Return the output arrays, or those that are named, for input arrays by name."""
         try:
-            return [np.asarray(result) for result in self.inference.run(None, dict(arrays))]
+            return [np.asarray(result) for result in self.inference.run(names, dict(arrays))]
         except Exception as error:
             raise ArtifactError("ONNX Runtime failed", why=_first_line(error)) from error
 

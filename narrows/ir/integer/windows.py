@@ -23,6 +23,8 @@ aten = torch.ops.aten
 # and of three int32. A weight is off by half a step at most, 2**-9 of what neighbours differ by.
 BITS = {1: 12, 2: 8, 3: 7}
 
+FINE = 2.0**40
+
 
 @define
 def resample(
@@ -121,10 +123,11 @@ def _resizing(
 
 def _whole(matrix: Tensor, bits: int) -> Tensor:
     """Return weights in whole steps that add up to 1: as few steps as are exact, or 2**bits."""
+    matrix = (matrix * FINE).round() / FINE  # processors round their last bits differently
     for fewer in range(bits + 1):
         steps = matrix * 2.0**fewer
-        if bool(((steps - steps.round()).abs() < 2.0**-30).all()):
-            return steps.round().to(torch.int64)
+        if torch.equal(steps, steps.round()):
+            return steps.to(torch.int64)
     steps = matrix * 2.0**bits
     whole = steps.floor()
     # What the steps lack of their sum goes to those that were rounded down the most.

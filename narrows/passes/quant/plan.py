@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from narrows.errors import NarrowsError, PlanError, PlanUsageError
+from narrows.errors import NarrowsError, PassError, PlanError, PlanUsageError
 from narrows.files.reading import fit
 from narrows.files.writing import as_path, write_text
 from narrows.ir.integer.codes import WeightCodes
@@ -221,6 +221,26 @@ class QuantPlan:
         place = as_path(path, "a quantization plan", PlanError)
         data = planfile.read_plan(place, "a quantization plan", LIMIT)
         return QuantPlan.from_json(data, str(path))
+
+
+def loaded(plan: QuantPlan | str | os.PathLike[str]) -> QuantPlan:
+    """Return a plan, or the one of a path; `PlanUsageError` for anything else."""
+    if isinstance(plan, QuantPlan):
+        return plan
+    if isinstance(plan, str | os.PathLike):
+        return QuantPlan.load(plan)
+    raise PlanUsageError(
+        f"plan takes a QuantPlan or its path, got {type(plan).__name__}",
+        hint="narrows.quantize(...).plan is one",
+    )
+
+
+def of_pass(name: str, plan: QuantPlan | str | None) -> QuantPlan:
+    """Return the plan that a pass was given; `PassError` if it has none."""
+    if plan is None:
+        hint = "narrows.quantize makes one from calibration data"
+        raise PassError(f"{name} has no plan", hint=hint)
+    return loaded(plan)
 
 
 def _decode(data: dict[str, Any]) -> QuantPlan:

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from narrows.errors import PassError, UsageError, suggest
+from narrows.errors import PassError, unknown_option
 from narrows.ir.program import Meta, Program
 from narrows.passes.convert_batch_norm import ConvertBatchNorm
 from narrows.passes.decompose_attention import DecomposeAttention
@@ -117,11 +117,6 @@ def quantize(
     if any(Meta(n).grid is not None for n in program.graph.nodes):
         raise PassError(f"{program.name} is quantized already", hint="quantize the float program")
     _refuse_halves(program)
-    if plan is not None and not isinstance(plan, QuantPlan):
-        raise UsageError(
-            f"plan takes a QuantPlan or its path, got {type(plan).__name__}",
-            hint="narrows.quantize(...).plan is one",
-        )
     how = _how(plan, settings)
     watches = list(instruments)
     begun = preparation(how.bits, equalize=how.equalize).run(program, watches)
@@ -194,11 +189,7 @@ def quantize_options(
         return {"calibration": given}
     for name in given:
         if name not in known:
-            raise UsageError(
-                f"quantize has no option {name!r}",
-                why=f"its options are: {', '.join(known)}",
-                hint=suggest(str(name), known),
-            )
+            raise unknown_option("quantize", name, known)
     return dict(given)
 
 

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
-from narrows.errors import PassError, PlanError, PlanUsageError
+from narrows.errors import PlanError, PlanUsageError
 from narrows.ir.integer.codes import WeightCodes
 from narrows.ir.integer.grid import Grid, Levels, WeightGrid
 from narrows.ir.integer.library import weight_codes
@@ -23,7 +23,7 @@ from narrows.ir.ops.integer import IntegerForm, LayerWeights, Moves
 from narrows.ir.program import Meta, Note, Program, copy_meta, shape_of, where
 from narrows.passes.base import Fidelity, Pass, PassResult
 from narrows.passes.plans.plan import fingerprint
-from narrows.passes.quant.plan import QuantPlan
+from narrows.passes.quant.plan import QuantPlan, of_pass
 from narrows.passes.quant.record import (
     Record,
     about,
@@ -58,11 +58,7 @@ class Quantize(Pass):
             PassError: There is no plan.
             PlanError: The plan is of another program.
         """
-        if self.plan is None:
-            raise PassError(
-                "quantize has no plan", hint="narrows.quantize makes one from calibration data"
-            )
-        plan = QuantPlan.load(self.plan) if isinstance(self.plan, str) else self.plan
+        plan = of_pass(self.name, self.plan)
         result = program.copy()
         found = survey(result, floats=plan.floats)
         _check(plan, program, found)

@@ -16,14 +16,14 @@ import torch
 from torch import fx
 
 import narrows.ir.integer.library  # noqa: F401  (defines torch.ops.narrows)
-from narrows.errors import PassError, PlanError
+from narrows.errors import PlanError
 from narrows.ir.editing import add_weight
 from narrows.ir.ops.args import arguments, changed
 from narrows.ir.ops.integer import LayerWeights
 from narrows.ir.program import Meta, Program, aten, copy_meta, shape_of
 from narrows.passes.base import Fidelity, Pass, PassResult
 from narrows.passes.quant.parts import NOTHING, Labels, Parts, columns, find_parts
-from narrows.passes.quant.plan import QuantPlan
+from narrows.passes.quant.plan import QuantPlan, of_pass
 from narrows.passes.quant.survey import Survey, survey
 
 Powers = Mapping[str, tuple[int, ...]]
@@ -49,11 +49,7 @@ class ScaleParts(Pass):
             PassError: There is no plan.
             PlanError: The plan is of another program.
         """
-        if self.plan is None:
-            raise PassError(
-                "scale-parts has no plan", hint="narrows.quantize makes one from calibration data"
-            )
-        plan = QuantPlan.load(self.plan) if isinstance(self.plan, str) else self.plan
+        plan = of_pass(self.name, self.plan)
         if not plan.parts:
             return PassResult(program, False)
         result = program.copy()
