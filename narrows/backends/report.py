@@ -10,16 +10,17 @@ from narrows.files.quoting import plain
 
 def describe(manifest: Mapping[str, Any]) -> str:
     """Return the report: what goes in and out, how it was checked, what was kept and why."""
-    return "\n".join([*_head(manifest), *_checks(manifest["fidelity"]), *_notes(manifest["notes"])])
+    lines = [*_head(manifest), *_checks(manifest["fidelity"]), *_notes(manifest["notes"])]
+    return "\n".join(plain(line, None) for line in lines)
 
 
 def _head(manifest: Mapping[str, Any]) -> Iterator[str]:
     size = sum(file["size"] for file in manifest["files"].values())
-    yield f"{plain(manifest['name'])}: {manifest['target']}, {size:,} bytes"
+    yield f"{manifest['name']}: {manifest['target']}, {size:,} bytes"
     for label in ("inputs", "outputs"):
         for spec in manifest[label]:
             shape = ",".join(map(str, spec["shape"]))
-            yield f"  {label[:-1]:8}{plain(spec['name'])}  {spec['dtype']}[{shape}]"
+            yield f"  {label[:-1]:8}{spec['name']}  {spec['dtype']}[{shape}]"
     if manifest["passes"]:
         yield f"  passes  {', '.join(manifest['passes'])}"
 
@@ -57,8 +58,8 @@ def _notes(notes: list[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _line(note: Mapping[str, Any]) -> str:
-    source = f"  {plain(note['source'])}" if note["source"] else ""
-    return f"{plain(note['where'])}: {plain(note['message'], None)}{source}"
+    source = f"  {note['source']}" if note["source"] else ""
+    return f"{note['where']}: {note['message']}{source}"
 
 
 def _channels(count: int) -> str:

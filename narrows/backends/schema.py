@@ -21,7 +21,8 @@ DTYPES = (
 
 Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
 # A file beside the manifest: neither hidden nor anywhere else.
-FileName = Annotated[str, msgspec.Meta(pattern=r"^[^./\\\x00][^/\\\x00]*$", max_length=200)]
+NAME = r"^[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]*$"
+FileName = Annotated[str, msgspec.Meta(pattern=NAME, max_length=200)]
 Axis = Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
 Code = Annotated[int, msgspec.Meta(ge=-(2**15), le=2**16 - 1)]
 

@@ -224,6 +224,8 @@ def _copy_dump(source: Path, fresh: Path) -> dict[str, dict[str, Any]]:
     fresh.mkdir()
     for name in names:
         shutil.copyfile(source / name, fresh / name)
+        sync(fresh / name)
+    sync(fresh)
     return describe_files(fresh, names)
 
 

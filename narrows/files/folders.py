@@ -93,7 +93,10 @@ def _held(folder: Path) -> int | None:
             descriptor = open_held(folder)
         except FileNotFoundError:
             # A writer without a step for it has taken the older one away, and brings the newer.
-            if time.monotonic() > deadline or not marked(Path(os.path.realpath(folder))):
+            place = Path(os.path.realpath(folder))
+            if time.monotonic() > deadline:  # or it was killed between the two
+                sweep(place)
+            if not (place.exists() or marked(place)):
                 raise
             time.sleep(STEP)
             continue
@@ -205,13 +208,18 @@ def _exchanger() -> Callable[[bytes, bytes], int] | None:
 def _make_way(fresh: Path, target: Path) -> None:
     """Replace a folder by two renamings; whatever comes between puts the older one back."""
     old = mark(target, "old")
-    os.rename(target, old)
+    held = open_held(target)  # nobody puts it back, or away, before this is over
     try:
-        os.rename(fresh, target)
-    except BaseException:
-        if not target.exists():
-            os.rename(old, target)
-        raise
+        os.rename(target, old)
+        try:
+            os.rename(fresh, target)
+        except BaseException:
+            if not target.exists():
+                os.rename(old, target)
+            raise
+    finally:
+        if held is not None:
+            os.close(held)
     remove_left_over(old, age=0.0)
 
 
@@ -245,7 +253,14 @@ def scratch() -> Path:
 
     It is held until then, so that what a killed process left behind is told from it.
     """
-    top = Path(tempfile.gettempdir())
+    try:
+        top = Path(tempfile.gettempdir())
+    except FileNotFoundError as cause:  # it found none that can be written to
+        raise ArtifactError(
+            "there is no folder for temporary files",
+            why=str(cause),
+            hint="make room, or let TMPDIR name a folder that has some",
+        ) from cause
     for path in top.glob(f"{SCRATCH}????????"):
         _drop_left_over(path)
 
@@ -290,8 +305,8 @@ def with_room() -> Iterator[None]:
         if not is_full(cause):
             raise
         raise ArtifactError(
-            f"there is no room for temporary files in {tempfile.gettempdir()}",
-            why=cause.strerror or str(cause),
+            "there is no room for files, such as temporary ones",
+            why=str(cause),
             hint="make room, or let TMPDIR name a folder that has some",
         ) from cause
 

@@ -25,11 +25,7 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Exponent = Annotated[int, msgspec.Meta(ge=-1000, le=1000)]
 
 # A JSON text without what is not a bracket: whole strings (the last may lack its end), the rest.
-NO_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"?|[^"\[\]{}]+', re.S)
-
-
-class Strict(msgspec.Struct, forbid_unknown_fields=True):
-    """A table whose fields are all known."""
+NO_BRACKETS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?|[^"\[\]{}]+', re.S)
 
 
 def read_json(path: Path, limit: int = LIMIT) -> Any:
@@ -54,10 +50,10 @@ def read_text(path: Path, limit: int = LIMIT) -> str:
 
 def parse_json(text: str) -> Any:
     """Return the values of a JSON text; `ValueError` if it is none, or nests too deeply."""
-    steps = (1 if bracket in "[{" else -1 for bracket in NO_BRACKETS.sub("", text))
-    if max(itertools.accumulate(steps), default=0) > DEPTH:
-        raise ValueError(f"it nests more than {DEPTH} levels deep")
     try:
+        steps = (1 if bracket in "[{" else -1 for bracket in NO_BRACKETS.sub("", text))
+        if max(itertools.accumulate(steps), default=0) > DEPTH:
+            raise ValueError(f"it nests more than {DEPTH} levels deep")
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"it is not JSON: {error}") from error

@@ -189,9 +189,24 @@ def marked(target: Path) -> list[Path]:
 
 
 def sweep(target: Path) -> None:
-    """Remove what writers that were killed left beside a target."""
+    """Remove what writers that were killed left beside a target.
+
+    Where they left nothing at the target itself, the older one that made way is put back.
+    """
     for path in marked(target):
-        remove_left_over(path)
+        if path.suffix == ".old" and not os.path.lexists(target):
+            _put_back(path, target)
+        else:
+            remove_left_over(path)
+
+
+def _put_back(old: Path, target: Path) -> None:
+    descriptor = is_left_over(old, LEFT_OVER)
+    if descriptor is None:
+        return
+    with contextlib.suppress(OSError):
+        os.rename(old, target)
+    os.close(descriptor)
 
 
 def remove_left_over(path: Path, age: float = LEFT_OVER) -> bool:

@@ -37,6 +37,7 @@ from narrows.frontend.refuse import (
     reparametrised,
     run_eagerly,
     squeezed_batch_note,
+    unchanged,
 )
 from narrows.ir.module import ProgramModule
 from narrows.ir.program import Note, Program
@@ -234,7 +235,7 @@ def _call_export(model: nn.Module, inputs: Inputs, shapes: Any) -> ExportedProgr
     """Return what torch.export makes of a model, whose results may be dataclasses."""
     args, kwargs = inputs.nested
     try:
-        with _unchanged(model), _explicit_signature(model, inputs), _tracing():
+        with unchanged(model), _explicit_signature(model, inputs), _tracing():
             return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
     except Exception as error:
         if not is_unknown_type(error) or not register_dataclasses(run_eagerly(model, inputs)):
@@ -272,20 +273,6 @@ def _tracing() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
         for logger, level in levels.items():
             logger.setLevel(level)
-
-
-@contextmanager
-def _unchanged(model: nn.Module) -> Iterator[None]:
-    """Undo what forward assigns to attributes while it is traced: they would stay without data."""
-    before = [(module, dict(vars(module))) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, attributes in before:
-            now = vars(module)
-            for name in [n for n, v in now.items() if attributes.get(n, now) is not v]:
-                del now[name]
-            now.update(attributes)
 
 
 @contextmanager

@@ -188,7 +188,7 @@ def _axes(node: Any) -> tuple[int, ...] | None:
         return None
     dims = [given["dim"]] if isinstance(given["dim"], int) else given["dim"]
     rank = val(node).dim()
-    return tuple(sorted(d % rank for d in dims))
+    return tuple(sorted(d % max(rank, 1) for d in dims))
 
 
 def _is(node: Any, target: Any) -> bool:
@@ -257,7 +257,7 @@ def _parameter(norm: _Norm, targets: set[Any]) -> tuple[fx.Node, fx.Node] | None
 
 def _weight(node: Any, norm: _Norm) -> fx.Node | None:
     """Return the weight behind a node, if its numbers are those of the norm's places."""
-    if not isinstance(node, fx.Node):
+    if not isinstance(node, fx.Node) or not isinstance(val(node), Tensor):
         return None
     shape, rank = tuple(val(node).shape), val(norm.x).dim()
     source: Any = node

@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import re
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -267,10 +269,24 @@ def _eager_error(model: nn.Module, inputs: Inputs) -> Exception | None:
 
 
 def run_eagerly(model: nn.Module, inputs: Inputs) -> Any:
-    """Return what the model itself makes of the inputs, which stay as they are."""
+    """Return what the model itself makes of the inputs, which stay as they are, as it does."""
     args, kwargs = inputs.copy().nested
-    with torch.no_grad():
+    with torch.no_grad(), unchanged(model):
         return model(*args, **kwargs)
+
+
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Undo what forward assigns to attributes; those of a traced one would stay without data."""
+    before = [(module, dict(vars(module))) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, attributes in before:
+            now = vars(module)
+            for name in [n for n, v in now.items() if attributes.get(n, now) is not v]:
+                del now[name]
+            now.update(attributes)
 
 
 def error_line(error: BaseException) -> str:
@@ -305,7 +321,7 @@ def squeezed_batch_note(program: Program) -> Note | None:
         shape, free = shape_of(given["self"]), Meta(given["self"]).dynamic
         axes = given.get("dim", range(len(shape)))
         axes = [axes] if isinstance(axes, int) else axes
-        if any(a % len(shape) in free and shape[a] == TRACE_BATCH for a in axes):
+        if any(a % max(len(shape), 1) in free and shape[a] == TRACE_BATCH for a in axes):
             meta = Meta(node)
             place = f" ({meta.source}  {meta.code})" if meta.source else ""
             message = (

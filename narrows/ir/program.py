@@ -382,9 +382,10 @@ class Program:
         if self._memo.get("state") != state:
             self._memo.clear()
             self._memo.update(state=state, held=held)
-        if key not in self._memo and build is not None:
-            self._memo[key] = build()
-        return self._memo.get(key)
+        if key in self._memo or build is None:
+            return self._memo.get(key)
+        made = self._memo[key] = build()
+        return made
 
     def copy(self) -> Program:
         """Return a copy with a graph of its own; the tensors are shared."""

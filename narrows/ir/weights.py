@@ -67,15 +67,19 @@ def in_precision(program: Program, dtype: torch.dtype) -> Program:
             continue
         node.args = pytree.tree_map(lambda a: _literal(a, dtype), node.args)
         node.kwargs = pytree.tree_map(lambda a: _literal(a, dtype), node.kwargs)
+        _bound_numbers(node, dtype)
         if born:
             _say_dtype(result.graph, node, dtype)
     return result
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
-    if isinstance(value, Tensor) and value.is_floating_point():
-        return value.to(dtype)
-    return value
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return value
+    most = torch.finfo(dtype).max
+    if torch.finfo(value.dtype).max > most:
+        value = torch.where(value.isfinite(), value.clamp(-most, most), value)
+    return value.to(dtype)
 
 
 def _literal(value: Any, dtype: torch.dtype) -> Any:
@@ -85,6 +89,22 @@ def _literal(value: Any, dtype: torch.dtype) -> Any:
     if isinstance(value, float) and math.isfinite(value) and abs(value) > most:
         return math.copysign(most, value)
     return value
+
+
+def _bound_numbers(node: fx.Node, dtype: torch.dtype) -> None:
+    """Let whole numbers that stand for elements be such that ``dtype`` holds; sizes stay."""
+    if not _is_floating(Meta(node).dtype) or not hasattr(node.target, "_schema"):
+        return
+    most, given = torch.finfo(dtype).max, arguments(node)
+    large = {
+        a.name: math.copysign(most, given[a.name])
+        for a in node.target._schema.arguments  # type: ignore[union-attr]
+        if str(a.type) in ("number", "Optional[number]")
+        and type(given.get(a.name)) is int
+        and abs(given[a.name]) > most
+    }
+    if large:
+        node.args, node.kwargs = changed(node, large)
 
 
 def _is_floating(dtype: Any) -> bool:

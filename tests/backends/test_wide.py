@@ -81,7 +81,11 @@ def test_weights_of_few_powers_shift_wide_codes(tmp_path: Path) -> None:
     options: dict[str, Any] = {"weights": "pot4", "first_last": None, "activations": 12}
     made = narrows.quantize(captured(), [images(8)], **options)
     narrows.lower(made.program, "c").save(tmp_path / "out")
-    line = ["make", "test", "CFLAGS=-O1 -DNARROWS_SHIFT_ADD"]
+    line = [
+        "make",
+        "test",
+        "CFLAGS=-O1 -DNARROWS_SHIFT_ADD -fsanitize=undefined -fno-sanitize-recover",
+    ]
     done = subprocess.run(line, cwd=tmp_path / "out", capture_output=True, text=True)
     assert "8 of 8 vectors agree" in done.stdout, done
 
@@ -156,3 +160,12 @@ def test_tvm_refuses_them() -> None:
     made = narrows.quantize(captured(), [images(2)], activations={"gate": 12, "*": 8}, check=False)
     with pytest.raises(LowerError, match="gate has codes of 12 bits, which the tvm target cannot"):
         narrows.lower(made.program, "tvm")
+
+
+@pytest.mark.parametrize("form", ["qdq", "qlinear", "integer"])
+def test_windows_that_leave_a_remainder(form: str) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 5, 7)
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.AvgPool2d(2), nn.Conv2d(4, 2, 1)).eval()
+    made = narrows.quantize(narrows.capture(net, (x,)), [x], activations=16).program
+    assert np.array_equal(narrows.lower(made, form=form).run(x), made(x).numpy())

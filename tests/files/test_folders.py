@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from narrows.errors import ArtifactError
-from narrows.files import folders, locks
+from narrows.files import folders, locks, writing
 from narrows.files.folders import Held, claimed, drop, exchange, replacing, scratch, temporary
 
 
@@ -153,7 +153,7 @@ def test_a_folder_is_claimed_by_one(tmp_path: Path):
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG, errno.EDQUOT])
 def test_temporary_files_that_do_not_fit_are_told(number: int):
-    told = pytest.raises(ArtifactError, match=r"(?s)no room for temporary files.*TMPDIR")
+    told = pytest.raises(ArtifactError, match=r"(?s)no room for files.*TMPDIR")
     with told, temporary() as folder:
         raise OSError(number, os.strerror(number))
     assert not folder.exists()
@@ -162,3 +162,30 @@ def test_temporary_files_that_do_not_fit_are_told(number: int):
 def test_other_errors_of_the_system_come_through():
     with pytest.raises(PermissionError), temporary():
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def test_no_folder_for_temporary_files_is_told(monkeypatch: pytest.MonkeyPatch):
+    def none() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    monkeypatch.setattr("tempfile.gettempdir", none)
+    with pytest.raises(ArtifactError, match=r"(?s)no folder for temporary files.*TMPDIR"):
+        scratch()
+
+
+@pytest.mark.parametrize("read", [False, True])
+def test_a_writer_killed_between_two_renamings_loses_nothing(
+    tmp_path: Path, read: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(folders, "GAP", 0.0)
+    target = tmp_path / "out"
+    replace(target, "older")
+    os.rename(target, writing.mark(target, "old"))
+    writing.mark(target, "new").mkdir()
+    if read:
+        assert (Held(target).path / "file").read_text() == "older"
+        return
+    with pytest.raises(ZeroDivisionError):
+        replace(target, "newer", ZeroDivisionError())
+    assert (target / "file").read_text() == "older"
+    assert os.listdir(tmp_path) == ["out"]

@@ -137,3 +137,19 @@ class ShiftedCopies(nn.Module):
         if by < 0:
             return F.pad(y[:, :, :by], (0, 0, -by, 0))
         return F.pad(y[:, :, by:], (0, 0, 0, by))
+
+
+@network(TOKENS)
+class WeightsBesideHeads(nn.Module):
+    """Of a tensor that is joined to heads only what no layer makes is read further."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.o, self.q = nn.Linear(8, 16), nn.Linear(16, 3), nn.Linear(8, 3)
+        self.places = nn.Parameter(torch.ones(1, 1, 4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        heads = self.a(x).view(b, n, 4, 4)
+        joined = torch.cat([heads, self.places.expand(b, n, -1, -1)], -1)
+        return self.o(joined[..., 4:].flatten(2)) + self.q(x)

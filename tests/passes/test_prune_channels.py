@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 import narrows
 from narrows.errors import PassError, PlanError
@@ -148,3 +149,29 @@ def test_masks_by_product_leave_no_trace() -> None:
     assert gates or len(masked.nodes) == len(program.nodes)
     assert not names & {g.name for g in gates}
     assert result.buffers <= result.weights.keys()
+
+
+class KeysWithHeads(nn.Module):
+    """Attention in which queries and values have one head, and keys have four."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = nn.Linear(8, 6), nn.Linear(8, 24), nn.Linear(8, 6)
+        self.o = nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        keys = self.k(x).view(b, n, 4, 6).transpose(1, 2)
+        one, other = self.q(x)[:, None], self.v(x)[:, None]
+        y = F.scaled_dot_product_attention(one, keys, other)
+        return self.o(y.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_keys_alone_have_heads(seed: int) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 8, dtype=torch.float64)
+    program = narrows.capture(KeysWithHeads().eval().double(), x)
+    inputs, outputs = random_masks(program, 0.5, "both", seed)
+    plan = narrows.plan(program, keep_inputs=inputs, keep_outputs=outputs)
+    assert relative_error(narrows.apply(program, plan)(x), plan.masked(program)(x)) <= EXACT

@@ -420,8 +420,8 @@ def average_shift(sketch: Sketch, node: fx.Node, by: int, count: int, divisor: i
     wide = any(Meta(n).dtype is torch.int16 for n in (node, *node.all_input_nodes))
     bits = 18 if wide else 10
     by = max(min(by, bits + (count // divisor).bit_length()), -bits - divisor.bit_length())
-    if count << bits + max(-by, 0) >= INT64:
-        raise sketch.refuse(node, f"{node.name} averages too much", "64 bits do not hold the sum")
+    if count << bits + max(-by, 0) >= INT64 or (not wide and 255 * count >= INT32):
+        raise sketch.refuse(node, f"{node.name} averages too much", "its sum may be too large")
     return by
 
 

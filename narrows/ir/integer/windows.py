@@ -106,6 +106,7 @@ def resizing(
 
 
 @cache
+@torch.inference_mode(False)  # what is kept has to serve training, too
 def _resizing(
     kind: str, size: int, out: int, scale: float, corners: bool, bits: int
 ) -> tuple[Tensor, Tensor]:

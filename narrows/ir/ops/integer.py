@@ -197,8 +197,7 @@ class Moves(IntegerForm):
     kind = "moves"
 
     def narrow(self, node: fx.Node) -> str:
-        # torch has no kernel for int16 there.
-        return super().narrow(node) if op_name(node) == "max_pool1d.default" else ""
+        return ""
 
     def regrid(self, node: fx.Node, grid: Grid) -> Grid:
         """Return the grid of the result."""

@@ -129,7 +129,10 @@ class Join(Row):
         ]
         beside = [a for a in value.axes if a != axis]
         sides = rewriter.sides(node, bound, rank, value.axes, beside)
-        common = {a: s.index[a] for s in sides[:1] for a in beside}
+        lines = {a: rewriter.wanted(node, a) for a in ([] if sides else beside)}
+        common = {a: s.index[a] for s in sides[:1] for a in beside} or {
+            a: torch.from_numpy(i).view(_along_axis(a, rank)) for a, i in lines.items()
+        }
         feed, tensors, places, shapes = iter(sides), [], [], []
         for n, start, slot in blocks:
             if slot is None:

@@ -67,7 +67,7 @@ class Spatial(Row):
         dims = (
             range(rank) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
         )
-        return {d % rank for d in dims}
+        return {d % max(rank, 1) for d in dims}
 
     def flow(self, facts: Facts, node: fx.Node) -> Flow:
         x = first_tensor(node)

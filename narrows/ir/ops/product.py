@@ -344,7 +344,7 @@ class Attention(Row):
         args = arguments(node)
         sides = self._in_step(rewriter, node)
         q, k, v = (s.held for s in sides[:3])
-        places = _result_places(rewriter, node, [sides[0], sides[2]])
+        places = _result_places(rewriter, node, sides[:3])
         width = shape_of(args["query"])[-1]
         changes: dict[str, Any] = {"query": q.node, "key": k.node, "value": v.node}
         if args["scale"] is None and q.shape[-1] != width:

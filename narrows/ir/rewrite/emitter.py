@@ -120,7 +120,7 @@ class Emitter:
         copy_meta(node, new)
         meta = Meta(new)
         meta.shape, meta.dtype = shape, Meta(node).dtype
-        return Held(new, places, self.facts.value(node).at(places), shape)
+        return Held(new, places, shape)
 
     # ------------------------------------------------------------------ weights
 

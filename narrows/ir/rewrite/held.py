@@ -20,13 +20,11 @@ class Held:
         places: The original place at each position (see `Value.places`): labelled axes as wide as
             the tensor, the others of size 1. No place stands twice. Along axes without labels the
             tensor is as it was.
-        labels: The original label at each position.
         shape: The shape at the example's sizes.
     """
 
     node: fx.Node
     places: Tensor
-    labels: Tensor
     shape: tuple[int, ...]
 
 

@@ -76,7 +76,7 @@ class Rewriter(Emitter):
         self._plain[node] = new
         if isinstance(self.facts.flows[node].value, Value):
             value = self.facts.value(node)
-            self._held[node] = Held(new, value.places, value.tensor, value.shape)
+            self._held[node] = Held(new, value.places, value.shape)
 
     def _output(self, node: fx.Node) -> None:
         def final(n: fx.Node) -> fx.Node:
@@ -99,7 +99,7 @@ class Rewriter(Emitter):
         if isinstance(value, Value):
             stub = self.graph.create_node("get_attr", "stub")
             stub.meta = dict(node.meta)
-            self._held[node] = Held(stub, value.places, value.tensor, value.shape)
+            self._held[node] = Held(stub, value.places, value.shape)
 
     def _node(self, node: fx.Node) -> None:
         row = table.find(node) or table.BARRIER
@@ -255,7 +255,7 @@ class Rewriter(Emitter):
         more.
         """
         held = self.held(node)
-        kept = mask[held.labels.numpy()]
+        kept = mask[self.facts.value(node).at(held.places).numpy()]
         if not some(~kept):
             return held
         key = (node, mask.tobytes())
@@ -306,7 +306,7 @@ class Rewriter(Emitter):
             new = self._create(node, (new, node.args[1]), {})
         value = self.facts.flows[node].value
         if not isinstance(value, Value):
-            return Held(new, torch.zeros(()), torch.zeros(()), ())
+            return Held(new, torch.zeros(()), ())
         return self._tagged(node, new, value.places, value.shape)
 
     def emit(
@@ -346,7 +346,7 @@ class Rewriter(Emitter):
 
     def retag(self, node: fx.Node, new: fx.Node, places: Tensor, shape: tuple[int, ...]) -> Held:
         """Return a new node as what ``node`` holds, which needs no operator of its own."""
-        return Held(new, places, self.facts.value(node).at(places), shape)
+        return Held(new, places, shape)
 
     def squeezed(self, node: fx.Node, held: Held, places: Tensor, axis: int) -> Held:
         """Emit the removal of an axis of size 1; ``places`` still has it."""
@@ -361,16 +361,13 @@ class Rewriter(Emitter):
         if len(index) == held.shape[axis] and is_count(index):
             return held
         shape = tuple(len(index) if a == axis else s for a, s in enumerate(held.shape))
-        places, labels = held.places, held.labels
+        places = held.places
         if places.shape[axis] > 1:
-            taken = torch.from_numpy(index)
-            places = places.index_select(axis, taken)
-            same = held.labels is held.places
-            labels = places if same else labels.index_select(axis, taken)
+            places = places.index_select(axis, torch.from_numpy(index))
         key = (held.node, axis, index.tobytes())
         if key not in self._gathered:
             self._gathered[key] = self._taken(held, axis, index, shape)
-        return Held(self._gathered[key], places, labels, shape)
+        return Held(self._gathered[key], places, shape)
 
     def _taken(self, held: Held, axis: int, index: Ints, shape: tuple[int, ...]) -> fx.Node:
         name = f"{held.node.name}_take"

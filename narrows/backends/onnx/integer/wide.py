@@ -19,7 +19,7 @@ import torch
 from torch import fx
 
 from narrows.backends.onnx.integer.exact import steps
-from narrows.backends.onnx.integer.graph import Graph, given
+from narrows.backends.onnx.integer.graph import Graph, given, window_pads
 from narrows.ir.integer.bounds import EXACT, WIDE_SAFE, accumulator_bound
 from narrows.ir.integer.library import average_counts
 from narrows.ir.program import Meta, shape_of
@@ -112,17 +112,22 @@ def summed(
     if bound <= SHORT:
         acc, dtype = multiply(x), "float32"
     else:
-        acc, dtype = _digit_by_digit(graph, x, most, multiply, weights, at), "float64"
+        acc, dtype = _digit_by_digit(graph, node, x, most, multiply, weights), "float64"
     if numbers is not None:
         acc = graph.add("Add", [acc, graph.constant(numbers, dtype)], at)
     return acc, dtype
 
 
 def _digit_by_digit(
-    graph: Graph, x: str, most: int, multiply: Multiply, weights: int, at: str
+    graph: Graph, node: fx.Node, x: str, most: int, multiply: Multiply, weights: int
 ) -> str:
     """Return sums in float64, put together from those of digits that float32 holds."""
-    bits = next((k for k in DIGITS if weights << k - 1 <= EXACT), 1)
+    at = f"{node.name}."
+    bits = next((k for k in DIGITS if weights << k - 1 <= EXACT), None)
+    if bits is None:
+        raise graph.refuse(
+            node, f"{node.name} sums too many weights", "float32 does not hold their sum"
+        )
     total, place, size = "", 0, 1 << bits
     while most:
         digit = x
@@ -295,14 +300,12 @@ def average_pool(graph: Graph, node: fx.Node) -> None:
     args, at = given(node), f"{node.name}."
     batch, width, height, breadth = graph.sizes(args["x"])
     out, kernel = shape_of(node)[2:], args["kernel"]
-    before = list(args["padding"])
-    need = zip(out, args["stride"], kernel, (height, breadth), before, strict=True)
-    after = [(o - 1) * s + k - n - p for o, s, k, n, p in need]  # ceil_mode may take more
+    pads = window_pads((height, breadth), out, kernel, args["stride"], args["padding"])
     ones = graph.constant(np.ones((1, 1, *kernel)), "float32")
 
     def multiply(x: str) -> str:
         flat = graph.reshape(x, [-1, 1, height, breadth])
-        acc = graph.add("Conv", [flat, ones], at, strides=args["stride"], pads=[*before, *after])
+        acc = graph.add("Conv", [flat, ones], at, strides=args["stride"], pads=pads)
         return graph.reshape(acc, [batch, width, *out])
 
     size = math.prod(kernel)

@@ -66,11 +66,11 @@ def _layer_norm(low: Lowering, call: Call) -> Value:
         rows.layer_norm(size, lanes, eps, centred),
         "layer_norm" if centred else "rms_norm",
     )
-    parameters = [call.args["weight"], call.args.get("bias")]
-    if parameters[0] is None and parameters[1] is not None:
-        raise low.refuse("a norm with a bias but no weight")
-    more = [low.plain(low.reshaped(p, (size,))) for p in parameters if p is not None]
-    return low.reshaped(by_rows(low, flat, -1, kernel, name, *more), call.shape)
+    given = (call.args["weight"], call.args.get("bias"))
+    weight, bias = (None if p is None else low.reshaped(p, (size,)) for p in given)
+    inside = [] if weight is None else [weight] if bias is None else [weight, bias]
+    y = by_rows(low, flat, -1, kernel, name, *map(low.plain, inside))
+    return low.reshaped(_scaled(low, y, None, bias if weight is None else None), call.shape)
 
 
 def _scaled(low: Lowering, y: Value, weight: Value | None, bias: Value | None) -> Value:
