@@ -26,6 +26,11 @@ HINT = "report this with the model, please; check=False returns the program as i
 # When a node is looked for: entries of a channel that are compared, as a wrong one differs in most,
 # and pairs of channels that are not too many to compare.
 SAMPLE, PAIRS = 256, 2**24
+# How much farther off than the reference itself, by its own rounding, a result may be.
+CARRIED = 100.0
+# How far off, by its own size, a channel may be before it is looked at in float64; and how much
+# smaller than the largest one a channel counts by its own size.
+APART, SMALLEST = 1e-3, 1e-6
 
 
 class Unproven(Watch):
@@ -136,15 +141,15 @@ def settle(stretch: Stretch, program: Program, measured: dict[str, float]) -> tu
     """
     dtype = precision(stretch.start)
     errors, blind = [torch.inf], [0]  # where the reference does not run in its own precision
-    if stretch.wanted is not None:
-        got = _run(program)
+    got = None if stretch.wanted is None else _run(program)
+    if got is not None and stretch.wanted is not None:
         errors, blind = errors_of(got, stretch.wanted), unseen(stretch.wanted)
         measured[name_of(dtype)] = max(errors, default=0.0)
         if _is_lost(got, stretch.wanted):
             raise _refusal(stretch, program, errors, stretch.start)
     excess = max(errors, default=0.0) > stretch.bound(dtype)
-    if not excess and not any(blind):
-        return ()
+    if not excess and not any(blind) and not _apart(got, stretch.wanted):
+        return _zeros(program, stretch.wanted)
     start = stretch.start.to(torch.float64) if has_floats(stretch.start) else stretch.start
     wanted = None if dtype is torch.float64 else _run_or_none(stretch.reference(start))
     if wanted is not None:
@@ -153,7 +158,7 @@ def settle(stretch: Stretch, program: Program, measured: dict[str, float]) -> tu
         _run(stretch.reference(stretch.start))  # its own error says why
     if excess:
         raise _refusal(stretch, program, errors, stretch.start)
-    return _blindness(program, blind, dtype)
+    return (*_blindness(program, blind, dtype), *_zeros(program, stretch.wanted))
 
 
 def _settle_wide(
@@ -167,9 +172,10 @@ def _settle_wide(
     own, dtype = precision(stretch.start), torch.float64
     found = measured.get(name_of(own), torch.inf)
     notes = _blindness(program, unseen(wanted), dtype)
-    error = max(errors_of(_run(program.to(dtype)), wanted), default=0.0)
+    got = _run(program.to(dtype))
+    error = max(errors_of(got, wanted), default=0.0)
     measured[name_of(dtype)] = error
-    if error <= stretch.bound(own):
+    if error <= stretch.bound(own) and not _apart(got, wanted):
         return notes
     again = start
     for pass_ in stretch.passes:
@@ -178,11 +184,41 @@ def _settle_wide(
     measured[name_of(dtype)] = max(errors, default=0.0)
     if measured[name_of(dtype)] > stretch.bound(dtype):
         raise _refusal(stretch, again, errors, start)
+    if found <= stretch.bound(own):  # a small channel was looked at, and is right
+        return notes
+    _bound_rounding(stretch, program, found, wanted)
     text = (
         f"the outputs differ by {found:.1e} from those of {stretch.meant}: rounding in "
         f"{name_of(own)}, for the same passes are exact in float64"
     )
     return (*notes, Note(program.name, "rounding", text))
+
+
+def _bound_rounding(stretch: Stretch, program: Program, found: float, wanted: Outputs) -> None:
+    """Raise if an error is larger than rounding can be, for all that float64 says.
+
+    A weight that no longer fits its precision is no rounding, nor is what lies far beyond what the
+    reference itself loses in it.
+    """
+    before, after = stretch.start.weights.values(), program.weights.items()
+    if all(_is_finite(t) for t in before):
+        lost = next((n for n, t in after if not _is_finite(t)), None)
+        if lost is not None:
+            raise FidelityError(
+                f"{lost} has numbers that {name_of(precision(program))} does not hold",
+                where=program.name,
+                why=f"the outputs then differ by {found:.2g} (relative)",
+                hint="apply the passes to program.to(torch.float32)",
+            )
+    if stretch.wanted is None:  # it does not run in its own precision
+        return
+    own = max(errors_of(stretch.wanted, wanted), default=0.0)
+    if found > CARRIED * max(own, stretch.bound(precision(stretch.start))):
+        raise _refusal(stretch, program, [found], stretch.start)
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(tensor.isfinite().all())
 
 
 # ------------------------------------------------------------------ running and comparing
@@ -200,10 +236,55 @@ def _run_or_none(program: Program) -> Outputs | None:
 
 
 def errors_of(actual: Outputs, wanted: Outputs) -> list[float]:
-    """Return the relative error of every output."""
+    """Return the relative error of every output; whole numbers are equal or wrong."""
     if len(actual) != len(wanted):
         return [torch.inf]
-    return [relative_error(a, b) for a, b in zip(actual, wanted, strict=True)]
+    return [_error_of(a, b) for a, b in zip(actual, wanted, strict=True)]
+
+
+def _error_of(actual: Any, wanted: Any) -> float:
+    if isinstance(wanted, Tensor) and isinstance(actual, Tensor):
+        whole = not wanted.is_floating_point() and not wanted.is_complex()
+        if whole or not actual.is_floating_point():
+            same = actual.dtype == wanted.dtype and torch.equal(actual, wanted)
+            return 0.0 if same else torch.inf
+    return relative_error(actual, wanted)
+
+
+def _apart(actual: Outputs | None, wanted: Outputs | None) -> bool:
+    """Whether a channel is another by its own size, which a larger one beside it hides."""
+    if actual is None or wanted is None:
+        return False
+    pairs = zip(actual, wanted, strict=True)
+    return any(
+        isinstance(b, Tensor) and b.is_floating_point() and b.dim() > 1 and _channels_apart(a, b)
+        for a, b in pairs
+    )
+
+
+def _channels_apart(actual: Tensor, wanted: Tensor) -> bool:
+    b = wanted.detach().double().nan_to_num(0.0, 0.0, 0.0)
+    off = (actual.detach().double().nan_to_num(0.0, 0.0, 0.0) - b).abs()
+    for axis in {1, b.dim() - 1} if b.numel() else ():
+        other = [a for a in range(b.dim()) if a != axis]
+        size = b.abs().amax(other)
+        if bool((off.amax(other) > APART * size.clamp(min=SMALLEST * float(size.max()))).any()):
+            return True
+    return False
+
+
+def _zeros(program: Program, outputs: Outputs | None) -> tuple[Note, ...]:
+    """Return a note per output that is zero throughout, where a wrong channel is zero as well."""
+    return tuple(
+        Note(
+            program.name,
+            "all zero",
+            f"the examples give nothing but zeros in output {output_name(program, i)}, which "
+            "proves little: capture with other examples",
+        )
+        for i, o in enumerate(outputs or ())
+        if isinstance(o, Tensor) and o.is_floating_point() and o.numel() > 1 and not bool(o.any())
+    )
 
 
 def unseen(outputs: Outputs) -> list[int]:

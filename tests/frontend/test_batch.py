@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import narrows
 from narrows.frontend import capture
 from narrows.ir.program import Meta, op_name, relative_error
+from narrows.ir.verify import verify
 from tests.frontend.test_capture import assert_equal, build, images
 
 

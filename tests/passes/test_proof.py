@@ -289,3 +289,115 @@ def test_a_dump_of_a_refused_program_holds_the_error(tmp_path: Path):
     with pytest.raises(FidelityError):
         Pipeline((Scale(),)).run(plain(), watches)
     assert "is not that of" in (tmp_path / "dump" / "index.json").read_text(encoding="utf-8")
+
+
+class Boxes(nn.Module):
+    """Boxes up to 640 beside scores near a hundredth."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.box, self.score = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 8, 1)
+        nn.init.constant_(self.score.bias, -5.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.box(x).sigmoid() * 640, self.score(x).sigmoid()], 1)
+
+
+@dataclass(frozen=True)
+class Swap(Pass):
+    """Swaps two channels of a weight."""
+
+    name: ClassVar[str] = "swap"
+    fidelity: ClassVar[Fidelity] = Fidelity.EXACT
+
+    weight: str = ""
+
+    def run(self, program: Program) -> PassResult:
+        tensor = program.weights[self.weight]
+        swapped = torch.cat([tensor[[1, 0]], tensor[2:]])
+        return PassResult(program.replace(weights={**program.weights, self.weight: swapped}), True)
+
+
+def test_small_channels_are_not_hidden_by_large_ones():
+    torch.manual_seed(0)
+    program = narrows.capture(Boxes().eval(), (torch.randn(2, 3, 8, 8),))
+    with pytest.raises(FidelityError, match="relative, float64"):
+        proven(program, Swap("score.weight"))
+    assert proven(program, Swap("score.weight"), Swap("score.weight")).reports[-1].notes == ()
+
+
+def test_whole_numbers_are_equal_however_large():
+    net = nn.Sequential(nn.Linear(4, 120_000)).eval()
+    program = narrows.capture(Last(net), (torch.randn(2, 4),))
+    with pytest.raises(FidelityError):
+        proven(program, Swap("net.0.bias"), Roll())
+
+
+class Last(nn.Module):
+    """Which of many numbers is the largest."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x).argmax(-1)
+
+
+@dataclass(frozen=True)
+class Roll(Pass):
+    """Moves all channels on by one."""
+
+    name: ClassVar[str] = "roll"
+    fidelity: ClassVar[Fidelity] = Fidelity.EXACT
+
+    def run(self, program: Program) -> PassResult:
+        weights = {n: t.roll(1, 0) for n, t in program.weights.items()}
+        return PassResult(program.replace(weights=weights), True)
+
+
+@dataclass(frozen=True)
+class InFloat32(Pass):
+    """Is wrong in float32 alone."""
+
+    name: ClassVar[str] = "in-float32"
+    fidelity: ClassVar[Fidelity] = Fidelity.EXACT
+
+    def run(self, program: Program) -> PassResult:
+        weights = {n: t * (1.5 if t.dtype is torch.float32 else 1)
+                   for n, t in program.weights.items()}  # fmt: skip
+        return PassResult(program.replace(weights=weights), True)
+
+
+def test_what_is_too_large_to_be_rounding_is_none():
+    program = narrows.capture(nn.Conv2d(3, 4, 3).eval(), (torch.randn(2, 3, 8, 8),))
+    with pytest.raises(FidelityError, match="relative, float32"):
+        proven(program, InFloat32())
+
+
+def test_a_weight_that_its_precision_does_not_hold_is_told():
+    class Far(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.n = nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4)
+            self.n.running_mean.fill_(-1000.0)
+            nn.init.constant_(self.n.weight, 100.0)
+            nn.init.constant_(self.a.weight, -1 / 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.sigmoid(self.n(self.a(x)))
+
+    torch.manual_seed(0)
+    x = (1000 + 5 * torch.randn(2, 3, 4, 4)).half()
+    program = narrows.capture(Far().half().eval(), (x,))
+    with pytest.raises(FidelityError, match="that float16 does not hold"):
+        narrows.apply(program, pipeline=FOLD)
+
+
+def test_examples_that_give_zeros_alone_are_told():
+    layers = nn.Sequential(
+        nn.Conv2d(3, 4, 3, bias=False), nn.ReLU(), nn.Conv2d(4, 2, 1, bias=False)
+    )
+    program = narrows.capture(layers.eval(), (torch.zeros(2, 3, 8, 8),))
+    assert "all zero" in {n.reason for n in narrows.apply(program).notes}
