@@ -103,9 +103,16 @@ def batches(path: Path, program: Program) -> Iterator[tuple[Any, ...]]:
     def chunks() -> Iterator[tuple[Any, ...]]:
         for start in range(0, count - (fixed or 1) + 1, step):
             parts = (a[start : start + step] for a in arrays)
-            yield tuple(torch.from_numpy(np.ascontiguousarray(p)) for p in parts)
+            yield tuple(torch.from_numpy(_native(p)) for p in parts)
 
     return chunks()
+
+
+def _native(array: Any) -> Any:
+    """Return an array as this processor has numbers, whatever order of bytes a file has."""
+    import numpy as np
+
+    return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
 
 
 def _refuse_array(path: Path, array: Any, holder: Any, example: Any) -> None:

@@ -224,3 +224,10 @@ def test_wrong_usage(data: str, words: list[str], text: str, capsys) -> None:
     np.save("none.npy", np.zeros((0, 3, 8, 8), np.float32))
     assert main(["quantize", *SPEC, "-o", "out", *words]) == 2
     assert text in capsys.readouterr().err
+
+
+def test_numbers_in_another_order_of_bytes_are_the_same(data: str, capsys) -> None:
+    np.save("swapped.npy", np.load(data).astype(">f4"))
+    for name, plan in (("images.npy", "one.json"), ("swapped.npy", "two.json")):
+        assert main(["quantize", *SPEC, "--data", name, "-o", "out", "--save-plan", plan]) == 0
+    assert Path("one.json").read_text() == Path("two.json").read_text()

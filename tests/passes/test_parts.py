@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import narrows
 from narrows.errors import PassError, PlanError
+from narrows.ir.program import relative_error
 from narrows.passes.quant.observe import Histogram
 from narrows.passes.quant.plan import QuantPlan
 from narrows.passes.quant.scale_parts import ScaleParts
@@ -379,3 +380,71 @@ def test_histograms_scale_and_join() -> None:
     )  # fmt: skip
     assert torch.equal(made.counts, both.counts)
     assert a.energy == pytest.approx(float(x.double().square().sum()), rel=1e-3)
+
+
+class Nested(nn.Module):
+    """Parts that are joined along another axis than the tensor that is joined of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = (nn.Conv2d(3, 4, 1) for _ in range(4))
+        self.e = nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        small = torch.cat([self.a(x) * 0.01, self.b(x) * 0.01], 2)
+        large = torch.cat([self.c(x), self.c(x)], 2) * 10
+        return torch.cat([small, self.d(x) * 100], 2), self.e(torch.cat([small, large], 1))
+
+
+def test_what_joins_a_joined_tensor_reads_it_as_it_was() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 4, 4)
+    program = narrows.capture(Nested().eval(), (x,))
+    made = narrows.quantize(program, [x], allow_lost=True)
+    assert made.plan.parts
+    assert relative_error(made.prepared.run_flat([x]), program.run_flat([x])) == 0
+
+
+class Joined(nn.Module):
+    """A large part behind two others, through a function that hands factors on."""
+
+    def __init__(self, function: nn.Module) -> None:
+        super().__init__()
+        self.a, self.b, self.z = (nn.Conv2d(3, 4, 1) for _ in range(3))
+        self.d, self.function = nn.Conv2d(12, 2, 1), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        joined = torch.cat([self.z(x), self.b(x), self.a(x) * 3000.0], 1)
+        return self.d(self.function(joined))
+
+
+@pytest.mark.parametrize(
+    "function", [nn.LeakyReLU(), nn.PReLU(), nn.PReLU(12), nn.ReLU(), nn.AvgPool2d(2)]
+)
+def test_factors_pass_through_what_is_homogeneous(function: nn.Module) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 4, 4)
+    made = narrows.quantize(narrows.capture(Joined(function).eval(), (x,)), [x])
+    powers = made.plan.parts["cat"]
+    assert powers[0] > powers[2] == 0
+    narrows.lower(made.program)
+
+
+def test_powers_do_not_follow_operands_that_are_gone() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 4, 4)
+    program = narrows.capture(Joined(nn.LeakyReLU()).eval(), (x,))
+    made = narrows.quantize(program, [x])
+    plan = narrows.plan(program, keep_inputs={"d.weight": list(range(4, 12))})
+    small = narrows.apply(program, plan)
+    with pytest.raises(PlanError, match="scales the parts"):
+        narrows.quantize(small, plan=made.plan.follow(small))
+
+
+def test_powers_that_no_float_holds_are_refused() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 4, 4)
+    made = narrows.quantize(narrows.capture(Joined(nn.ReLU()).eval(), (x,)), [x])
+    data = {**made.plan.to_json(), "parts": {"cat": [0, 0, 5000]}}
+    with pytest.raises(PlanError, match="is damaged"):
+        QuantPlan.from_json(data)

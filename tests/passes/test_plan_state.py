@@ -255,3 +255,32 @@ def test_the_form_of_a_target_goes_back_where_its_norms_stand() -> None:
     folded = narrows.apply(norms, plan, target="onnx")
     with pytest.raises(PlanError, match="norms of the pruned program were folded"):
         plan.restore(norms, folded.state_dict(), folded)
+
+
+class Normed(nn.Module):
+    """A layer with a norm, and two readers that ask for channels in other orders."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.n = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.b, self.c, self.e = nn.Conv2d(8, 8, 3), nn.Conv2d(8, 2, 1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        y = self.n(self.a(x)).relu()
+        return self.b(y), self.c(y), self.e(y)
+
+
+def test_statistics_that_move_far_do_not_hide_the_order_of_the_channels() -> None:
+    torch.manual_seed(0)
+    program = narrows.capture(Normed().eval(), (torch.randn(2, 3, 8, 8),))
+    keep = {"c.weight": [1, 3, 5, 7], "b.weight": [0, 1, 2, 3, 5, 7], "e.weight": [0, 2, 3, 7]}
+    plan = narrows.plan(program, keep_inputs=keep)
+    state = dict(narrows.apply(program, plan).to_module().state_dict())
+    for name, tensor in state.items():
+        moved = 20.0 if "running_var" in name else 1e-3
+        if tensor.is_floating_point():
+            state[name] = tensor + moved * (1 + 0.1 * torch.rand_like(tensor))
+    restored = plan.restore(program, state)
+    kept = [0, 1, 2, 3, 5, 7]
+    off = (restored["a.weight"] - program.weights["a.weight"])[kept]
+    assert float(off.abs().max()) < 2e-3

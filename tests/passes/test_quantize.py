@@ -396,3 +396,58 @@ def test_integer_operators_multiply_as_often_as_the_float_ones(name: str) -> Non
     program, inputs = network(name)
     quantized = narrows.quantize(program, [inputs], check=False)
     assert sum(macs(quantized.program).values()) == sum(macs(quantized.prepared).values())
+
+
+class BatchElsewhere(nn.Module):
+    """The batch comes to stand last, where other tensors have their channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.a(x.transpose(0, 1)).relu()
+        return torch.tanh(x[:, 0].t()), self.b(y).transpose(0, 1)
+
+
+def test_batches_differ_in_size_wherever_their_axis_is() -> None:
+    program = narrows.capture(BatchElsewhere().eval(), (torch.randn(4, 5, 6),))
+    data = [torch.randn(4, 5, 6), torch.randn(3, 5, 6)]
+    assert narrows.quantize(program, data).plan.activations
+
+
+class Twins(nn.Module):
+    """A weight has the name that another one's quantizer would have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(6, 6)
+        self.w, self.w_q = (nn.Parameter(torch.randn(6)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x) + self.w + self.w_q
+
+
+def test_weights_may_have_the_names_of_quantizers() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 6)
+    made = narrows.quantize(narrows.capture(Twins().eval(), (x,)), [x])
+    assert made.plan.record is not None
+    assert {"w", "w_q"} <= made.plan.activations.keys()
+
+
+class Again(nn.Module):
+    """The first layer comes again in the middle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.m, self.o = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.o(self.fc(self.m(self.fc(x).relu()).relu()).relu())
+
+
+def test_only_the_first_and_the_last_layer_stay_in_float() -> None:
+    x = torch.randn(4, 6)
+    made = narrows.quantize(narrows.capture(Again().eval(), (x,)), [x], first_last="float")
+    assert sorted(made.plan.floats) == ["fc", "o"]

@@ -153,6 +153,10 @@ class IntegerForm(ABC):
         """Return why the node works on codes of 8 bits alone, or nothing where wide ones do."""
         return f"{op_name(node)} works on codes of 8 bits"
 
+    def homogeneous(self, node: fx.Node) -> bool:
+        """Whether a positive factor of its one operand is one of its result."""
+        return False
+
     def fake(self, node: fx.Node, grids: list[Grid], out: Grid, rounding: str) -> Call | None:
         """Return the call that stands for the node in a fake-quantized program, if not itself."""
         return None
@@ -198,6 +202,9 @@ class Moves(IntegerForm):
 
     def narrow(self, node: fx.Node) -> str:
         return ""
+
+    def homogeneous(self, node: fx.Node) -> bool:
+        return True
 
     def regrid(self, node: fx.Node, grid: Grid) -> Grid:
         """Return the grid of the result."""
@@ -271,6 +278,9 @@ class Clip(IntegerForm):
             return default if value is None else float(value)
 
         return bound(self.lo, -math.inf), bound(self.hi, math.inf)
+
+    def homogeneous(self, node: fx.Node) -> bool:
+        return all(b == 0.0 or math.isinf(b) for b in self.bounds(node))
 
     def narrow(self, node: fx.Node) -> str:
         return ""

@@ -27,6 +27,9 @@ class Mean(AnyWidth):
 
     total: bool = False
 
+    def homogeneous(self, node: fx.Node) -> bool:
+        return True
+
     def obstacle(self, node: fx.Node) -> str:
         args = arguments(node)
         if not args["dim"]:
@@ -55,6 +58,9 @@ class AveragePool(AnyWidth):
 
     spatial: int = 2
     adaptive: bool = False
+
+    def homogeneous(self, node: fx.Node) -> bool:
+        return True
 
     def narrow(self, node: fx.Node) -> str:
         # Backends have kernels for wide codes over two axes, and windows of one size.

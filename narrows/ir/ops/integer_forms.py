@@ -143,9 +143,14 @@ class Lookup(AnyWidth):
 
     Attributes:
         function: Its name, where backends have an operator for it.
+        scales: Whether a positive factor passes through it.
     """
 
     function: str = ""
+    scales: bool = False
+
+    def homogeneous(self, node: fx.Node) -> bool:
+        return self.scales
 
     def operands(self, node: fx.Node) -> tuple[fx.Node, ...]:
         read = [n for n in arguments(node).values() if is_tensor(n) and not _alone(n)]
@@ -198,7 +203,10 @@ class Slope(IntegerForm):
     """``prelu``: a table where there is one slope, else a product with that of the channel."""
 
     def at(self, node: fx.Node) -> IntegerForm:
-        return Lookup() if _alone(arguments(node)["weight"]) else self
+        return Lookup(scales=True) if _alone(arguments(node)["weight"]) else self
+
+    def homogeneous(self, node: fx.Node) -> bool:
+        return True
 
     def obstacle(self, node: fx.Node) -> str:
         weight = arguments(node)["weight"]
@@ -257,7 +265,7 @@ class Mul(AnyWidth):
             return self
         mantissa, power = math.frexp(abs(float(_number(second)))) if _number(second) else (0.0, 0)
         if mantissa != 0.5 or _number(second) < 0:
-            return Lookup()
+            return Lookup(scales=_number(second) != 0)
         return Relabel(power=1 - power if self.inverse else power - 1)
 
     def operands(self, node: fx.Node) -> tuple[fx.Node, ...]:
@@ -368,6 +376,7 @@ def _standard() -> dict[str, IntegerForm]:
     put(_LOOKUPS, Lookup())
     for name in ("sigmoid", "tanh", "gelu", "silu", "hardsigmoid"):
         put(name, Lookup(function=name))
+    put("leaky_relu abs neg", Lookup(scales=True))
     put("constant_pad_nd pad", Padding())
     put("max_pool1d", Flat())
     put("prelu", Slope())

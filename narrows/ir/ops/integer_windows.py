@@ -45,6 +45,9 @@ class Resize(IntegerForm):
     spatial: int = 2
     method: str = "linear"
 
+    def homogeneous(self, node: fx.Node) -> bool:
+        return True
+
     def fake(self, node: fx.Node, grids: list[Grid], out: Grid, rounding: str) -> Call | None:
         args = arguments(node)
         scales = args.get("scale_factors")

@@ -6,7 +6,7 @@ suits the readers or in the old one. Norms that ``fold-batch-norm`` folded behin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,11 +127,22 @@ class _Trained:
     program: Program
     untrained: Program
 
-    @property
-    def distance(self) -> float:
-        """How far training moved the weights, squared."""
-        pairs = ((t, self.untrained.weights[n]) for n, t in self.program.weights.items())
-        return sum(float((a.double() - b.double()).square().sum()) for a, b in pairs)
+
+def _distances(fits: Sequence[_Trained]) -> list[float]:
+    """Return how far training moved the weights that tell the forms apart, squared, in units of
+    how far they are apart."""
+    first, distances = fits[0].untrained.weights, [0.0] * len(fits)
+    for name, weight in first.items():
+        apart = max(_squared(weight, f.untrained.weights[name]) for f in fits)
+        if apart > 0:
+            for i, f in enumerate(fits):
+                moved = _squared(f.program.weights[name], f.untrained.weights[name])
+                distances[i] += moved / apart
+    return distances
+
+
+def _squared(a: Tensor, b: Tensor) -> float:
+    return float((a.double() - b.double()).square().sum())
 
 
 def _trained(
@@ -155,14 +166,15 @@ def _trained(
             why="it is not a state dict of what prune-channels makes of this program",
             hint=refused.hint or "restore(program, state, pruned), if other passes made it",
         ) from refused
-    fits.sort(key=lambda f: f.distance)
-    if len(fits) > 1 and fits[0].distance * CLEARLY > fits[1].distance:
+    distances = _distances(fits)
+    nearest, *others = sorted(range(len(fits)), key=distances.__getitem__)
+    if others and distances[nearest] * CLEARLY > distances[others[0]]:
         raise PlanError(
             "the state dict may be of channels in two orders",
             why="it is as far from what pruning gave in the one as in the other",
             hint="restore(program, state, pruned), with the program that was trained",
         )
-    return fits[0]
+    return fits[nearest]
 
 
 def _forms(plan: ChannelPlan, program: Program) -> list[Program]:

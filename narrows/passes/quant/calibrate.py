@@ -194,7 +194,7 @@ def _surveyed(program: Program, settings: Settings) -> Survey:
     if settings.first_last != FLOAT:
         return found
     outer = [n.name for n in _outer_layers(found)]
-    return survey(program, [*settings.skip, *outer], strict=settings.strict)
+    return survey(program, settings.skip, floats=outer, strict=settings.strict)
 
 
 # ------------------------------------------------------------------ grids

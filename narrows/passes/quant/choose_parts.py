@@ -19,6 +19,7 @@ from torch import Tensor, fx
 
 from narrows.errors import UsageError
 from narrows.ir.integer.grid import WeightGrid
+from narrows.ir.ops.args import arguments
 from narrows.ir.program import Program, shape_of
 from narrows.passes.quant.observe import Histogram
 from narrows.passes.quant.parts import NOTHING, Parts, columns, find_parts
@@ -164,8 +165,7 @@ def by_name(parts: Parts, powers: Sequence[int]) -> dict[str, tuple[int, ...]]:
     """Return the powers of the operands of every concatenation that has any."""
     found: dict[str, list[int]] = {}
     for label, (cat, index) in enumerate(parts.sources, 1):
-        row = found.setdefault(cat.name, [])
-        row += [0] * (index + 1 - len(row))
+        row = found.setdefault(cat.name, [0] * len(arguments(cat)["tensors"]))
         row[index] = powers[label]
     return {name: tuple(row) for name, row in found.items() if any(row)}
 

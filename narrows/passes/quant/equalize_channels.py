@@ -11,7 +11,6 @@ Equalization and Bias Correction", ICCV 2019, with the factors rounded to powers
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -21,7 +20,7 @@ from torch import Tensor, fx
 from narrows.ir.ops import table
 from narrows.ir.ops.args import arguments
 from narrows.ir.ops.integer import Clip, LayerWeights
-from narrows.ir.ops.integer_forms import AveragePool, Layer, Mean
+from narrows.ir.ops.integer_forms import AveragePool, Layer, Lookup, Mean, Slope
 from narrows.ir.program import Program, aten, shape_of
 from narrows.passes.base import Fidelity, Pass, PassResult
 from narrows.passes.quant.widen_clips import own_weights
@@ -100,8 +99,8 @@ def _reads_channels(node: fx.Node, user: fx.Node, layer: LayerWeights) -> str:
 def _keeps_channels(node: fx.Node) -> bool:
     """Whether every channel of axis 1 stays one, and is only multiplied by a factor with it."""
     form = table.integer_form(node)
-    if isinstance(form, Clip):
-        return form.bounds(node) == (0.0, math.inf)
+    if isinstance(form, Clip | Lookup | Slope):
+        return form.homogeneous(node)
     if isinstance(form, Mean):
         rank = len(shape_of(node.all_input_nodes[0]))
         return not form.obstacle(node) and all(d % rank > 1 for d in arguments(node)["dim"])

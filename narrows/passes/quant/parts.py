@@ -11,7 +11,6 @@ tensor has. Parts that something reads together, and that it cannot tell apart, 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,17 +20,13 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 from narrows.ir.ops.args import arguments
-from narrows.ir.ops.integer import Clip, IntegerForm, LayerWeights, Moves, Padding, Relabel
-from narrows.ir.ops.integer_averages import AveragePool, Mean
-from narrows.ir.ops.integer_forms import Add, Concat, Layer, Lookup, Mul
-from narrows.ir.program import Meta, Program, aten, op_name, shape_of, where
+from narrows.ir.ops.integer import IntegerForm, LayerWeights, Moves, Padding, Relabel
+from narrows.ir.ops.integer_averages import Mean
+from narrows.ir.ops.integer_forms import Add, Concat, Layer, Mul
+from narrows.ir.program import Meta, Program, op_name, shape_of, where
 from narrows.passes.quant.survey import Survey
 
 NOTHING = 0  # the label of zeros that padding puts in; parts count from 1
-
-# Functions of one number that commute with a positive factor. Products with a number are, too.
-HOMOGENEOUS = {aten.leaky_relu.default, aten.abs.default, aten.neg.default,
-               aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -262,19 +257,9 @@ def _handed_on(
         return _padded(node, labels)
     if isinstance(form, Mean):
         return _averaged(node, labels)
-    rank = len(shape_of(node))
-    passes = (
-        isinstance(form, Relabel)
-        or (isinstance(form, Clip) and _from_zero(form, node))
-        or (isinstance(form, Lookup) and node.target in HOMOGENEOUS)
-        or (isinstance(form, AveragePool) and labels.axis < rank - form.spatial)
-    )
-    return labels if passes else None
-
-
-def _from_zero(form: Clip, node: fx.Node) -> bool:
-    low, high = form.bounds(node)
-    return low in (0.0, -math.inf) and high == math.inf
+    # Windows are taken over the last axes, each index of the others for itself.
+    beside = len(shape_of(node)) - getattr(form, "spatial", 0)
+    return labels if form.homogeneous(node) and labels.axis < beside else None
 
 
 def _sum(parts: Parts, node: fx.Node, mixed: list[fx.Node]) -> Labels | None:

@@ -202,10 +202,11 @@ def _codes(fake: Program, rounded: fx.Node) -> Tensor:
 def _entries(plan: Any, found: Survey, fake: Program) -> dict[str, Kept]:
     """Return what is kept of weights that are read as activations."""
     made: dict[str, Kept] = {}
+    quantizers = [n for n in fake.graph.nodes if n.target is ops.fake_quantize.default]
     for site in found.entries:
         if site.op == "get_attr":
             grid = plan.activations[site.name]
-            (rounded,) = (n for n in fake.graph.nodes if n.name == f"{site.name}_q")
+            rounded = next(n for n in quantizers if n.all_input_nodes[0].name == site.name)
             codes = activation_codes(fake.tensor(rounded.all_input_nodes[0]), grid)
             made[site.name] = Kept(key(grid), Parities.of(codes, grid.codes))
     return made

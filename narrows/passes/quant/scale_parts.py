@@ -65,7 +65,7 @@ def powers_of(parts: Parts, given: Powers) -> list[int]:
     known = {cat.name for cat, _ in parts.sources}
     for label, (cat, index) in enumerate(parts.sources, 1):
         asked = given.get(cat.name, ())
-        if asked and len(asked) <= index:
+        if asked and len(asked) != len(arguments(cat)["tensors"]):  # pruning dropped an operand
             raise _foreign(cat.name)
         powers[label] = asked[index] if asked else 0
     for name in given:
@@ -80,7 +80,7 @@ def powers_of(parts: Parts, given: Powers) -> list[int]:
 def _foreign(name: str) -> PlanError:
     return PlanError(
         f"the plan scales the parts of {name!r} otherwise than this program can",
-        why="it is of another program",
+        why="it is of another program, or of one with other operands",
         hint="calibrate this program with narrows.quantize",
     )
 
@@ -113,11 +113,6 @@ class Scaling:
         for label, (cat, index) in enumerate(self.parts.sources, 1):
             if self.powers[label]:
                 joins.setdefault(cat, {})[index] = self.powers[label]
-        for cat, powers in joins.items():
-            self._join(cat, powers)
-            remarks[cat.name] = "parts times " + ", ".join(
-                f"2^{powers.get(i, 0)}" for i in range(len(arguments(cat)["tensors"]))
-            )
         for layer in self.parts.absorbed:
             self._absorb(layer)
         for tensor, labels in self.parts.single.items():
@@ -126,6 +121,12 @@ class Scaling:
             held = self.parts.of(tensor)
             if held is not None:
                 self._restore(tensor, held, [reader])
+        # Last, as a concatenation may itself read one that is restored for it.
+        for cat, powers in joins.items():
+            self._join(cat, powers)
+            remarks[cat.name] = "parts times " + ", ".join(
+                f"2^{powers.get(i, 0)}" for i in range(len(arguments(cat)["tensors"]))
+            )
         return remarks
 
     def _join(self, cat: fx.Node, powers: Mapping[int, int]) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import msgspec
 
-from narrows.files.reading import Count
+from narrows.files.reading import Count, Exponent
 from narrows.ir.program import Note
 
 Whole = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
@@ -66,4 +66,5 @@ class QuantFile(msgspec.Struct):
     notes: list[Note]
     codes: dict[str, CodesFile] = {}
     levels: dict[str, LevelsFile] = {}
+    parts: dict[str, list[Exponent]] = {}
     preparation: PreparationFile | None = None

@@ -75,14 +75,15 @@ class Watch:
             self.histograms[node].add(value)
         elif node in self.beside:
             self.beside[node].add(value)
-        if node in self.histograms and value.dim() > 1:
-            axis = 1 if value.dim() > 3 else value.dim() - 1
+        axis = 1 if value.dim() > 3 else value.dim() - 1
+        free = Meta(node).dynamic  # batches may differ in size there
+        if node in self.histograms and value.dim() > 1 and axis not in free:
             other = [a for a in range(value.dim()) if a != axis]
             found = value.detach().double().square().sum(other)
             self.energies[node] = self.energies.get(node, 0) + found
         if node in self.layers and value.dim() > 1:
             # Per channel of a convolution's input; the channels of a linear layer's come last.
-            for axis in {1, value.dim() - 1}:
+            for axis in {1, value.dim() - 1} - set(free):
                 other = [a for a in range(value.dim()) if a != axis]
                 total = value.detach().double().sum(other)
                 key = (node, axis)

@@ -17,8 +17,8 @@ from torch import fx
 from narrows.ir.integer.grid import Grid
 from narrows.ir.ops import table
 from narrows.ir.ops.args import arguments
-from narrows.ir.ops.integer import Clip, LayerWeights, Moves, Relabel
-from narrows.ir.ops.integer_forms import AveragePool, Layer, Mean
+from narrows.ir.ops.integer import Clip, LayerWeights
+from narrows.ir.ops.integer_forms import Layer
 from narrows.ir.program import Program, aten
 from narrows.passes.base import Fidelity, Pass, PassResult
 
@@ -92,10 +92,8 @@ def _layers_after(node: fx.Node) -> list[LayerWeights]:
         if layer is not None and node not in (layer.weight, layer.bias):
             found.append(layer)
             continue
-        commutes = isinstance(form, Mean | AveragePool) or (
-            isinstance(form, Moves) and not isinstance(form, Relabel)
-        )
-        further = _layers_after(user) if commutes and form and not form.obstacle(user) else []
+        commutes = form is not None and not form.obstacle(user) and form.homogeneous(user)
+        further = _layers_after(user) if commutes else []
         if not further:
             return []
         found += further
