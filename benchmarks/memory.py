@@ -41,17 +41,9 @@ MIB = 2**20
 BATCH = 2
 
 
-def build(model: Model, size: int) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
-    """Return a model without a zero weight in its layers, and its inputs."""
-    from tests.networks.zoo import import_models
-
-    torch.manual_seed(0)
-    options: dict[str, Any] = {"image_size": size} if model.name.startswith("vit") else {}
-    module = getattr(import_models(), model.name)(weights=None, **options).eval()
-    for parameter in module.parameters():
-        if parameter.dim() > 1 and not parameter.any():
-            nn.init.normal_(parameter, std=0.02)
-    return module, (torch.randn(BATCH, 3, size, size),)
+def build(model: Model) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    """Return a model in float32, and its inputs."""
+    return model.build(torch.float32), model.inputs(BATCH, dtype=torch.float32)
 
 
 def tiny(*_: Any) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
@@ -120,12 +112,11 @@ def _resident(key: str) -> int:
 
 def measure(model: Model, options: argparse.Namespace) -> dict[str, int]:
     """Return the peaks of a model, and the bytes of its weights."""
-    size, plan = options.size, options.plan
-    module, _ = build(model, size)
+    module, _ = build(model)
     weights = sum(t.numel() * t.element_size() for t in module.state_dict().values())
     del module
     works = {"export": WORK["export"], **{name: WORK[name] for name in options.work}}
-    peaks = {name: peak_of(lambda w=w: w(*build(model, size), plan)) for name, w in works.items()}
+    peaks = {name: peak_of(lambda w=w: w(*build(model), options.plan)) for name, w in works.items()}
     return {"weights": weights, **peaks}
 
 
@@ -146,7 +137,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=sorted(MODELS), metavar="MODEL",
                         default=["resnet50", "vit_b_16"])  # fmt: skip
-    parser.add_argument("--size", type=int, default=64, help="of the images, a multiple of 16")
     parser.add_argument("--plan", type=json.loads, help="options of narrows.plan, as JSON")
     parser.add_argument("--work", nargs="+", choices=list(WORK), default=list(WORK)[1:])
     parser.add_argument("--json", help="also write the results here")

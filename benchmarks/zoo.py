@@ -22,6 +22,7 @@ from fnmatch import fnmatchcase
 import torch
 
 import narrows
+from benchmarks.fuzz.judge import found_by_itself
 from benchmarks.machine import write
 from narrows.errors import NarrowsError
 from narrows.ir.program import relative_error
@@ -62,7 +63,9 @@ def measure(name: str, options: argparse.Namespace) -> Result:
     try:
         _steps(result, options)
     except NarrowsError as error:
-        result.verdict, result.why = "refused", str(error).replace("\n", " | ")
+        caught = found_by_itself(error)
+        result.verdict = "wrong" if caught else "refused"
+        result.why = str(error).replace("\n", " | ")
     except Exception as error:
         result.verdict, result.why = "crash", f"{type(error).__name__}: {error}{_where(error)}"
     result.seconds = time.perf_counter() - start
@@ -74,20 +77,21 @@ def measure(name: str, options: argparse.Namespace) -> Result:
 def _steps(result: Result, options: argparse.Namespace) -> None:
     result.step = "build"
     model, inputs = timm_model(result.model, options.size, options.seed)
-    model, inputs = model.double(), tuple(x.double() for x in inputs)
+    generator = torch.Generator().manual_seed(options.seed + 1)
+    fresh = tuple(torch.randn(x.shape, generator=generator, dtype=x.dtype) for x in inputs)
     result.step = "capture"
     program = narrows.capture(model, inputs)
     result.step = "apply(None)"
     made = narrows.apply(program)
     with torch.no_grad():
-        result.error = relative_error(made(*inputs), model(*inputs))
+        result.error = relative_error(made(*fresh), model(*fresh))
     result.step = "couplings"
     program.couplings()
     result.step = "masks"
     masks = random_masks(program, options.amount, "both", options.seed)
     plan = narrows.plan(program, *masks, zeros=False)
     small = narrows.apply(program, plan)
-    result.error = max(result.error, relative_error(small(*inputs), plan.masked(program)(*inputs)))
+    result.error = max(result.error, relative_error(small(*fresh), plan.masked(program)(*fresh)))
     result.left = small.parameter_count / program.parameter_count
     result.step = ""
 

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from narrows.errors import UsageError, unknown_option
+from narrows.errors import UsageError
 
 if TYPE_CHECKING:
     from narrows.backends.artifact import Artifact
@@ -98,25 +98,16 @@ def plan(
         UsageError: An option or the target is unknown, or the target has no cost table.
     """
     from narrows.passes.plans.choose import make_plan as run
+    from narrows.passes.plans.choose import refuse_unknown
 
     refuse_model(program, "plan")
-    _refuse_unknown(options)
+    refuse_unknown(options)
     if target is not None:
         options["costs"] = _costs_to_plan_by(target, options)
     return run(program, keep_inputs, keep_outputs, **options)
 
 
 make_plan = plan  # below, `plan` is an argument
-
-
-def _refuse_unknown(options: Mapping[str, Any]) -> None:
-    """Raise `UsageError` for options that `narrows.plan` has not."""
-    from narrows.passes.plans.choose import make_plan as run
-
-    known = [*list(inspect.signature(run).parameters)[1:], "target"]
-    for name in options:
-        if name not in known:
-            raise unknown_option("plan", name, known)
 
 
 def refuse_model(program: Any, function: str) -> None:
@@ -154,7 +145,9 @@ def plan_for(
     program: Program, options: Mapping[str, Any], target: str | Target | None
 ) -> ChannelPlan:
     """Return the plan of options as a dict, which are for ``target`` unless they name another."""
-    _refuse_unknown(options)
+    from narrows.passes.plans.choose import refuse_unknown
+
+    refuse_unknown(options)
     named = options.get("target") is not None or options.get("costs") is not None
     aims = options.get("latency") is not None
     if named or target is None or not (aims or options.get("ratio") is not None):
@@ -333,27 +326,21 @@ def quantize(
         FidelityError: With ``check``, the integers differ from the fake-quantized program.
     """
     from narrows.passes.instruments import Numerics, Verify
+    from narrows.passes.quant.asked import globs
     from narrows.passes.quant.calibrate import Settings
-    from narrows.passes.quant.learning import Learning
+    from narrows.passes.quant.learning import learning_of
     from narrows.passes.quant.plan import loaded
     from narrows.passes.quant.quantization import quantize as run
 
     refuse_model(program, "quantize")
     plan = None if plan is None else loaded(plan)
-    globs = tuple(skip) if isinstance(skip, Iterable) and not isinstance(skip, str) else (skip,)
     settings = Settings(
         weights=weights, activations=activations, method=method, percentile=percentile,
-        first_last=first_last, skip=globs, rounding=rounding, align=align, equalize=equalize,
+        first_last=first_last, skip=globs(skip), rounding=rounding, align=align, equalize=equalize,
         correct_bias=correct_bias, strict=strict, levels=levels, allow_lost=allow_lost,
     )  # fmt: skip
     asked = {"budget": budget, "checkpoint": checkpoint, "loss": loss, "seed": seed}
-    given = {name: value for name, value in asked.items() if value is not None}
-    if given and method != "rapq":
-        raise UsageError(
-            f"{next(iter(given))} is an option of method='rapq', not of {method!r}",
-            why="the other methods learn nothing",
-        )
-    learning = Learning(**given) if method == "rapq" else None
+    learning = learning_of(method, asked)
     checks: list[Instrument] = [Verify(), Numerics()] if check else []
     watches = [*checks, *instruments]
     return run(program, calibration, settings, plan=plan, instruments=watches, learning=learning)
@@ -395,12 +382,12 @@ def quantize_weights(
         UsageError: There is no calibration data, or an argument is out of range.
         PassError: There is no linear layer, a glob matches none, or a number is not finite.
     """
+    from narrows.passes.quant.asked import globs
     from narrows.passes.quant.weight_only import quantize_weights as run
 
     refuse_model(program, "quantize_weights")
-    globs = (skip,) if isinstance(skip, str) or not isinstance(skip, Iterable) else tuple(skip)
     how: dict[str, Any] = {"bits": bits, "group": group, "groups": groups, "method": method}
-    return run(program, calibration, **how, skip=globs)
+    return run(program, calibration, **how, skip=globs(skip))
 
 
 make_integers = quantize  # below, `quantize` is an argument

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import narrows
 from narrows.ir.program import relative_error
 from narrows.ir.verify import verify
+from narrows.passes.base import TOLERANCE, Fidelity
 from tests.networks.zoo import MODELS, SMALL_TRANSFORMERS, timm_model
 
 # timm's own tiny configurations, one per family of operators.
@@ -26,7 +27,7 @@ def built(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
     if importlib.util.find_spec("torchvision" if name in OURS else "timm") is None:
         pytest.skip("the models' package is not installed")
     if name in OURS:
-        return OURS[name].build(torch.float32), OURS[name].inputs(dtype=torch.float32)
+        return OURS[name].build(), OURS[name].inputs()
     return timm_model(name)
 
 
@@ -38,7 +39,7 @@ def test_a_model_without_a_plan_stays_what_it_is(name: str) -> None:
     verify(made)
     with torch.no_grad():
         wanted = model(*inputs)
-    assert relative_error(made(*inputs), wanted) <= 1e-5
+    assert relative_error(made(*inputs), wanted) <= TOLERANCE[Fidelity.EXACT][torch.float64]
     assert made.parameter_count <= program.parameter_count
     found = program.couplings()
     assert found

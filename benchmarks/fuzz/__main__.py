@@ -85,13 +85,17 @@ class Log:
             self.path.write_text(json.dumps({"options": options}) + "\n", encoding="utf-8")
 
     def _read(self, path: Path, options: dict[str, Any]) -> None:
-        first, *lines = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_text(encoding="utf-8")
+        if not text.endswith("\n"):  # the run was killed while it wrote
+            with path.open("a", encoding="utf-8") as file:
+                file.write("\n")
+        first, *lines = text.splitlines()
         if json.loads(first)["options"] != options:
             raise SystemExit(f"{path} is of a run with other options: {first}")
         for line in lines:
             try:
                 entry = json.loads(line)
-            except json.JSONDecodeError:  # the run was killed while it wrote
+            except json.JSONDecodeError:
                 continue
             found = [Finding(**{**f, "mask": Mask(**f["mask"])}) for f in entry["found"]]
             self.found[entry["seed"]] = found
@@ -206,7 +210,7 @@ def troubles(found: dict[int, list[Finding]], options: argparse.Namespace) -> It
         graph = Graph.drawn(seed, options.quantized)
         left = end - time.perf_counter()
         if left > 0 and not finding.stage.startswith("after"):
-            graph, finding = shrunk(graph, finding, options.limit, max(1, int(left)), lambda: None)
+            graph, finding = shrunk(graph, finding, options.limit, end)
         yield f"  {finding.text}"
         line = to_line(graph, finding.mask, finding.stage)
         yield f"  python -m benchmarks.fuzz --repro '{line}'"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 
 from benchmarks.fuzz.apart import outcomes
 from benchmarks.fuzz.graphs import FORMS, NOTHING, Graph, Mask, smaller
@@ -36,17 +37,14 @@ def attempt(task: Attempt) -> Iterator[Finding]:
     yield from (f for f in judge(graph, masks, forms) if trouble(f))
 
 
-def shrunk(
-    graph: Graph, finding: Finding, limit: float, tries: int, say: Callable[[], None]
-) -> tuple[Graph, Finding]:
+def shrunk(graph: Graph, finding: Finding, limit: float, end: float) -> tuple[Graph, Finding]:
     """Return a network as small as may be found that fails alike, and its finding.
 
     Args:
         graph: The network.
         finding: What is wrong with it.
         limit: Seconds of processor time that a try gets.
-        tries: How many there are.
-        say: Called after each.
+        end: No try begins later, by ``time.perf_counter``.
     """
     forms = [finding.stage] if finding.stage in FORMS else []
     seeds = dict.fromkeys((finding.mask.seed, *range(SEEDS)))
@@ -58,11 +56,9 @@ def shrunk(
     while progress:
         progress = False
         for candidate in smaller(graph):
-            tries -= 1
-            if tries < 0:
+            if time.perf_counter() > end:
                 return graph, finding
             (outcome,) = outcomes(attempt, [(candidate, masks, forms)], 1, limit)
-            say()
             alike = [f for f in outcome.found if like(f, finding)]
             if alike:
                 graph, finding, progress = candidate, alike[0], True

@@ -228,6 +228,8 @@ def integer_law(row: Row, program: Callable[[Row, Sample], Program]) -> None:
         error = relative_error(actual, floats.run_flat(inputs))
         assert error <= CODES, f"relative error {error:.2f}: {sample}"
         break
+    else:
+        raise AssertionError("no sample works on codes")
     if isinstance(row.integer, Lookup):
         assert not all(is_clip(row, sample) for sample in row.samples), "it is a clip"
 

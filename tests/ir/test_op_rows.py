@@ -298,7 +298,9 @@ def test_narrow_types(row: Row, dtype: torch.dtype) -> None:
     program = bench.read(values, next(masks_of(values))).to(dtype)
     try:
         wanted = program.run_flat(program.examples)
-    except ProgramError:
+    except ProgramError as error:
+        if "not implemented for" not in str(error):
+            raise
         pytest.skip(f"torch has no {dtype} kernel for {row.name} here")
     result, _ = rewrite(Base(program))
     verify(result)

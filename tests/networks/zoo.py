@@ -131,14 +131,16 @@ def import_timm() -> Any:
 
 
 def timm_model(name: str, size: int = 96, seed: int = 0) -> tuple[nn.Module, tuple[Tensor, ...]]:
-    """Return a model of timm without trained weights, and a batch of 2 images.
+    """Return a model of timm in float64 with random weights, statistics and scales, and 2 images.
 
     The images are ``size`` wide at most, unless the model takes one size only.
     """
     torch.manual_seed(seed)
-    module = import_timm().create_model(name, pretrained=False).eval()
+    module = import_timm().create_model(name, pretrained=False).double()
     facts = module.pretrained_cfg
     channels, height, width = facts["input_size"]
     if not facts.get("fixed_input_size"):
         height, width = min(height, size), min(width, size)
-    return module, (torch.randn(2, channels, height, width),)
+    images = (torch.randn(2, channels, height, width, dtype=torch.float64),)
+    randomise(module, seed, images)
+    return module, images

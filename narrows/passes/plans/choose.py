@@ -7,11 +7,12 @@ Start at `make_plan`. Three plans are made and merged: what is given, what is ze
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from narrows.errors import PlanError, PlanUsageError, suggest
+from narrows.errors import PlanError, PlanUsageError, suggest, unknown_option
 from narrows.ir.cost import CostTable
 from narrows.ir.program import Note, Program
 from narrows.passes.plans import criteria
@@ -109,6 +110,14 @@ def make_plan(
     plan |= chooser.chosen(candidates, "constrained" if constrained else "unconstrained")
     made = plan if costs is None else take_back(program, plan, costs, batch or 1)
     return made.with_notes(*hardly(program, made, options))
+
+
+def refuse_unknown(options: Iterable[str]) -> None:
+    """Raise `UsageError` for options that `narrows.plan` has not."""
+    known = [*list(inspect.signature(make_plan).parameters)[1:], "target"]
+    for name in options:
+        if name not in known:
+            raise unknown_option("plan", name, known)
 
 
 # ------------------------------------------------------------------ options

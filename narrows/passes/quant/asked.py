@@ -15,6 +15,12 @@ Bits = int | Mapping[str, int]
 Codings = int | str | Mapping[str, int | str]
 
 
+def globs(given: Any) -> tuple[Any, ...]:
+    """Return the globs of an argument that takes one or several."""
+    one = isinstance(given, str) or not isinstance(given, Iterable)
+    return (given,) if one else tuple(given)
+
+
 def check_bits(what: str, bits: Any, known: range = BITS) -> None:
     """Raise `UsageError` unless ``bits`` is a number of bits that codes can have."""
     if not isinstance(bits, int) or isinstance(bits, bool) or bits not in known:

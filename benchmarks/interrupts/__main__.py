@@ -5,8 +5,8 @@
 * ``kills``: every long command, ended by SIGKILL or SIGINT at a moment drawn from its usual time.
   What it replaces is then the older one or the newer, whole; a reconstruction goes on from its
   checkpoint and ends with the plan that it has without a break.
-* ``full``: the same commands with files cut off at ever more bytes, as on a disk that is full
-  (`RLIMIT_FSIZE`; on a small tmpfs with ``--tmpfs FOLDER``).
+* ``full``: the same commands with files cut off at ever more bytes (`RLIMIT_FSIZE`), where the
+  system refuses to write as it does on a full disk.
 * ``memory``: the same with ever more address space (``ulimit -v``).
 * ``writers``: three processes that replace one artifact, and a reader that loads and runs it.
 * ``threads``: threads of one process that compile, save, load and run at once.
@@ -18,23 +18,17 @@ the work. Linux and macOS.
 from __future__ import annotations
 
 import argparse
-import gc
 import importlib
-import json
 import os
 import pkgutil
 import random
 import resource
 import shutil
 import signal
-import sys
 import tempfile
-import threading
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,179 +36,11 @@ import numpy as np
 import torch
 
 import narrows
+from benchmarks.interrupts.forks import Ended, Figures, listing, run
+from benchmarks.interrupts.jobs import MODEL, NETS, Job, jobs
+from benchmarks.interrupts.together import threads, writers
 from benchmarks.machine import table, write
-from narrows.cli import main as command
-from narrows.cli.dumps import open_dump
-from narrows.ir.cost import CostTable
-from narrows.passes.plans.plan import ChannelPlan
 from narrows.passes.quant.plan import QuantPlan
-
-NETS = """
-import torch
-from torch import nn
-
-
-def net():
-    torch.manual_seed(0)
-    widths = [3, 16, 32, 32]
-    layers = []
-    for i, o in zip(widths, widths[1:]):
-        layers += [nn.Conv2d(i, o, 3, padding=1), nn.BatchNorm2d(o), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(32 * 64, 10))
-"""
-MODEL = ("net.py:net", "-i", "f32[2,3,8,8]")
-X = np.linspace(-1, 1, 2 * 3 * 64).reshape(2, 3, 8, 8).astype(np.float32)
-
-
-# ------------------------------------------------------------------ what is run
-
-
-@dataclass(frozen=True)
-class Job:
-    """A command, and what it leaves.
-
-    Attributes:
-        name: What it is called.
-        words: The two command lines that replace what the other one wrote.
-        state: Returns what there is now, read as its readers read it; raises if that is not whole.
-        output: The names of what it writes.
-    """
-
-    name: str
-    words: tuple[tuple[str, ...], tuple[str, ...]]
-    state: Callable[[], Any]
-    output: tuple[str, ...]
-
-
-def artifact(name: str = "out", *, dump: bool = False, trust: bool = False) -> Any:
-    """Return the identity of an artifact that runs."""
-    found = narrows.load(name, trust=trust)
-    found.run(X[:1] if trust else X, threads=1)
-    if dump:
-        made, _held = open_dump(name)
-        made.snapshot()
-    return found.identity
-
-
-def quantized() -> Any:
-    """Return what ``quantize`` left: an artifact, and the plan, which is written after it."""
-    plan = Path("q.json")
-    return artifact(), QuantPlan.load(plan).to_json() if plan.exists() else None
-
-
-def jobs() -> list[Job]:
-    """Return the commands; the current folder holds the model and its data."""
-    quantize = ("quantize", *MODEL, "--data", "x.npy", "-o", "out", "--save-plan", "q.json")
-    learn = ("quantize", *MODEL, "--data", "x.npy", "-o", "out", "--method", "rapq")
-    pruned = ("compile", *MODEL, "-o", "out")
-    plan = ("plan", *MODEL, "-o", "plan.json")
-    return [
-        Job("plan", ((*plan, "--ratio", "0.3"), (*plan, "--ratio", "0.6")),
-            lambda: ChannelPlan.load("plan.json").to_json(), ("plan.json",)),
-        Job("compile", ((*pruned, "--ratio", "0.3"), (*pruned, "--ratio", "0.6")),
-            artifact, ("out",)),
-        Job("compile --dump", ((*pruned, "--ratio", "0.3", "--dump"),
-                               (*pruned, "--ratio", "0.6", "--dump")),
-            lambda: artifact(dump=True), ("out", "out.dump")),
-        Job("compile -t c", tuple((*pruned, "-t", "c", "--quantize", "x.npy", "--ratio", r)
-                                  for r in ("0.3", "0.6")),  # type: ignore[arg-type]
-            lambda: artifact(trust=True), ("out",)),
-        Job("quantize", (quantize, (*quantize, "--weight-bits", "6", "--report")),
-            quantized, ("out", "out.report", "q.json")),
-        Job("rapq", ((*learn, "--budget", "60"), (*learn, "--budget", "60", "--weight-bits", "5")),
-            artifact, ("out",)),
-        Job("calibrate", (("bench", "--calibrate", "--quick", "-o", "table.json"),) * 2,
-            lambda: CostTable.load("table.json").runtime, ("table.json",)),
-    ]  # fmt: skip
-
-
-@dataclass
-class Ended:
-    """How a run ended: its exit code, or the number of the signal, negated; what it printed."""
-
-    code: int
-    text: str
-    seconds: float
-
-
-def run(
-    words: tuple[str, ...],
-    *,
-    end: tuple[int, float] | None = None,
-    prepare: Callable[[], None] | None = None,
-) -> Ended:
-    """Run a command in a fork.
-
-    Args:
-        words: The command line.
-        end: A signal, and after how many seconds it comes.
-        prepare: Called in the fork first.
-    """
-    start = time.perf_counter()
-    child = os.fork()
-    if child == 0:
-        _child(words, prepare)
-    status: int | None = None
-    if end is not None:
-        number, delay = end
-        while status is None and time.perf_counter() - start < delay:
-            time.sleep(0.002)
-            found, ended = os.waitpid(child, os.WNOHANG)
-            status = ended if found else None
-        if status is None:
-            os.kill(child, number)
-    if status is None:
-        _, status = os.waitpid(child, 0)
-    code = os.waitstatus_to_exitcode(status)
-    return Ended(code, Path("said").read_text(errors="replace"), time.perf_counter() - start)
-
-
-def _child(words: tuple[str, ...], prepare: Callable[[], None] | None) -> None:
-    code = 70
-    try:
-        said = os.open("said", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-        os.dup2(said, 1)
-        os.dup2(said, 2)
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's jobs may ignore it
-        if prepare is not None:
-            prepare()
-        code = command(list(words))
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        gc.collect()  # what the end of a process would let go of
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
-
-def listing() -> list[str]:
-    """Return what lies in the current folder and among the temporary ones."""
-    given = {"net.py", "x.npy", "tmp", "said", "cache", "__pycache__"}
-    here = {p.name for p in Path().iterdir()} - given
-    return sorted([*here, *(f"tmp/{p.name}" for p in Path("tmp").glob("narrows-*"))])
-
-
-# ------------------------------------------------------------------ the figures
-
-
-@dataclass
-class Figures:
-    """What became of the runs of one command.
-
-    Attributes:
-        counts: How many ended how.
-        faults: What should not be: lost, half, left over, an error that is none of the family.
-    """
-
-    name: str
-    counts: Counter[str] = field(default_factory=Counter)
-    faults: list[str] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return them as JSON values."""
-        return {"name": self.name, **self.counts, "faults": self.faults}
 
 
 def prepared(job: Job) -> tuple[list[Any], float]:
@@ -267,6 +93,8 @@ def kills(job: Job, count: int, chance: random.Random) -> Figures:
         before = listing()
         ended = run(job.words[0], end=(which, took * chance.uniform(low, 1.05)))
         figures.counts[{0: "done", 130: "SIGINT", -9: "SIGKILL"}.get(ended.code, "failed")] += 1
+        if ended.code not in (0, 130, -9):
+            figures.faults.append(f"exit code {ended.code}: {ended.text.strip()[-200:]}")
         told = which == signal.SIGINT and ended.code != -9
         judge(job, states, ended, figures, before if told else None)
         if number % 10 == 9:
@@ -318,6 +146,8 @@ def limited(job: Job, kind: str, limits: list[int]) -> Figures:
 
         ended = run(job.words[0], prepare=prepare)
         figures.counts[{0: "done", 1: "refused"}.get(ended.code, "ended otherwise")] += 1
+        if ended.code not in (0, 1) and kind == "full":
+            figures.faults.append(f"exit code {ended.code}: {ended.text.strip()[-200:]}")
         judge(job, states, ended, figures, [] if ended.code >= 0 else None)
         if ended.code == 0:
             run(job.words[1])
@@ -326,91 +156,6 @@ def limited(job: Job, kind: str, limits: list[int]) -> Figures:
 
 def _address_space() -> int:
     return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-
-
-def writers(seconds: float, count: int = 3) -> Figures:
-    """Return what a reader saw of an artifact that several processes replace."""
-    figures = Figures(f"{count} writers, 1 reader")
-    known = {}
-    for number in range(count):
-        words = ("compile", *MODEL, "-o", f"a{number}", "--ratio", str(0.2 * number + 0.1))
-        run(words)
-        made = narrows.load(f"a{number}")
-        known[made.identity] = made.run(X, threads=1)
-    made.save("out")
-    children = []
-    for number in range(count):
-        child = os.fork()
-        if child == 0:
-            _write_for(seconds, f"a{number}")
-        children.append(child)
-    stop = time.perf_counter() + seconds
-    while time.perf_counter() < stop:
-        try:
-            found = narrows.load("out")
-            figures.counts["loads"] += 1
-            if figures.counts["loads"] % 5 == 0:
-                figures.counts["runs"] += 1
-                if not np.array_equal(found.run(X, threads=1), known[found.identity]):
-                    figures.faults.append("a mixture ran")
-        except Exception as error:
-            figures.faults.append(f"{type(error).__name__}: {error}"[:200])
-    del found
-    for child in children:
-        if os.waitpid(child, 0)[1]:
-            figures.faults.append("a writer failed")
-    figures.counts["saves"] = sum(int(Path(f"a{n}.saves").read_text()) for n in range(count))
-    over = [n for n in listing() if not n.startswith(("a", "out"))]
-    if over:
-        figures.faults.append(f"left over: {over}")
-    return figures
-
-
-def _write_for(seconds: float, name: str) -> None:
-    code, saves = 1, 0
-    try:
-        made, stop = narrows.load(name), time.perf_counter() + seconds
-        while time.perf_counter() < stop:
-            made.save("out")
-            saves += 1
-        Path(f"{name}.saves").write_text(str(saves))
-        code = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(code)
-
-
-def threads(count: int, rounds: int) -> Figures:
-    """Return what became of threads that compile, save, load and run at once."""
-    figures = Figures(f"{count} threads")
-    sys.path.insert(0, str(Path.cwd()))
-    model = __import__("net").net().eval()
-    plans = [0.1 + 0.1 * i for i in range(count)]
-    wanted = [narrows.compile(model, torch.from_numpy(X), {"ratio": r}).run(X) for r in plans]
-
-    def work(number: int) -> None:
-        try:
-            for _ in range(rounds):
-                made = narrows.compile(model, torch.from_numpy(X), {"ratio": plans[number]})
-                place = made.save(f"own{number}")
-                made.save("shared")
-                figures.counts["compiles"] += 1
-                narrows.load("shared").run(X)
-                if not np.array_equal(narrows.load(place).run(X), wanted[number]):
-                    figures.faults.append("another result than alone")
-        except Exception as error:
-            figures.faults.append(f"{type(error).__name__}: {error}"[:300])
-
-    started = [threading.Thread(target=work, args=(n,)) for n in range(count)]
-    for thread in started:
-        thread.start()
-    for thread in started:
-        thread.join()
-    over = [n for n in listing() if not n.startswith(("own", "shared"))]
-    if over:
-        figures.faults.append(f"left over: {over}")
-    return figures
 
 
 # ------------------------------------------------------------------ the command
@@ -500,7 +245,7 @@ def main() -> None:
     rows = [[r["part"], r["name"], ", ".join(f"{k} {v}" for k, v in r.items()
              if isinstance(v, int)), str(len(r["faults"]))] for r in results]  # fmt: skip
     print(table(["part", "command", "how it ended", "faults"], rows))
-    write(target, json.loads(json.dumps(results)))
+    write(target, results)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""Commands that are cut off at random moments; run it with ``python -m benchmarks.interrupts``."""
