@@ -13,6 +13,7 @@ from torch import nn
 
 import narrows
 from narrows.backends import lower
+from narrows.backends.tvm.cache import Kept
 from narrows.frontend import capture
 from tests.backends.marks import NEEDS_TVM
 
@@ -193,3 +194,14 @@ for search._prepared in (crash, fail):
         "[] 0 {'kernel': 'MetaSchedule crashed or hung'}",
         "[] 0 {'kernel': 'ValueError: way'}",
     ]
+
+
+def test_a_cache_that_cannot_be_written_ends_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "file").write_text("")
+    kept = Kept(tmp_path / "file" / "tvm")
+    kept.write("a", {"b": 1})
+    kept.write("c", {"d": 2})
+    assert kept.read("a") == {}
+    assert capsys.readouterr().err.count("times are not kept") == 1

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
+from narrows.errors import ArtifactError
 from narrows.files.reading import read_json
 from narrows.files.writing import write_text
 
@@ -52,5 +54,9 @@ class Kept:
         path = self._path(key)
         if path is None:
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(json.dumps(value), path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(json.dumps(value), path)
+        except (OSError, ArtifactError) as error:  # the next run measures it again
+            self.folder = None
+            print(f"times are not kept: {error}", file=sys.stderr, flush=True)

@@ -68,4 +68,6 @@ def refuse_unmatched(asked: Codings, what: str, groups: Iterable[Sequence[fx.Nod
             )
 
 
-__all__ = ["Bits", "Codings", "asked_for", "check_bits", "check_coding", "refuse_unmatched"]
+__all__ = [
+    "Bits", "Codings", "asked_for", "check_bits", "check_coding", "globs", "refuse_unmatched",
+]  # fmt: skip

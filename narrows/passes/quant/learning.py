@@ -75,4 +75,4 @@ def learning_of(method: str, asked: Mapping[str, Any]) -> Learning | None:
     return None
 
 
-__all__ = ["LOSSES", "Learning"]
+__all__ = ["LOSSES", "Learning", "learning_of"]

@@ -340,4 +340,4 @@ def _left(codes: WeightCodes, program: Program, name: str) -> WeightCodes:
     return WeightCodes.of(kept * (program.weights[name] != 0).to(kept.dtype))
 
 
-__all__ = ["Preparation", "QuantPlan"]
+__all__ = ["Preparation", "QuantPlan", "loaded", "of_pass"]

@@ -101,7 +101,8 @@ def layer_norm(graph: Graph, node: fx.Node) -> None:
     spread = graph.cast(_spread(graph, total, squares, count, args["eps"], at), "float32", at)
     y = graph.add("Mul", [graph.add("Mul", [d, spread], at), graph.name(args["gain"])], at)
     y = graph.add("Add", [y, graph.name(args["offset"])], at)
-    if graph.half_up:
+    if graph.half_up:  # rounded in float32, as it is defined; another rounding changes nothing
+        y = graph.add("Floor", [graph.add("Add", [y, graph.scalar(0.5, "float32")], at)], at)
         settle_float(graph, node, graph.cast(y, "float64", at))
         return
     whole = (args["low"], args["high"]) == (0, 255)
