@@ -158,6 +158,15 @@ def test_a_crash_and_a_hang_are_results():
     assert ended["raises"].failure == "ValueError: no"
 
 
+@pytest.mark.parametrize("bad", ["crashes", "loops"])
+def test_tasks_that_share_a_process_all_end(bad: str):
+    tasks = ["raises", bad, "works", "also works", "ends"]
+    ended = list(outcomes(behave, tasks, jobs=1, limit=1, share=3))
+    assert [o.task for o in ended] == tasks
+    assert [bool(o.failure) for o in ended] == [True, True, False, False, False]
+    assert ended[2].found == ["works began", "works ended"]
+
+
 def test_what_sleeps_is_ended(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(apart, "PATIENCE", 1)
     (ended,) = outcomes(behave, ["sleeps"], jobs=1, limit=1)
@@ -177,7 +186,7 @@ def test_a_crash_is_a_raw_finding():
 def failing(when: Callable[[Graph], bool]) -> Callable[..., Iterator[Outcome]]:
     """Return a stand-in for `outcomes`: wrong for no target where ``when`` says so."""
 
-    def run(work: Any, tasks: Any, jobs: int, limit: float) -> Iterator[Outcome]:
+    def run(work: Any, tasks: Any, jobs: int, limit: float, share: int = 1) -> Iterator[Outcome]:
         for task in tasks:
             graph, mask = task[0], task[1][-1] if isinstance(task[1], list) else Mask("both", 1)
             verdict, text = (WRONG, "wrong by 0.5") if when(graph) else (RIGHT, "")

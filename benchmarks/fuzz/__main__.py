@@ -6,8 +6,9 @@
 
 Every network gets masks of several kinds and is rewritten for no target, for ONNX Runtime's costs
 and for PyTorch's; a share of them becomes integers, run in ONNX Runtime and, where it can be, in C.
-What is compared with what stands in `benchmarks.fuzz.judge`. A network has a process of its own
-with a time limit, so that a crash or a hang is a line of the result. The seed decides everything.
+What is compared with what stands in `benchmarks.fuzz.judge`. The work is done in processes of their
+own, and each network has a time limit, so that a crash or a hang is a line of the result. The seed
+decides everything.
 
 Printed are the counts of right, wrong, caught by narrows' own checks, raw exceptions and refusals
 with their reasons, and for what must not be a line that repeats it, made smaller where there is
@@ -37,6 +38,8 @@ from benchmarks.fuzz.shrink import shrunk, trouble
 from benchmarks.machine import table, write
 
 Task = tuple[Graph, int]
+# How many networks a process tries. A first capture takes twice as long as those after it.
+SHARE = 25
 
 
 def work(task: Task) -> Iterator[Finding]:
@@ -148,7 +151,7 @@ def run(options: argparse.Namespace, log: Log) -> None:
             if time.perf_counter() < end and seed not in log.found:
                 yield Graph.drawn(seed, options.quantized), options.masks
 
-    for outcome in outcomes(work, tasks(), options.jobs, options.limit):
+    for outcome in outcomes(work, tasks(), options.jobs, options.limit, SHARE):
         found = findings_of(outcome)
         log.add(outcome.task[0].seed, found, outcome.seconds)
         counts.update(f.verdict for f in found)

@@ -152,6 +152,8 @@ JOINS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], int]] = {
     "mean of channels": (lambda a, b: b * a.mean(1, keepdim=True), 10),
     "slice": (lambda a, b: (a + b)[:, :9].contiguous(), 9),
     "quotient": (lambda a, b: a / b.abs(), 10),
+    "picked": (lambda a, b: torch.maximum(a[:, [*range(9), 3]], b), 10),
+    "sorted": (lambda a, b: torch.where(a > 0, a.sort(1).values, b), 10),
     "logarithm": (lambda a, b: (a * b).square().log(), 10),
 }
 

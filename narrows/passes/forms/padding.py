@@ -94,6 +94,8 @@ def _can_grow(facts: Facts, coupling: Coupling) -> bool:
             within = node.name in inside
             if not _takes_more(facts, node, within) or _is_tied(facts, node, weights, within):
                 return False
+            if within and _meets_another(facts, node, inside):
+                return False
     return True
 
 
@@ -122,6 +124,19 @@ def _is_tied(facts: Facts, node: fx.Node, grown: set[str], inside: bool) -> bool
     free = [n for n in node.all_input_nodes if facts.is_free(n)]
     left = [n for n in free if n.op != "get_attr" or str(n.target) not in grown]
     return any(math.prod(shape_of(n) or ()) > 1 for n in left)
+
+
+def _meets_another(facts: Facts, node: fx.Node, inside: set[str]) -> bool:
+    """Whether an operator takes its channels beside as many of a tensor that does not grow.
+
+    Such a tensor comes from an operator that nothing is known of, or its channels are another's.
+    """
+    if isinstance(ops.find(node), (Join, Contract)):
+        return False
+    axes, rank = facts.value(node).axes, len(shape_of(node))
+    others = [n for n in node.all_input_nodes if n.name not in inside and not facts.is_free(n)]
+    shapes = [(1,) * (rank - len(shape_of(n))) + tuple(shape_of(n)) for n in others]
+    return any(len(s) != rank or any(s[axis] != 1 for axis in axes) for s in shapes)
 
 
 def _padded(program: Program, extra: Mapping[Coupling, int], base: Base) -> Base:
