@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import narrows
+from benchmarks import machine
 from benchmarks.fuzz import __main__ as fuzz
 from benchmarks.fuzz import apart, shrink
 from benchmarks.fuzz.apart import Outcome, outcomes
@@ -256,6 +257,35 @@ def test_a_run_reports_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 @pytest.mark.usefixtures("quick")
+def test_a_log_tells_the_findings_of_other_code_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    log = ["--log", str(tmp_path / "log.jsonl")]
+    monkeypatch.setattr(fuzz, "fingerprint", lambda _: "older")
+    fuzz.main(["--graphs", "3", *log])
+    monkeypatch.setattr(fuzz, "fingerprint", lambda _: "newer")
+    with pytest.raises(SystemExit, match="findings of other code than this, newer: 3 graphs by ol"):
+        fuzz.main(["--graphs", "5", *log])
+    fuzz.main(["--graphs", "5", "--mixed", *log])
+    text = capsys.readouterr().out
+    assert "by older: 3 graphs" in text
+    assert "by newer: 2 graphs" in text
+
+
+def test_a_change_of_any_file_is_another_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(machine, "__file__", str(tmp_path / "benchmarks" / "machine.py"))
+    file = tmp_path / "narrows" / "ir" / "a.c"
+    file.parent.mkdir(parents=True)
+    file.write_text("int a;")
+    before = machine.fingerprint(["narrows"])
+    assert machine.fingerprint(["narrows"]) == before
+    file.write_text("int b;")
+    changed = machine.fingerprint(["narrows"])
+    file.rename(file.with_name("b.c"))
+    assert len({before, changed, machine.fingerprint(["narrows"])}) == 3
+
+
+@pytest.mark.usefixtures("quick")
 def test_a_run_ends_in_time(capsys: pytest.CaptureFixture[str]):
     fuzz.main(["--graphs", "40", "--seconds", "-1"])
     assert capsys.readouterr().out.startswith("0 graphs, 0 claims")
@@ -267,7 +297,7 @@ def test_refusals_are_counted_by_reason():
         1: [Finding(REFUSED, "plan", Mask("one"), "PlanError: 'b' has 4")],
         2: [Finding(RIGHT, "plan", Mask("one")), Finding(RIGHT, "plan", Mask("one"))],
     }
-    text = fuzz.report(found)
+    text = fuzz.report(found, dict.fromkeys(found, "a"))
     assert "3 graphs, 4 claims: 2 right, 0 wrong" in text
     assert "| refused | plan  | 2     | 50.0            | PlanError: '...' has N |" in text
 

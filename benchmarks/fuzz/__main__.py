@@ -35,11 +35,13 @@ from benchmarks.fuzz.apart import Outcome, outcomes
 from benchmarks.fuzz.graphs import FORMS, NOTHING, Graph, Mask, from_line, to_line
 from benchmarks.fuzz.judge import CAUGHT, OUTSIDE, RAW, REFUSED, RIGHT, WRONG, Finding, judge
 from benchmarks.fuzz.shrink import shrunk, trouble
-from benchmarks.machine import table, write
+from benchmarks.machine import fingerprint, table, write
 
 Task = tuple[Graph, int]
 # How many networks a process tries. A first capture takes twice as long as those after it.
 SHARE = 25
+
+CODE = ("narrows", "benchmarks/fuzz", "tests/networks")  # what findings depend on
 
 
 def work(task: Task) -> Iterator[Finding]:
@@ -75,15 +77,22 @@ def findings_of(outcome: Outcome) -> list[Finding]:
 
 
 class Log:
-    """Findings by seed, one line each, in a file if one is named; what is in it is not redone."""
+    """Findings by seed, one line each, in a file if one is named; what is in it is not redone.
 
-    def __init__(self, path: str | None, options: dict[str, Any]) -> None:
+    Every line names the code that found it. Findings of other code stop the run, unless they may be
+    mixed.
+    """
+
+    def __init__(self, path: str | None, options: dict[str, Any], mixed: bool = False) -> None:
         self.path = None if path is None else Path(path)
         self.found: dict[int, list[Finding]] = {}
+        self.codes: dict[int, str] = {}
+        self.code = fingerprint(CODE)
         if self.path is None:
             return
         if self.path.exists():
             self._read(self.path, options)
+            self._refuse_others(mixed)
         else:
             self.path.write_text(json.dumps({"options": options}) + "\n", encoding="utf-8")
 
@@ -102,13 +111,24 @@ class Log:
                 continue
             found = [Finding(**{**f, "mask": Mask(**f["mask"])}) for f in entry["found"]]
             self.found[entry["seed"]] = found
+            self.codes[entry["seed"]] = entry.get("code", "unknown")
+
+    def _refuse_others(self, mixed: bool) -> None:
+        counts = Counter(code for code in self.codes.values() if code != self.code)
+        if counts and not mixed:
+            of = ", ".join(f"{count} graphs by {code}" for code, count in counts.most_common())
+            raise SystemExit(
+                f"{self.path} holds findings of other code than this, {self.code}: {of}. "
+                "Name another log, or say --mixed to keep them and go on"
+            )
 
     def add(self, seed: int, found: list[Finding], seconds: float) -> None:
         """Keep the findings of a seed."""
-        self.found[seed] = found
+        self.found[seed], self.codes[seed] = found, self.code
         if self.path is not None:
             entry = {
                 "seed": seed,
+                "code": self.code,
                 "seconds": round(seconds, 2),
                 "found": [asdict(f) for f in found],
             }
@@ -161,16 +181,24 @@ def run(options: argparse.Namespace, log: Log) -> None:
 # ------------------------------------------------------------------ the report
 
 
-def report(found: dict[int, list[Finding]]) -> str:
-    """Return the counts, and the refusals by reason."""
-    flat = [f for one in found.values() for f in one]
-    counts = Counter(f.verdict for f in flat)
+def summary(found: dict[int, list[Finding]]) -> str:
+    """Return a line with the counts."""
+    counts = Counter(f.verdict for one in found.values() for f in one)
     claims = sum(counts.values()) - counts[OUTSIDE]
-    lines = [
+    return (
         f"{len(found):,} graphs, {claims:,} claims: {counts[RIGHT]:,} right, "
         f"{counts[WRONG]} wrong, {counts[CAUGHT]} caught by narrows itself, "
         f"{counts[RAW]} raw exceptions, {counts[REFUSED]} refused; {counts[OUTSIDE]} not promised"
-    ]
+    )
+
+
+def report(found: dict[int, list[Finding]], codes: dict[int, str]) -> str:
+    """Return the counts, of each code where there are several, and the refusals by reason."""
+    flat = [f for one in found.values() for f in one]
+    lines = [summary(found)]
+    kinds = list(dict.fromkeys(codes[seed] for seed in found))
+    for code in kinds if len(kinds) > 1 else ():
+        lines.append(f"by {code}: {summary({s: f for s, f in found.items() if codes[s] == code})}")
     stages = Counter((f.stage, f.verdict) for f in flat)
     names = list(dict.fromkeys(f.stage for f in flat))
     header = ["claim", RIGHT, WRONG, CAUGHT, RAW, REFUSED, OUTSIDE]
@@ -255,6 +283,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--shrink", type=float, default=300, help="seconds to make failures smaller in"
     )
     parser.add_argument("--log", help="findings, a line per graph; a run goes on where it ended")
+    parser.add_argument("--mixed", action="store_true", help="a log may hold other code's findings")
     parser.add_argument("--json", help="also write the counts here")
     parser.add_argument("--repro", metavar="LINE", help="show one case, as printed")
     return parser.parse_args(arguments)
@@ -268,14 +297,14 @@ def main(arguments: list[str] | None = None) -> int:
     if options.repro:
         return repeat(options.repro)
     warm()
-    log = Log(options.log, {"masks": options.masks, "quantized": options.quantized})
+    log = Log(options.log, {"masks": options.masks, "quantized": options.quantized}, options.mixed)
     try:
         run(options, log)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
     seeds = range(options.seed, options.seed + options.graphs)
     found = {seed: log.found[seed] for seed in seeds if seed in log.found}
-    print(report(found))
+    print(report(found, log.codes))
     try:
         for line in troubles(found, options):
             print(line, flush=True)
