@@ -26,7 +26,7 @@ import torch
 import narrows
 from benchmarks.machine import table, write
 from narrows import api
-from narrows.backends import make_target
+from narrows.backends import lower, make_target
 from narrows.backends.onnx.calibrate import cpu_time
 from narrows.backends.onnx.session import MODEL
 from narrows.backends.onnx.steady import Quiet
@@ -104,8 +104,7 @@ def run(options: argparse.Namespace) -> Iterator[Result]:
             try:
                 passes = PASSES if plan is not None else "fold-batch-norm, eliminate-dead"
                 done = api.rewrite(program, plan, pipeline=passes).program
-                target = make_target("onnx", check=False)
-                artifact = target.lower(done)
+                artifact = lower(done, "onnx", check=False)
             except NarrowsError as error:
                 result.failure = error.what
                 yield result

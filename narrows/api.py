@@ -6,6 +6,7 @@ is done in `narrows.frontend`, `narrows.passes` and `narrows.backends`.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,7 +16,7 @@ from narrows.errors import UsageError
 
 if TYPE_CHECKING:
     from narrows.backends.artifact import Artifact
-    from narrows.backends.base import Target
+    from narrows.backends.base import Draft, Pair, Target
     from narrows.ir.cost import CostTable
     from narrows.ir.program import Program
     from narrows.passes.pipeline import Instrument, Pipeline, PipelineResult
@@ -408,16 +409,47 @@ def lower(
         UsageError: The target or an option is unknown.
         LowerError: The target cannot express the program, or computes something else.
     """
-    from narrows.backends.base import in_types_of_numpy
-    from narrows.backends.base import lower as run
-    from narrows.passes.fold_batch_norm import with_folded_norms
+    refuse_model(program, "lower")
+    return _draft(program, target, plan, options).settled(lambda: _pair(program))
+
+
+def lower_freeing(
+    made: list[Program],
+    again: Callable[[], Program],
+    target: str,
+    *,
+    plan: PlanLike = None,
+    **options: Any,
+) -> Artifact:
+    """Return what `lower` does, without the program in memory while the artifact is checked.
+
+    The check needs what the program gives, and itself only where an output differs.
+
+    Args:
+        made: Holds the program, and nothing afterwards; so the caller has to let go of it, too.
+        again: Makes it again.
+        target, plan: As for `lower`.
+        **options: The target's options.
+    """
+    return _draft(made.pop(), target, plan, options).settled(lambda: _pair(again()))
+
+
+def _draft(program: Program, target: str, plan: PlanLike, options: Mapping[str, Any]) -> Draft:
+    """Return what `lower` does before the check."""
+    from narrows.backends.base import draft
     from narrows.passes.plans.plan import loaded
 
-    refuse_model(program, "lower")
     plan_json = None if plan is None else loaded(plan).to_json()
+    return draft(_pair(program), target, plan_json, **options)
+
+
+def _pair(program: Program) -> Pair:
+    """Return what is lowered of a program, and what has to come of it."""
+    from narrows.backends.base import Pair, in_types_of_numpy
+    from narrows.passes.fold_batch_norm import with_folded_norms
+
     program = in_types_of_numpy(program)  # first, as norms are folded with its rounding
-    folded = with_folded_norms(program)
-    return run(folded, target, plan_json=plan_json, reference=program, **options)
+    return Pair(with_folded_norms(program), program)
 
 
 def compile(
@@ -475,23 +507,27 @@ def compile(
     known = list(inspect.signature(make_integers).parameters)[1:]
     integers = None if quantize is None else quantize_options(quantize, known)
     program = capture(model, inputs, kwargs=kwargs, dynamic_batch=dynamic_batch, name=name)
+    emitted = make_target(target, **options)
     if isinstance(plan, Mapping):
         batch = batch or plan.get("batch")
-        plan = plan_for(program, plan, make_target(target, **options))
+        plan = plan_for(program, plan, emitted)
     dumper = None if dump is None else Dumper(dump)
     watches = [*instruments, *([] if dumper is None else [dumper])]
-    result = rewrite(
-        program, plan, target=make_target(target, **options), batch=batch, pipeline=pipeline,
-        check=check, double=double, instruments=watches,
-    )  # fmt: skip
+    how: dict[str, Any] = {"target": emitted, "batch": batch, "pipeline": pipeline}
+    result = rewrite(program, plan, **how, check=check, double=double, instruments=watches)
     if on_result is not None:
         on_result(result)
-    made = result.program
+    made = [result.program]
+    del result
     if integers is not None:
         integers = {"check": check, **integers}
         integers["instruments"] = [*watches, *integers.get("instruments", ())]
-        made = make_integers(made, **integers).program
-    artifact = lower(made, target, plan=plan, **options)
+        artifact = lower(
+            make_integers(made.pop(), **integers).program, target, plan=plan, **options
+        )
+    else:
+        again = functools.partial(rewrite, program, plan, **how, check=False)
+        artifact = lower_freeing(made, lambda: again().program, target, plan=plan, **options)
     if dumper is not None:
         dumper.dump.seal(artifact.identity)
     return artifact

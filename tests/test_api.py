@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir
 import pytest
 import torch
 from torch import nn
 
 import narrows
 from narrows import api
+from narrows.backends.onnx import target
 from narrows.errors import (
     FidelityError,
+    LowerError,
     NarrowsError,
     PassError,
     PlanError,
@@ -23,7 +28,8 @@ from narrows.errors import (
     UsageError,
 )
 from narrows.ir.dump import Dump
-from narrows.ir.program import relative_error
+from narrows.ir.graph import without_collection
+from narrows.ir.program import Program, relative_error
 from narrows.ir.verify import verify
 from narrows.passes.base import TOLERANCE, Fidelity
 from narrows.passes.fold_batch_norm import FoldBatchNorm
@@ -322,6 +328,50 @@ def test_compile_does_all_of_it(tmp_path: Path):
     ]
     loaded = narrows.load(artifact.save(tmp_path / "out"))
     assert np.array_equal(loaded.run(x), artifact.run(x))
+
+
+@pytest.mark.parametrize("name", ["onnx", "torch"])
+def test_the_program_is_gone_when_its_artifact_is_checked(
+    name: str, monkeypatch: pytest.MonkeyPatch
+):
+    made: list[weakref.ref[Program]] = []
+    there: list[bool] = []
+
+    def look(name: str) -> None:
+        module, _, function = name.rpartition(".")
+        run = getattr(importlib.import_module(module), function)
+
+        def looking(*args: Any, **kwargs: Any) -> Any:
+            there.append(made[0]() is not None)
+            return run(*args, **kwargs)
+
+        monkeypatch.setattr(name, looking)
+
+    look("narrows.backends.compare.output_error")
+    look("narrows.backends.onnx.check.output_error")
+    with without_collection():
+        narrows.compile(
+            net(), torch.randn(2, 3, 6, 6), {"ratio": 0.5}, name,
+            on_result=lambda r: made.append(weakref.ref(r.program)),
+        )  # fmt: skip
+    assert there
+    assert not any(there)
+
+
+def test_a_wrong_artifact_is_told_by_its_node_though_the_program_is_gone(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    write = target.write
+
+    def write_badly(model: Any, folder: Path, limit: int) -> dict[str, Any]:
+        bias = model.graph.initializers["conv2.bias"]
+        bias.const_value = onnx_ir.tensor(bias.const_value.numpy() + 0.5, name="conv2.bias")
+        return write(model, folder, limit)
+
+    monkeypatch.setattr(target, "write", write_badly)
+    with pytest.raises(LowerError, match="differs from the program") as caught:
+        narrows.compile(net(), torch.randn(2, 3, 6, 6), {"ratio": 0.5})
+    assert caught.value.where.startswith("conv2")
 
 
 @pytest.mark.parametrize("options", [False, True])

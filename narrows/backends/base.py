@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -56,6 +57,38 @@ class Variant:
 
 
 @dataclass(frozen=True)
+class Pair:
+    """A program that is lowered, and what the artifact has to equal; often they are one."""
+
+    lowered: Program
+    reference: Program
+
+
+@dataclass(frozen=True)
+class Draft:
+    """An artifact whose files are written, and the check that it has to pass yet.
+
+    It holds what the program gives, not the program: whoever made one may let go of its weights
+    before a runtime takes memory for its own.
+
+    Attributes:
+        artifact: The artifact.
+        check: Runs the artifact, and completes its manifest. It is given a function that returns
+            the program again, for where an output differs and the first such node is looked for.
+    """
+
+    artifact: Artifact
+    check: Callable[[Callable[[], Pair]], None] = lambda again: None
+
+    @alone
+    def settled(self, again: Callable[[], Pair]) -> Artifact:
+        """Return the artifact, checked; `LowerError` if it computes something else."""
+        with with_room():
+            self.check(again)
+        return self.artifact
+
+
+@dataclass(frozen=True)
 class Target(ABC):
     """Turns programs into artifacts; the fields of a subclass are its options.
 
@@ -78,18 +111,15 @@ class Target(ABC):
         """Return the rows of the table of targets that are this one's."""
 
     @abstractmethod
-    def lower(
-        self, program: Program, *, plan_json: Any = None, reference: Program | None = None
-    ) -> Artifact:
-        """Return the program as an artifact.
+    def draft(self, pair: Pair, plan_json: Any = None) -> Draft:
+        """Return a program as an artifact that is to be checked yet.
 
         Args:
-            program: The program; it stays as it is.
+            pair: The program and its reference; they stay as they are.
             plan_json: The channel plan that made it, as JSON data, to be kept with the artifact.
-            reference: What the artifact has to equal; the program itself by default.
 
         Raises:
-            LowerError: The target cannot express the program, or computes something else.
+            LowerError: The target cannot express the program.
         """
 
     def costs(self) -> CostTable | None:
@@ -147,7 +177,6 @@ def make_target(target: str | Target = "onnx", **options: Any) -> Target:
     return kind(**options)
 
 
-@alone
 def lower(
     program: Program,
     target: str | Target = "onnx",
@@ -156,7 +185,7 @@ def lower(
     reference: Program | None = None,
     **options: Any,
 ) -> Artifact:
-    """Return the program as an artifact of ``target``.
+    """Return the program as an artifact of ``target``, checked.
 
     Args:
         program: The program; it stays as it is.
@@ -171,14 +200,22 @@ def lower(
             something else.
         ArtifactError: The disk is full.
     """
+    wanted = program if reference is None else reference
+    pair = Pair(in_types_of_numpy(program), in_types_of_numpy(wanted))
+    return draft(pair, target, plan_json, **options).settled(lambda: pair)
+
+
+@alone
+def draft(
+    pair: Pair, target: str | Target = "onnx", plan_json: Any = None, **options: Any
+) -> Draft:
+    """Return what `lower` does before the check."""
     chosen = make_target(target, **options)
     reason = chosen.available()
     if reason is not None:
         raise LowerError(f"the target {chosen.name} is not available", why=reason)
-    reference = None if reference is None else in_types_of_numpy(reference)
-    program = in_types_of_numpy(program)
     with with_room():
-        return chosen.lower(program, plan_json=plan_json, reference=reference)
+        return chosen.draft(pair, plan_json)
 
 
 def in_types_of_numpy(program: Program) -> Program:

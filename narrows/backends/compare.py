@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from narrows.errors import LowerError, ProgramError
 from narrows.ir.program import Meta, Program, relative_error
 
 # The largest difference that is taken for rounding, relative to the largest number of an output.
@@ -24,6 +27,99 @@ TOLERANCE: dict[torch.dtype, float] = {
 }
 
 FLAT = "every output was one and the same number on all checked inputs, so the check tells little"
+
+
+@dataclass(frozen=True)
+class Case:
+    """Inputs, and what the program gives for them.
+
+    Attributes:
+        batch: The batch size; ``None`` where it is not free.
+        inputs: The flat inputs.
+        outputs: The flat outputs.
+    """
+
+    batch: int | None
+    inputs: list[Any]
+    outputs: list[Any]
+
+    @property
+    def size(self) -> str:
+        """The batch size in words."""
+        return f"batch {self.batch}" if self.batch is not None else "the example's batch"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What an artifact has to give, as values: whoever holds it need not hold the program.
+
+    Attributes:
+        cases: Inputs and outputs, those of a batch size in a row; the first of each are the
+            example.
+        samples: How many there are of a batch size.
+        names: The names of the flat outputs.
+        tolerance: The relative error that an output may have, by the program's dtypes.
+        batch: The example's batch size.
+    """
+
+    cases: tuple[Case, ...]
+    samples: int
+    names: tuple[str, ...]
+    tolerance: float
+    batch: int
+
+    @staticmethod
+    def of(program: Program, batches: Sequence[int | None], samples: int) -> Wanted:
+        """Return what a program gives on ``samples`` inputs per batch size.
+
+        `LowerError` if it does not run on one.
+        """
+        generator = torch.Generator().manual_seed(0)
+        cases = [
+            _case(program, batch, generator if sample else None)
+            for batch in batches
+            for sample in range(samples)
+        ]
+        shapes = [e.shape for e in program.examples if isinstance(e, Tensor) and e.dim()]
+        return Wanted(
+            tuple(cases),
+            samples,
+            tuple(output_names(program)),
+            tolerance_of(program),
+            shapes[0][0] if shapes else 1,
+        )
+
+    @property
+    def flat(self) -> bool:
+        """Whether every output is one number over and over, so that little can be told."""
+        return not any(varies(value) for case in self.cases for value in case.outputs)
+
+    def report(self, errors: Sequence[float], tolerance: float | None = None) -> dict[str, Any]:
+        """Return what a comparison found, as JSON data for the manifest.
+
+        Args:
+            errors: The worst relative error of every case.
+            tolerance: What was allowed, where that is not the program's.
+        """
+        checked = [
+            {
+                "batch": self.batch if self.cases[i].batch is None else self.cases[i].batch,
+                "inputs": self.samples,
+                "error": max(errors[i : i + self.samples]),
+            }
+            for i in range(0, len(self.cases), self.samples)
+        ]
+        return {"tolerance": self.tolerance if tolerance is None else tolerance, "checked": checked}
+
+
+def _case(program: Program, batch: int | None, generator: torch.Generator | None) -> Case:
+    inputs = draw_inputs(program, batch, generator)
+    try:
+        with torch.no_grad():
+            return Case(batch, inputs, program.run_flat(inputs))
+    except (ProgramError, RuntimeError) as error:
+        size = Case(batch, [], []).size
+        raise LowerError(f"the program cannot run on {size}", why=str(error)) from error
 
 
 def limit_of(wanted: Any) -> float:

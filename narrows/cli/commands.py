@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import sys
@@ -61,23 +62,20 @@ def _compile(arguments: argparse.Namespace, stack: contextlib.ExitStack) -> int:
     watches: list[Any] = [Progress()]
     dumper = dumps.make_dumper(output, arguments.dump, stack)
     watches += [] if dumper is None else [dumper]
-    result = api.rewrite(
-        program,
-        chosen,
-        target=emitted,
-        batch=arguments.batch,
-        pipeline=arguments.pipeline,
-        double=arguments.double,
-        instruments=watches,
-    )
-    made, reports = result.program, (result.initial, *result.reports)
+    how = {"target": emitted, "batch": arguments.batch, "pipeline": arguments.pipeline}
+    result = api.rewrite(program, chosen, **how, double=arguments.double, instruments=watches)
+    made, reports = [result.program], (result.initial, *result.reports)
+    del result  # `made` holds the program now, until it is lowered
     found: dict[str, Any] = {}
     quantized = None
     if data is not None:
-        quantized = api.quantize(made, data, instruments=watches, **settings)
-        found = grids.findings(made, quantized)
-        made, reports = quantized.program, (*reports, *quantized.passes)
-    artifact = api.lower(made, target, plan=chosen, **options)
+        quantized = api.quantize(made[0], data, instruments=watches, **settings)
+        found = grids.findings(made.pop(), quantized)
+        reports = (*reports, *quantized.passes)
+        artifact = api.lower(quantized.program, target, plan=chosen, **options)
+    else:
+        again = functools.partial(api.rewrite, program, chosen, **how, check=False)
+        artifact = api.lower_freeing(made, lambda: again().program, target, plan=chosen, **options)
     dump = dumps.save(artifact, output, dumper, arguments.dump)
     if quantized is not None and images is not None and told is not None:
         found |= grids.report(quantized, grids.batches(images, program), told, artifact)

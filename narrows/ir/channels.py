@@ -98,16 +98,21 @@ def analyse(program: Program, ignored: Mapping[str, Bools] | None = None) -> Fac
     """Return the channels of every tensor in ``program``; for ``ignored`` see `Facts`.
 
     A program is analysed once: with channels ignored, only what that changes is looked at again.
+    What is remembered knows no program, or this one would be a cycle, and its weights would stay.
     """
     if ignored and program.memo("facts") is None:
         return _fill(Facts(program, ignored))
-    plain: Facts = program.memo("facts", lambda: _fill(Facts(program)))
+
+    def found() -> tuple[Any, ...]:
+        facts = _fill(Facts(program))
+        return facts.flows, facts._data, facts._came
+
     facts = Facts(program, ignored)
-    facts._data, facts._came = plain._data, plain._came
+    flows, facts._data, facts._came = program.memo("facts", found)
     if not ignored:
-        facts.flows = plain.flows
+        facts.flows = flows
         return facts
-    return _fill(facts, plain.flows)
+    return _fill(facts, flows)
 
 
 def _fill(facts: Facts, plain: Mapping[fx.Node, Flow] | None = None) -> Facts:

@@ -39,6 +39,9 @@ TRANSPOSED = {
 }
 
 
+BLOCK = 1 << 18  # elements of a weight that are scaled at a time
+
+
 @dataclass(frozen=True)
 class FoldBatchNorm(Pass):
     """Folds each batch norm into the convolution or linear layer that alone feeds it.
@@ -173,7 +176,7 @@ def _fold(program: Program, norm: fx.Node) -> fx.Node:
     shifted = (bias - parts.mean) * parts.scale + parts.shift
 
     name = str(weight_node.target)
-    program.weights[name] = scaled(layer, weight, parts.scale).to(weight.dtype)
+    program.weights[name] = scaled(layer, weight, parts.scale)
     if bias_node is None:
         bias_node = _add_bias(program, layer, name, weight.dtype, shifted)
         layer.args, layer.kwargs = changed(layer, {"bias": bias_node})
@@ -225,15 +228,21 @@ def parts_of(program: Program, norm: fx.Node) -> Parts:
 
 
 def scaled(layer: fx.Node, weight: Tensor, scale: Tensor) -> Tensor:
-    """Return the weight in float64 with every output channel multiplied by its scale."""
-    weight = weight.detach().double()
-    if layer.target not in TRANSPOSED:
-        return weight * scale.view(-1, *[1] * (weight.dim() - 1))
-    # [in, out / groups, ...]: the g-th block of input channels makes the g-th block of outputs.
-    groups = arguments(layer)["groups"]
-    blocks = weight.view(groups, -1, *weight.shape[1:])
-    scale = scale.view(groups, 1, -1, *[1] * (weight.dim() - 2))
-    return (blocks * scale).view_as(weight)
+    """Return the weight with every output channel multiplied by its scale in float64.
+
+    It is rounded once, and some rows at a time: a whole copy in float64 is twice its size.
+    """
+    weight, rows = weight.detach(), len(weight)
+    # Transposed, [in, out / groups, ...]: the g-th block of input channels makes the g-th block of
+    # outputs. Else every row is an output channel.
+    groups = arguments(layer)["groups"] if layer.target in TRANSPOSED else rows
+    factors = scale.view(groups, -1, *[1] * (weight.dim() - 2))
+    step = max(1, BLOCK * rows // max(1, weight.numel()))
+    made = torch.empty_like(weight)
+    for start in range(0, rows, step):
+        part = torch.arange(start, min(start + step, rows))
+        made[part] = (weight[part].double() * factors[part * groups // rows]).to(made.dtype)
+    return made
 
 
 def _add_bias(

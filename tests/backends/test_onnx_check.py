@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from narrows.backends import lower
 from narrows.backends.compare import draw_inputs, output_error
 from narrows.backends.onnx import target
-from narrows.backends.onnx.check import check
 from narrows.errors import LowerError
 from narrows.frontend import capture
 from narrows.ir.program import Program
+from tests.backends.held import held
 
 
 @pytest.fixture(scope="module")
@@ -62,10 +62,10 @@ def test_a_corrupt_weight_is_caught_and_its_node_named(
 
 def test_rounding_passes_and_a_thousandth_does_not(program: Program):
     artifact = lower(program, check=False)
-    assert max(c["error"] for c in check(artifact, program, 3).fidelity["checked"]) < 1e-6
+    assert max(c["error"] for c in held(artifact, program, 3).fidelity["checked"]) < 1e-6
     corrupt(artifact.folder / "model.onnx", "4.bias", 1e-3)
     with pytest.raises(LowerError, match="differs from the program by"):
-        check(type(artifact)(artifact.folder, artifact.manifest), program, 1)
+        held(type(artifact)(artifact.folder, artifact.manifest), program, 1)
 
 
 def test_another_reference_is_what_counts(program: Program):
@@ -166,8 +166,8 @@ def test_what_the_runtime_cannot_do_better_passes_and_says_so(
     faint: Program, monkeypatch: pytest.MonkeyPatch
 ):
     """How far off a runtime's sigmoid is depends on the processor; the bound here does not."""
-    for name in ("limit_of", "tolerance_of"):
-        monkeypatch.setattr(f"narrows.backends.onnx.check.{name}", lambda _: 1e-9)
+    monkeypatch.setattr("narrows.backends.onnx.check.limit_of", lambda _: 1e-9)
+    monkeypatch.setattr("narrows.backends.compare.tolerance_of", lambda _: 1e-9)
     artifact = lower(faint)
     worst = max(c["error"] for c in artifact.fidelity["checked"])
     assert 1e-9 < worst < 1e-2
@@ -183,7 +183,7 @@ def test_carried_rounding_is_no_excuse_for_a_wrong_operator(
     artifact = lower(faint, check=False, simplify=False)
     corrupt(artifact.folder / "model.onnx", weight, amount)
     with pytest.raises(LowerError, match="differs from the program by"):
-        check(type(artifact)(artifact.folder, artifact.manifest), faint, 1)
+        held(type(artifact)(artifact.folder, artifact.manifest), faint, 1)
 
 
 class Uneven(nn.Module):
@@ -206,7 +206,7 @@ def test_a_small_channel_is_not_lost_beside_a_large_one():
     artifact = lower(program, check=False, simplify=False)
     corrupt(artifact.folder / "model.onnx", "a.bias", 5e-3)
     with pytest.raises(LowerError, match="differs from the program by"):
-        check(type(artifact)(artifact.folder, artifact.manifest), program, 1)
+        held(type(artifact)(artifact.folder, artifact.manifest), program, 1)
 
 
 def test_one_function_is_not_another_that_is_near(monkeypatch: pytest.MonkeyPatch):
@@ -217,15 +217,15 @@ def test_one_function_is_not_another_that_is_near(monkeypatch: pytest.MonkeyPatc
     ).with_weights(erf.weights)
     monkeypatch.setattr("narrows.backends.onnx.check.limit_of", lambda _: 1e-9)
     with pytest.raises(LowerError, match="differs from the program by"):
-        check(lower(near, check=False), erf, 1, lowered=erf)
-    check(lower(erf, check=False), erf, 1)
+        held(lower(near, check=False), erf, 1, lowered=erf)
+    held(lower(erf, check=False), erf, 1)
 
 
 def test_carried_rounding_is_no_excuse_for_another_program(faint: Program):
     artifact = lower(faint, check=False)
     other = faint.with_weights({**faint.weights, "b.bias": faint.weights["b.bias"] + 2e-3})
     with pytest.raises(LowerError, match="differs from the program by"):
-        check(artifact, other, 1, lowered=faint)
+        held(artifact, other, 1, lowered=faint)
 
 
 def test_carried_rounding_is_no_excuse_for_a_runtime_that_rewrites_wrongly(
@@ -241,4 +241,4 @@ def test_carried_rounding_is_no_excuse_for_a_runtime_that_rewrites_wrongly(
     artifact = lower(faint, check=False)
     monkeypatch.setattr("narrows.backends.onnx.rounding.probe", right)
     with pytest.raises(LowerError, match="differs from the program by"):
-        check(artifact, faint, 1)
+        held(artifact, faint, 1)

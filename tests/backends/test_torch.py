@@ -78,7 +78,7 @@ def test_what_torch_cannot_export_is_told(monkeypatch: pytest.MonkeyPatch):
 
 def test_a_wrong_file_is_found():
     with pytest.raises(LowerError, match="differs from the program"):
-        make_target("torch").lower(program(), reference=program())
+        lower(program(), "torch", reference=program())
 
 
 @pytest.mark.parametrize("options", [{"form": "pt"}, {"samples": 0}])

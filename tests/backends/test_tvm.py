@@ -297,7 +297,7 @@ def test_a_library_that_is_wrong_is_found():
     program = small()
     other = capture(NETS["classifier"]()[0].eval(), images())
     with pytest.raises(LowerError, match="differs from the program"):
-        make_target("tvm", tune=0).lower(program, reference=other)
+        lower(program, "tvm", tune=0, reference=other)
 
 
 @pytest.mark.parametrize(

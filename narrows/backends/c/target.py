@@ -6,12 +6,12 @@ torch is imported when the target is used, not when it is looked up.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from narrows.backends.artifact import Artifact
-from narrows.backends.base import Target, Variant
+from narrows.backends.base import Draft, Pair, Target, Variant
 from narrows.backends.c.compiler import HINT, MISSING, find_compiler
 from narrows.backends.store import describe_files
 from narrows.errors import ArtifactError, LowerError, UsageError
@@ -20,6 +20,7 @@ from narrows.files.quoting import C_LONGEST, is_prefix
 
 if TYPE_CHECKING:
     from narrows.backends.c.lower import Arena, Drawn, Port
+    from narrows.backends.compare import Wanted
     from narrows.ir.program import Program
 
 UNITS = {"": 1, "B": 1, "K": 1 << 10, "KB": 1 << 10, "KIB": 1 << 10, "M": 1 << 20, "MB": 1 << 20,
@@ -74,17 +75,16 @@ class CTarget(Target):
         needs = "a C compiler to check and run"
         return [Variant(cls.name, needs, missing, supports, checked, True, not missing)]
 
-    def lower(
-        self, program: Program, *, plan_json: Any = None, reference: Program | None = None
-    ) -> Artifact:
-        """Return the program as C files; see `Target.lower`."""
+    def draft(self, pair: Pair, plan_json: Any = None) -> Draft:
+        """Return the program as C files; see `Target.draft`."""
         from narrows.backends import integers
         from narrows.backends.c import files, header, lower, source
         from narrows.backends.c.runner import runner
-        from narrows.backends.compare import draw_inputs
+        from narrows.backends.compare import Wanted, draw_inputs
         from narrows.backends.leaves import Leaves
         from narrows.backends.manifest import add_note, new_manifest
 
+        program = pair.lowered
         integers.refuse_fake(program)
         if not integers.is_integer(program):
             raise LowerError(
@@ -114,7 +114,6 @@ class CTarget(Target):
         }
         folder = scratch()
         artifact = Artifact.owning(folder, manifest)  # from here on the folder goes with it
-        wanted = reference or program
         count = self.vectors or files.vector_count(drawn)
         texts = {
             files.MODEL: source.model_c(drawn, arena, self.prefix),
@@ -128,7 +127,7 @@ class CTarget(Target):
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
         manifest["files"] = describe_files(folder, list(texts))
-        integers.add_golden(artifact, wanted)
+        integers.add_golden(artifact, pair.reference)
         where = program.output.name
         if program.dynamic_batch:
             add_note(manifest, "batch", where, f"the C code is for a batch of {self.batch}")
@@ -137,12 +136,16 @@ class CTarget(Target):
                  f"constants {manifest['c']['constants']:,} bytes, "
                  f"{manifest['c']['macs']:,} multiply-adds")  # fmt: skip
         if not self.check:
-            return artifact
+            return Draft(artifact)
         if not find_compiler():
             add_note(manifest, "check", where, f"the C code was not run: {MISSING}; {HINT}")
-            return artifact
-        manifest["fidelity"] = _check(artifact, wanted, batch, self.samples)
-        return artifact
+            return Draft(artifact)
+        wanted = Wanted.of(pair.reference, (batch,), self.samples)
+
+        def complete(again: Callable[[], Pair]) -> None:
+            manifest["fidelity"] = _check(artifact, wanted)
+
+        return Draft(artifact, complete)
 
 
 def parse_size(text: str) -> int | None:
@@ -208,32 +211,24 @@ def _given(program: Program, ports: Sequence[Port], inputs: Sequence[Any]) -> li
     return [(port, values[port.node]) for port in ports]
 
 
-def _check(artifact: Artifact, program: Program, batch: int | None, samples: int) -> dict[str, Any]:
-    """Compare the compiled code with the program: every output has to be equal."""
-    import torch
+def _check(artifact: Artifact, wanted: Wanted) -> dict[str, Any]:
+    """Run the compiled code: every output has to be equal to the program's."""
+    from narrows.backends.compare import output_error
 
-    from narrows.backends.compare import draw_inputs, output_error, output_names
-
-    generator = torch.Generator().manual_seed(0)
-    for i in range(samples):
-        inputs = draw_inputs(program, batch, generator if i else None)
-        with torch.no_grad():
-            expected = program.run_flat(inputs)
+    for case in wanted.cases:
         for optimize in (True, False):
             try:
-                actual = artifact.run_flat(inputs, optimize=optimize)
+                actual = artifact.run_flat(case.inputs, optimize=optimize)
             except ArtifactError as error:
                 raise LowerError(
                     "the C code cannot be checked", why=f"{error.what}: {error.why}",
                     hint="report this with the model; check=False lowers without the check",
                 ) from error  # fmt: skip
-            for name, got, wanted in zip(output_names(program), actual, expected, strict=True):
-                if output_error(got, wanted) != 0.0:
+            for name, got, expected in zip(wanted.names, actual, case.outputs, strict=True):
+                if output_error(got, expected) != 0.0:
                     raise LowerError(
                         f"output {name} of the C code differs from the program",
                         where=name,
                         hint="report this with the model; check=False lowers without the check",
                     )
-    size = batch or next((s.shape[0] for s in artifact.inputs if s.shape), 1)
-    checked = [{"batch": size, "inputs": samples, "error": 0.0}]
-    return {"tolerance": 0.0, "checked": checked}
+    return wanted.report([0.0] * len(wanted.cases), 0.0)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from narrows.backends.artifact import Artifact
-from narrows.backends.base import Target, Variant
+from narrows.backends.base import Draft, Pair, Target, Variant
 from narrows.backends.onnx.session import DATA, EXACT_PRODUCTS, MODEL
 from narrows.backends.store import describe_files
 from narrows.errors import LowerError, UsageError
@@ -107,16 +108,15 @@ class OnnxTarget(Target):
 
         return TABLES.current()
 
-    def lower(
-        self, program: Program, *, plan_json: Any = None, reference: Program | None = None
-    ) -> Artifact:
-        """Return the program as an ONNX artifact; see `Target.lower`."""
+    def draft(self, pair: Pair, plan_json: Any = None) -> Draft:
+        """Return the program as an ONNX artifact; see `Target.draft`."""
         from narrows.backends import integers
-        from narrows.backends.compare import FLAT
+        from narrows.backends.compare import FLAT, Wanted
         from narrows.backends.leaves import Leaves
         from narrows.backends.manifest import add_note, new_manifest
-        from narrows.backends.onnx.check import check
+        from narrows.backends.onnx.check import BATCHES, check
 
+        program = pair.lowered
         leaves = Leaves.of(program)
         integers.refuse_fake(program)
         whole = integers.is_integer(program)
@@ -126,22 +126,26 @@ class OnnxTarget(Target):
         )
         folder = scratch()
         artifact = Artifact.owning(folder, manifest)  # from here on the folder goes with it
-        manifest["files"] = write(exported.model, folder, self.inline_limit)
-        cut_off = whole and self.form == "qdq" and overflows(exported.model)
-        del exported  # the check holds weights enough
-        if self.check:
-            wanted = reference or program
-            checked = check(artifact, wanted, self.samples, exact=whole, lowered=program)
-            manifest["fidelity"] = checked.fidelity
-            if whole:
-                integers.add_golden(artifact, reference or program)
-            if checked.rounding:
-                add_note(manifest, "rounding", program.output.name, checked.rounding)
-            if checked.flat:
-                add_note(manifest, "check", program.output.name, FLAT)
-        if cut_off:
+        if whole and self.form == "qdq" and overflows(exported.model):
             add_note(manifest, "session", MODEL, OWN_SESSIONS)
-        return artifact
+        manifest["files"] = write(exported.model, folder, self.inline_limit)
+        if not self.check:
+            return Draft(artifact)
+        if whole:
+            integers.add_golden(artifact, pair.reference)
+        batches = BATCHES if pair.reference.dynamic_batch else (None,)
+        wanted = Wanted.of(pair.reference, batches, self.samples)
+        where = program.output.name
+
+        def complete(again: Callable[[], Pair]) -> None:
+            checked = check(artifact, wanted, again, exact=whole)
+            manifest["fidelity"] = checked.fidelity
+            if checked.rounding:
+                add_note(manifest, "rounding", where, checked.rounding)
+            if wanted.flat:
+                add_note(manifest, "check", where, FLAT)
+
+        return Draft(artifact, complete)
 
     def _floats(self, program: Program, leaves: Leaves) -> Exported:
         """Return the model of a float program, through ``torch.onnx``."""
@@ -202,7 +206,8 @@ def overflows(model: Any) -> bool:
 def write(model: Any, folder: Path, inline_limit: int) -> dict[str, Any]:
     """Write an `onnx_ir.Model`, check it against the ONNX specification, and describe its files.
 
-    Weights of ``inline_limit`` bytes and more in all go to a file of their own.
+    Weights of ``inline_limit`` bytes and more in all go to a file of their own. The model is left
+    without them: it is full of cycles, and would keep them in memory until those are collected.
     """
     import onnx_ir as ir
 
@@ -214,9 +219,10 @@ def write(model: Any, folder: Path, inline_limit: int) -> dict[str, Any]:
     weights = take_weights(model)
     proto = ir.to_proto(model)
     check_specification(proto)
-    put_weights(model, weights)
     if total >= inline_limit:
+        put_weights(model, weights)
         ir.save(model, path, external_data=DATA)
+        take_weights(model)
     else:
         write_model(proto, weights, path)
     return describe_files(folder, [name for name in (MODEL, DATA) if (folder / name).exists()])

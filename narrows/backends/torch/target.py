@@ -10,19 +10,20 @@ import inspect
 import logging
 import shutil
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from narrows.backends.artifact import Artifact
-from narrows.backends.base import Target, Variant
+from narrows.backends.base import Draft, Pair, Target, Variant
 from narrows.backends.store import describe_files
 from narrows.backends.torch.session import MODEL
 from narrows.errors import ArtifactError, LowerError, UsageError
 from narrows.files.folders import scratch
 
 if TYPE_CHECKING:
+    from narrows.backends.compare import Wanted
     from narrows.backends.leaves import Leaves
     from narrows.ir.cost import CostTable
     from narrows.ir.program import Program
@@ -88,10 +89,9 @@ class TorchTarget(Target):
 
         return TABLES.current() if self.form == "export" else None
 
-    def lower(
-        self, program: Program, *, plan_json: Any = None, reference: Program | None = None
-    ) -> Artifact:
-        """Return the program as a torch artifact; see `Target.lower`."""
+    def draft(self, pair: Pair, plan_json: Any = None) -> Draft:
+        """Return the program as a torch artifact; see `Target.draft`."""
+        from narrows.backends.compare import Wanted
         from narrows.backends.leaves import Leaves
         from narrows.backends.manifest import new_manifest
 
@@ -101,6 +101,7 @@ class TorchTarget(Target):
                 why=f"there is no C++ compiler: none of {', '.join(COMPILERS)}",
                 hint="install one, or take torch{form=export}",
             )
+        program = pair.lowered
         leaves = Leaves.of(program)
         inputs, outputs = _specs(program, leaves)
         manifest = new_manifest(self, program, leaves, inputs, outputs, plan_json, ["torch"])
@@ -108,9 +109,16 @@ class TorchTarget(Target):
         artifact = Artifact.owning(folder, manifest)  # from here on the folder goes with it
         _write(program, folder / MODEL, self.form)
         manifest["files"] = describe_files(folder, [MODEL])
-        if self.check:
-            manifest["fidelity"] = _check(artifact, reference or program, self.samples)
-        return artifact
+        if not self.check:
+            return Draft(artifact)
+        free = pair.reference.dynamic_batch
+        batches = (*BATCHES, _batch(pair.reference)) if free else (None,)
+        wanted = Wanted.of(pair.reference, batches, self.samples)
+
+        def complete(again: Callable[[], Pair]) -> None:
+            manifest["fidelity"] = _check(artifact, wanted)
+
+        return Draft(artifact, complete)
 
 
 def find_compiler() -> str:
@@ -228,43 +236,27 @@ def _batch(program: Program) -> int:
     return next(sizes, 0)
 
 
-def _check(artifact: Artifact, program: Program, samples: int) -> dict[str, Any]:
+def _check(artifact: Artifact, wanted: Wanted) -> dict[str, Any]:
     """Return how far the file is from the program, as JSON data for the manifest."""
-    import torch
+    from narrows.backends.compare import limit_of, output_error
 
-    from narrows.backends.compare import (
-        draw_inputs,
-        limit_of,
-        output_error,
-        output_names,
-        tolerance_of,
-    )
-
-    generator = torch.Generator().manual_seed(0)
-    sizes = (*BATCHES, _batch(program)) if program.dynamic_batch else (None,)
-    checked = []
-    for size in sizes:
+    errors = []
+    for case in wanted.cases:
+        try:
+            actual = artifact.run_flat(case.inputs)
+        except ArtifactError as error:
+            raise LowerError(
+                "the file does not run", why=error.why or error.what, hint=error.hint
+            ) from error
         worst = 0.0
-        for i in range(samples):
-            inputs = draw_inputs(program, size, generator if i else None)
-            with torch.no_grad():
-                expected = program.run_flat(inputs)
-            try:
-                actual = artifact.run_flat(inputs)
-            except ArtifactError as error:
+        for name, got, expected in zip(wanted.names, actual, case.outputs, strict=True):
+            error_ = output_error(got, expected)
+            if not error_ <= limit_of(expected):
                 raise LowerError(
-                    "the file does not run", why=error.why or error.what, hint=error.hint
-                ) from error
-            for name, got, wanted in zip(output_names(program), actual, expected, strict=True):
-                error_ = output_error(got, wanted)
-                if not error_ <= limit_of(wanted):
-                    raise LowerError(
-                        f"output {name} of the file differs from the program by {error_:.1e}",
-                        where=name,
-                        why="that is relative to the output's largest number",
-                    )
-                worst = max(worst, error_)
-        shapes = [e.shape for e in program.examples if isinstance(e, torch.Tensor) and e.dim()]
-        count = size or (shapes[0][0] if shapes else 1)
-        checked.append({"batch": count, "inputs": samples, "error": worst})
-    return {"tolerance": tolerance_of(program), "checked": checked}
+                    f"output {name} of the file differs from the program by {error_:.1e}",
+                    where=name,
+                    why="that is relative to the output's largest number",
+                )
+            worst = max(worst, error_)
+        errors.append(worst)
+    return wanted.report(errors)

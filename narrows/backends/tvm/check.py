@@ -4,86 +4,66 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from narrows.backends.artifact import Artifact
-from narrows.backends.compare import (
-    draw_inputs,
-    limit_of,
-    output_error,
-    output_names,
-    tolerance_of,
-    varies,
-)
-from narrows.backends.integers import ends_in_floats, from_islands
+from narrows.backends.base import Pair
+from narrows.backends.compare import Case, Wanted, limit_of, output_error
+from narrows.backends.integers import from_islands
 from narrows.backends.store import encode_manifest
 from narrows.backends.tvm.compiler import child_environment, describe_end
 from narrows.errors import LowerError
 from narrows.files.folders import temporary
-from narrows.ir.program import Program
 
 RUNNER = "narrows.backends.tvm.runner"
 
 
-class Checked:
-    """What the check found.
-
-    Attributes:
-        fidelity: The worst relative error, as JSON data for the manifest.
-        flat: Whether every output was one number over and over, so that little can be told.
-    """
-
-    def __init__(self, fidelity: dict[str, Any], flat: bool) -> None:
-        self.fidelity, self.flat = fidelity, flat
-
-
 def check(
-    artifact: Artifact, program: Program, batch: int | None, samples: int, exact: bool
-) -> Checked:
-    """Compare an artifact with the program on ``samples`` inputs, the first of which is the
-    example.
+    artifact: Artifact, wanted: Wanted, again: Callable[[], Pair], exact: Sequence[bool]
+) -> dict[str, Any]:
+    """Compare an artifact with what it has to give, and return the worst relative error, as JSON
+    data for the manifest.
 
     Args:
         artifact: What was made.
-        program: What it has to equal.
-        batch: The batch size, where it is free.
-        samples: How many inputs are tried.
-        exact: Whether it is an integer program, whose codes have to be equal.
+        wanted: What it has to give.
+        again: Returns the program and its reference; called where the artifact has float islands.
+        exact: Of every output, whether its codes have to be equal.
 
     Raises:
         LowerError: It crashes, or an output differs.
     """
-    generator = torch.Generator().manual_seed(0)
-    trials = [draw_inputs(program, batch, generator if i else None) for i in range(samples)]
-    results = _run_apart(artifact, trials)
-    worst, flat = 0.0, True
-    islands = [program.node(spec["name"]) for spec in artifact.manifest["islands"]]
-    nodes: Any = program.output.args[0]
-    for inputs, (actual, between) in zip(trials, results, strict=True):
-        given = {n: torch.from_numpy(r) for n, r in zip(islands, between, strict=True)}
-        with torch.no_grad():
-            expected = from_islands(program, inputs, given) if islands else program.run_flat(inputs)
-        named = zip(output_names(program), nodes, actual, expected, strict=True)
-        for name, node, got, wanted in named:
-            error = output_error(got, wanted)
-            limit = 0.0 if exact and not ends_in_floats(node) else limit_of(wanted)
-            if not error <= limit:
+    errors = []
+    results = _run_apart(artifact, [case.inputs for case in wanted.cases])
+    for case, (actual, between) in zip(wanted.cases, results, strict=True):
+        expected = _behind_islands(artifact, again, case, between) if between else case.outputs
+        worst = 0.0
+        for name, whole, got, value in zip(wanted.names, exact, actual, expected, strict=True):
+            error = output_error(got, value)
+            if not error <= (0.0 if whole else limit_of(value)):
                 raise LowerError(
                     f"output {name} of the library differs from the program by {error:.1e}",
                     where=name,
                     why="that is relative to the output's largest number",
                     hint="report this with the model; check=False lowers without the check",
                 )
-            worst, flat = max(worst, error), flat and not varies(wanted)
-    shapes = [e.shape for e in trials[0] if isinstance(e, Tensor) and e.dim()]
-    size = shapes[0][0] if shapes else 1
-    checked = [{"batch": size, "inputs": samples, "error": worst}]
-    tolerance = 0.0 if exact else tolerance_of(program)
-    return Checked({"tolerance": tolerance, "checked": checked}, flat)
+            worst = max(worst, error)
+        errors.append(worst)
+    return wanted.report(errors, 0.0 if any(exact) else None)
+
+
+def _behind_islands(
+    artifact: Artifact, again: Callable[[], Pair], case: Case, between: Sequence[np.ndarray]
+) -> list[Any]:
+    """Return what the program gives where its islands give what the library's do."""
+    program = again().reference
+    nodes = [program.node(spec["name"]) for spec in artifact.manifest["islands"]]
+    given = {n: torch.from_numpy(r) for n, r in zip(nodes, between, strict=True)}
+    return from_islands(program, case.inputs, given)
 
 
 def _run_apart(

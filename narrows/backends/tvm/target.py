@@ -6,12 +6,13 @@ torch and TVM are imported when the target is used, not when it is looked up.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from narrows.backends.artifact import Artifact
-from narrows.backends.base import KINDS, Target, Variant
+from narrows.backends.base import KINDS, Draft, Pair, Target, Variant
 from narrows.backends.store import describe_files
 from narrows.backends.tvm.devices import DEVICES, Device, has_gpu
 from narrows.backends.tvm.link import find_linker
@@ -114,12 +115,10 @@ class TvmTarget(Target):
         reason = problem()
         return [_variant(device, reason) for device in DEVICES.values()]
 
-    def lower(
-        self, program: Program, *, plan_json: Any = None, reference: Program | None = None
-    ) -> Artifact:
-        """Return the program as a TVM artifact; see `Target.lower`."""
+    def draft(self, pair: Pair, plan_json: Any = None) -> Draft:
+        """Return the program as a TVM artifact; see `Target.draft`."""
         from narrows.backends import integers
-        from narrows.backends.compare import FLAT, draw_inputs
+        from narrows.backends.compare import FLAT, Wanted, draw_inputs
         from narrows.backends.leaves import Leaves
         from narrows.backends.manifest import add_note, new_manifest
         from narrows.backends.tvm.check import check
@@ -127,7 +126,7 @@ class TvmTarget(Target):
         from narrows.backends.tvm.describe import describe
         from narrows.backends.tvm.stock import EXPORTED, export
 
-        device = DEVICES[self.device]
+        device, program = DEVICES[self.device], pair.lowered
         leaves = Leaves.of(program)
         integers.refuse_fake(program)
         integers.refuse_wide(program, self.name)
@@ -170,19 +169,27 @@ class TvmTarget(Target):
             add_note(manifest, "schedule", made["unscheduled"][0], message)
         for name, why in made.get("search", {}).get("failed", {}).items():
             add_note(manifest, "search", name, f"kept the schedule of the rules: {why}")
-        if self.check and device.runs_here and made["linked"]:
-            checked = check(artifact, reference or program, batch, self.samples, exact=whole)
-            manifest["fidelity"] = checked.fidelity
-            if whole:
-                integers.add_golden(artifact, reference or program)
-            if checked.flat:
-                add_note(manifest, "check", program.output.name, FLAT)
-        elif not (device.runs_here and made["linked"]):
+        where = program.output.name
+        if not (device.runs_here and made["linked"]):
             why = (
                 f"code for {device.name} was not run: this machine cannot, or has no linker for it"
             )
-            add_note(manifest, "check", program.output.name, why)
-        return artifact
+            add_note(manifest, "check", where, why)
+            return Draft(artifact)
+        if not self.check:
+            return Draft(artifact)
+        if whole:
+            integers.add_golden(artifact, pair.reference)
+        outcome = Wanted.of(pair.reference, (batch,), self.samples)
+        flat: Any = pair.reference.output.args[0]
+        exact = [whole and not integers.ends_in_floats(node) for node in flat]
+
+        def complete(again: Callable[[], Pair]) -> None:
+            manifest["fidelity"] = check(artifact, outcome, again, exact)
+            if outcome.flat:
+                add_note(manifest, "check", where, FLAT)
+
+        return Draft(artifact, complete)
 
     def _options(self) -> dict[str, Any]:
         from narrows.backends.tvm.cache import folder
