@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,27 @@ def quantized() -> Any:
     return artifact(), QuantPlan.load(plan).to_json() if plan.exists() else None
 
 
+def reported() -> Any:
+    """Return what ``quantize --report`` left: the artifact, the plan, and the files of the report,
+    each of which names the artifact that it is about, and is whole to its last line."""
+    folder = Path("out.report")
+    found = {path.name: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*"))}
+    if set(found) != {"report.txt", "report.json", "report.html"}:
+        raise ValueError(f"the report holds {', '.join(found) or 'nothing'}")
+    about = json.loads(found["report.json"])["artifact"]
+    if not found["report.html"].rstrip().endswith("</html>"):
+        raise ValueError("the page of the report ends early")
+    return (*quantized(), about, *(found[name] for name in sorted(found)))
+
+
+def calibrated() -> Any:
+    """Return what ``bench --calibrate`` left, but for the times, which no two runs have in common:
+    what was measured, and at which sizes."""
+    table = CostTable.load("table.json")
+    grids = {str(key): grid.axes for key, grid in table.grids.items()}
+    return table.runtime, table.cpu, table.threads, grids, sorted(map(str, table.works))
+
+
 def jobs() -> list[Job]:
     """Return the commands; the current folder holds the model and its data."""
     quantize = ("quantize", *MODEL, "--data", "x.npy", "-o", "out", "--save-plan", "q.json")
@@ -85,10 +107,13 @@ def jobs() -> list[Job]:
         Job("compile -t c", tuple((*pruned, "-t", "c", "--quantize", "x.npy", "--ratio", r)
                                   for r in ("0.3", "0.6")),  # type: ignore[arg-type]
             lambda: artifact(trust=True), ("out",)),
-        Job("quantize", (quantize, (*quantize, "--weight-bits", "6", "--report")),
-            quantized, ("out", "out.report", "q.json")),
+        Job("quantize", (quantize, (*quantize, "--weight-bits", "6")),
+            quantized, ("out", "q.json")),
+        Job("quantize --report", ((*quantize, "--report"),
+                                  (*quantize, "--weight-bits", "6", "--report")),
+            reported, ("out", "out.report", "q.json")),
         Job("rapq", ((*learn, "--budget", "60"), (*learn, "--budget", "60", "--weight-bits", "5")),
             artifact, ("out",)),
         Job("calibrate", (("bench", "--calibrate", "--quick", "-o", "table.json"),) * 2,
-            lambda: CostTable.load("table.json").runtime, ("table.json",)),
+            calibrated, ("table.json",)),
     ]  # fmt: skip
