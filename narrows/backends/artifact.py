@@ -21,7 +21,14 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from narrows.backends.report import describe
-from narrows.backends.store import hold, identity, read_manifest, verify_files, write_folder
+from narrows.backends.store import (
+    hold,
+    identity,
+    read_manifest,
+    stamps_of,
+    verify_files,
+    write_folder,
+)
 from narrows.backends.structure import Structure
 from narrows.errors import ArtifactError
 from narrows.files.folders import Held, drop, with_room
@@ -115,12 +122,13 @@ class Artifact:
         manifest: dict[str, Any],
         *,
         held: Held | None = None,
+        stamps: tuple[Any, ...] = (),
         trusted: bool = False,
     ) -> None:
         self.folder = Path(folder)
         self.manifest = manifest
         self.trusted = trusted
-        self._held = held
+        self._held, self._stamps = held, stamps
         self._opening = threading.Lock()
         self._sessions: dict[tuple[int | None, bool], Session] = {}
         reasons = [note.get("reason") for note in manifest["notes"] if isinstance(note, dict)]
@@ -219,7 +227,8 @@ class Artifact:
             optimize: Whether the runtime may rewrite the graph; without, it runs as written.
 
         Raises:
-            ArtifactError: It is code and not trusted, or the runtime cannot load it.
+            ArtifactError: It is code and not trusted, a file was changed since `load`, or the
+                runtime cannot load it.
         """
         key = threads, optimize
         with self._opening:
@@ -242,8 +251,20 @@ class Artifact:
             )
 
     def _read(self, reader: Callable[[Path], T]) -> T:
-        """Return what a function reads from its files, wherever they are by now."""
-        return reader(self.folder) if self._held is None else self._held.read(reader)
+        """Return what a function reads from its files, wherever they are by now.
+
+        Files that were touched since they were verified are verified again. Those of an artifact
+        that was not saved yet lie in a folder of this process alone.
+        """
+        if self._held is None:
+            return reader(self.folder)
+
+        def verified(folder: Path) -> T:
+            if stamps_of(folder, self.manifest) != self._stamps:
+                verify_files(folder, self.manifest)
+            return reader(folder)
+
+        return self._held.read(verified)
 
     def run(self, *inputs: Any, threads: int | None = None, **kwargs: Any) -> Any:
         """Run the model on inputs structured like the example's.
@@ -317,7 +338,8 @@ class Artifact:
             dump: The folder of a dump to keep with it, as ``narrows compile --dump`` does.
 
         Raises:
-            ArtifactError: The folder cannot be written, or holds what narrows did not write.
+            ArtifactError: The folder cannot be written, or holds what narrows did not write; or a
+                file of the artifact was changed since `load`.
         """
         target = as_path(folder, "the artifact's folder")
         if str(target) == STDOUT:
@@ -344,15 +366,17 @@ def load(path: str | os.PathLike[str], *, trust: bool = False) -> Artifact:
     """
     folder = as_path(path, "the artifact's folder")
     held = hold(folder)
-    manifest = held.read(_read_verified)
+    manifest, stamps = held.read(_read_verified)
     own = identity(manifest) in _OWN
-    return Artifact(folder, manifest, held=held, trusted=trust or own)
+    return Artifact(folder, manifest, held=held, stamps=stamps, trusted=trust or own)
 
 
-def _read_verified(folder: Path) -> dict[str, Any]:
+def _read_verified(folder: Path) -> tuple[dict[str, Any], tuple[Any, ...]]:
+    """Return the manifest, and the stamps of its files from before they were verified."""
     manifest = read_manifest(folder)
+    stamps = stamps_of(folder, manifest)
     verify_files(folder, manifest)
-    return manifest
+    return manifest, stamps
 
 
 def _opener(target: str) -> Any:

@@ -84,6 +84,16 @@ def verify_files(folder: Path, manifest: Mapping[str, Any]) -> None:
     _verify(folder, manifest["files"], f"the artifact at {folder}")
 
 
+def stamps_of(folder: Path, manifest: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return what changes with any file of an artifact: which it is, its size, and when it was
+    written and touched last; none where one is missing."""
+    try:
+        found = [(folder / name).stat() for name in manifest["files"]]
+    except OSError:
+        return ()
+    return tuple((s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in found)
+
+
 def verify_dump(folder: Path, manifest: Mapping[str, Any]) -> Path:
     """Return the folder of an artifact's dump, every file of which is as it was."""
     if DUMP not in manifest:

@@ -332,6 +332,23 @@ def test_a_truncated_model(saved: Path):
         load(saved)
 
 
+def test_a_model_that_changes_after_it_was_loaded(saved: Path, tmp_path: Path):
+    artifact = load(saved)
+    path = saved / "model.onnx"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(ArtifactError, match=r"(?s)model.onnx is corrupt.*SHA-256"):
+        artifact.open()
+    with pytest.raises(ArtifactError, match=r"(?s)model.onnx is corrupt.*SHA-256"):
+        artifact.save(tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
+    path.write_bytes(whole)  # touched, and the same
+    assert artifact.open() is artifact.open()
+    path.unlink()
+    with pytest.raises(ArtifactError, match=r"misses model.onnx"):
+        artifact.open(threads=1)
+
+
 def test_a_changed_model(saved: Path):
     data = bytearray((saved / "model.onnx").read_bytes())
     data[len(data) // 2] ^= 1
