@@ -24,6 +24,7 @@ from torch.fx.node import map_arg
 from narrows.frontend.draft import Draft, is_item, val
 from narrows.frontend.einsum import einsum
 from narrows.frontend.simplify import substitute
+from narrows.ir.adaptive import windows
 from narrows.ir.graph import live_nodes
 from narrows.ir.ops import table
 
@@ -166,8 +167,7 @@ def _adaptive_max_pool(pool: Any, rank: int) -> Callable[..., Any]:
 
 def _largest_along(x: Any, axis: int, count: int) -> Any:
     """Return the largest elements of windows along an axis that differ in size."""
-    size = x.shape[axis]
-    ends = [(i * size // count, -(-(i + 1) * size // count)) for i in range(count)]
+    ends = windows(x.shape[axis], count)
     parts = [aten.amax.default(x.narrow(axis, a, b - a), [axis], True) for a, b in ends]
     return torch.cat(parts, axis) if len(parts) > 1 else parts[0]
 

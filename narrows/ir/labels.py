@@ -268,7 +268,7 @@ def match(old: Ints, new: Ints) -> Ints | None:
     if len(old) == len(new) and (old == new).all():
         return np.arange(len(old))
     if len(np.unique(old)) == len(old):
-        place = np.full(int(max(old.max(), new.max())) + 1, -1)
+        place = np.full(int(max(old.max(), new.max(initial=-1))) + 1, -1)
         place[old] = np.arange(len(old))
         found = place[new]
         return None if (found < 0).any() else found

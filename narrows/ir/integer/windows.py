@@ -14,6 +14,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from narrows.ir.adaptive import windows
 from narrows.ir.integer.library import define
 from narrows.ir.integer.rounding import divide, settle
 
@@ -150,10 +151,9 @@ def _taps(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 def uneven(size: int, out: int) -> tuple[Tensor, Tensor]:
     """Return places and weights of an average over windows that differ in size."""
-    index = torch.arange(out)
-    starts, stops = index * size // out, ((index + 1) * size + out - 1) // out
+    starts, stops = torch.tensor(windows(size, out)).view(-1, 2, 1).unbind(1)
     inside = torch.arange(size)
-    return _taps(((inside >= starts[:, None]) & (inside < stops[:, None])).to(torch.int64))
+    return _taps(((inside >= starts) & (inside < stops)).to(torch.int64))
 
 
 def reach(weights: Sequence[Tensor]) -> int:

@@ -241,15 +241,14 @@ def demand_pairs(
 
 def _result_places(rewriter: Rewriter, node: fx.Node, sides: Sequence[Side]) -> Tensor:
     """Return the places of a result whose factors are in step."""
+    from narrows.ir.rewrite.aligned import merged
+
     value = rewriter.facts.value(node)
     rank = len(value.shape)
-    index = {}
-    for axis in value.axes:
-        one = max((s.index[axis] for s in sides if axis in s.index), key=Tensor.numel)
-        if any(size > 1 for size in one.shape[rank:]):  # it depends on what is summed over
-            raise rewriter.ragged(node)
-        index[axis] = one.reshape(one.shape[:rank])
-    return value.placed(index)
+    index = merged(sides, value.axes)
+    if any(size > 1 for one in index.values() for size in one.shape[rank:]):
+        raise rewriter.ragged(node)  # it depends on what is summed over
+    return value.placed({axis: one.reshape(one.shape[:rank]) for axis, one in index.items()})
 
 
 @dataclass(frozen=True, kw_only=True)

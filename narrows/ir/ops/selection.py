@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from narrows.ir.labels import Ints, Value, opaque
+from narrows.ir.labels import Ints, Value, match, opaque
 from narrows.ir.ops.args import arguments, call, first_tensor
 from narrows.ir.ops.barrier import barrier_flow
 from narrows.ir.ops.layout import carried, moved
@@ -141,13 +141,11 @@ def _chosen(
     where = rewriter.positions(x, held.places)
     if where is None:
         return None
-    now = np.full(facts.value(x).shape[axis], -1)
-    now[where[axis]] = np.arange(len(where[axis]))
     wanted = np.arange(len(asked))
     if not row.drops and value.tensor.shape[axis] > 1:
         wanted = rewriter.wanted(node, axis)
-    index = now[asked[wanted]]
-    if (index < 0).any():
+    index = match(where[axis], asked[wanted])
+    if index is None:
         raise rewriter.ragged(node)
     picked = rewriter.gather(held, axis, index)
     rank = len(picked.shape)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from narrows.ir.labels import Ints, Value, broadcast
+from narrows.ir.labels import Ints, Value, broadcast, match
 from narrows.ir.program import Meta
 from narrows.ir.rewrite.held import Held, RaggedError
 
@@ -57,10 +57,8 @@ class Side:
         along = line(self.index[axis], axis)
         if along is None:
             return False
-        now = np.full(int(max(along.max(), wanted.max())) + 1, -1)
-        now[along] = np.arange(len(along))
-        index = now[wanted]
-        if (index < 0).any():
+        index = match(along, wanted)
+        if index is None:
             return False
         self.held = rw.gather(self.held, self.stands.index(axis), index)
         for a, one in self.index.items():

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from narrows.ir.labels import Bools, Ints
+from narrows.ir.labels import Bools, Ints, match
 from narrows.ir.ops import table
 from narrows.ir.ops.args import arguments, call
 from narrows.ir.ops.layout import Layout
@@ -84,8 +84,9 @@ def collapse(rewriter: Rewriter, node: fx.Node, mask: Bools) -> Held:
         raise RaggedError(node, None)
     held = rewriter.held(root)
     wanted = mask[value.tensor.flatten().numpy()]
-    index = rewriter.now(root, held, axis)[position[wanted]]
-    if (index < 0).any():
+    where = rewriter.positions(root, held.places)
+    index = None if where is None else match(where[axis], position[wanted])
+    if index is None:
         raise RaggedError(node, None)
     picked = rewriter.gather(held, axis, index)
     places = torch.from_numpy(np.flatnonzero(wanted)).view(picked.places.shape)

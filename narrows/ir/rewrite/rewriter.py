@@ -384,15 +384,6 @@ class Rewriter(Emitter):
         Meta(new).shape = shape
         return new
 
-    def now(self, node: fx.Node, held: Held, axis: int) -> Ints:
-        """Return per original index of ``axis`` the index it has now, -1 where it is gone."""
-        where = self.positions(node, held.places)
-        if where is None:
-            raise RaggedError(node, None)
-        result = np.full(self.facts.value(node).shape[axis], -1)
-        result[where[axis]] = np.arange(len(where[axis]))
-        return result
-
     def carried(self, node: fx.Node, held: Held, moved: Tensor) -> Tensor:
         """Return the places of ``node`` after it moved the places of its operand to ``moved``.
 

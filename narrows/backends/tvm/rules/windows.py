@@ -13,6 +13,7 @@ from narrows.backends.tvm.rules.reductions import mean
 from narrows.backends.tvm.rules.resample import nearest, resampled
 from narrows.backends.tvm.rules.table import Call, rule
 from narrows.backends.tvm.values import Value
+from narrows.ir.adaptive import windows
 
 if TYPE_CHECKING:
     from narrows.backends.tvm.lowering import Lowering
@@ -72,8 +73,7 @@ def _adaptive(low: Lowering, call: Call) -> Value:
 
 def _uneven(size: int, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the tables of means over windows that differ in size."""
-    starts = np.arange(count) * size // count
-    stops = -(-(np.arange(count) + 1) * size // count)
+    starts, stops = np.array(windows(size, count)).reshape(-1, 2).T
     widths = stops - starts
     taps = np.arange(widths.max())
     indices = np.minimum(starts[:, None] + taps, size - 1)
