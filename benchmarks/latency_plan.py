@@ -34,7 +34,7 @@ from benchmarks.reorder.prepare import Shelf, open_onnx
 from benchmarks.reorder.prepare import write as write_form
 from benchmarks.reorder.ratios import EXACT, geomean, relative, shown
 from benchmarks.reorder.timing import ratio, spread, time_forms
-from narrows.api import costs_of
+from narrows.backends import costs_of
 from narrows.ir.program import relative_error
 from narrows.passes.plans.mass import kept_mass
 

@@ -17,6 +17,7 @@ from torch import nn
 
 import narrows
 from narrows import api
+from narrows.backends import costs_of
 from narrows.backends.onnx import target
 from narrows.errors import (
     FidelityError,
@@ -244,7 +245,7 @@ class Wide(nn.Sequential):
 
 
 def predicted(program: narrows.Program) -> float:
-    table = api.costs_of("onnx")
+    table = costs_of("onnx")
     assert table is not None
     return sum(seconds for _, seconds in table.predict(program, 1))
 
@@ -281,7 +282,7 @@ def test_a_batch_to_choose_for_reaches_the_passes(program: narrows.Program):
     (chosen,) = (h for h in result.program.history if h.startswith("legalize-reads"))
     assert "batch=8" in chosen
     spelled = "prune-channels, legalize-reads, align-channels"
-    assert "batch=4" in str(pipeline_for(plan, spelled, api.costs_of("onnx"), 4))
+    assert "batch=4" in str(pipeline_for(plan, spelled, costs_of("onnx"), 4))
     with pytest.raises(UsageError, match="no effect"):
         narrows.apply(program, plan, batch=8)
     with pytest.raises(UsageError, match="at least 1"):
@@ -296,7 +297,7 @@ def test_a_latency_needs_a_target_with_costs(program: narrows.Program, monkeypat
     with pytest.raises(UsageError, match="there is no target 'onx'"):
         narrows.plan(program, latency=0.5, target="onx")
     with pytest.raises(UsageError, match="target and costs exclude each other"):
-        narrows.plan(program, latency=0.5, target="onnx", costs=api.costs_of("onnx"))
+        narrows.plan(program, latency=0.5, target="onnx", costs=costs_of("onnx"))
     monkeypatch.setattr("narrows.backends.onnx.OnnxTarget.costs", lambda _: None)
     with pytest.raises(UsageError, match="the target 'onnx' has no cost table"):
         narrows.plan(program, latency=0.5, target="onnx")

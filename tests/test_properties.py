@@ -11,7 +11,7 @@ from hypothesis import example, given, reject
 from hypothesis import strategies as st
 
 import narrows
-from narrows.api import costs_of
+from narrows.backends import costs_of
 from narrows.errors import PlanError
 from narrows.ir.cost import CostTable
 from narrows.ir.program import Program, relative_error

@@ -16,7 +16,8 @@ import torch
 
 import narrows
 from benchmarks.reorder.case import Keep
-from narrows.api import costs_of, rewrite
+from narrows.api import rewrite
+from narrows.backends import costs_of
 from narrows.backends.base import target_names
 from narrows.ir.program import Origin, Program
 from narrows.passes.choose_kernels import ChooseKernels

@@ -3,6 +3,14 @@
 Nothing here imports torch or a target's packages before they are used.
 """
 
-from narrows.backends.base import Target, Variant, lower, make_target, target_names, target_type
+from narrows.backends.base import (
+    Target,
+    Variant,
+    costs_of,
+    lower,
+    make_target,
+    target_names,
+    target_type,
+)
 
-__all__ = ["Target", "Variant", "lower", "make_target", "target_names", "target_type"]
+__all__ = ["Target", "Variant", "costs_of", "lower", "make_target", "target_names", "target_type"]

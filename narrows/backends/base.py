@@ -205,6 +205,11 @@ def lower(
     return draft(pair, target, plan_json, **options).settled(lambda: pair)
 
 
+def costs_of(target: str | Target) -> CostTable | None:
+    """Return a target's cost table, or ``None`` if it has none."""
+    return make_target(target).costs()
+
+
 @alone
 def draft(
     pair: Pair, target: str | Target = "onnx", plan_json: Any = None, **options: Any

@@ -29,6 +29,7 @@ def compile_(arguments: argparse.Namespace) -> int:
 
 def _compile(arguments: argparse.Namespace, stack: contextlib.ExitStack) -> int:
     from narrows import api
+    from narrows.api.lowering import lower_freeing
     from narrows.backends import make_target
     from narrows.cli import dumps
     from narrows.passes.instruments import Progress
@@ -75,7 +76,7 @@ def _compile(arguments: argparse.Namespace, stack: contextlib.ExitStack) -> int:
         artifact = api.lower(quantized.program, target, plan=chosen, **options)
     else:
         again = functools.partial(api.rewrite, program, chosen, **how, check=False)
-        artifact = api.lower_freeing(made, lambda: again().program, target, plan=chosen, **options)
+        artifact = lower_freeing(made, lambda: again().program, target, plan=chosen, **options)
     dump = dumps.save(artifact, output, dumper, arguments.dump)
     if quantized is not None and images is not None and told is not None:
         found |= grids.report(quantized, grids.batches(images, program), told, artifact)

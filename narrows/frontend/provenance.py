@@ -26,7 +26,7 @@ _TORCH = os.path.join(os.path.abspath(torch.__path__[0]), "")
 # What stands between torch and a model; the demo's network is a model like any other.
 _NARROWS = tuple(
     os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), part)
-    for part in (f"frontend{os.sep}", f"ir{os.sep}", "api.py")
+    for part in (f"frontend{os.sep}", f"ir{os.sep}", f"api{os.sep}")
 )
 _FRAME = re.compile(r'^\s*File "([^"]+)", line (\d+)', re.MULTILINE)
 # What `torch.fx` calls the file of the code it generates for a GraphModule.

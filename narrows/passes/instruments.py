@@ -1,10 +1,10 @@
-"""What can watch a pipeline: checks of structure, numbers and promises, dumps, progress.
+"""What can watch a pipeline: checks of structure and promises, dumps, progress.
 
 Each is an `Instrument` (``narrows.passes.pipeline``) of a few lines::
 
     Pipeline.default(plan).run(program, [Verify(), Numerics(), Dumper("out/dump")])
 
-`narrows.passes.proof` has the one that compares once, for the whole pipeline.
+`narrows.passes.proof` has those that compare numbers: `Numerics` after every pass, `Proof` once.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any, TextIO
 
 import torch
 
-from narrows.errors import FidelityError, NarrowsError, PassError
+from narrows.errors import NarrowsError, PassError
 from narrows.ir.dump import Dump
 from narrows.ir.program import Note, Program, relative_error, where
 from narrows.ir.snapshot import snapshot
-from narrows.passes.base import Pass, PassResult, tolerance
+from narrows.passes.base import Pass, PassResult
 
 
 class Watch:
@@ -112,61 +112,13 @@ def _version(tensor: torch.Tensor) -> int:
     return -1 if tensor.is_inference() else tensor._version
 
 
-class Numerics(Watch):
-    """Runs each pass's result and its reference on the examples, and holds it to its fidelity.
-
-    The error is recorded under the program's dtype. Rounding alone can carry a deep float32 network
-    over its tolerance, so an excess is judged by running the pass again in float64: it is an error
-    only if it is one there, too.
-
-    Args:
-        double: Whether to run every pass in float64 as well, and record that error.
-    """
-
-    def __init__(self, *, double: bool = False) -> None:
-        self.double = double
-        self.errors: list[tuple[str, dict[str, float]]] = []
-        self._last: tuple[Program, list[Any]] | None = None
-
-    def after(self, pass_: Pass, program: Program, result: PassResult, seconds: float) -> None:
-        """Measure, record, and raise `FidelityError` beyond the tolerance."""
-        dtype = precision(program)
-        error = self._compare(result.program, pass_.reference(program))
-        result.measured[name_of(dtype)] = error
-        excess = error > tolerance(pass_.fidelity, dtype)
-        if dtype is not torch.float64 and (self.double or excess) and has_floats(program):
-            wide = program.to(torch.float64)
-            dtype = torch.float64
-            error = compare(pass_.run(wide).program, pass_.reference(wide))
-            result.measured[name_of(dtype)] = error
-            excess = error > tolerance(pass_.fidelity, dtype)
-        self.errors.append((str(pass_), dict(result.measured)))
-        if excess:
-            raise FidelityError(
-                f"{pass_.name} changes the outputs by {error:.2g} (relative, {name_of(dtype)})",
-                where=str(pass_),
-                why=f"it is declared {pass_.fidelity.name}, which allows "
-                f"{tolerance(pass_.fidelity, dtype):g}",
-                hint="compile with --dump, then narrows diff DUMP@before DUMP@after",
-            )
-
-    def _compare(self, actual: Program, expected: Program) -> float:
-        """Return the relative error; what the pass before has made was run already."""
-        known = self._last
-        wanted = known[1] if known is not None and known[0] is expected else None
-        wanted = outputs_of(expected, expected.examples) if wanted is None else wanted
-        got = outputs_of(actual, _fed(actual, expected.examples))
-        self._last = (actual, got) if actual.examples is expected.examples else None
-        return relative_error(got, wanted)
-
-
 def compare(actual: Program, expected: Program) -> float:
     """Return the relative error of one program's outputs against another's, on its examples.
 
     Each is fed the dtypes that it takes: a reference in float64 does not widen what it is held to.
     """
     wanted = outputs_of(expected, expected.examples)
-    return relative_error(outputs_of(actual, _fed(actual, expected.examples)), wanted)
+    return relative_error(outputs_of(actual, fed(actual, expected.examples)), wanted)
 
 
 def outputs_of(program: Program, inputs: Sequence[Any]) -> list[Any]:
@@ -191,7 +143,7 @@ def outputs_of(program: Program, inputs: Sequence[Any]) -> list[Any]:
             ) from cause
 
 
-def _fed(program: Program, values: Sequence[Any]) -> list[Any]:
+def fed(program: Program, values: Sequence[Any]) -> list[Any]:
     """Return flat inputs in the dtypes of a program's own examples."""
     return [
         v.to(own.dtype) if isinstance(v, torch.Tensor) and isinstance(own, torch.Tensor) else v
@@ -319,7 +271,6 @@ class Progress(Watch):
 
 __all__ = [
     "Dumper",
-    "Numerics",
     "Progress",
     "Promises",
     "Verify",

@@ -1,9 +1,9 @@
 """`Proof`: what all passes together made equals the masked program, compared once on the examples.
 
-`narrows.passes.instruments.Numerics` holds every pass to its own reference, which costs two runs a
-pass. A proof runs the reference and the result once each, so that `narrows.apply` can afford it
-always. Only where the two differ does it look further: in float64, and then for the pass and the
-node to blame. `Unproven` says of a program that nobody compared it.
+`Numerics` holds every pass to its own reference, which costs two runs a pass. A proof runs the
+reference and the result once each, so that `narrows.apply` can afford it always. Only where the two
+differ do both look further: in float64, and then for the pass and the node to blame (`settle`).
+`Unproven` says of a program that nobody compared it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from narrows.errors import FidelityError, PassError
 from narrows.ir.program import Note, Program, relative_error, where
 from narrows.ir.verify import verify
 from narrows.passes.base import Fidelity, Pass, PassResult, tolerance
-from narrows.passes.instruments import Watch, has_floats, name_of, outputs_of, precision
+from narrows.passes.instruments import Watch, fed, has_floats, name_of, outputs_of, precision
 
 Outputs = list[Any]
 HINT = "report this with the model, please; check=False returns the program as it is"
@@ -127,13 +127,62 @@ class Proof(Watch):
         return notes
 
 
-def settle(stretch: Stretch, program: Program, measured: dict[str, float]) -> tuple[Note, ...]:
+class Numerics(Watch):
+    """Runs each pass's result and its reference on the examples, and holds it to its fidelity.
+
+    The error is recorded under the program's dtype, that of a lossy pass, too. Rounding alone can
+    carry a deep float32 network over its tolerance; what it excuses is what it does in a `Proof`.
+
+    Args:
+        double: Whether to run every pass in float64 as well, and record that error.
+    """
+
+    def __init__(self, *, double: bool = False) -> None:
+        self.double = double
+        self.errors: list[tuple[str, dict[str, float]]] = []
+        self._last: tuple[Program, Outputs] | None = None
+
+    def after(self, pass_: Pass, program: Program, result: PassResult, seconds: float) -> None:
+        """Measure, record, and raise `FidelityError` beyond the tolerance."""
+        reference = pass_.reference(program)
+        known = self._last
+        same = known is not None and known[0] is reference  # what the pass before has made
+        wanted = known[1] if known is not None and same else _run_or_none(reference)
+        got = outputs_of(result.program, fed(result.program, reference.examples))
+        shared = result.program.examples is reference.examples
+        self._last = (result.program, got) if shared else None
+        try:
+            _hold(Stretch(program, wanted, [pass_]), result.program, result.measured, got)
+            if self.double and has_floats(program) and precision(program) is not torch.float64:
+                wide = program.to(torch.float64)
+                stretch = Stretch(wide, _run(pass_.reference(wide)), [pass_])
+                _hold(stretch, pass_.run(wide).program, result.measured)
+        finally:
+            self.errors.append((str(pass_), dict(result.measured)))
+
+
+def _hold(
+    stretch: Stretch, program: Program, measured: dict[str, float], got: Outputs | None = None
+) -> None:
+    """Measure what one pass made, and settle it unless the pass is lossy."""
+    if stretch.passes[0].fidelity is not Fidelity.LOSSY:
+        settle(stretch, program, measured, got)
+    elif stretch.wanted is not None:
+        outputs = _run(program) if got is None else got
+        name = name_of(precision(stretch.start))
+        measured[name] = max(errors_of(outputs, stretch.wanted), default=0.0)
+
+
+def settle(
+    stretch: Stretch, program: Program, measured: dict[str, float], ran: Outputs | None = None
+) -> tuple[Note, ...]:
     """Return notes on the comparison of ``program``, the end of a stretch, with its reference.
 
     Args:
         stretch: The passes that made it.
         program: What they made.
         measured: Gets the errors by dtype.
+        ran: What the program gives, where it was run already.
 
     Raises:
         FidelityError: They differ by more than rounding.
@@ -141,7 +190,7 @@ def settle(stretch: Stretch, program: Program, measured: dict[str, float]) -> tu
     """
     dtype = precision(stretch.start)
     errors, blind = [torch.inf], [0]  # where the reference does not run in its own precision
-    got = None if stretch.wanted is None else _run(program)
+    got = None if stretch.wanted is None else ran or _run(program)
     if got is not None and stretch.wanted is not None:
         errors, blind = errors_of(got, stretch.wanted), unseen(stretch.wanted)
         measured[name_of(dtype)] = max(errors, default=0.0)
@@ -411,4 +460,4 @@ def is_part(part: Tensor, whole: Tensor, bound: float) -> bool:
     return bool((nearest <= bound * max(scale, 1e-300)).all())
 
 
-__all__: Sequence[str] = ("Proof", "Unproven", "first_difference", "settle")
+__all__: Sequence[str] = ("Numerics", "Proof", "Unproven", "first_difference", "settle")

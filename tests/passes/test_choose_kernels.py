@@ -108,7 +108,7 @@ def test_the_seconds_are_those_of_the_fastest_spelling(program: Program):
 
 
 def test_the_usual_pipeline_has_it_for_a_target_with_such_kernels(program: Program):
-    from narrows.api import costs_of
+    from narrows.backends import costs_of
 
     assert costs_of("torch").has_spellings
     assert not costs_of("onnx").has_spellings

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -16,8 +17,9 @@ from narrows.ir.program import Program
 from narrows.passes.base import Fidelity, Pass, PassResult, tolerance
 from narrows.passes.eliminate_dead import EliminateDead
 from narrows.passes.fold_batch_norm import FoldBatchNorm
-from narrows.passes.instruments import Dumper, Numerics, Progress, Promises, Verify, compare
+from narrows.passes.instruments import Dumper, Progress, Promises, Verify, compare
 from narrows.passes.pipeline import Pipeline
+from narrows.passes.proof import Numerics
 from tests.builder import Builder
 from tests.passes.samples import Lossy, Options, Scale, network, plain
 
@@ -60,8 +62,9 @@ def test_promises_lets_an_honest_pass_through():
 def test_numerics_refuses_a_wrong_result():
     with pytest.raises(FidelityError) as caught:
         run_with(Scale(by=1.01), Numerics())
-    assert "scale changes the outputs by 0.01 (relative, float64)" in str(caught.value)
-    assert "declared EXACT, which allows 1e-12" in caught.value.why
+    assert "it differs by 0.01 (relative, float64)" in caught.value.what
+    assert caught.value.where.startswith("scale, from conv")
+    assert "1e-12 at most" in caught.value.why
 
 
 def test_numerics_records_what_a_lossy_pass_does():
@@ -73,7 +76,7 @@ def test_numerics_records_what_a_lossy_pass_does():
 
 def test_numerics_lets_float64_judge_rounding(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(
-        "narrows.passes.instruments.tolerance",
+        "narrows.passes.proof.tolerance",
         lambda fidelity, dtype: 0.0 if dtype is torch.float32 else 1e-12,
     )
     b = Builder((2, 2, 4, 4))
@@ -82,6 +85,48 @@ def test_numerics_lets_float64_judge_rounding(monkeypatch: pytest.MonkeyPatch):
     (report,) = Pipeline((FoldBatchNorm(),)).run(program, [Numerics()]).reports
     assert report.measured["float32"] > 0
     assert report.measured["float64"] <= 1e-12
+
+
+@dataclass(frozen=True)
+class Coarse(Pass):
+    """Is exact in float64 alone."""
+
+    name: ClassVar[str] = "coarse"
+    fidelity: ClassVar[Fidelity] = Fidelity.EXACT
+
+    def run(self, program: Program) -> PassResult:
+        name, tensor = next(iter(program.weights.items()))
+        by = 1.01 if tensor.dtype is torch.float32 else 1.0
+        return PassResult(program.replace(weights={**program.weights, name: tensor * by}), True)
+
+
+def test_numerics_excuses_no_more_than_rounding_can_do():
+    with pytest.raises(FidelityError, match=r"differs by 0.01 \(relative, float32\)"):
+        run_with(Coarse(), Numerics())
+
+
+def test_numerics_looks_at_a_small_channel_by_its_own_size():
+    """The channels differ by 1e5: what is wrong with the small one is lost beside the large."""
+    program = plain()
+    wide = program.weights["conv.weight"].clone()
+    wide[1:] *= 1e5
+    program = program.replace(weights={**program.weights, "conv.weight": wide})
+    with pytest.raises(FidelityError):
+        Pipeline((First(),)).run(program, [Numerics()])
+
+
+@dataclass(frozen=True)
+class First(Pass):
+    """Changes the first output channel of the first weight."""
+
+    name: ClassVar[str] = "first"
+    fidelity: ClassVar[Fidelity] = Fidelity.EXACT
+
+    def run(self, program: Program) -> PassResult:
+        name, tensor = next(iter(program.weights.items()))
+        changed = tensor.clone()
+        changed[0] *= 1.01
+        return PassResult(program.replace(weights={**program.weights, name: changed}), True)
 
 
 def test_numerics_runs_float64_when_asked():
@@ -154,7 +199,7 @@ def test_a_failing_pass_leaves_the_dump_up_to_it_with_the_error(tmp_path: Path):
         Pipeline((FoldBatchNorm(), Scale())).run(network(), [Numerics(), Dumper(tmp_path / "d")])
     stages = Dump.open(tmp_path / "d").stages
     assert [s["name"] for s in stages] == ["capture", "fold-batch-norm", "scale"]
-    assert stages[-1]["error"].startswith("scale changes the outputs")
+    assert stages[-1]["error"].startswith("output 0 (")
     # The refused program is there, to be compared with the one before it.
     assert Dump.open(tmp_path / "d").snapshot().history == ("fold-batch-norm", "scale")
 

@@ -13,9 +13,10 @@ from narrows.ir.text import to_text
 from narrows.passes.base import Fidelity, Pass, PassResult, tolerance
 from narrows.passes.eliminate_dead import EliminateDead
 from narrows.passes.fold_batch_norm import FoldBatchNorm
-from narrows.passes.instruments import Numerics, Promises, Verify, compare
+from narrows.passes.instruments import Promises, Verify, compare
 from narrows.passes.pipeline import Pipeline, format_count, macs
 from narrows.passes.plans.plan import ChannelPlan
+from narrows.passes.proof import Numerics
 from tests.builder import Builder, aten, ramp
 from tests.passes.samples import Needs, Options, Scale, network, plain, register
 

@@ -16,8 +16,7 @@ from narrows.errors import UsageError
 
 if TYPE_CHECKING:
     from narrows.backends.artifact import Artifact
-    from narrows.backends.base import Draft, Pair, Target
-    from narrows.ir.cost import CostTable
+    from narrows.backends.base import Target
     from narrows.ir.program import Program
     from narrows.passes.pipeline import Instrument, Pipeline, PipelineResult
     from narrows.passes.plans.plan import ChannelPlan
@@ -98,13 +97,14 @@ def plan(
             which is a `UsageError` too, where a weight is unknown or a mask has another length.
         UsageError: An option or the target is unknown, or the target has no cost table.
     """
+    from narrows.api.aims import costs_to_plan_by
     from narrows.passes.plans.choose import make_plan as run
     from narrows.passes.plans.choose import refuse_unknown
 
     refuse_model(program, "plan")
     refuse_unknown(options)
     if target is not None:
-        options["costs"] = _costs_to_plan_by(target, options)
+        options["costs"] = costs_to_plan_by(target, options)
     return run(program, keep_inputs, keep_outputs, **options)
 
 
@@ -122,30 +122,11 @@ def refuse_model(program: Any, function: str) -> None:
         )
 
 
-def _costs_to_plan_by(target: str | Target, options: Mapping[str, Any]) -> CostTable:
-    """Return the cost table for a latency; `UsageError` where there is no use for one, or none."""
-    if options.get("latency") is None and options.get("ratio") is None:
-        raise UsageError(
-            "a plan has a target only if it has a latency or a ratio",
-            hint="plan(program, latency=0.8, target=...), or leave out the target",
-        )
-    if options.get("costs") is not None:
-        raise UsageError("target and costs exclude each other", why="a target has its own costs")
-    costs = costs_of(target)
-    if costs is None:
-        name = target if isinstance(target, str) else target.name
-        raise UsageError(
-            f"the target {name!r} has no cost table",
-            why="a latency is predicted by one",
-            hint="plan with a ratio, or give a table as costs=CostTable.load(path)",
-        )
-    return costs
-
-
 def plan_for(
     program: Program, options: Mapping[str, Any], target: str | Target | None
 ) -> ChannelPlan:
     """Return the plan of options as a dict, which are for ``target`` unless they name another."""
+    from narrows.backends import costs_of
     from narrows.passes.plans.choose import refuse_unknown
 
     refuse_unknown(options)
@@ -216,8 +197,8 @@ def rewrite(
         double: Whether to check in float64, too.
         instruments: What else watches the passes, after the checks; they see what those measured.
     """
-    from narrows.passes.instruments import Numerics, Verify
-    from narrows.passes.proof import Unproven
+    from narrows.passes.instruments import Verify
+    from narrows.passes.proof import Numerics, Unproven
 
     passes = _passes(program, plan, target, batch, pipeline)
     checks = [Verify(), Numerics(double=double)] if check else [Unproven(len(passes.passes))]
@@ -226,6 +207,7 @@ def rewrite(
 
 def _passes(program: Program, plan: PlanLike, target: Any, batch: Any, pipeline: Any) -> Pipeline:
     """Return the pipeline that the arguments of `apply` ask for."""
+    from narrows.backends import costs_of
     from narrows.passes.pipeline import pipeline_for
 
     refuse_model(program, "apply")
@@ -236,13 +218,6 @@ def _passes(program: Program, plan: PlanLike, target: Any, batch: Any, pipeline:
         plan = plan_for(program, plan, target)
     costs = None if target is None else costs_of(target)
     return pipeline_for(plan, pipeline, costs, batch or 1, fold=target is not None)
-
-
-def costs_of(target: str | Target) -> CostTable | None:
-    """Return a target's cost table, or ``None`` if it has none."""
-    from narrows.backends import make_target
-
-    return make_target(target).costs()
 
 
 def quantize(
@@ -326,7 +301,8 @@ def quantize(
         PlanError: The plan is of another program, or of another checkpoint.
         FidelityError: With ``check``, the integers differ from the fake-quantized program.
     """
-    from narrows.passes.instruments import Numerics, Verify
+    from narrows.passes.instruments import Verify
+    from narrows.passes.proof import Numerics
     from narrows.passes.quant.asked import globs
     from narrows.passes.quant.calibrate import Settings
     from narrows.passes.quant.learning import learning_of
@@ -409,47 +385,10 @@ def lower(
         UsageError: The target or an option is unknown.
         LowerError: The target cannot express the program, or computes something else.
     """
+    from narrows.api.lowering import draft, pair_of
+
     refuse_model(program, "lower")
-    return _draft(program, target, plan, options).settled(lambda: _pair(program))
-
-
-def lower_freeing(
-    made: list[Program],
-    again: Callable[[], Program],
-    target: str,
-    *,
-    plan: PlanLike = None,
-    **options: Any,
-) -> Artifact:
-    """Return what `lower` does, without the program in memory while the artifact is checked.
-
-    The check needs what the program gives, and itself only where an output differs.
-
-    Args:
-        made: Holds the program, and nothing afterwards; so the caller has to let go of it, too.
-        again: Makes it again.
-        target, plan: As for `lower`.
-        **options: The target's options.
-    """
-    return _draft(made.pop(), target, plan, options).settled(lambda: _pair(again()))
-
-
-def _draft(program: Program, target: str, plan: PlanLike, options: Mapping[str, Any]) -> Draft:
-    """Return what `lower` does before the check."""
-    from narrows.backends.base import draft
-    from narrows.passes.plans.plan import loaded
-
-    plan_json = None if plan is None else loaded(plan).to_json()
-    return draft(_pair(program), target, plan_json, **options)
-
-
-def _pair(program: Program) -> Pair:
-    """Return what is lowered of a program, and what has to come of it."""
-    from narrows.backends.base import Pair, in_types_of_numpy
-    from narrows.passes.fold_batch_norm import with_folded_norms
-
-    program = in_types_of_numpy(program)  # first, as norms are folded with its rounding
-    return Pair(with_folded_norms(program), program)
+    return draft(program, target, plan, options).settled(lambda: pair_of(program))
 
 
 def compile(
@@ -500,6 +439,7 @@ def compile(
         FidelityError: A pass changed the outputs beyond what it declares.
         LowerError: The target cannot express the program.
     """
+    from narrows.api.lowering import lower_freeing
     from narrows.backends import make_target
     from narrows.passes.instruments import Dumper
     from narrows.passes.quant.quantization import quantize_options

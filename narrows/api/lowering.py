@@ -1,0 +1,58 @@
+"""What `narrows.lower` and `narrows.compile` do behind a program, in the order that spares memory.
+
+A model's weights are in memory once as the user's, once more as the program's, whose norms are
+folded, and once more as a runtime rearranges them. The second have to go before the third come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from narrows.backends.artifact import Artifact
+    from narrows.backends.base import Draft, Pair
+    from narrows.ir.program import Program
+
+
+def lower_freeing(
+    made: list[Program],
+    again: Callable[[], Program],
+    target: str,
+    *,
+    plan: Any = None,
+    **options: Any,
+) -> Artifact:
+    """Return what `narrows.lower` does, without the program in memory while the artifact is
+    checked.
+
+    The check needs what the program gives, and itself only where an output differs.
+
+    Args:
+        made: Holds the program, and nothing afterwards; so the caller has to let go of it, too.
+        again: Makes it again.
+        target, plan: As for `narrows.lower`.
+        **options: The target's options.
+    """
+    return draft(made.pop(), target, plan, options).settled(lambda: pair_of(again()))
+
+
+def draft(program: Program, target: str, plan: Any, options: Mapping[str, Any]) -> Draft:
+    """Return what `narrows.lower` does before the check."""
+    from narrows.backends.base import draft as run
+    from narrows.passes.plans.plan import loaded
+
+    plan_json = None if plan is None else loaded(plan).to_json()
+    return run(pair_of(program), target, plan_json, **options)
+
+
+def pair_of(program: Program) -> Pair:
+    """Return what is lowered of a program, and what has to come of it."""
+    from narrows.backends.base import Pair, in_types_of_numpy
+    from narrows.passes.fold_batch_norm import with_folded_norms
+
+    program = in_types_of_numpy(program)  # first, as norms are folded with its rounding
+    return Pair(with_folded_norms(program), program)
+
+
+__all__ = ["draft", "lower_freeing", "pair_of"]
