@@ -17,6 +17,7 @@ from torch import nn
 
 import narrows
 from narrows import api
+from narrows.api import lowering
 from narrows.backends import costs_of
 from narrows.backends.onnx import target
 from narrows.errors import (
@@ -357,6 +358,17 @@ def test_the_program_is_gone_when_its_artifact_is_checked(
         )  # fmt: skip
     assert there
     assert not any(there)
+
+
+def test_freed_memory_is_returned_where_weights_are_large(monkeypatch: pytest.MonkeyPatch):
+    given: list[bool] = []
+    back = lowering.give_back
+    monkeypatch.setattr(lowering, "give_back", lambda: given.append(back() is None))
+    narrows.compile(net(), torch.randn(2, 3, 6, 6), check=False)
+    assert not given
+    monkeypatch.setattr(lowering, "LARGE", 0)
+    narrows.compile(net(), torch.randn(2, 3, 6, 6), check=False)
+    assert given == [True]
 
 
 def test_a_wrong_artifact_is_told_by_its_node_though_the_program_is_gone(

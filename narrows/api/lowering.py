@@ -6,6 +6,8 @@ folded, and once more as a runtime rearranges them. The second have to go before
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,8 @@ if TYPE_CHECKING:
     from narrows.backends.artifact import Artifact
     from narrows.backends.base import Draft, Pair
     from narrows.ir.program import Program
+
+LARGE = 1 << 24  # bytes of weights from which it is worth a few milliseconds to return memory
 
 
 def lower_freeing(
@@ -34,7 +38,22 @@ def lower_freeing(
         target, plan: As for `narrows.lower`.
         **options: The target's options.
     """
-    return draft(made.pop(), target, plan, options).settled(lambda: pair_of(again()))
+    size = sum(t.nbytes for t in made[0].weights.values())
+    written = draft(made.pop(), target, plan, options)
+    if size >= LARGE:
+        give_back()
+    return written.settled(lambda: pair_of(again()))
+
+
+def give_back() -> None:
+    """Have the C library return what was freed to the system, where it can be asked to.
+
+    What weights leave between other things is of no use to a runtime whose pieces are larger.
+    """
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+        if trim is not None:
+            trim(0)
 
 
 def draft(program: Program, target: str, plan: Any, options: Mapping[str, Any]) -> Draft:

@@ -35,17 +35,21 @@ class ProgramModule(nn.Module):
     they had, as one tensor. The state dict holds what the model's does: the literals of its code
     are there, but not stored. ``torch.export`` sees through the module, so it can be captured
     again.
+
+    Args:
+        program: The program.
+        shared: Whether the tensors are the program's own, for a module that is run or exported and
+            not trained.
     """
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, *, shared: bool = False) -> None:
         super().__init__()
         self._program = program
         tensors: dict[str, torch.Tensor] = {}
-        for name, tensor in program.weights.items():
-            if name in program.buffers or not tensor.is_floating_point():
-                tensors[name] = tensor.detach().clone()
-            else:
-                tensors[name] = nn.Parameter(tensor.detach().clone())
+        for name, weight in program.weights.items():
+            tensor = weight.detach() if shared else weight.detach().clone()
+            trained = name not in program.buffers and tensor.is_floating_point()
+            tensors[name] = nn.Parameter(tensor) if trained else tensor
         self._names = tuple(program.weights)
         for name in self._names:
             _register(self, name, tensors[name], name in program.stored)

@@ -130,8 +130,10 @@ def _write(program: Program, path: Path, form: str) -> None:
     """Write the program as a ``.pt2`` file."""
     import torch
 
+    from narrows.ir.module import ProgramModule
+
     program = _in_plain_containers(program)
-    module = program.to_module().eval()
+    module = ProgramModule(program, shared=True)
     args, kwargs = program.in_spec.unflatten(program.examples)
     if kwargs:
         _name_parameters(module, kwargs)
