@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from narrows.backends.artifact import Artifact
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from narrows.backends.c.lower import Arena, Drawn, Port
     from narrows.backends.compare import Wanted
     from narrows.ir.program import Program
+
+PIECE = 1 << 20  # letters of a file that are written at a time
 
 UNITS = {"": 1, "B": 1, "K": 1 << 10, "KB": 1 << 10, "KIB": 1 << 10, "M": 1 << 20, "MB": 1 << 20,
          "MIB": 1 << 20}  # fmt: skip
@@ -115,17 +118,17 @@ class CTarget(Target):
         folder = scratch()
         artifact = Artifact.owning(folder, manifest)  # from here on the folder goes with it
         count = self.vectors or files.vector_count(drawn)
-        texts = {
-            files.MODEL: source.model_c(drawn, arena, self.prefix),
-            files.HEADER: header.model_h(drawn, arena, self.prefix),
-            files.RUNNER: runner(drawn.inputs, drawn.outputs, self.prefix),
-            files.TEST: files.test(drawn, self.prefix),
-            files.VECTORS: files.vectors(drawn, _vectors(program, drawn, batch, count)),
-            files.MAKEFILE: files.MAKE,
-            files.REPORT: files.report(drawn, arena),
+        texts: dict[str, Callable[[], str]] = {  # one in memory at a time: weights are long as text
+            files.MODEL: lambda: source.model_c(drawn, arena, self.prefix),
+            files.HEADER: lambda: header.model_h(drawn, arena, self.prefix),
+            files.RUNNER: lambda: runner(drawn.inputs, drawn.outputs, self.prefix),
+            files.TEST: lambda: files.test(drawn, self.prefix),
+            files.VECTORS: lambda: files.vectors(drawn, _vectors(program, drawn, batch, count)),
+            files.MAKEFILE: lambda: files.MAKE,
+            files.REPORT: lambda: files.report(drawn, arena),
         }
         for name, text in texts.items():
-            (folder / name).write_text(text, encoding="utf-8")
+            _write(text(), folder / name)
         manifest["files"] = describe_files(folder, list(texts))
         integers.add_golden(artifact, pair.reference)
         where = program.output.name
@@ -146,6 +149,13 @@ class CTarget(Target):
             manifest["fidelity"] = _check(artifact, wanted)
 
         return Draft(artifact, complete)
+
+
+def _write(text: str, path: Path) -> None:
+    """Write a file piece by piece, without a copy of it as bytes."""
+    with path.open("w", encoding="utf-8") as file:
+        for start in range(0, len(text), PIECE):
+            file.write(text[start : start + PIECE])
 
 
 def parse_size(text: str) -> int | None:
