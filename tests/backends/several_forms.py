@@ -95,17 +95,85 @@ def paddings() -> Program:
     )
 
 
+def functions() -> Program:
+    """Functions of one number that end somewhere, or have a pole, met from both sides."""
+    b = images((2, 3, 5, 6))
+    (x,) = b.inputs
+    above = b.call(aten.add.Tensor, b.call(aten.abs.default, x), 0.1)
+    unary = ("log", "sqrt", "rsqrt", "log1p", "reciprocal")
+    inside = b.call(aten.mul.Tensor, x, 0.2)
+    return b.program(
+        *(b.call(getattr(aten, name).default, above) for name in unary),
+        *(b.call(getattr(aten, name).default, inside) for name in ("acos", "atanh", "erfinv")),
+        b.call(aten.logit.default, b.call(aten.sigmoid.default, x)),
+        b.call(aten.reciprocal.default, x),
+        *(b.call(aten.pow.Tensor_Scalar, x, n) for n in (2, 3, -1)),
+        b.call(aten.pow.Tensor_Scalar, above, -0.5),
+        b.call(aten.pow.Scalar, 0.5, x),
+        b.call(aten.nan_to_num.default, x),
+        b.call(aten.floor_divide.default, x, 0.7),
+        b.call(aten.remainder.Scalar, x, 0.7),
+    )
+
+
+def borders() -> Program:
+    """Padding with numbers, and with elements, over one to three axes."""
+    b = images((2, 3, 5, 6), (2, 3, 2, 4, 3))
+    image, volume = b.inputs
+    line, narrow = b.call(aten.select.int, image, 1, 0), b.call(aten.relu.default, image)
+    modes = ("reflect", "replicate", "circular")
+    return b.program(
+        *(b.call(aten.pad.default, image, [1, 2, 0, 3], m) for m in modes),
+        *(b.call(aten.pad.default, line, [2, 1], m) for m in modes),
+        *(b.call(aten.pad.default, volume, [1, 1, 0, 2, 1, 0], m) for m in modes),
+        b.call(aten.reflection_pad1d.default, line, [0, 2]),
+        b.call(aten.replication_pad3d.default, volume, [1, 0, 0, 0, 2, 2]),
+        b.call(aten.pad.default, image, [1, 1], "constant", 0.3),
+        b.call(aten.pad.default, narrow, [1, 1, 0, 2], "constant", 0.5),
+        b.call(aten.constant_pad_nd.default, image, [1, -1, 2, 0, 0, 1], -77.0),
+        b.call(aten.constant_pad_nd.default, image, [0, 0, 0, 0, 1, 1], float("-inf")),
+    )
+
+
+def quotients() -> Program:
+    """Quotients of every sign, by zero, by what broadcasts; and norms."""
+    b = images((2, 3, 5, 6))
+    (x,) = b.inputs
+    above, part = b.call(aten.relu.default, x), b.call(aten.narrow.default, x, 1, 0, 1)
+    total = b.call(aten.sum.dim_IntList, b.call(aten.exp.default, x), [-1], True)
+    size = b.call(aten.linalg_vector_norm.default, x, 2, [1], True)
+    least = b.call(aten.clamp_min.default, size, 1e-12)
+    return b.program(
+        b.call(aten.div.Tensor, x, b.call(aten.add.Tensor, above, 0.01)),
+        b.call(aten.div.Tensor, above, x),
+        b.call(aten.div.Tensor, part, x),
+        b.call(aten.div.Tensor, x, b.weight("w", torch.tensor([2.0, -3.0, 0.5]).reshape(3, 1, 1))),
+        b.call(aten.relu.default, b.call(aten.div.Tensor, b.call(aten.exp.default, x), total)),
+        b.call(aten.div.Tensor, x, b.call(aten.expand.default, least, [-1, 3, 5, 6])),
+        b.call(aten.norm.ScalarOpt_dim, above, None, [1, 3]),
+        b.call(aten.linalg_vector_norm.default, x),
+        *(b.call(aten.linalg_vector_norm.default, x, n, [2]) for n in (1, float("inf"))),
+    )
+
+
 PROGRAMS: dict[str, Callable[[], Program]] = {
     "averages": averages,
     "resizings": resizings,
     "slopes": slopes,
     "paddings": paddings,
+    "functions": functions,
+    "borders": borders,
+    "quotients": quotients,
 }
+# Those whose codes may have 16 bits.
+WIDE = ("borders", "quotients")
 
 
-def integers(name: str, rounding: str = "half_even") -> Program:
+def integers(name: str, rounding: str = "half_even", bits: int = 8) -> Program:
     """Return one of the programs in integers, none of it left in floating-point."""
     program = PROGRAMS[name]()
-    made = narrows.quantize(program, [program.examples], rounding=rounding, check=False)
+    made = narrows.quantize(
+        program, [program.examples], activations=bits, rounding=rounding, method="minmax"
+    )
     assert made.plan.floats == {}
     return made.program

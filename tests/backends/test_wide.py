@@ -19,6 +19,7 @@ from narrows.backends.onnx.check import first_difference
 from narrows.cli import main
 from narrows.errors import LowerError
 from narrows.ir.program import Program
+from tests.backends.several_forms import WIDE, integers
 from tests.passes.test_wide import captured, images
 
 needs_compiler = pytest.mark.skipif(not find_compiler(), reason="there is no C compiler")
@@ -47,6 +48,16 @@ def test_onnx_runtime_computes_the_same(asked: str, rounding: str, form: str) ->
     artifact = narrows.lower(program, form=form)
     x = 2 * images(3)
     assert np.array_equal(artifact.run(x), program(x).numpy())
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("name", "rounding"), [(WIDE[0], "half_up"), *((n, "half_even") for n in WIDE)]
+)
+def test_many_operators_are_the_interpreter(name: str, rounding: str) -> None:
+    program = integers(name, rounding, bits=16)
+    narrows.lower(program, form="integer", samples=1)  # lower itself compares, with ==
+    narrows.lower(program, "c", samples=1)
 
 
 @needs_compiler

@@ -251,6 +251,36 @@ def test_prelu_rounds_once(rounding: str) -> None:
     assert slope_codes(torch.tensor([1e9]), 2)[0].tolist() == [32767]
 
 
+@pytest.mark.parametrize(("rounding", "by"), [*product(ROUNDINGS, (-9, -2, 0, 1, 5))])
+def test_a_quotient_is_exact_and_ends_at_zero(rounding: str, by: int) -> None:
+    a, b = codes(3, 400), codes(400)
+    b[:40] = 128
+    made = ops.div.default(a, b, by, 100, 128, 128, 3, 250, rounding)
+    expected = []
+    for over, under in zip(whole(a, 100).flat, np.tile(whole(b, 128), 3), strict=True):
+        if under == 0:
+            code = 128 + 1000 * int(np.sign(over))
+        else:
+            value = Fraction(int(over), int(under)) / Fraction(2) ** by
+            code = rounded(value, rounding) + 128
+        expected.append(min(max(code, 3), 250))
+    assert made.flatten().tolist() == expected
+
+
+@pytest.mark.parametrize(("rounding", "by"), [*product(ROUNDINGS, (-3, -1, 0, 1, 2, 4))])
+def test_a_norm_is_a_root_rounded_once(rounding: str, by: int) -> None:
+    x = codes(300, 4)
+    x[:60] = torch.arange(60, dtype=torch.uint8)[:, None] + 128  # roots of whole numbers, ties
+    made = ops.vector_norm.default(x, 2.0, [1], False, by, 128, 0, 0, 255, rounding)
+    expected = []
+    for square in (whole(x, 128) ** 2).sum(1).tolist():
+        down = math.isqrt(math.floor(Fraction(square) / Fraction(4) ** by))
+        over = Fraction(square) / Fraction(4) ** by - (down + Fraction(1, 2)) ** 2
+        up = over > 0 or (over == 0 and (rounding == "half_up" or down % 2 == 1))
+        expected.append(min(down + up, 255))
+    assert made.tolist() == expected
+
+
 @pytest.mark.parametrize("exponent", [6, 8, 10])
 def test_softmax_is_an_exact_quotient(exponent: int) -> None:
     x = codes(4, 9)

@@ -11,6 +11,7 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
@@ -31,8 +32,9 @@ from narrows.ir.program import op_name
 Rule = Callable[[Sketch, fx.Node, dict[str, Any]], View]
 
 SAME = frozenset(
-    f"{n}.default" for n in ("clone", "contiguous", "detach", "alias", "dropout", "feature_dropout",
-                             "alpha_dropout", "lift_fresh_copy")
+    f"{n}.default" for n in ("clone", "contiguous", "detach", "alias", "positive", "nan_to_num",
+                             "dropout", "feature_dropout", "alpha_dropout",
+                             "feature_alpha_dropout", "lift_fresh_copy")
 )  # fmt: skip
 
 
@@ -99,7 +101,11 @@ def _pad(sketch: Sketch, node: fx.Node, args: dict[str, Any]) -> View:
     offset = sum(b * s for b, s in zip(before, target.strides, strict=True))
     hole = View(target.buffer, offset, inside.shape, target.strides)
     code, size = int(args["value"] or 0), target.buffer.size
-    sketch.step(node, "", target, [], lambda at: [f"memset({at(target)}, {code}, {size});"])
+    if code and target.buffer.unit > 1:  # memset writes bytes
+        around = sketch.view(torch.tensor(code, dtype=torch.int16)).broadcast(target.shape)
+        sketch.copied(node, around, target)
+    else:
+        sketch.step(node, "", target, [], lambda at: [f"memset({at(target)}, {code}, {size});"])
     made = loops([hole, inside], target.order())
 
     def text(at: Pointers) -> list[str]:

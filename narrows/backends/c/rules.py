@@ -9,13 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from narrows.backends.c.layout import Buffer, Loop, View, channels_last, loops, packed, row_major
+from narrows.backends.c import elementwise
+from narrows.backends.c.elementwise import number, reach, span, tail
+from narrows.backends.c.layout import Loop, View, channels_last, loops, packed, row_major
 from narrows.backends.c.moves import Rule, reduced, spread, window_text
 from narrows.backends.c.norms import layer_norm
 from narrows.backends.c.powers import power_digits
+from narrows.backends.c.quotients import div, vector_norm
 from narrows.backends.c.resizing import resample
 from narrows.backends.c.sketch import INT32, INT64, Pointers, Sketch, nest
-from narrows.backends.c.types import CODES, Types
+from narrows.backends.c.types import Types
 from narrows.ir.program import Meta
 
 # Vectors of inputs are read up to this many codes at once (NARROWS_LANES in the C code).
@@ -24,42 +27,12 @@ LANES = 32
 BLOCK = 16
 
 
-def tail(args: dict[str, Any]) -> str:
-    """Return the arguments that every call ends in."""
-    return f"{args['zero']}, {args['low']}, {args['high']}"
-
-
 def ends(args: dict[str, Any]) -> str:
     """Return the fields that every record ends in."""
     return f".zero = {args['zero']}, .low = {args['low']}, .high = {args['high']}"
 
 
 # ------------------------------------------------------------------ layers
-
-
-def span(value: Any) -> tuple[int, int]:
-    """Return the smallest and the largest code that a tensor may hold, zero point and all."""
-    grid = Meta(value).grid if isinstance(value, fx.Node) else None
-    if grid is not None and grid.wide:
-        return grid.low, grid.high
-    wide = isinstance(value, Tensor) and value.dtype is torch.int16
-    return (-(2**15), 2**15 - 1) if wide else (0, 255)
-
-
-def reach(args: dict[str, Any], side: str) -> int:
-    """Return the largest magnitude of an operand without its zero point."""
-    low, high = span(args[side])
-    zero = args[f"{side}_zero"]
-    return max(zero - low, high - zero)
-
-
-def _number(
-    sketch: Sketch, node: fx.Node, args: dict[str, Any], sides: str, by: int, bound: int
-) -> tuple[int, str]:
-    """Return a shift, and the type of the numbers where a code has 16 bits (`Sketch.shift`)."""
-    if Meta(node).dtype is torch.int16 or any(span(args[s])[1] > 255 for s in sides):
-        return sketch.long_shift(node, by, bound)
-    return sketch.shift(node, by, bound), ""
 
 
 def _sums(
@@ -114,7 +87,7 @@ def _settled(
     given = list(args["shift_by"])
     given = given * count if len(given) == 1 else given
     pairs = zip(given, bounds, strict=True)
-    made = [_number(sketch, node, args, "x", by, bound) for by, bound in pairs]
+    made = [number(sketch, node, args, "x", by, bound) for by, bound in pairs]
     shifts, sums = [by for by, _ in made], max(kind for _, kind in made)
     sketch.signed_shifts |= min(shifts) < 0
     bias = bias - args["x_zero"] * rows.sum(1)
@@ -284,7 +257,7 @@ def _matmul(sketch: Sketch, node: fx.Node, args: dict[str, Any]) -> View:
         full.append(1)
     m, n, count = a.shape[-2], b.shape[-1], a.shape[-1]
     bound = count * reach(args, "a") * reach(args, "b")
-    by, sums = _number(sketch, node, args, "ab", args["shift_by"], bound)
+    by, sums = number(sketch, node, args, "ab", args["shift_by"], bound)
     text = (
         f".m = {m}, .n = {n}, .count = {count}, .a_row = {a.strides[-2]}, "
         f".a_column = {a.strides[-1]}, .b_row = {b.strides[-2]}, .b_column = {b.strides[-1]}, "
@@ -308,108 +281,6 @@ def _matmul(sketch: Sketch, node: fx.Node, args: dict[str, Any]) -> View:
 
 
 ONCE = Loop(1, (0, 0, 0))  # an innermost loop for calls that do a whole matrix or row
-
-
-# ------------------------------------------------------------------ element by element
-
-
-def _elementwise(
-    sketch: Sketch, node: fx.Node, kernel: str, operands: list[View], extra: str, sums: str = ""
-) -> View:
-    shape = sketch.shape(node)
-    whole = next((v for v in operands if v.shape == shape), None)
-    order = row_major(len(shape)) if whole is None else whole.order()
-    target = sketch.result(node, shape, order)
-    views = [target, *(v.broadcast(shape) for v in operands)]
-    made = loops(views, order)
-
-    def code(at: Pointers) -> list[str]:
-        def call(p: list[str], s: list[str], n: int) -> str:
-            pairs = ", ".join(f"{a}, {b}" for a, b in zip(p, s, strict=True))
-            return f"{kernel}({pairs}, {n}, {extra});"
-
-        return nest([at(v) for v in views], made, call)
-
-    return sketch.step(node, kernel, target, views[1:], code, in_place=True, sums=sums)
-
-
-def _add(sketch: Sketch, node: fx.Node, args: dict[str, Any]) -> View:
-    ups = args["a_shift"], args["b_shift"]
-    if max(ups) > 40:
-        raise sketch.refuse(
-            node, f"{node.name} adds numbers whose scales are 2^{max(ups)} apart",
-            "their sum has no place in 64 bits", "quantize with other exponents",
-        )  # fmt: skip
-    bound = (reach(args, "a") << ups[0]) + (reach(args, "b") << ups[1])
-    by, sums = _number(sketch, node, args, "ab", args["shift_by"], bound)
-    extra = (
-        f"{ups[0]}, {ups[1]}, {by}, {args['a_zero']}, {args['b_zero']}, {tail(args)}, "
-        f"{args['sign']}"
-    )
-    operands = [sketch.view(args["a"]), sketch.view(args["b"])]
-    return _elementwise(sketch, node, "add", operands, extra, sums)
-
-
-def _mul(sketch: Sketch, node: fx.Node, args: dict[str, Any]) -> View:
-    bound = reach(args, "a") * reach(args, "b")
-    by, sums = _number(sketch, node, args, "ab", args["shift_by"], bound)
-    extra = f"{by}, {args['a_zero']}, {args['b_zero']}, {tail(args)}"
-    operands = [sketch.view(args["a"]), sketch.view(args["b"])]
-    return _elementwise(sketch, node, "mul", operands, extra, sums)
-
-
-def _rescale(sketch: Sketch, node: fx.Node, args: dict[str, Any]) -> View:
-    by, sums = _number(sketch, node, args, "x", args["shift_by"], reach(args, "x"))
-    extra = f"{by}, {args['x_zero']}, {tail(args)}"
-    return _elementwise(sketch, node, "rescale", [sketch.view(args["x"])], extra, sums)
-
-
-def _lookup(sketch: Sketch, node: fx.Node, args: dict[str, Any]) -> View:
-    codes = args["table"].numpy()
-    table = sketch.constant(f"{node.name}_table", codes, CODES[codes.itemsize])
-    table += f" + {-args['first']}" if args["first"] else ""
-    return _elementwise(sketch, node, "lookup", [sketch.view(args["x"])], table)
-
-
-def _prelu(sketch: Sketch, node: fx.Node, args: dict[str, Any]) -> View:
-    slopes = args["slopes"]
-    symbol = sketch.constant(f"{node.name}_slopes", slopes.numpy(), "int16_t")
-    strides = packed(slopes.shape, row_major(slopes.dim()))
-    held = View(Buffer(symbol, slopes.numel(), "constant", symbol), 0, tuple(slopes.shape), strides)
-    bound = 255 * max(1 << args["unit"], int(slopes.to(torch.int64).abs().max()))
-    by = sketch.shift(node, args["shift_by"], bound)
-    extra = f"{args['unit']}, {by}, {args['x_zero']}, {tail(args)}"
-    return _elementwise(sketch, node, "prelu", [sketch.view(args["x"]), held], extra)
-
-
-def _concat(sketch: Sketch, node: fx.Node, args: dict[str, Any]) -> View:
-    parts = [sketch.view(x) for x in args["xs"]]
-    shape = sketch.shape(node)
-    axis, order = args["axis"] % len(shape), max(parts, key=lambda v: v.size).order()
-    target = sketch.result(node, shape, order)
-    offset = 0
-    for i, (part, by, zero) in enumerate(zip(parts, args["shift_by"], args["zeros"], strict=True)):
-        hole = View(target.buffer, offset, part.shape, target.strides)
-        offset += part.shape[axis] * target.strides[axis]
-        low, high = span(args["xs"][i])
-        inside = low >= args["low"] and high <= args["high"]
-        if by == 0 and zero == args["zero"] and inside and part.buffer.unit == hole.buffer.unit:
-            sketch.copied(node, part, hole)
-            continue
-        operand = {"x": args["xs"][i], "x_zero": zero}
-        by, sums = _number(sketch, node, operand, "x", by, reach(operand, "x"))
-        _joined(sketch, node, part, hole, f"{by}, {zero}, {tail(args)}", sums)
-    return target
-
-
-def _joined(sketch: Sketch, node: fx.Node, part: View, hole: View, extra: str, sums: str) -> None:
-    made = loops([hole, part], hole.order())
-
-    def code(at: Pointers) -> list[str]:
-        return nest([at(hole), at(part)], made, lambda p, s, n:
-                    f"rescale({p[0]}, {s[0]}, {p[1]}, {s[1]}, {n}, {extra});")  # fmt: skip
-
-    sketch.step(node, "rescale", hole, [part], code, sums=sums)
 
 
 # ------------------------------------------------------------------ averages and quotients
@@ -482,8 +353,9 @@ def _softmax(sketch: Sketch, node: fx.Node, args: dict[str, Any]) -> View:
 
 RULES: dict[str, Rule] = {
     "conv": _conv, "conv_transpose": _conv_transpose, "linear": _linear, "matmul": _matmul,
-    "add": _add, "mul": _mul, "rescale": _rescale, "prelu": _prelu, "lookup": _lookup,
-    "concat": _concat,
+    "add": elementwise.add, "mul": elementwise.mul, "rescale": elementwise.rescale,
+    "prelu": elementwise.prelu, "lookup": elementwise.lookup, "concat": elementwise.concat,
+    "div": div, "vector_norm": vector_norm,
     "mean": _mean, "average_pool": _average_pool, "softmax": _softmax, "layer_norm": layer_norm,
     "resample": resample,
 }  # fmt: skip

@@ -92,7 +92,7 @@ class CSession:
                 array = array.transpose(np.argsort(port["order"]))
                 if spec["dtype"].startswith("float"):
                     array = numbers_of(array, port["codes"]) * steps_of(port, array.ndim)
-                outputs.append(np.ascontiguousarray(array))
+                outputs.append(np.array(array, order="C"))  # one without axes keeps none
             results.append(outputs)
         return results
 

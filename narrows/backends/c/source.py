@@ -31,6 +31,8 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "average_pool": ("settled", "divided", "average", "window", "average_pool"),
     "mean": ("settled", "divided", "average", "mean"),
     "resample": ("rounding", "scaled", "settled", "divided", "average", "resample"),
+    "quotient": ("settled", "divided", "average", "quotient"),
+    "vector_norm": ("settled", "divided", "average", "root", "vector_norm"),
     "extremum": ("extremum",),
     "softmax": ("settled", "divided", "softmax"),
     "normalise": ("settled", "binary", "whole", "normalise"),
@@ -48,8 +50,9 @@ ORDER = (
     "rounding", "scaled", "settled", "settle", "moved", "divided", "average", "window", "sums",
     "dense",
     "conv", "gather", "turned", "convolve", "conv_plain", "conv_turned", "depthwise", "max_pool",
-    "average_pool", "mean", "resample", "extremum", "softmax", "binary", "whole", "normalise",
-    "matmul", "add", "mul", "rescale", "prelu", "lookup", "embedding", "copy",
+    "average_pool", "mean", "root", "vector_norm", "resample", "extremum", "softmax",
+    "binary", "whole", "normalise", "matmul", "add", "mul", "quotient",
+    "rescale", "prelu", "lookup", "embedding", "copy",
 )  # fmt: skip
 
 # What only a build by shifts and additions is made of.

@@ -23,7 +23,7 @@ from torch import Tensor, fx
 
 import narrows.ir.integer.library  # noqa: F401  (defines torch.ops.narrows)
 from narrows.ir.integer.grid import HALF_EVEN, Grid
-from narrows.ir.ops.args import arguments, computes_numbers
+from narrows.ir.ops.args import arguments
 from narrows.ir.program import op_name, shape_of
 
 ops: Any = torch.ops.narrows
@@ -219,24 +219,6 @@ class Moves(IntegerForm):
 
 
 @dataclass(frozen=True)
-class Padding(Moves):
-    """Pads with zeros: the code of zero goes around the codes."""
-
-    def obstacle(self, node: fx.Node) -> str:
-        args = arguments(node)
-        if computes_numbers(node):
-            return "how much it pads is computed when it runs"
-        if args.get("mode", "constant") != "constant":
-            return f"padding by {args['mode']} has no integer form"
-        return "it pads with another number than zero" if args["value"] not in (None, 0) else ""
-
-    def move(self, fold: Fold, node: fx.Node, codes: fx.Node, grid: Grid) -> Call | None:
-        args = arguments(node)
-        mode = (args["mode"],) if "mode" in args else ()
-        return node.target, (codes, args["pad"], *mode, grid.zero)
-
-
-@dataclass(frozen=True)
 class Flat(Moves):
     """``max_pool1d``, which torch has no kernel of for codes: a line is an image of one row."""
 
@@ -292,6 +274,6 @@ class Clip(IntegerForm):
 
 
 __all__ = [
-    "AnyWidth", "Call", "Clip", "Flat", "Fold", "IntegerForm", "LayerWeights", "Moves", "Padding",
-    "Relabel", "Settled", "listed", "spread",
+    "AnyWidth", "Call", "Clip", "Flat", "Fold", "IntegerForm", "LayerWeights", "Moves", "Relabel",
+    "Settled", "listed", "spread",
 ]  # fmt: skip

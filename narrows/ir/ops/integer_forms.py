@@ -15,7 +15,6 @@ from torch import fx
 
 import narrows.ir.integer.statistics as statistics
 from narrows.ir.integer.grid import Grid
-from narrows.ir.integer.slopes import slope_codes
 from narrows.ir.ops.args import arguments, is_tensor
 from narrows.ir.ops.integer import (
     AnyWidth,
@@ -26,16 +25,18 @@ from narrows.ir.ops.integer import (
     IntegerForm,
     LayerWeights,
     Moves,
-    Padding,
     Relabel,
     Settled,
     listed,
     spread,
 )
 from narrows.ir.ops.integer_averages import AveragePool, Mean
+from narrows.ir.ops.integer_functions import Lookup, Power, Slope, number
 from narrows.ir.ops.integer_norms import GroupNorm, InstanceNorm, LayerNorm
+from narrows.ir.ops.integer_padding import Border, Nearest, Padding
+from narrows.ir.ops.integer_quotients import Div, VectorNorm
 from narrows.ir.ops.integer_windows import Resize
-from narrows.ir.program import Meta, shape_of
+from narrows.ir.program import shape_of
 
 ops: Any = torch.ops.narrows
 aten = torch.ops.aten
@@ -138,99 +139,6 @@ class Matmul(AnyWidth):
 
 
 @dataclass(frozen=True)
-class Lookup(AnyWidth):
-    """Any function of one number: a table with a code for each of the operand's, made in float64.
-
-    Attributes:
-        function: Its name, where backends have an operator for it.
-        scales: Whether a positive factor passes through it.
-    """
-
-    function: str = ""
-    scales: bool = False
-
-    def homogeneous(self, node: fx.Node) -> bool:
-        return self.scales
-
-    def operands(self, node: fx.Node) -> tuple[fx.Node, ...]:
-        read = [n for n in arguments(node).values() if is_tensor(n) and not _alone(n)]
-        return tuple(read[:1])
-
-    def obstacle(self, node: fx.Node) -> str:
-        for other in node.all_input_nodes:
-            if is_tensor(other) and other not in self.operands(node) and not _alone(other):
-                return f"it also reads {other.name}"
-        return ""
-
-    def emit(self, fold: Fold, node: fx.Node, out: Settled) -> Call:
-        operand = self.operands(node)[0]
-        x, grid = fold.codes(operand)
-        first, codes = (grid.low, len(grid.codes)) if grid.wide else (0, 256)
-        values = (torch.arange(codes, dtype=torch.float64) + (first - grid.zero)) * grid.scale
-        args = arguments(node)
-        given = {k: values if v is operand else self._other(fold, v) for k, v in args.items()}
-        keyword = {a.name for a in node.target._schema.arguments if a.kwarg_only}  # type: ignore
-        with torch.no_grad():
-            made = node.target(  # type: ignore[operator]
-                *(v for k, v in given.items() if k not in keyword),
-                **{k: v for k, v in given.items() if k in keyword},
-            )
-        grid_args = (out.grid.exponent, out.grid.zero, out.low, out.high, out.rounding)
-        table = ops.quantize.default(made, *grid_args, out.grid.wide)
-        place = (first,) if first else ()
-        return ops.lookup.default, (x, fold.table(node, table), self._function(args), *place)
-
-    def _other(self, fold: Fold, value: Any) -> Any:
-        """Return another argument: a number, or a weight that is one."""
-        if not is_tensor(value):
-            return _number(value)
-        weight = fold.float_weight(value)
-        return None if weight is None else weight.detach().double()
-
-    def _function(self, args: dict[str, Any]) -> str:
-        """Return the name of a function without parameters, by which backends may know it."""
-        plain = args.get("approximate", "none") == "none" and len(args) <= 2
-        return self.function if plain else ""
-
-
-def _alone(node: fx.Node) -> bool:
-    """Whether a node is a weight of one number."""
-    return node.op == "get_attr" and math.prod(shape_of(node)) == 1
-
-
-@dataclass(frozen=True)
-class Slope(IntegerForm):
-    """``prelu``: a table where there is one slope, else a product with that of the channel."""
-
-    def at(self, node: fx.Node) -> IntegerForm:
-        return Lookup(scales=True) if _alone(arguments(node)["weight"]) else self
-
-    def homogeneous(self, node: fx.Node) -> bool:
-        return True
-
-    def obstacle(self, node: fx.Node) -> str:
-        weight = arguments(node)["weight"]
-        return "" if weight.op == "get_attr" else f"its slopes are computed, by {weight.name}"
-
-    def fake(self, node: fx.Node, grids: list[Grid], out: Grid, rounding: str) -> Call | None:
-        return ops.fake_prelu.default, tuple(arguments(node).values())
-
-    def emit(self, fold: Fold, node: fx.Node, out: Settled) -> Call:
-        args = arguments(node)
-        x, grid = fold.codes(args["x"])
-        weight = fold.float_weight(args["weight"])
-        assert weight is not None
-        codes, unit = slope_codes(weight, len(shape_of(node)))
-        by = grid.exponent + unit - out.grid.exponent
-        slopes = fold.constant(f"{node.name}.slopes", codes)
-        return ops.prelu.default, (x, slopes, unit, by, grid.zero, *out.tail)
-
-
-def _number(value: Any) -> Any:
-    return Meta(value).size if isinstance(value, fx.Node) else value
-
-
-@dataclass(frozen=True)
 class Add(AnyWidth):
     """``a + b`` or ``a - b``; with a number it is a table."""
 
@@ -262,17 +170,14 @@ class Mul(AnyWidth):
     def at(self, node: fx.Node) -> IntegerForm:
         second = list(arguments(node).values())[1]
         if is_tensor(second):
-            return self
-        mantissa, power = math.frexp(abs(float(_number(second)))) if _number(second) else (0.0, 0)
-        if mantissa != 0.5 or _number(second) < 0:
-            return Lookup(scales=_number(second) != 0)
+            return Div() if self.inverse else self
+        mantissa, power = math.frexp(abs(float(number(second)))) if number(second) else (0.0, 0)
+        if mantissa != 0.5 or number(second) < 0:
+            return Lookup(scales=number(second) != 0)
         return Relabel(power=1 - power if self.inverse else power - 1)
 
     def operands(self, node: fx.Node) -> tuple[fx.Node, ...]:
         return tuple(a for a in list(arguments(node).values())[:2] if is_tensor(a))
-
-    def obstacle(self, node: fx.Node) -> str:
-        return "a quotient of two activations has no integer form" if self.inverse else ""
 
     def emit(self, fold: Fold, node: fx.Node, out: Settled) -> Call:
         (a, a_grid), (b, b_grid) = (fold.codes(n) for n in self.operands(node))
@@ -346,15 +251,26 @@ _MOVES = """
     swapaxes roll flip pixel_shuffle pixel_unshuffle channel_shuffle repeat tile
     repeat_interleave.self_int slice.Tensor narrow split.Tensor split.sizes split_with_sizes chunk
     tensor_split.sections tensor_split.indices index_select select.int unbind.int
-    max_pool2d max_pool3d upsample_nearest1d upsample_nearest2d upsample_nearest3d
-    upsample_nearest1d.vec upsample_nearest2d.vec upsample_nearest3d.vec amax amin dropout
-    feature_dropout alpha_dropout embedding lift_fresh_copy
+    nan_to_num positive swapdims narrow_copy adjoint
+    max_pool2d max_pool3d amax amin dropout
+    feature_dropout alpha_dropout feature_alpha_dropout embedding lift_fresh_copy
 """
 _LOOKUPS = """
     silu gelu sigmoid tanh hardswish hardsigmoid leaky_relu elu selu celu mish softplus log_sigmoid
     hardshrink softshrink threshold abs neg sign square sin cos atan asinh erf erfc floor ceil round
-    trunc frac exp rsub.Scalar sub.Scalar add.Scalar
+    trunc frac exp exp2 expm1 tan sinh cosh sgn rrelu absolute negative pow.Scalar
+    rsub.Scalar sub.Scalar add.Scalar remainder.Scalar fmod.Scalar floor_divide.Scalar
+    floor_divide div.Scalar_mode div.Tensor_mode
 """
+# Functions that end somewhere, or have a pole, by where they are defined.
+_DOMAINS = {
+    "log log2 log10 sqrt rsqrt": (0.0, math.inf),
+    "log1p": (-1.0, math.inf),
+    "asin acos atanh erfinv": (-1.0, 1.0),
+    "acosh": (1.0, math.inf),
+    "logit": (0.0, 1.0),
+    "reciprocal": (-math.inf, math.inf),
+}
 
 RESIZINGS = {
     1: {"upsample_linear1d": "linear"},
@@ -376,8 +292,14 @@ def _standard() -> dict[str, IntegerForm]:
     put(_LOOKUPS, Lookup())
     for name in ("sigmoid", "tanh", "gelu", "silu", "hardsigmoid"):
         put(name, Lookup(function=name))
-    put("leaky_relu abs neg", Lookup(scales=True))
+    put("leaky_relu abs absolute neg negative", Lookup(scales=True))
+    for names, domain in _DOMAINS.items():
+        put(names, Lookup(domain=domain))
+    put("pow.Tensor_Scalar", Power())
     put("constant_pad_nd pad", Padding())
+    for n in (1, 2, 3):
+        put(f"reflection_pad{n}d replication_pad{n}d", Border())
+        put(f"upsample_nearest{n}d upsample_nearest{n}d.vec", Nearest())
     put("max_pool1d", Flat())
     put("prelu", Slope())
     put("relu", Clip(lo=0.0))
@@ -393,9 +315,11 @@ def _standard() -> dict[str, IntegerForm]:
     put("addmm", Layer(swapped=True))
     put("matmul mm bmm", Matmul())
     put("add.Tensor", Add())
-    put("sub.Tensor", Add(sign=-1))
-    put("mul.Tensor mul.Scalar", Mul())
-    put("div.Tensor div.Scalar", Mul(inverse=True))
+    put("sub.Tensor subtract.Tensor", Add(sign=-1))
+    put("mul.Tensor mul.Scalar multiply.Tensor multiply.Scalar", Mul())
+    put("div.Tensor div.Scalar divide.Tensor true_divide.Tensor", Mul(inverse=True))
+    put("linalg_vector_norm", VectorNorm())
+    put("norm.ScalarOpt_dim", VectorNorm("p"))
     put("cat concat", Concat())
     put("stack", Stack())
     put("mean.dim", Mean())
@@ -421,6 +345,8 @@ STANDARD = _standard()
 # levels of unequal width.
 FAKES: dict[Any, IntegerForm] = {
     ops.staircase.default: Lookup(),
+    ops.fake_function.default: Lookup(),
+    ops.fake_div.default: Div(),
     ops.fake_softmax.default: Softmax(),
     ops.fake_layer_norm.default: LayerNorm(),
     ops.fake_group_norm.default: GroupNorm(),

@@ -252,6 +252,7 @@ def _mixing() -> Iterator[Row]:
 _RESIZING = {
     1: """
         upsample_nearest1d upsample_nearest1d.vec upsample_linear1d upsample_linear1d.vec
+        reflection_pad1d replication_pad1d
     """,
     2: """
         upsample_nearest2d upsample_nearest2d.vec upsample_bilinear2d upsample_bilinear2d.vec
@@ -260,6 +261,7 @@ _RESIZING = {
     """,
     3: """
         upsample_nearest3d upsample_nearest3d.vec upsample_trilinear3d upsample_trilinear3d.vec
+        reflection_pad3d replication_pad3d
     """,
 }
 

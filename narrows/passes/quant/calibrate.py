@@ -40,7 +40,7 @@ from narrows.passes.quant.asked import (
     refuse_unmatched,
 )
 from narrows.passes.quant.choose_parts import by_name, choose_parts, scaled
-from narrows.passes.quant.lost_parts import notes_of_parts
+from narrows.passes.quant.lost_parts import notes_of_borders, notes_of_parts
 from narrows.passes.quant.merges import merges
 from narrows.passes.quant.parts import find_parts
 from narrows.passes.quant.plan import QuantPlan
@@ -166,6 +166,7 @@ def calibrate(program: Program, data: Iterable[Any] | None, settings: Settings) 
         found = watch.found
     activations = _activation_grids(found, watch, settings, notes)
     notes += notes_of_parts(whole, powers, found, activations, settings.allow_lost)
+    notes += notes_of_borders(found, activations)
     weights = _weight_grids(program, found, activations, settings)
     offsets = {}
     if settings.correct_bias:

@@ -25,7 +25,7 @@ from narrows.ir.integer.library import weight_codes
 from narrows.ir.ops import table
 from narrows.ir.ops.args import arguments
 from narrows.ir.ops.integer import Clip, IntegerForm, LayerWeights, Moves, Settled
-from narrows.ir.program import Meta, Note, Program, aten, copy_meta, op_name, shape_of, where
+from narrows.ir.program import Meta, Note, Program, aten, copy_meta, where
 from narrows.passes.base import Fidelity, Pass, PassResult
 from narrows.passes.quant.islands import widened
 
@@ -198,27 +198,11 @@ class _Folder:
         if grid != have:  # the same codes under another exponent
             made = self._call(aten.alias.default, (codes,), {}, node.name)
             return self._on(made, grid)
-        if have.wide and op_name(node).startswith("upsample_nearest"):
-            return self._on(self._picked(node, codes), have)
         call = form.move(self, node, codes, have)
         if call is not None:
             return self._on(self._call(*call, {}, node.name), have)
         args, kwargs = map_arg((node.args, node.kwargs), self._operand)
         return self._on(self._call(node.target, args, kwargs, node.name), have)
-
-    def _picked(self, node: fx.Node, codes: fx.Node) -> fx.Node:
-        """Return a nearest resizing as the places it picks: torch has none of int16."""
-        sizes, rank = shape_of(node.all_input_nodes[0]), len(shape_of(node))
-        rest, how = map_arg((node.args[1:], node.kwargs), lambda n: Meta(n).size)
-        for axis in range(2, rank):
-            line = torch.arange(sizes[axis], dtype=torch.float64)
-            line = line.reshape([-1 if a == axis else 1 for a in range(rank)])
-            made = node.target(line.expand(1, 1, *sizes[2:]), *rest, **how)  # type: ignore[operator]
-            places = made.movedim(axis, -1).flatten(0, -2)[0].long()
-            index = self.constant(f"{node.name}.places{axis}", places)
-            name = node.name if axis == rank - 1 else f"{node.name}_{axis}"
-            codes = self._call(aten.index_select.default, (codes, axis, index), {}, name)
-        return codes
 
     def _operand(self, old: fx.Node) -> fx.Node:
         codes = self._known(old)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import fx
 
@@ -16,6 +16,7 @@ from narrows.errors import PassError
 from narrows.ir.integer.grid import Grid
 from narrows.ir.ops.args import arguments
 from narrows.ir.ops.integer_forms import Softmax
+from narrows.ir.ops.integer_padding import Padding
 from narrows.ir.program import Meta, Note, where
 from narrows.passes.quant.merges import MERGES
 from narrows.passes.quant.observe import Histogram
@@ -66,6 +67,22 @@ def notes_of_parts(
                          _neighbours(others))  # fmt: skip
             yield from part.notes(allowed)
     yield from _channels(watch, grids)
+
+
+def notes_of_borders(found: Survey, grids: Mapping[str, Grid]) -> Iterator[Note]:
+    """Yield the numbers that are put around tensors whose codes do not reach as far."""
+    for node, form in found.forms.items():
+        if not isinstance(form, Padding):
+            continue
+        placed = found.placed(form.operands(node)[0])
+        if placed is None:
+            continue
+        own = grids[placed[0].name]
+        grid = replace(own, exponent=own.exponent - placed[1])
+        if form.saturates(node, grid):
+            end = (grid.code(form.value(node)) - grid.zero) * grid.scale
+            text = f"pads with {end:g}, the end of its codes, not with {form.value(node):g}"
+            yield Note(node.name, "border", text, 0, Meta(node).source)
 
 
 def _channels(watch: Watch, grids: Mapping[str, Grid]) -> Iterator[Note]:
@@ -135,4 +152,4 @@ def _neighbours(others: Sequence[Histogram]) -> str:
     return f"the largest reaches {reach:.3g}"
 
 
-__all__ = ["notes_of_parts"]
+__all__ = ["notes_of_borders", "notes_of_parts"]

@@ -20,9 +20,10 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 from narrows.ir.ops.args import arguments
-from narrows.ir.ops.integer import IntegerForm, LayerWeights, Moves, Padding, Relabel
+from narrows.ir.ops.integer import IntegerForm, LayerWeights, Moves, Relabel
 from narrows.ir.ops.integer_averages import Mean
 from narrows.ir.ops.integer_forms import Add, Concat, Layer, Mul
+from narrows.ir.ops.integer_padding import Padding
 from narrows.ir.program import Meta, Program, op_name, shape_of, where
 from narrows.passes.quant.survey import Survey
 
@@ -254,7 +255,7 @@ def _handed_on(
     if isinstance(form, Mul):
         return _broadcast(node, mixed[0], labels)
     if isinstance(form, Padding):
-        return _padded(node, labels)
+        return None if form.value(node) else _padded(node, labels)
     if isinstance(form, Mean):
         return _averaged(node, labels)
     # Windows are taken over the last axes, each index of the others for itself.

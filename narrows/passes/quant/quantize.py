@@ -161,11 +161,12 @@ class _Inserter:
             layer = form.weights(node)
             if layer is not None:
                 self._layer(node, form, layer)
-            if layer is not None or form.kind != "computes":
+            if layer is not None or form.kind not in ("computes", "moves"):
                 continue
-            out = self.plan.activations[self.found.tail(node).name]
-            operands = form.operands(node)
-            fake = form.fake(node, [self.grids[n] for n in operands], out, self.plan.rounding)
+            grids = [self.grids[n] for n in form.operands(node)]
+            moved = form.kind == "moves"
+            out = grids[0] if moved else self.plan.activations[self.found.tail(node).name]
+            fake = form.fake(node, grids, out, self.plan.rounding)
             if fake is not None:
                 node.target, node.args, node.kwargs = fake[0], fake[1], {}
         for site in self.found.sites:

@@ -1,7 +1,9 @@
-/* a / b, rounded to the nearest whole number; ties go up. */
+/* a / b, rounded to the nearest whole number; ties go up. Beyond 2^30 it is 2^30. */
 static inline number divided(int64_t a, int64_t b)
 {
-    const int64_t twice = 2 * a + b;
-    const int64_t result = twice / (2 * b);
-    return (number)(twice < 2 * b * result ? result - 1 : result);
+    const int64_t most = (int64_t)1 << 30, twice = 2 * a + b;
+    int64_t result = twice / (2 * b);
+    if (twice < 2 * b * result)
+        result--;
+    return (number)(result > most ? most : result < -most ? -most : result);
 }

@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from narrows.backends.integers import of_narrows
-from narrows.backends.onnx.integer import moves, portable, qdq, qlinear, wide
+from narrows.backends.onnx.integer import moves, portable, qdq, qlinear, quotients, wide
 from narrows.backends.onnx.integer.graph import Graph
 from narrows.backends.onnx.integer.islands import Islands
 from narrows.errors import LowerError, UsageError
@@ -26,6 +26,9 @@ FORMS: dict[str, dict[str, Callable[[Graph, fx.Node], None]]] = {
     "qlinear": qlinear.FORM,
     "integer": portable.FORM,
 }
+
+# What is written the same way in every form, for codes of any width.
+ALIKE: dict[str, Callable[[Graph, fx.Node], None]] = {**quotients.FORM}
 
 # Beyond this shift a result can lie among the codes while its accumulator is no float32.
 EXACT_SHIFT = 16
@@ -59,13 +62,17 @@ def lower(program: Program, outputs: list[fx.Node], form: str, opset: int) -> on
     live = [n for n in live if Meta(n).size is None]
     islands = Islands(graph, [n for n in live if is_island(n)], opset)
     for node in live:
+        name = str(node.target._opname) if of_narrows(node) else ""  # type: ignore[union-attr]
+        if name in ALIKE:
+            ALIKE[name](graph, node)
+            continue
         if of_narrows(node) and wide.is_wide(node):
-            wide.FORM[str(node.target._opname)](graph, node)  # type: ignore[union-attr]
+            wide.FORM[name](graph, node)
             continue
         if of_narrows(node):
             if form != "integer":
                 _check_exact(graph, node)
-            table[str(node.target._opname)](graph, node)  # type: ignore[union-attr]
+            table[name](graph, node)
             continue
         if is_island(node):
             islands.write(node)

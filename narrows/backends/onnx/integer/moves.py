@@ -46,8 +46,8 @@ def _source(node: fx.Node) -> fx.Node:
     return node.all_input_nodes[0]
 
 
-@moves("alias", "clone", "contiguous", "detach", "lift_fresh_copy", "dropout", "feature_dropout",
-       "alpha_dropout")  # fmt: skip
+@moves("alias", "clone", "contiguous", "detach", "lift_fresh_copy", "positive", "nan_to_num",
+       "dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")  # fmt: skip
 def _same(graph: Graph, node: fx.Node) -> None:
     graph.renamed[node] = _first(graph, node)
 
@@ -65,7 +65,7 @@ def _permute(graph: Graph, node: fx.Node) -> None:
     graph.add("Transpose", [_first(graph, node)], node.name, perm=perm)
 
 
-@moves("transpose.int", "swapaxes", "t", "mT", "numpy_T")
+@moves("transpose.int", "swapaxes", "swapdims", "t", "mT", "adjoint", "numpy_T")
 def _transpose(graph: Graph, node: fx.Node) -> None:
     rank = _rank(node)
     perm = list(range(rank))
@@ -87,7 +87,7 @@ def _movedim(graph: Graph, node: fx.Node) -> None:
     graph.add("Transpose", [_first(graph, node)], node.name, perm=perm)
 
 
-@moves("slice.Tensor", "narrow")
+@moves("slice.Tensor", "narrow", "narrow_copy")
 def _slice(graph: Graph, node: fx.Node) -> None:
     args = given(node)
     shape = shape_of(_source(node))

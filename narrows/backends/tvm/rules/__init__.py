@@ -25,6 +25,9 @@ from narrows.backends.tvm.rules import (
     pointwise as pointwise,
 )
 from narrows.backends.tvm.rules import (
+    quotients as quotients,
+)
+from narrows.backends.tvm.rules import (
     reductions as reductions,
 )
 from narrows.backends.tvm.rules import (

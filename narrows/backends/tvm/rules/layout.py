@@ -306,7 +306,10 @@ def _glu(low: Lowering, call: Call) -> Value:
 # ---------------------------------------------------------------------- around
 
 
-@rule("pad constant_pad_nd reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d")
+@rule(
+    "pad constant_pad_nd reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d "
+    "replication_pad2d replication_pad3d"
+)
 def _pad(low: Lowering, call: Call) -> Value:
     x, pad = call.args["self"], call.args["pad" if "pad" in call.args else "padding"]
     mode = call.args.get("mode", {"refl": "reflect", "repl": "replicate"}.get(call.op[:4]))
