@@ -156,6 +156,38 @@ def quotients() -> Program:
     )
 
 
+def choices() -> Program:
+    """Comparisons of unlike grids and with numbers, what follows from truth values, and choices."""
+    b = images((2, 3, 5, 6), (2, 3, 5, 6))
+    b.examples = (b.examples[0], b.examples[1] > 0)
+    x, told = b.inputs
+    y = b.call(aten.mul.Tensor, b.call(aten.tanh.default, x), 5.0)
+    z = b.call(aten.mul.Tensor, b.call(aten.relu.default, x), 0.1)
+    above = b.call(aten.gt.Tensor, x, y)
+    tests = [above, *(b.call(getattr(aten, n).Tensor, z, y) for n in ("le", "eq", "ne", "ge"))]
+    tests += [b.call(getattr(aten, n).Scalar, x, 0.3) for n in ("lt", "le", "eq", "ge", "gt")]
+    tests += [b.call(aten.ne.Scalar, x, 0.25), b.call(aten.isfinite.default, x)]
+    both = b.call(aten.bitwise_and.Tensor, told, b.call(aten.logical_not.default, above))
+    row = b.call(aten.any.dim, b.call(aten.logical_xor.default, both, tests[1]), 1, True)
+    number = b.call(aten.to.dtype, row, torch.float32)
+    chosen = [
+        b.call(aten.where.self, both, x, z),
+        b.call(aten.relu.default, b.call(aten.where.self, row, x, y)),
+        b.call(aten.where.ScalarOther, tests[5], x, 0.7),
+        b.call(aten.where.ScalarSelf, told, -9.0, x),
+        b.call(aten.where.Scalar, above, 1.0, 2.5),
+        b.call(aten.masked_fill.Scalar, x, row, -1.0),
+        b.call(aten.mul.Tensor, x, told),
+        b.call(aten.mul.Tensor, number, y),
+        b.call(aten.maximum.default, x, z),
+        b.call(aten.minimum.default, z, b.call(aten.narrow.default, x, 1, 0, 1)),
+        b.call(aten.max.other, x, b.weight("least", torch.tensor(0.2))),
+        b.call(aten.clamp.Tensor, x, b.call(aten.neg.default, z), b.call(aten.abs.default, y)),
+        b.call(aten.clamp_min.Tensor, x, b.weight("ends", torch.rand(3, 1, 1))),
+    ]
+    return b.program(*tests, both, row, number, *chosen)
+
+
 PROGRAMS: dict[str, Callable[[], Program]] = {
     "averages": averages,
     "resizings": resizings,
@@ -164,9 +196,10 @@ PROGRAMS: dict[str, Callable[[], Program]] = {
     "functions": functions,
     "borders": borders,
     "quotients": quotients,
+    "choices": choices,
 }
 # Those whose codes may have 16 bits.
-WIDE = ("borders", "quotients")
+WIDE = ("borders", "quotients", "choices")
 
 
 def integers(name: str, rounding: str = "half_even", bits: int = 8) -> Program:

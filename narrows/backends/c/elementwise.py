@@ -57,7 +57,7 @@ def elementwise(
     def code(at: Pointers) -> list[str]:
         def call(p: list[str], s: list[str], n: int) -> str:
             pairs = ", ".join(f"{a}, {b}" for a, b in zip(p, s, strict=True))
-            return f"{kernel}({pairs}, {n}, {extra});"
+            return f"{kernel}({pairs}, {n}{', ' if extra else ''}{extra});"
 
         return nest([at(v) for v in views], made, call)
 

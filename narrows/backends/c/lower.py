@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from narrows.backends.c import moves
+from narrows.backends.c import choices, moves
 from narrows.backends.c.layout import Buffer, View, channels_last, packed, row_major
 from narrows.backends.c.memory import Block, Placement, place
 from narrows.backends.c.rules import RULES
@@ -24,6 +24,7 @@ from narrows.ir.program import Meta, Program, op_name, shape_of, where
 
 DEQUANTIZE = torch.ops.narrows.dequantize.default
 CODED = (torch.uint8, torch.int16)
+BYTES = (torch.uint8, torch.bool)  # what an input may hold that needs no grid
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def _observe(sketch: Sketch, inputs: list[Any]) -> set[fx.Node]:
 
 def _refuse(sketch: Sketch, live: list[fx.Node]) -> None:
     """Raise `LowerError` if not every operator works on codes."""
-    coded = {n for n in live if n.op == "placeholder" and Meta(n).dtype == torch.uint8}
+    coded = {n for n in live if n.op == "placeholder" and Meta(n).dtype in BYTES}
     wrong: list[tuple[fx.Node, str]] = []
     for node in live:
         if node.op != "call_function" or node in sketch.fixed:
@@ -181,7 +182,7 @@ def _obstacle(sketch: Sketch, node: fx.Node, coded: set[fx.Node]) -> str | None:
         fixed = isinstance(table, fx.Node) and sketch.fixed.get(table) is not None
         quantized = fixed and sketch.fixed[table].dtype in CODED  # type: ignore[index]
         return None if plain and quantized else "its indices are computed, or its table is float"
-    if moves.is_move(node) and held:
+    if held and (moves.is_move(node) or choices.find(sketch, node) is not None):
         return None
     entry = any(n.op == "placeholder" or n.target is DEQUANTIZE for n in operands)
     return "floating-point" if entry or not moves.is_move(node) else ""
@@ -196,10 +197,9 @@ def _enter(sketch: Sketch, node: fx.Node) -> Port:
     if any(_images(u) for r in (*readers, node) for u in r.users):
         order = channels_last(rank)
     dtype = str(Meta(node).dtype).removeprefix("torch.")
-    if not dtype.startswith("float") and dtype not in ("uint8", "int64"):
-        raise sketch.refuse(
-            node, f"the input {node.name} is {dtype}", "the c target takes codes and int64 indices"
-        )
+    if not dtype.startswith("float") and dtype not in ("uint8", "bool", "int64"):
+        why = "the c target takes codes, truth values and int64 indices"
+        raise sketch.refuse(node, f"the input {node.name} is {dtype}", why)
     wide = bool(readers) and Meta(readers[0]).dtype is torch.int16
     unit = 8 if dtype == "int64" else 2 if wide else 1
     buffer = Buffer(node.name, math.prod(shape) * unit, "input", symbol, unit)
@@ -240,6 +240,8 @@ def _write(sketch: Sketch, node: fx.Node, parts: set[fx.Node]) -> None:
     elif of_narrows(node):
         rule = RULES[str(node.target._opname)]  # type: ignore[union-attr]
         sketch.views[node] = rule(sketch, node, sketch.given(node))
+    elif (rule := choices.find(sketch, node)) is not None:
+        sketch.views[node] = rule(sketch, node, sketch.given(node))
     else:
         moves.write(sketch, node)
 
@@ -266,7 +268,7 @@ def _leave(sketch: Sketch, outputs: list[fx.Node]) -> list[Port]:
         dtype = "uint8" if node in sketch.fixed else str(Meta(node).dtype).removeprefix("torch.")
         apart = sketch.given(node) if node.target is DEQUANTIZE else {"powers": (), "axis": 0}
         place = tuple(apart["powers"]), apart["axis"]
-        grid = _grid(source)
+        grid = None if Meta(node).dtype is torch.bool else _grid(source)
         ports.append(Port(node, symbol, view.shape, order, dtype, grid, "half_even", *place))
     return ports
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from narrows.backends.c import elementwise
+from narrows.backends.c import choices, elementwise
 from narrows.backends.c.elementwise import number, reach, span, tail
 from narrows.backends.c.layout import Loop, View, channels_last, loops, packed, row_major
 from narrows.backends.c.moves import Rule, reduced, spread, window_text
@@ -355,6 +355,7 @@ RULES: dict[str, Rule] = {
     "conv": _conv, "conv_transpose": _conv_transpose, "linear": _linear, "matmul": _matmul,
     "add": elementwise.add, "mul": elementwise.mul, "rescale": elementwise.rescale,
     "prelu": elementwise.prelu, "lookup": elementwise.lookup, "concat": elementwise.concat,
+    "compare": choices.compare, "compare_number": choices.compare_number,
     "div": div, "vector_norm": vector_norm,
     "mean": _mean, "average_pool": _average_pool, "softmax": _softmax, "layer_norm": layer_norm,
     "resample": resample,

@@ -92,6 +92,8 @@ class CSession:
                 array = array.transpose(np.argsort(port["order"]))
                 if spec["dtype"].startswith("float"):
                     array = numbers_of(array, port["codes"]) * steps_of(port, array.ndim)
+                elif spec["dtype"] == "bool":
+                    array = array.astype(np.bool_)
                 outputs.append(np.array(array, order="C"))  # one without axes keeps none
             results.append(outputs)
         return results

@@ -41,6 +41,11 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "mul": ("rounding", "scaled", "settled", "mul"),
     "rescale": ("rounding", "scaled", "settled", "rescale"),
     "prelu": ("rounding", "scaled", "settled", "prelu"),
+    "compare": ("compare",),
+    "compare_number": ("compare_number",),
+    "logic": ("logic",),
+    "choose": ("choose",),
+    "larger": ("larger",),
     "lookup": ("lookup",),
     "embedding": ("embedding",),
     "copy": ("copy",),
@@ -52,7 +57,8 @@ ORDER = (
     "conv", "gather", "turned", "convolve", "conv_plain", "conv_turned", "depthwise", "max_pool",
     "average_pool", "mean", "root", "vector_norm", "resample", "extremum", "softmax",
     "binary", "whole", "normalise", "matmul", "add", "mul", "quotient",
-    "rescale", "prelu", "lookup", "embedding", "copy",
+    "rescale", "prelu", "lookup", "compare", "compare_number", "logic", "choose", "larger",
+    "embedding", "copy",
 )  # fmt: skip
 
 # What only a build by shifts and additions is made of.

@@ -17,7 +17,13 @@ CODES = {1: "uint8_t", 2: "int16_t"}  # by the bytes of a code
 
 # What is of the type of results in the kernels, and what of the second of two operands.
 RESULTS = frozenset({"y", "to", "settled", "table"})
-SECOND = {"add": ("b",), "mul": ("b",), "quotient": ("b",), "matmul": ("b", "row")}
+SECOND = {
+    "add": ("b",),
+    "mul": ("b",),
+    "quotient": ("b",),
+    "compare": ("b",),
+    "matmul": ("b", "row"),
+}
 
 # Functions that are handed to others, and their type: they are named without being called.
 HANDED = frozenset({"gather", "gather_turned", "gatherer"})

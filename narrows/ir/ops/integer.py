@@ -6,9 +6,10 @@ A form answers, for a node of the float program:
 * ``obstacle``: why these arguments have no integer form, so that the node stays a float island;
 * ``emit``: the call of ``torch.ops.narrows`` that computes the result on a given grid.
 
-Three kinds differ in the grid of the result. A form that *computes* has a grid of its own. One
+Four kinds differ in the grid of the result. A form that *computes* has a grid of its own. One
 that *moves* codes without looking at them leaves them on their operand's grid, and the operator
-itself runs on the codes. One that *clips* is absorbed into the clip of the operator before it.
+itself runs on the codes. One that *clips* is absorbed into the clip of the operator before it. One
+that *tests* them gives truth values, which have no grid.
 """
 
 from __future__ import annotations
@@ -76,6 +77,10 @@ class Fold(Protocol):
         self, node: fx.Node, weights: LayerWeights, x: Grid, out: Grid
     ) -> tuple[fx.Node, fx.Node | None, list[int]]:
         """Return the nodes of a layer's int8 weight and int32 bias, and the shifts it ends in."""
+        ...
+
+    def truth(self, operand: fx.Node) -> fx.Node:
+        """Return the node of an operand that holds truth values."""
         ...
 
     def constant(self, name: str, tensor: Tensor) -> fx.Node:
@@ -164,6 +169,22 @@ class IntegerForm(ABC):
     @abstractmethod
     def emit(self, fold: Fold, node: fx.Node, out: Settled) -> Call:
         """Return the integer operator and its arguments."""
+
+
+class Tests(IntegerForm):
+    """Asks something of codes: its result are truth values, which have no grid."""
+
+    kind = "tests"
+
+    def narrow(self, node: fx.Node) -> str:
+        return ""
+
+    @abstractmethod
+    def test(self, fold: Fold, node: fx.Node) -> Call:
+        """Return the integer operator and its arguments."""
+
+    def emit(self, fold: Fold, node: fx.Node, out: Settled) -> Call:
+        raise NotImplementedError("truth values have no grid")
 
 
 class AnyWidth(IntegerForm):
@@ -275,5 +296,5 @@ class Clip(IntegerForm):
 
 __all__ = [
     "AnyWidth", "Call", "Clip", "Flat", "Fold", "IntegerForm", "LayerWeights", "Moves", "Relabel",
-    "Settled", "listed", "spread",
+    "Settled", "Tests", "listed", "spread",
 ]  # fmt: skip

@@ -14,6 +14,7 @@ import torch
 from torch import fx
 
 import narrows.ir.integer.statistics as statistics
+from narrows.ir.integer.comparisons import ANSWERS
 from narrows.ir.integer.grid import Grid
 from narrows.ir.ops.args import arguments, is_tensor
 from narrows.ir.ops.integer import (
@@ -31,6 +32,7 @@ from narrows.ir.ops.integer import (
     spread,
 )
 from narrows.ir.ops.integer_averages import AveragePool, Mean
+from narrows.ir.ops.integer_choices import Cast, Compare, Extreme, Where
 from narrows.ir.ops.integer_functions import Lookup, Power, Slope, number
 from narrows.ir.ops.integer_norms import GroupNorm, InstanceNorm, LayerNorm
 from narrows.ir.ops.integer_padding import Border, Nearest, Padding
@@ -318,6 +320,20 @@ def _standard() -> dict[str, IntegerForm]:
     put("sub.Tensor subtract.Tensor", Add(sign=-1))
     put("mul.Tensor mul.Scalar multiply.Tensor multiply.Scalar", Mul())
     put("div.Tensor div.Scalar divide.Tensor true_divide.Tensor", Mul(inverse=True))
+    for how in ANSWERS:
+        put(f"{how}.Tensor {how}.Scalar", Compare(how))
+    put("isnan isinf", Compare("lt", -math.inf))
+    put("isfinite", Compare("gt", -math.inf))
+    put("logical_not", Compare("eq", 0.0))
+    put("where.self where.ScalarOther where.ScalarSelf where.Scalar", Where())
+    put("masked_fill.Scalar masked_fill.Tensor", Where("mask", "value", "self"))
+    largest, smallest = aten.maximum.default, aten.minimum.default
+    put("maximum max.other fmax", Extreme((("other", largest),)))
+    put("minimum min.other fmin", Extreme((("other", smallest),)))
+    put("clamp.Tensor", Extreme((("min", largest), ("max", smallest))))
+    put("clamp_min.Tensor", Extreme((("min", largest),)))
+    put("clamp_max.Tensor", Extreme((("max", smallest),)))
+    put("to.dtype to.dtype_layout to.device _to_copy", Cast())
     put("linalg_vector_norm", VectorNorm())
     put("norm.ScalarOpt_dim", VectorNorm("p"))
     put("cat concat", Concat())

@@ -24,7 +24,8 @@ from narrows.ir.integer.grid import HALF_EVEN, Grid, WeightGrid
 from narrows.ir.integer.library import weight_codes
 from narrows.ir.ops import table
 from narrows.ir.ops.args import arguments
-from narrows.ir.ops.integer import Clip, IntegerForm, LayerWeights, Moves, Settled
+from narrows.ir.ops.integer import Clip, IntegerForm, LayerWeights, Moves, Settled, Tests
+from narrows.ir.ops.integer_choices import flags
 from narrows.ir.program import Meta, Note, Program, aten, copy_meta, where
 from narrows.passes.base import Fidelity, Pass, PassResult
 from narrows.passes.quant.islands import widened
@@ -94,7 +95,8 @@ class _Folder:
             elif node.target is ops.scale_parts.default:
                 self.made[node] = self._scaled(node)
             elif node.target is not ops.fake_quantize_weight.default:
-                self.made[node] = self._move(node) or self._island(node)
+                made = self._move(node) or self._test(node)
+                self.made[node] = made or self._island(node)
         return self._program()
 
     def _program(self) -> Program:
@@ -165,6 +167,9 @@ class _Folder:
             target = ops.rescale.default
             how = _rounding(target, rounding) | _width(target, grid)
             made = self._call(target, call, how, quantizer.name)
+        elif Meta(node).dtype is torch.bool:
+            target, call = flags(self, node, node, settled)
+            made = self._call(target, call, {}, quantizer.name)
         elif node.op == "get_attr":
             call = (grid.exponent, grid.zero, low, high)
             tensor = ops.quantize.default(self.old.tensor(node).detach(), *call, wide=grid.wide)
@@ -203,6 +208,15 @@ class _Folder:
             return self._on(self._call(*call, {}, node.name), have)
         args, kwargs = map_arg((node.args, node.kwargs), self._operand)
         return self._on(self._call(node.target, args, kwargs, node.name), have)
+
+    def _test(self, node: fx.Node) -> fx.Node | None:
+        """Return the truth values of a question that codes answer."""
+        form = table.integer_form(node)
+        if not isinstance(form, Tests) or form.obstacle(node) or not _on_codes(form, node):
+            return None
+        made = self._call(*form.test(self, node), {}, node.name)
+        self._check_shifts(node, made)
+        return made
 
     def _operand(self, old: fx.Node) -> fx.Node:
         codes = self._known(old)
@@ -275,6 +289,10 @@ class _Folder:
                 )
         return self.constant(f"{node.name}.table", made if held is None else held)
 
+    def truth(self, operand: fx.Node) -> fx.Node:
+        """Return the node of an operand that holds truth values."""
+        return self._float(operand)
+
     def constant(self, name: str, tensor: Tensor) -> fx.Node:
         """Return the node of a constant under a name, or under a new one if that is taken."""
         base, count = name, 1
@@ -336,7 +354,9 @@ class _Folder:
     ) -> fx.Node:
         """Return a node on the way to a node's result; its codes lie on ``grid``."""
         how = _rounding(target, rounding) | _width(target, grid)
-        return self._on(self._call(target, args, how, f"{node.name}_{suffix}"), grid)
+        made = self._on(self._call(target, args, how, f"{node.name}_{suffix}"), grid)
+        self._check_shifts(node, made)
+        return made
 
     def product_fits(self, node: fx.Node, length: int, a: Grid, b: Grid) -> None:
         """Raise if a sum of ``length`` products of two activations may be too large."""

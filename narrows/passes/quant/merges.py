@@ -87,10 +87,11 @@ def without_masks(
             continue
         masks = {x for x in parts if _is_mask(beside[x])}
         each = [beside[x] for x in parts if x not in masks and not beside[x].constant]
-        if not each or not histograms[site].finite:
+        seen = histograms[site]  # infinite where it is filled with that: nothing of it is left
+        if not each or not all(h.finite for h in each):
             continue
         scores = functools.reduce(Histogram.joined, each)
-        if scores.power is None or histograms[site].low >= scores.low - ROOM:
+        if scores.power is None or (seen.finite and seen.low >= scores.low - ROOM):
             continue
         made[site] = _reaching(scores, scores.low - ROOM)
         for mask in masks:

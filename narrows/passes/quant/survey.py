@@ -17,7 +17,7 @@ from torch import fx
 from narrows.errors import PassError, PassUsageError
 from narrows.ir.ops import table
 from narrows.ir.ops.args import computes_numbers
-from narrows.ir.ops.integer import IntegerForm, Moves, Relabel
+from narrows.ir.ops.integer import IntegerForm, Moves, Relabel, Tests
 from narrows.ir.ops.integer_forms import Concat
 from narrows.ir.program import Meta, Program, op_name, where
 
@@ -191,9 +191,10 @@ def survey(
 
 def _classify(found: Survey, node: fx.Node, skip: list[str], kept: set[str], fed: bool) -> str:
     """Enter a node's form, or return why it stays floating-point; nothing where that is plain."""
-    if not _is_float(node) or node.target is SCALE_PARTS:
-        return ""
     form = table.integer_form(node)
+    tests = isinstance(form, Tests) and any(map(_is_float, form.operands(node)))
+    if not (_is_float(node) or tests) or node.target is SCALE_PARTS:
+        return ""
     if form is None:
         how = " for a number that is computed when it runs" if computes_numbers(node) else ""
         return f"{op_name(node)} has no integer form{how}" if fed else ""
@@ -202,7 +203,7 @@ def _classify(found: Survey, node: fx.Node, skip: list[str], kept: set[str], fed
     reason = form.obstacle(node)
     if reason:
         return reason
-    if form.kind == "computes":
+    if form.kind in ("computes", "tests"):
         if not fed:  # computed from weights alone: a weight in all but name
             return ""
         found.forms[node] = form
@@ -231,7 +232,7 @@ def _find_sites(found: Survey, program: Program) -> None:
             if operand not in found.forms:
                 found.entries.add(operand)
                 sites.add(operand)
-        if isinstance(form, Moves) or node in absorbed:
+        if isinstance(form, Moves | Tests) or node in absorbed:
             continue
         tail = found.tail(node)
         sites.add(tail)

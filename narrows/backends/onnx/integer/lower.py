@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from narrows.backends.integers import of_narrows
-from narrows.backends.onnx.integer import moves, portable, qdq, qlinear, quotients, wide
+from narrows.backends.onnx.integer import choices, moves, portable, qdq, qlinear, quotients, wide
 from narrows.backends.onnx.integer.graph import Graph
 from narrows.backends.onnx.integer.islands import Islands
 from narrows.errors import LowerError, UsageError
@@ -28,7 +28,7 @@ FORMS: dict[str, dict[str, Callable[[Graph, fx.Node], None]]] = {
 }
 
 # What is written the same way in every form, for codes of any width.
-ALIKE: dict[str, Callable[[Graph, fx.Node], None]] = {**quotients.FORM}
+ALIKE: dict[str, Callable[[Graph, fx.Node], None]] = {**choices.FORM, **quotients.FORM}
 
 # Beyond this shift a result can lie among the codes while its accumulator is no float32.
 EXACT_SHIFT = 16

@@ -349,3 +349,22 @@ def _embedding(graph: Graph, node: fx.Node) -> None:
     graph.add(
         "Gather", [graph.name(args["weight"]), graph.name(args["indices"])], node.name, axis=0
     )
+
+
+@moves("where.self")
+def _where(graph: Graph, node: fx.Node) -> None:
+    args = given(node)
+    inputs = [graph.name(args[k]) for k in ("condition", "self", "other")]
+    graph.add("Where", inputs, node.name)
+
+
+@moves("maximum", "minimum")
+def _extreme(graph: Graph, node: fx.Node) -> None:
+    args, at = given(node), f"{node.name}."
+    op = "Max" if op_name(node).startswith("max") else "Min"
+    wide = Meta(node).dtype is torch.int16  # that is float32 here
+    pair = [graph.name(args[k]) for k in ("self", "other")]
+    pair = pair if wide else [graph.cast(x, "int32", at) for x in pair]
+    made = graph.add(op, pair, node.name if wide else at)
+    if not wide:
+        graph.cast(made, "uint8", node.name)

@@ -10,6 +10,9 @@ from narrows.backends.tvm.rules import (
     codes as codes,
 )
 from narrows.backends.tvm.rules import (
+    comparisons as comparisons,
+)
+from narrows.backends.tvm.rules import (
     contractions as contractions,
 )
 from narrows.backends.tvm.rules import (
