@@ -20,6 +20,7 @@ import narrows
 from narrows.backends.c import compiler, session
 from narrows.errors import ArtifactError
 from narrows.ir.program import Program
+from tests.backends.several_forms import integers
 
 pytestmark = pytest.mark.skipif(not compiler.find_compiler(), reason="there is no C compiler")
 
@@ -188,3 +189,8 @@ def test_an_index_is_within_its_table() -> None:
     for index in (11, -1, 2**32):
         with pytest.raises(ArtifactError, match=r"(?s)refuses its input.*index is out of range"):
             opened.run({name: np.array([[0, 1], [2, index]])})
+
+
+@pytest.mark.parametrize("name", ["borders", "quotients", "choices"])
+def test_operators_do_nothing_undefined(name: str) -> None:
+    compare(integers(name))
