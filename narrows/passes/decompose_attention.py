@@ -10,16 +10,25 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import fx
 
+from narrows.ir.editing import add_weight
 from narrows.ir.ops.args import arguments
 from narrows.ir.program import Meta, Note, Program, aten, copy_meta, shape_of
 from narrows.passes.base import Fidelity, Pass, PassResult
+from narrows.passes.eliminate_dead import EliminateDead
+
+SAFE: Any = aten._safe_softmax.default  # shares of a row that is masked wholly are 0, not NaN
 
 
 @dataclass(frozen=True)
 class DecomposeAttention(Pass):
-    """Takes scaled dot-product attention without a mask apart; others stay, with a note."""
+    """Takes scaled dot-product attention apart; with dropout it stays whole, with a note.
+
+    A mask of truth values chooses between a score and minus infinity, one of numbers is added. Keys
+    that several queries share are repeated.
+    """
 
     name: ClassVar[str] = "decompose-attention"
     fidelity: ClassVar[Fidelity] = Fidelity.EXACT
@@ -37,21 +46,19 @@ class DecomposeAttention(Pass):
                     Note(node.name, "attention", f"left whole: {why}", 0, Meta(node).source)
                 )
                 continue
-            _decompose(result.graph, node)
+            _decompose(result, node)
             changed = True
-        return PassResult(result if changed else program, changed, tuple(notes))
+        if not changed:
+            return PassResult(program, False, tuple(notes))
+        return PassResult(EliminateDead().run(result).program, True, tuple(notes))  # of masks
 
 
 def _obstacle(given: dict[str, Any]) -> str:
-    if given["attn_mask"] is not None or given["is_causal"]:
-        return "it has a mask"
-    if given["dropout_p"]:
-        return "it has dropout"
-    return "its heads share keys" if given["enable_gqa"] else ""
+    return "it has dropout" if given["dropout_p"] else ""
 
 
-def _decompose(graph: fx.Graph, node: fx.Node) -> None:
-    given = arguments(node)
+def _decompose(program: Program, node: fx.Node) -> None:
+    given, graph = arguments(node), program.graph
     query, key, value = (given[k] for k in ("query", "key", "value"))
     shape, rank = shape_of(query), len(shape_of(query))
     scale = 1 / math.sqrt(shape[-1]) if given["scale"] is None else given["scale"]
@@ -62,15 +69,47 @@ def _decompose(graph: fx.Graph, node: fx.Node) -> None:
         Meta(made).shape, Meta(made).dtype = tuple(shape), Meta(node).dtype
         return made
 
-    keys = shape_of(key)
-    lead = shape_of(node)[:-2]
-    scores = (*lead, shape[-2], keys[-2])
+    def shared(operand: fx.Node, suffix: str) -> fx.Node:
+        """Return keys or values once per query head."""
+        sizes = shape_of(operand)
+        times = shape[-3] // sizes[-3] if given["enable_gqa"] else 1
+        if times == 1:
+            return operand
+        whole = (*sizes[:-3], shape[-3], *sizes[-2:])
+        return call(aten.repeat_interleave.self_int, (operand, times, rank - 3), whole, suffix)
+
     with graph.inserting_before(node):
+        key, value = shared(key, "shared_keys"), shared(value, "shared_values")
+        keys = shape_of(key)
+        scores = (*shape_of(node)[:-2], shape[-2], keys[-2])
         scaled = call(aten.mul.Tensor, (query, scale), shape, "scaled")
         turned = call(aten.transpose.int, (key, rank - 2, rank - 1),
                       (*keys[:-2], keys[-1], keys[-2]), "keys")  # fmt: skip
         products = call(aten.matmul.default, (scaled, turned), scores, "scores")
-        weights = call(aten.softmax.int, (products, -1), scores, "weights")
+        mask = _mask(program, node, given, scores[-2:])
+        softmax: Any = aten.softmax.int if given["attn_mask"] is None else SAFE
+        if mask is not None and Meta(mask).dtype is torch.bool:
+            hidden = (mask, products, -math.inf)
+            products = call(aten.where.ScalarOther, hidden, scores, "masked")
+        elif mask is not None:
+            products = call(aten.add.Tensor, (products, mask), scores, "masked")
+        weights = call(softmax, (products, -1), scores, "weights")
         result = call(aten.matmul.default, (weights, value), shape_of(node), "mixed")
     node.replace_all_uses_with(result)
     graph.erase_node(node)
+
+
+def _mask(
+    program: Program, node: fx.Node, given: dict[str, Any], sizes: tuple[int, ...]
+) -> fx.Node | None:
+    """Return the node of a mask: true where a key counts, or numbers to add to scores."""
+    mask, name = given["attn_mask"], f"{node.name}.mask"
+    if given["is_causal"]:
+        return add_weight(program, name, torch.ones(sizes, dtype=torch.bool).tril())
+    if mask is None or mask.op != "get_attr" or Meta(mask).dtype is torch.bool:
+        return mask
+    numbers = program.tensor(mask).detach()
+    told = numbers == 0
+    if bool((told | (numbers == -math.inf)).all()):  # it says yes or no
+        return add_weight(program, name, told)
+    return mask

@@ -346,7 +346,7 @@ def _standard() -> dict[str, IntegerForm]:
     for n, names in RESIZINGS.items():
         for name, method in names.items():
             put(f"{name} {name}.vec", Resize(n, method))
-    put("softmax.int _softmax", Softmax())
+    put("softmax.int _softmax _safe_softmax", Softmax())
     put("layer_norm", LayerNorm())
     put("rms_norm", LayerNorm(centred=False))
     put("group_norm", GroupNorm())
