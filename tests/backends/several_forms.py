@@ -33,6 +33,11 @@ def averages() -> Program:
         b.call(aten.avg_pool2d.default, b.inputs[2], [3, 2], [3, 2], [1, 1], True),
         b.call(aten.sum.dim_IntList, line, [-1]),
         b.call(aten.sum.dim_IntList, line, [1], True),
+        *(b.call(getattr(aten, name).default, line) for name in ("mean", "sum", "max", "min")),
+        b.call(aten.mean.dim, line, [0, 2]),
+        b.call(
+            aten.maximum.default, b.call(aten.max.default, line), b.call(aten.sum.default, line)
+        ),
         b.call(aten.avg_pool3d.default, volume, [2, 3, 2], [2, 1, 2], [1, 1, 0], True, False),
         b.call(aten.avg_pool3d.default, volume, [2], [2], [0], False, True, 3),
         b.call(aten.adaptive_avg_pool3d.default, volume, [1, 1, 1]),

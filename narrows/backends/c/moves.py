@@ -164,8 +164,8 @@ def _max_pool(sketch: Sketch, node: fx.Node, args: dict[str, Any]) -> View:
 def _extremum(sketch: Sketch, node: fx.Node, args: dict[str, Any]) -> View:
     view = sketch.view(args["self"])
     rank = len(view.shape)
-    axes = sorted(d % rank for d in args["dim"]) or list(range(rank))
-    sign = 1 if op_name(node).startswith("amax") else -1
+    axes = sorted(d % rank for d in args.get("dim", ())) or list(range(rank))
+    sign = 1 if op_name(node).startswith(("amax", "max")) else -1
 
     def call(y: str, count: int, x: str, step: str, over: str) -> str:
         return f"extremum({y}, {count}, {x}, {step}, {over}, {sign});"
@@ -226,7 +226,8 @@ def _embedding(sketch: Sketch, node: fx.Node, args: dict[str, Any]) -> View:
 PICKS: dict[str, Rule] = {
     "constant_pad_nd.default": _pad, "pad.default": _pad,
     **{f"max_pool{n}d.default": _max_pool for n in (1, 2, 3)},
-    "amax.default": _extremum, "amin.default": _extremum, "embedding.default": _embedding,
+    **{f"{n}.default": _extremum for n in ("amax", "amin", "max", "min")},
+    "embedding.default": _embedding,
 }  # fmt: skip
 
 __all__ = ["PICKS", "SAME", "is_move", "reduced", "spread", "window_text", "write"]

@@ -194,7 +194,7 @@ class Lowering:
             more = [(0, 0)] * (value.rank - 1) + [(0, value.width - array.shape[-1])]
             # Padding is never read, but 1 divides and has a logarithm.
             array = np.pad(array, more, constant_values=1)
-        return relax.const(np.ascontiguousarray(array), value.dtype)
+        return relax.const(np.array(array, order="C"), value.dtype)
 
     def exact(self, value: Value) -> Value:
         """Return the value without padding."""

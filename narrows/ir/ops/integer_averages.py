@@ -31,19 +31,19 @@ class Mean(AnyWidth):
         return True
 
     def obstacle(self, node: fx.Node) -> str:
-        args = arguments(node)
-        if not args["dim"]:
-            return "it sums everything" if self.total else "it averages everything"
         own = Meta(self.operands(node)[0]).dtype
-        return "it casts" if args["dtype"] not in (None, own) else ""
+        return "it casts" if arguments(node)["dtype"] not in (None, own) else ""
+
+    def axes(self, node: fx.Node) -> list[int]:
+        """Return the axes, in order: all of them where none is named."""
+        rank = len(shape_of(self.operands(node)[0]))
+        return sorted(a % rank for a in arguments(node).get("dim") or range(rank))
 
     def emit(self, fold: Fold, node: fx.Node, out: Settled) -> Call:
-        args = arguments(node)
         x, grid = fold.codes(self.operands(node)[0])
-        rank = len(shape_of(self.operands(node)[0]))
-        axes = sorted(a % rank for a in args["dim"])
         by = grid.exponent - out.grid.exponent
-        call = (x, axes, args["keepdim"], by, grid.zero, *out.tail, int(self.total))
+        keeps = arguments(node).get("keepdim", False)
+        call = (x, self.axes(node), keeps, by, grid.zero, *out.tail, int(self.total))
         return ops.mean.default, call
 
 

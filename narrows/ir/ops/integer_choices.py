@@ -113,7 +113,9 @@ def settled(fold: Fold, node: fx.Node, part: Any, out: Settled, suffix: str) -> 
     if alike and grid.low >= out.low and grid.high <= out.high:
         return x
     call = (x, grid.exponent - out.grid.exponent, grid.zero, *out.tail)
-    return fold.step(node, ops.rescale.default, call, suffix, out.grid, rounding=out.rounding)
+    made = fold.step(node, ops.rescale.default, call, suffix, out.grid, rounding=out.rounding)
+    Meta(made).dynamic = Meta(x).dynamic  # it broadcasts: its axes are not those of the result
+    return made
 
 
 @dataclass(frozen=True)

@@ -254,7 +254,7 @@ _MOVES = """
     repeat_interleave.self_int slice.Tensor narrow split.Tensor split.sizes split_with_sizes chunk
     tensor_split.sections tensor_split.indices index_select select.int unbind.int
     nan_to_num positive swapdims narrow_copy adjoint
-    max_pool2d max_pool3d amax amin dropout
+    max_pool2d max_pool3d amax amin max min dropout
     feature_dropout alpha_dropout feature_alpha_dropout embedding lift_fresh_copy
 """
 _LOOKUPS = """
@@ -338,8 +338,8 @@ def _standard() -> dict[str, IntegerForm]:
     put("norm.ScalarOpt_dim", VectorNorm("p"))
     put("cat concat", Concat())
     put("stack", Stack())
-    put("mean.dim", Mean())
-    put("sum.dim_IntList", Mean(total=True))
+    put("mean.dim mean", Mean())
+    put("sum.dim_IntList sum", Mean(total=True))
     for n in (1, 2, 3):
         put(f"avg_pool{n}d", AveragePool(spatial=n))
         put(f"adaptive_avg_pool{n}d", AveragePool(spatial=n, adaptive=True))

@@ -257,7 +257,7 @@ def _handed_on(
     if isinstance(form, Padding):
         return None if form.value(node) else _padded(node, labels)
     if isinstance(form, Mean):
-        return _averaged(node, labels)
+        return _averaged(node, form, labels)
     # Windows are taken over the last axes, each index of the others for itself.
     beside = len(shape_of(node)) - getattr(form, "spatial", 0)
     return labels if form.homogeneous(node) and labels.axis < beside else None
@@ -293,13 +293,11 @@ def _padded(node: fx.Node, labels: Labels) -> Labels:
     return Labels(labels.axis, tuple(along))
 
 
-def _averaged(node: fx.Node, labels: Labels) -> Labels | None:
-    args = arguments(node)
-    rank = len(shape_of(node)) + (0 if args["keepdim"] else len(args["dim"]))
-    axes = {a % rank for a in args["dim"]}
+def _averaged(node: fx.Node, form: Mean, labels: Labels) -> Labels | None:
+    axes = form.axes(node)
     if labels.axis in axes:
         return None
-    gone = 0 if args["keepdim"] else sum(a < labels.axis for a in axes)
+    gone = 0 if arguments(node)["keepdim"] else sum(a < labels.axis for a in axes)
     return Labels(labels.axis - gone, labels.along)
 
 

@@ -59,7 +59,7 @@ class Graph:
             array = self.program.tensor(node).detach().cpu().numpy()
             # Wide codes are whole numbers in float32; see `narrows.backends.onnx.integer.wide`.
             array = array.astype(np.float32) if array.dtype == np.int16 else array
-            self.constants[name] = numpy_helper.from_array(np.ascontiguousarray(array), name)
+            self.constants[name] = numpy_helper.from_array(np.array(array, order="C"), name)
         return name
 
     def own(self, node: fx.Node, at: str) -> str:

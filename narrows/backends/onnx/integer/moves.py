@@ -333,14 +333,14 @@ def _pick(graph: Graph, node: fx.Node, picked: list[np.ndarray]) -> None:
         x = graph.add("Gather", [x, graph.constant(positions, "int64")], out, axis=axis)
 
 
-@moves("amax", "amin")
+@moves("amax", "amin", "max", "min")
 def _extremum(graph: Graph, node: fx.Node) -> None:
     args = given(node)
     rank = _rank(_source(node))
-    axes = [d % rank for d in args["dim"]] or list(range(rank))
-    op = "ReduceMax" if op_name(node).startswith("amax") else "ReduceMin"
+    axes = [d % rank for d in args.get("dim", ())] or list(range(rank))
+    op = "ReduceMax" if op_name(node).startswith(("amax", "max")) else "ReduceMin"
     inputs = [_first(graph, node), graph.constant(axes, "int64")]
-    graph.add(op, inputs, node.name, keepdims=int(args["keepdim"]))
+    graph.add(op, inputs, node.name, keepdims=int(args.get("keepdim", False)))
 
 
 @moves("embedding")

@@ -18,7 +18,7 @@ from narrows.backends.onnx.integer.graph import Graph, given, window_pads
 from narrows.ir.integer.grid import CENTRE
 from narrows.ir.integer.library import average_counts
 from narrows.ir.integer.windows import totals
-from narrows.ir.program import shape_of
+from narrows.ir.program import Meta, shape_of
 
 
 def conv(graph: Graph, node: fx.Node) -> None:
@@ -184,8 +184,32 @@ def mean(graph: Graph, node: fx.Node) -> None:
     acc = exact.whole(graph, args["x"], args["x_zero"], at)
     axes = graph.constant(args["axes"], "int64")
     acc = graph.add("ReduceSum", [acc, axes], at, keepdims=int(args["keepdim"]))
+    free = [a for a in args["axes"] if a in Meta(args["x"]).dynamic]
+    if free and not args["divisor"]:
+        _free_average(graph, node, acc, free[0])
+        return
     count = args["divisor"] or math.prod(shape[a] for a in args["axes"])
     _average(graph, node, acc, np.asarray(count))
+
+
+def free_count(graph: Graph, node: fx.Node, free: int) -> str:
+    """Return how many elements a mean averages where one of its axes is free, in int64."""
+    args, at = given(node), f"{node.name}."
+    size = graph.add("Shape", [graph.name(args["x"])], at, start=free, end=free + 1)
+    size = graph.add("Squeeze", [size, graph.constant([0], "int64")], at)
+    shape = shape_of(args["x"])
+    rest = math.prod(shape[a] for a in args["axes"] if a != free)
+    return graph.add("Mul", [size, graph.scalar(rest, "int64")], at)
+
+
+def _free_average(graph: Graph, node: fx.Node, acc: str, free: int) -> None:
+    by, at = given(node)["shift_by"], f"{node.name}."
+    count = free_count(graph, node, free)
+    if by < 0:
+        acc = graph.add("Mul", [acc, graph.scalar(2**-by, "int64")], at)
+    elif by > 0:
+        count = graph.add("Mul", [count, graph.scalar(2**by, "int64")], at)
+    exact.divided(graph, acc, count, graph.add("Add", [count, count], at), node)
 
 
 def average_pool(graph: Graph, node: fx.Node) -> None:

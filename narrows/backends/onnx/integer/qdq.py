@@ -285,7 +285,8 @@ def mean(graph: Graph, node: fx.Node) -> None:
 def _total(graph: Graph, node: fx.Node, count: int) -> None:
     """Write sums, in float32 where it holds every partial one."""
     args, at = given(node), f"{node.name}."
-    if args["divisor"] != 1 or count * 255 > EXACT:
+    free = any(a in Meta(args["x"]).dynamic for a in args["axes"])
+    if args["divisor"] != 1 or free or count * 255 > EXACT:
         portable.mean(graph, node)
         return
     x = dequantized(graph, graph.name(args["x"]), graph.grid(args["x"]), at)

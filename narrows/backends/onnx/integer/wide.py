@@ -20,6 +20,7 @@ from torch import fx
 
 from narrows.backends.onnx.integer.exact import steps
 from narrows.backends.onnx.integer.graph import Graph, given, window_pads
+from narrows.backends.onnx.integer.portable import free_count
 from narrows.ir.integer.bounds import EXACT, WIDE_SAFE, accumulator_bound
 from narrows.ir.integer.library import average_counts
 from narrows.ir.program import Meta, shape_of
@@ -291,6 +292,12 @@ def mean(graph: Graph, node: fx.Node) -> None:
     x = centred(graph, args["x"], at, "float64")
     axes = graph.constant(args["axes"], "int64")
     total = graph.add("ReduceSum", [x, axes], at, keepdims=int(args["keepdim"]))
+    free = [a for a in args["axes"] if a in Meta(args["x"]).dynamic]
+    if free and not args["divisor"]:
+        count = graph.cast(free_count(graph, node, free[0]), "float64", at)
+        count = graph.add("Mul", [count, graph.scalar(2.0 ** args["shift_by"], "float64")], at)
+        _divided(graph, node, total, count)
+        return
     count = args["divisor"] or math.prod(shape_of(args["x"])[a] for a in args["axes"])
     _average(graph, node, total, np.asarray(count))
 
@@ -323,11 +330,16 @@ def _average(graph: Graph, node: fx.Node, total: str, counts: np.ndarray) -> Non
     It is ``1 / 2d`` away from a tie that it does not meet, for a divisor ``d``, and below 2**16
     where it is not clipped; float64 divides to 2**-38 there.
     """
-    args, at = given(node), f"{node.name}."
+    args = given(node)
     divisors = counts * 2.0 ** args["shift_by"]
     if divisors.max() >= 2.0**36:
         raise graph.refuse(node, f"{node.name} averages too much", "its quotient is no float64")
-    x = graph.add("Div", [total, graph.constant(divisors, "float64")], at)
+    _divided(graph, node, total, graph.constant(divisors, "float64"))
+
+
+def _divided(graph: Graph, node: fx.Node, total: str, by: str) -> None:
+    args, at = given(node), f"{node.name}."
+    x = graph.add("Div", [total, by], at)
     x = rounded(graph, x, "float64", at)
     codes_of(graph, args, x, "float64", Meta(node).dtype is torch.int16, node.name)
 
