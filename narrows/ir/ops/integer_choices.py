@@ -17,9 +17,9 @@ from torch import Tensor, fx
 from narrows.ir.integer.comparisons import MIRRORED, threshold
 from narrows.ir.integer.grid import Grid
 from narrows.ir.ops.args import arguments, is_tensor
-from narrows.ir.ops.integer import AnyWidth, Call, Fold, IntegerForm, Moves, Settled, Tests
+from narrows.ir.ops.integer import AnyWidth, Call, Clip, Fold, IntegerForm, Moves, Settled, Tests
 from narrows.ir.ops.integer_functions import alone, number
-from narrows.ir.program import Meta
+from narrows.ir.program import Meta, shape_of
 
 ops: Any = torch.ops.narrows
 aten = torch.ops.aten
@@ -179,6 +179,26 @@ class Extreme(Chosen):
         return aten.alias.default, (made,)
 
 
+@dataclass(frozen=True)
+class Triangle(Moves):
+    """Zeros beside a diagonal: the code of zero where a mask of positions says so."""
+
+    def move(self, fold: Fold, node: fx.Node, codes: fx.Node, grid: Grid) -> Call | None:
+        args, sizes = arguments(node), shape_of(node)[-2:]
+        kept = node.target(torch.ones(sizes), args["diagonal"]).bool()  # type: ignore[operator]
+        zero = torch.tensor(grid.zero, dtype=torch.int16 if grid.wide else torch.uint8)
+        mask = fold.constant(f"{node.name}.mask", kept)
+        return aten.where.self, (mask, codes, fold.constant(f"{node.name}.zero", zero))
+
+
+@dataclass(frozen=True)
+class Constant(Clip):
+    """One number in the shape of a tensor: that tensor, clipped to it."""
+
+    def obstacle(self, node: fx.Node) -> str:
+        return "" if _floating(self.operands(node)[0]) else "it has the shape of whole numbers"
+
+
 # ------------------------------------------------------------------ casts
 
 
@@ -228,4 +248,6 @@ class Cast(IntegerForm):
         raise NotImplementedError("`at` says what it is")
 
 
-__all__ = ["Cast", "Compare", "Extreme", "Flags", "Same", "Where", "flags"]
+__all__ = [
+    "Cast", "Compare", "Constant", "Extreme", "Flags", "Same", "Triangle", "Where", "flags",
+]  # fmt: skip

@@ -32,7 +32,14 @@ from narrows.ir.ops.integer import (
     spread,
 )
 from narrows.ir.ops.integer_averages import AveragePool, Mean
-from narrows.ir.ops.integer_choices import Cast, Compare, Extreme, Where
+from narrows.ir.ops.integer_choices import (
+    Cast,
+    Compare,
+    Constant,
+    Extreme,
+    Triangle,
+    Where,
+)
 from narrows.ir.ops.integer_functions import Lookup, Power, Slope, number
 from narrows.ir.ops.integer_norms import GroupNorm, InstanceNorm, LayerNorm
 from narrows.ir.ops.integer_padding import Border, Nearest, Padding
@@ -250,7 +257,8 @@ class Softmax(IntegerForm):
 _MOVES = """
     view _unsafe_view reshape unflatten.int flatten.using_ints squeeze squeeze.dim squeeze.dims
     unsqueeze clone contiguous detach alias expand permute transpose.int t numpy_T mT movedim.int
-    swapaxes roll flip pixel_shuffle pixel_unshuffle channel_shuffle repeat tile
+    movedim.intlist moveaxis.int moveaxis.intlist swapaxes roll flip pixel_shuffle
+    pixel_unshuffle channel_shuffle repeat tile
     repeat_interleave.self_int slice.Tensor narrow split.Tensor split.sizes split_with_sizes chunk
     tensor_split.sections tensor_split.indices index_select select.int unbind.int
     nan_to_num positive swapdims narrow_copy adjoint
@@ -334,6 +342,10 @@ def _standard() -> dict[str, IntegerForm]:
     put("clamp_min.Tensor", Extreme((("min", largest),)))
     put("clamp_max.Tensor", Extreme((("max", smallest),)))
     put("to.dtype to.dtype_layout to.device _to_copy", Cast())
+    put("tril triu", Triangle())
+    put("zeros_like", Constant(lo=0.0, hi=0.0))
+    put("ones_like", Constant(lo=1.0, hi=1.0))
+    put("full_like", Constant(lo="fill_value", hi="fill_value"))
     put("linalg_vector_norm", VectorNorm())
     put("norm.ScalarOpt_dim", VectorNorm("p"))
     put("cat concat", Concat())

@@ -229,7 +229,8 @@ def _find_sites(found: Survey, program: Program) -> None:
     sites: set[fx.Node] = set()
     for node, form in found.forms.items():
         for operand in form.operands(node):
-            if operand not in found.forms:
+            # Truth values that are read as numbers become codes there.
+            if operand not in found.forms or isinstance(found.forms[operand], Tests):
                 found.entries.add(operand)
                 sites.add(operand)
         if isinstance(form, Moves | Tests) or node in absorbed:

@@ -78,12 +78,12 @@ def _transpose(graph: Graph, node: fx.Node) -> None:
     graph.add("Transpose", [_first(graph, node)], node.name, perm=perm)
 
 
-@moves("movedim.int")
+@moves("movedim.int", "movedim.intlist", "moveaxis.int", "moveaxis.intlist")
 def _movedim(graph: Graph, node: fx.Node) -> None:
     rank = _rank(node)
-    _, source, destination = (v for v in given(node).values())
-    perm = list(range(rank))
-    perm.insert(destination % rank, perm.pop(source % rank))
+    _, *ends = given(node).values()
+    source, destination = ([d % rank for d in np.atleast_1d(end).tolist()] for end in ends)
+    perm = np.moveaxis(np.empty(range(rank)), source, destination).shape  # sizes tell axes apart
     graph.add("Transpose", [_first(graph, node)], node.name, perm=perm)
 
 
