@@ -15,6 +15,8 @@ import narrows
 from narrows.errors import NarrowsError, PassError, ProgramError, UsageError
 from narrows.ir.integer.bounds import EXACT
 from narrows.ir.program import Program, relative_error
+from narrows.passes.quant.survey import survey
+from tests.builder import Builder, aten
 from tests.passes.test_quantize import images
 
 X = images(4, 3, 8, 8)
@@ -216,3 +218,63 @@ def test_constant_data_is_quantized_and_noted(value: float) -> None:
     quantized = narrows.quantize(two(), [torch.full((2, 3, 8, 8), value)])
     (note,) = (n for n in quantized.plan.notes if n.where == "x")
     assert note.message == f"it was {value:g} throughout the calibration data"
+
+
+# Operators that stay floating-point, with the reason that the plan and the report give.
+ISLANDS: dict[str, Callable[[Builder, Any, Any], Any]] = {
+    "its slopes are computed, by ": lambda b, x, ids: b.call(
+        aten.prelu.default,
+        x,
+        b.call(aten.narrow.default, b.call(aten.mean.dim, x, [0, 2]), 0, 0, 3),
+    ),
+    "a norm of order 3 has no integer form": lambda b, x, ids: b.call(
+        aten.linalg_vector_norm.default, x, 3, [1]
+    ),
+    "it compares codes with whole numbers": lambda b, x, ids: b.call(aten.gt.Tensor, x, ids),
+    "it compares with NaN": lambda b, x, ids: b.call(aten.ne.Scalar, x, float("nan")),
+    "its condition is a number": lambda b, x, ids: b.call(
+        aten.where.self, b.call(aten.to.dtype, ids, torch.uint8), x, x
+    ),
+    "holds whole numbers that are no codes": lambda b, x, ids: b.call(aten.maximum.default, x, ids),
+    "it makes numbers of whole ones": lambda b, x, ids: b.call(aten.to.dtype, ids, torch.float32),
+    "it rounds to torch.float16": lambda b, x, ids: b.call(aten.to.dtype, x, torch.float16),
+    "it is undefined for -2.5": lambda b, x, ids: b.call(aten.pow.Scalar, -2.0, x),
+    "it also reads": lambda b, x, ids: b.call(
+        aten.floor_divide.default, x, b.call(aten.exp.default, x)
+    ),
+}
+
+
+@pytest.mark.parametrize("reason", ISLANDS)
+def test_islands_have_their_reason(reason: str) -> None:
+    b = Builder((2, 3, 4), (2, 3, 4))
+    b.examples = (b.examples[0], torch.ones(2, 3, 4, dtype=torch.int64))
+    x = b.call(aten.neg.default, b.inputs[0])
+    program = b.program(x, ISLANDS[reason](b, x, b.inputs[1]))
+    found = survey(program)
+    assert any(reason in told for told in found.floats.values()), found.floats
+    with pytest.raises(PassError, match="would stay floating-point"):
+        survey(program, strict=True)
+
+
+def test_a_border_beyond_the_codes_is_noted() -> None:
+    b = Builder((2, 3, 4))
+    (x,) = b.inputs
+    pads = [b.call(aten.constant_pad_nd.default, x, [1, 1], v) for v in (-0.99, 7.0)]
+    program = b.program(*pads)
+    made = narrows.quantize(program, [program.examples], method="minmax")
+    (note,) = [n for n in made.plan.notes if n.reason == "border"]
+    assert "not with 7" in note.message
+    grid = made.plan.activations["x"]
+    ends = made.program(*program.examples)[1][..., 0]
+    assert ends.unique().tolist() == [(grid.high - grid.zero) * grid.scale]
+
+
+def test_scales_too_far_apart_to_compare() -> None:
+    b = Builder((2, 3, 4), (2, 3, 4))
+    x, y = b.inputs
+    program = b.program(b.call(aten.gt.Tensor, x, y))
+    x, y = program.examples
+    with pytest.raises(PassError, match="would shift by") as caught:
+        narrows.quantize(program, [(x, y * 2.0**-34)])
+    assert "too far apart" in caught.value.why

@@ -32,7 +32,7 @@ from narrows.ir.program import op_name
 Rule = Callable[[Sketch, fx.Node, dict[str, Any]], View]
 
 SAME = frozenset(
-    f"{n}.default" for n in ("clone", "contiguous", "detach", "alias", "positive", "nan_to_num",
+    f"{n}.default" for n in ("clone", "contiguous", "detach", "alias",
                              "dropout", "feature_dropout", "alpha_dropout",
                              "feature_alpha_dropout", "lift_fresh_copy")
 )  # fmt: skip

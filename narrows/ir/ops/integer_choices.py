@@ -221,7 +221,7 @@ def flags(fold: Fold, node: fx.Node, truth: fx.Node, out: Settled) -> Call:
 
 @dataclass(frozen=True)
 class Same(Moves):
-    """A cast of floating-point numbers: codes are what they are."""
+    """A cast of floating-point numbers, or NaN replaced: codes have none, and stay as they are."""
 
     def obstacle(self, node: fx.Node) -> str:
         operand = self.operands(node)[0]

@@ -37,6 +37,7 @@ from narrows.ir.ops.integer_choices import (
     Compare,
     Constant,
     Extreme,
+    Same,
     Triangle,
     Where,
 )
@@ -261,7 +262,7 @@ _MOVES = """
     pixel_unshuffle channel_shuffle repeat tile
     repeat_interleave.self_int slice.Tensor narrow split.Tensor split.sizes split_with_sizes chunk
     tensor_split.sections tensor_split.indices index_select select.int unbind.int
-    nan_to_num positive swapdims narrow_copy adjoint
+    swapdims narrow_copy adjoint
     max_pool2d max_pool3d amax amin max min dropout
     feature_dropout alpha_dropout feature_alpha_dropout embedding lift_fresh_copy
 """
@@ -342,6 +343,7 @@ def _standard() -> dict[str, IntegerForm]:
     put("clamp_min.Tensor", Extreme((("min", largest),)))
     put("clamp_max.Tensor", Extreme((("max", smallest),)))
     put("to.dtype to.dtype_layout to.device _to_copy", Cast())
+    put("nan_to_num positive", Same())
     put("tril triu", Triangle())
     put("zeros_like", Constant(lo=0.0, hi=0.0))
     put("ones_like", Constant(lo=1.0, hi=1.0))

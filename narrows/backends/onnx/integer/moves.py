@@ -46,7 +46,7 @@ def _source(node: fx.Node) -> fx.Node:
     return node.all_input_nodes[0]
 
 
-@moves("alias", "clone", "contiguous", "detach", "lift_fresh_copy", "positive", "nan_to_num",
+@moves("alias", "clone", "contiguous", "detach", "lift_fresh_copy",
        "dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")  # fmt: skip
 def _same(graph: Graph, node: fx.Node) -> None:
     graph.renamed[node] = _first(graph, node)

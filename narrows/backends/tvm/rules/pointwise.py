@@ -170,10 +170,7 @@ def _bitwise_not(low: Lowering, call: Call) -> Value:
 
 @rule("nan_to_num")
 def _nan_to_num(low: Lowering, call: Call) -> Value:
-    x = call.args["self"]
-    if not _is_float(call.dtype):
-        return x
-    limits = np.finfo(call.dtype)
+    x, limits = call.args["self"], np.finfo(call.dtype)
     nan, top, bottom = (call.args[k] for k in ("nan", "posinf", "neginf"))
     numbers = [
         _const(low, call, n)
