@@ -1,0 +1,155 @@
+"""Rows of the op table that claim something else of their operator, one trait at a time.
+
+A wrong claim is *unsafe* if narrows would remove or compute what it must not, *pessimistic* if it
+would only leave something as it is, and about *costs* if it only predicts another time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+UNSAFE, PESSIMISTIC, COSTS = "unsafe", "pessimistic", "costs"
+
+# What a claim is that leaves something alone: (trait, the value claimed).
+CAREFUL = {
+    ("partial", "True"), ("even", "False"), ("absorbs", "False"), ("integer", "None"),
+    ("skips_zeros", "False"), ("centered", "False"), ("ordered", "True"), ("gain", "''"),
+    ("constants", "never"), ("constants", "zero_only"), ("value", "None"),
+}  # fmt: skip
+KINDS = ("view", "copy", "gather", "pointwise", "norm", "softmax")
+LEFT = {"target", "summary", "samples"}  # what a row is, and what it is tried on
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """A row's trait with another value.
+
+    Attributes:
+        row: The row's name.
+        trait: The field.
+        number: The claim's number among those of the row.
+        change: The change in words.
+        danger: ``unsafe``, ``pessimistic`` or ``costs``.
+    """
+
+    row: str
+    trait: str
+    number: int
+    change: str
+    danger: str
+
+
+def others(row: Any) -> Iterator[tuple[str, Any, str]]:
+    """Yield a row's traits with other values, and the value's name."""
+    for field in dataclasses.fields(row):
+        if field.name not in LEFT:
+            for value, name in _others(row, field.name, getattr(row, field.name)):
+                yield field.name, value, name
+
+
+def _others(row: Any, trait: str, value: Any) -> Iterator[tuple[Any, str]]:
+    if trait in TRAITS:
+        yield from TRAITS[trait](row, value)
+    elif isinstance(value, bool):
+        yield not value, str(not value)
+    elif isinstance(value, int):
+        yield value + 1, str(value + 1)
+    elif isinstance(value, float):
+        yield value + 1.0, str(value + 1.0)
+        yield None, "None"
+    elif isinstance(value, str) and value:
+        yield "", "''"
+    elif isinstance(value, tuple) and value:
+        yield value[:-1], str(value[:-1])
+
+
+def _moves(row: Any, value: str) -> Iterator[tuple[Any, str]]:
+    from narrows.ir.ops import works
+
+    now = value or works.KINDS.get(row.kind)
+    if now is not None and row.costs is None:
+        yield from ((kind, repr(kind)) for kind in KINDS if kind != now)
+
+
+def _constants(_row: Any, value: Any) -> Iterator[tuple[Any, str]]:
+    from narrows.ir.ops import mixing
+
+    made = {"never": mixing.never, "zero_only": mixing.zero_only, "constant": mixing.constant}
+    yield from ((f, name) for name, f in made.items() if f(_ARGS) != value(_ARGS))
+
+
+def _costs(_row: Any, value: Any) -> Iterator[tuple[Any, str]]:
+    if value is not None:
+        yield None, "None"
+
+
+def _integer(_row: Any, value: Any) -> Iterator[tuple[Any, str]]:
+    from narrows.ir.ops import integer, integer_forms
+
+    if value is None:
+        return
+    yield None, "None"
+    for field in dataclasses.fields(value):
+        old = getattr(value, field.name)
+        if isinstance(old, bool) or (isinstance(old, int) and old):
+            other = dataclasses.replace(
+                value, **{field.name: not old if isinstance(old, bool) else -old}
+            )
+            yield other, str(other)
+    for form in (integer.Moves(), integer.Clip(lo=0.0), integer_forms.Add(sign=-1)):
+        if type(form) is not type(value):
+            yield form, str(form)
+
+
+TRAITS: dict[str, Callable[[Any, Any], Iterator[tuple[Any, str]]]] = {
+    "moves": _moves, "constants": _constants, "costs": _costs, "integer": _integer,
+}  # fmt: skip
+
+# What pooling and statistics are asked with where a claim is compared with what a row says.
+_ARGS = {"count_include_pad": True, "padding": [1, 1], "ceil_mode": False, "divisor_override": None}
+
+
+def claims() -> Iterator[Claim]:
+    """Yield every claim on every row."""
+    from narrows.ir.ops import table
+
+    for row in table.rows():
+        for number, (trait, _, name) in enumerate(others(row)):
+            old = getattr(row, trait)
+            careful = (trait, name) in CAREFUL
+            danger = PESSIMISTIC if careful else COSTS if trait in ("moves", "costs") else UNSAFE
+            shown = getattr(old, "__name__", repr(old))
+            yield Claim(row.name, trait, number, f"{trait}: {shown} -> {name}", danger)
+
+
+def listed(tree: Path) -> list[Claim]:
+    """Return the claims on the rows of a tree."""
+    command = [sys.executable, "-m", "benchmarks.mutants.claims"]
+    environment = {**os.environ, "PYTHONPATH": str(tree)}
+    done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, check=True)
+    return [Claim(**json.loads(line)) for line in done.stdout.splitlines()]
+
+
+def drawn(found: Sequence[Claim], seed: int, only: Sequence[str]) -> list[Claim]:
+    """Return claims in an order that the seed decides, each trait as often as can be."""
+    draw = random.Random(seed)
+    by_trait: dict[str, list[Claim]] = {}
+    for claim in draw.sample(list(found), len(found)):
+        if not only or claim.row in only or claim.row.removesuffix(".default") in only:
+            by_trait.setdefault(claim.trait, []).append(claim)
+    queues = [by_trait[trait] for trait in sorted(by_trait)]
+    most = max(map(len, queues), default=0)
+    return [queue[turn] for turn in range(most) for queue in queues if turn < len(queue)]
+
+
+if __name__ == "__main__":
+    for claim in claims():
+        print(json.dumps(dataclasses.asdict(claim)))

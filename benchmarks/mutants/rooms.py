@@ -1,0 +1,84 @@
+"""The rooms that mistakes are put into, the tests of each, and which mistakes are none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from benchmarks.mutants.tree import ROOT
+
+
+@dataclass(frozen=True)
+class Room:
+    """A part of narrows and its tests.
+
+    Attributes:
+        files: Globs of its files, from the root.
+        without: Globs of files that are not of it.
+        tests: Globs of the test files whose tests may find a mistake in it.
+    """
+
+    files: tuple[str, ...]
+    tests: tuple[str, ...]
+    without: tuple[str, ...] = ()
+
+    def paths(self) -> list[str]:
+        left = {str(p) for pattern in self.without for p in ROOT.glob(pattern)}
+        return [name for name in _found(self.files) if str(ROOT / name) not in left]
+
+    def suites(self) -> list[str]:
+        return _found(self.tests)
+
+
+def _found(patterns: Sequence[str]) -> list[str]:
+    found = (p for pattern in patterns for p in ROOT.glob(pattern) if p.is_file())
+    return sorted({str(p.relative_to(ROOT)) for p in found if "__pycache__" not in p.parts})
+
+
+EXACT = ("tests/test_features.py", "tests/test_choices.py", "tests/test_properties.py")
+INTEGERS = (
+    "tests/test_quantized_properties.py", "tests/ir/test_integer_ops.py",
+    "tests/passes/test_quant*.py", "tests/passes/test_levels.py", "tests/passes/test_parts.py",
+    "tests/passes/test_pot_weights.py", "tests/passes/test_rapq.py",
+    "tests/passes/test_weight_only.py",
+)  # fmt: skip
+
+# A room's samples are calls that the tests make, so they are tests.
+ROOMS: dict[str, Room] = {
+    "ir": Room(
+        ("narrows/ir/**/*.py",),
+        ("tests/ir/*.py", *EXACT, "tests/test_api.py", "tests/test_deep.py", "tests/passes/*.py"),
+        ("narrows/ir/integer/**/*.py", "narrows/ir/ops/samples.py"),
+    ),
+    "passes": Room(
+        ("narrows/passes/**/*.py",),
+        ("tests/passes/*.py", *EXACT, "tests/test_api.py", "tests/cli/test_inspect.py"),
+        ("narrows/passes/quant/**/*.py",),
+    ),
+    "quant": Room(
+        ("narrows/ir/integer/**/*.py", "narrows/passes/quant/**/*.py"),
+        (*INTEGERS, "tests/cli/test_quantize.py", "tests/backends/test_onnx_integer.py"),
+    ),
+    "c": Room(
+        ("narrows/backends/c/**/*.py", "narrows/backends/c/kernels/*.c"),
+        ("tests/backends/test_c*.py", "tests/test_quantized_properties.py"),
+    ),
+    # Which sizes are timed, and how often, is left out: no test may depend on it.
+    "onnx": Room(
+        ("narrows/backends/onnx/**/*.py",),
+        (
+            "tests/backends/test_onnx*.py", "tests/backends/test_wide.py",
+            "tests/backends/test_artifact.py", "tests/ir/test_integer_ops.py",
+            "tests/test_quantized_properties.py",
+        ),
+        tuple(f"narrows/backends/onnx/{name}.py" for name in ("sweep", "probes", "steady")),
+    ),
+}  # fmt: skip
+
+# Mistakes that are none: (file, the line's text, what is changed there): why nothing can change.
+EQUIVALENT: dict[tuple[str, str, str], str] = {}
+
+
+def why_equivalent(name: str, line: str, change: str) -> str:
+    """Return why a change of a line is no mistake, or an empty string."""
+    return EQUIVALENT.get((name, line.strip(), change), "")
