@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -76,9 +77,19 @@ ROOMS: dict[str, Room] = {
 }  # fmt: skip
 
 # Mistakes that are none: (file, the line's text, what is changed there): why nothing can change.
-EQUIVALENT: dict[tuple[str, str, str], str] = {}
+EQUIVALENT: dict[tuple[str, str, str], str] = {
+    (
+        "narrows/backends/c/kernels/binary.c", "m = by < 64 ? b.m >> by : 0;",
+        "C constant: `0` -> `1`",
+    ): "a unit behind all digits that are kept, and the rest says already that there is more",
+}  # fmt: skip
+
+
+SEED = re.compile(r"\b(manual_seed|Random|default_rng)\(\d")
 
 
 def why_equivalent(name: str, line: str, change: str) -> str:
     """Return why a change of a line is no mistake, or an empty string."""
+    if SEED.search(line) and change.startswith("constant"):
+        return "any seed will do"
     return EQUIVALENT.get((name, line.strip(), change), "")

@@ -240,3 +240,16 @@ def test_a_wrong_number_is_found(monkeypatch) -> None:
     monkeypatch.setattr("narrows.backends.c.session.FAST", ("-O0",))
     with pytest.raises(LowerError, match="of the C code differs from the program"):
         narrows.lower(layers(), "c")
+
+
+@needs_compiler
+def test_the_check_builds_for_speed_and_without(monkeypatch) -> None:
+    monkeypatch.setattr("narrows.backends.c.session.PLAIN", ("--no-such-option",))
+    with pytest.raises(LowerError, match="the C code cannot be checked"):
+        narrows.lower(layers(), "c")
+
+
+def test_a_bound_knows_the_codes_on_both_sides_of_the_zero_point() -> None:
+    bytes_, words = torch.zeros(1, dtype=torch.uint8), torch.zeros(1, dtype=torch.int16)
+    assert [rules.reach({"x": bytes_, "x_zero": z}, "x") for z in (0, 3, 200)] == [255, 252, 200]
+    assert [rules.reach({"x": words, "x_zero": z}, "x") for z in (-9, 0)] == [32776, 32768]

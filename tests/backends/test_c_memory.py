@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from narrows.backends.c import memory
 from narrows.backends.c.memory import ALIGNMENT, Block, place
 
 spans = st.tuples(st.integers(1, 400), st.integers(0, 30), st.integers(0, 6))
@@ -32,6 +34,31 @@ def test_the_bound_is_met_where_greedy_by_size_misses_it() -> None:
     skips = [Block(f"s{i}", 64, i, i + 9) for i in range(0, 40, 5)]
     placed = place([*chain, *skips])
     assert placed.size <= 1.1 * placed.bound
+
+
+# Blocks (size, first, last) that only one order places within the bound at the first go.
+ORDERS = {
+    "the largest first": ((32, 2, 5), (80, 0, 3), (96, 1, 4), (96, 4, 4)),
+    "the largest for the longest first": ((64, 5, 7), (32, 3, 6), (32, 5, 9), (80, 1, 4)),
+    "the longest first": ((48, 3, 7), (32, 3, 7), (64, 2, 4), (64, 0, 2)),
+    "the earliest first": ((48, 0, 3), (64, 4, 4), (64, 0, 0), (32, 1, 5)),
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_several_orders_are_tried(order: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "TRIES", 0)
+    placed = place([Block("", *numbers) for numbers in ORDERS[order]])
+    assert placed.size == placed.bound
+
+
+def test_more_orders_are_tried_where_none_of_them_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    spans = ((96, 2, 5), (32, 1, 4), (96, 1, 3), (48, 3, 4), (80, 4, 5), (96, 5, 8), (96, 3, 7),
+             (80, 3, 6))  # fmt: skip
+    blocks = [Block("", *numbers) for numbers in spans]
+    assert place(blocks).size == place(blocks).bound
+    monkeypatch.setattr(memory, "TRIES", 0)
+    assert place(blocks).size > place(blocks).bound
 
 
 def test_nothing_takes_no_memory() -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import onnx
 import pytest
 
 from narrows.backends import make_target
@@ -145,6 +146,32 @@ def test_ctrl_c_keeps_what_was_measured(tiny, cache, monkeypatch: pytest.MonkeyP
     table, complete = costs.calibrate()
     assert not complete
     assert set(table.grids) >= set(costs.TABLES.shipped().grids) or table.layout.block != 16
+
+
+def test_works_take_what_their_probes_took(monkeypatch: pytest.MonkeyPatch):
+    """Less what every node takes, and at least a little; Ctrl-C keeps what was measured."""
+    works = [CONV.resized(inputs=8, outputs=8), CONV.resized(inputs=8, outputs=16)]
+
+    def profiled(model, **_):
+        names = [n.name for n in onnx.load_model_from_string(model).graph.node]
+        times = [
+            (n, 2.0 + 5.0 * int(found[1])) for n in names if (found := calibrate.PROBE.search(n))
+        ]
+        return [calibrate.Node(name, "Conv", [], [], [time]) for name, time in times]
+
+    monkeypatch.setattr(calibrate, "profile", profiled)
+    monkeypatch.setattr(calibrate, "find_overhead", lambda quiet: (0.0, 3.0))
+    table, complete = costs.measure_works(costs.TABLES.shipped(), works)
+    assert complete
+    assert sorted(table.works[w] for w in works) == pytest.approx([calibrate.LEAST * 1e-6, 4e-6])
+
+    def interrupted(*_, **__):
+        yield {works[0]: 5e-6}
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(calibrate, "measure_works", interrupted)
+    table, complete = costs.measure_works(costs.TABLES.shipped(), works)
+    assert (table.works, complete) == ({works[0]: 5e-6}, False)
 
 
 def test_the_layout_that_the_runtime_shows():

@@ -1,0 +1,59 @@
+"""Which ONNX operators an integer node becomes on both sides of the bounds of float32."""
+
+from __future__ import annotations
+
+import onnx
+import pytest
+import torch
+from torch import Tensor, fx
+
+import narrows
+from narrows.backends.onnx.session import MODEL
+from narrows.ir.program import Program
+from tests.builder import Builder, aten
+
+
+def integers(b: Builder, node: fx.Node, *, method: str = "minmax") -> Program:
+    program = b.program(node)
+    return narrows.quantize(program, [program.examples], method=method).program
+
+
+def operators(program: Program, form: str = "qdq") -> set[str]:
+    """Return the kinds of ONNX nodes; lowering itself compares the numbers, with ==."""
+    artifact = narrows.lower(program, form=form, samples=1)
+    return {n.op_type for n in onnx.load(artifact.folder / MODEL).graph.node}
+
+
+def line(*shape: int, low: float = -1.0, high: float = 1.0) -> Tensor:
+    return torch.linspace(low, high, torch.Size(shape).numel()).reshape(shape)
+
+
+def unary(x: Tensor, target: object, *args: object) -> Program:
+    b = Builder(tuple(x.shape))
+    b.examples = (x,)
+    return integers(b, b.call(target, b.inputs[0], *args))
+
+
+def test_a_softmax_is_floats_where_those_are_exact() -> None:
+    assert "Exp" in operators(unary(line(2, 9, high=2.0), aten.softmax.int, -1))
+    # A thousand powers of up to 2**15 add up to more than 2**24.
+    assert "Exp" not in operators(unary(line(2, 1000, high=2.0), aten.softmax.int, -1))
+
+
+@pytest.mark.parametrize("target", [aten.add.Tensor, aten.sub.Tensor])
+def test_a_sum_is_floats_where_those_are_exact(target: object) -> None:
+    for reach, quick in ((2.0**15, True), (2.0**16, False)):
+        b = Builder((2, 9), (2, 9))
+        b.examples = (line(2, 9), line(2, 9, high=reach))
+        made = operators(integers(b, b.call(target, *b.inputs)))
+        assert ("Mod" not in made) == quick, made  # how integers are shifted
+
+
+def test_a_resized_image_is_floats_where_those_are_exact() -> None:
+    x = line(2, 1, 5, 5, low=0.0)  # codes whose zero point is the least of them
+    assert "Resize" in operators(unary(x, aten.upsample_bilinear2d.default, [10, 10], False))
+    assert "Mod" in operators(unary(x, aten.upsample_bicubic2d.default, [12, 12], False))
+
+
+def test_the_mean_square_of_a_wide_row_is_without_its_zero_point() -> None:
+    operators(unary(line(2, 4000), aten.rms_norm.default, [4000]))
