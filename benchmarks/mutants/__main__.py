@@ -103,9 +103,13 @@ class Trial:
         return self.covers[rooms]
 
     def known(self, key: str) -> dict[str, Any] | None:
-        """Return what the log says of a mutant in this very tree."""
+        """Return what the log says of a mutant in this very tree, unless more is to be tried."""
         entry = self.before.get(key)
-        return entry if entry is not None and entry["state"] == self.state else None
+        if entry is None or entry["state"] != self.state:
+            return None
+        more = self.options.tests > entry["most"][0] or self.options.seconds > entry["most"][1]
+        again = entry["how"] == SURVIVED and entry["tests"] < entry["of"] and more
+        return None if again else entry
 
     def add(self, entry: dict[str, Any], new: bool) -> None:
         self.entries.append(entry)
@@ -154,7 +158,8 @@ class Trial:
 
     def blank(self, key: str, room: str, place: str, change: str) -> dict[str, Any]:
         entry = {"key": key, "state": self.state, "room": room, "place": place, "change": change}
-        return entry | {"test": "", "text": "", "tests": 0, "of": 0, "seconds": 0.0}
+        most = [self.options.tests, self.options.seconds]
+        return entry | {"test": "", "text": "", "tests": 0, "of": 0, "seconds": 0.0, "most": most}
 
     def chosen(self, tests: Sequence[str], cover: Cover, file: str, key: str) -> list[str]:
         """Return the tests to run, the one that killed before first."""

@@ -48,12 +48,15 @@ INTEGERS = (
 ROOMS: dict[str, Room] = {
     "ir": Room(
         ("narrows/ir/**/*.py",),
-        ("tests/ir/*.py", *EXACT, "tests/test_api.py", "tests/test_deep.py", "tests/passes/*.py"),
+        (
+            "tests/ir/test_*.py", *EXACT, "tests/test_api.py", "tests/test_deep.py",
+            "tests/passes/test_*.py",
+        ),
         ("narrows/ir/integer/**/*.py", "narrows/ir/ops/samples.py"),
     ),
     "passes": Room(
         ("narrows/passes/**/*.py",),
-        ("tests/passes/*.py", *EXACT, "tests/test_api.py", "tests/cli/test_inspect.py"),
+        ("tests/passes/test_*.py", *EXACT, "tests/test_api.py", "tests/cli/test_inspect.py"),
         ("narrows/passes/quant/**/*.py",),
     ),
     "quant": Room(

@@ -12,7 +12,8 @@ import pytest
 from narrows.backends import make_target
 from narrows.backends.onnx import calibrate, costs, sweep
 from narrows.backends.onnx.probes import NARROW, Bench, Point
-from narrows.backends.onnx.stairs import Layer, reasons
+from narrows.backends.onnx.profile import work_of_node
+from narrows.backends.onnx.stairs import Layer, read_layers, reasons
 from narrows.backends.onnx.steady import Quiet
 from narrows.backends.tables import cache_folder, cpu_name
 from narrows.ir.cost import CostTable, Layout, Work
@@ -187,6 +188,37 @@ def test_a_profile_has_the_probes():
     nodes = calibrate.profile(bench.model(), rounds=2, quiet=Quiet())
     assert sum(bool(calibrate.PROBE.search(n.name)) for n in nodes) == 1
     assert all(n.us for n in nodes)
+
+
+def test_a_profile_knows_the_works_of_its_nodes():
+    def work(op, *shapes):
+        return work_of_node(calibrate.Node("n", op, [*shapes[:-1]], [shapes[-1]], [1.0]))
+
+    assert work("FusedConv", [2, 6, 9, 8], [8, 3, 3, 5], [2, 8, 5, 4]) == Work(
+        "grouped", "conv2d", batch=2, inputs=6, outputs=8, groups=2, kernel=(3, 5), stride=(2, 2),
+        space=(5, 4), source=(9, 8),
+    )  # fmt: skip
+    assert work("Conv", [1, 6, 4, 4], [6, 1, 3, 3], [1, 6, 4, 4]).kind == "depthwise"
+    assert work("Gemm", [4, 5, 6], [6, 7], [4, 5, 7]) == Work(
+        "linear", "linear", inputs=6, outputs=7, space=(20,)
+    )
+    assert work("MatMul", [2, 3, 4, 5], [2, 3, 5, 6], [2, 3, 4, 6]) == Work(
+        "matmul", "matmul", 6, 5, 6, space=(4,)
+    )
+    assert work("Relu", [2, 3], [2, 3]) is None
+
+
+def test_layers_are_read_without_the_weights(tmp_path: Path):
+    weight = onnx.helper.make_tensor("w", 1, [8, 2, 3, 3], bytes(576), raw=True)
+    node = onnx.helper.make_node("Conv", ["x", "w"], ["y"], group=4)
+    ends = [onnx.helper.make_tensor_value_info(n, 1, None) for n in "xy"]
+    graph = onnx.helper.make_graph([node], "g", ends[:1], ends[1:], [weight])
+    where = {"location": "data", "size_threshold": 0}
+    model = onnx.helper.make_model(graph)
+    onnx.save_model(model, tmp_path / "m.onnx", save_as_external_data=True, **where)
+    (tmp_path / "data").unlink()
+    layers, _ = read_layers(tmp_path / "m.onnx")
+    assert layers == [Layer("", "grouped", 8, 8, 4, 9)]
 
 
 def test_probes_are_packed_by_size():
