@@ -95,4 +95,6 @@ def why_equivalent(name: str, line: str, change: str) -> str:
     """Return why a change of a line is no mistake, or an empty string."""
     if SEED.search(line) and change.startswith("constant"):
         return "any seed will do"
+    if name.endswith("/page.py") and change.startswith("constant"):
+        return "how a page looks"
     return EQUIVALENT.get((name, line.strip(), change), "")

@@ -323,6 +323,7 @@ def tokens(seed: int) -> tuple[Tensor, Tensor]:
         lambda scores, kept: scores.masked_fill(kept < 0.5, -1e4),
         lambda scores, kept: torch.where(kept < 0.5, torch.full_like(scores, -1e9), scores),
         lambda scores, kept: scores + (kept - 1) * 1e9,
+        lambda scores, kept: scores + ((kept.transpose(1, 2) - 1) * 1e9).transpose(1, 2),
     ],
 )
 def test_masked_scores_keep_their_codes(fill: Callable[[Tensor, Tensor], Tensor]) -> None:
@@ -335,6 +336,7 @@ def test_masked_scores_keep_their_codes(fill: Callable[[Tensor, Tensor], Tensor]
         assert decibels(made.program(*x), net(*x)) > 25
     (softmax,) = (n for n in made.fake.nodes if "softmax" in n.name and "_q" not in n.name)
     assert made.plan.activations[softmax.all_input_nodes[0].all_input_nodes[0].name].exponent >= 2
+    assert min(grid.exponent for grid in made.plan.activations.values()) >= 2  # the mask's, too
 
 
 # ------------------------------------------------------------------ the plan

@@ -216,6 +216,15 @@ def test_a_time_is_a_budget(monkeypatch) -> None:
     assert all(count >= 8 for count in counts)
 
 
+def test_blocks_share_a_time(monkeypatch) -> None:
+    given: list[float] = []
+    monkeypatch.setattr(module, "learn", lambda *_, seconds, **__: given.append(seconds))
+    reconstructed(budget="1000000s", check=False)  # nobody learns: what is left is all of it
+    assert len(given) == 5
+    assert 0 < given[0] < 0.9 * given[-1]
+    assert given[-1] == pytest.approx(module.LEARNING * 1e6, rel=0.01)
+
+
 def test_no_iterations_still_choose_exponents() -> None:
     plan = reconstructed(budget=0).plan
     assert not plan.codes
