@@ -85,6 +85,11 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "narrows/backends/c/kernels/binary.c", "m = by < 64 ? b.m >> by : 0;",
         "C constant: `0` -> `1`",
     ): "a unit behind all digits that are kept, and the rest says already that there is more",
+    (
+        "narrows/passes/quant/widen_clips.py",
+        "aten.clamp.default, (form.operands(node)[0], 0.0, top), {},",
+        "first and last: `0` -> `-1`",
+    ): "a clip has one operand",
 }  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import narrows
 from narrows.errors import NarrowsError, PassError, PlanError, UsageError
 from narrows.ir.integer.grid import Grid, WeightGrid
+from narrows.ir.integer.library import weight_codes
 from narrows.ir.program import Meta, Program, relative_error
 from narrows.ir.verify import verify
 from narrows.passes.convert_batch_norm import ConvertBatchNorm
@@ -260,6 +261,39 @@ def test_weights_get_an_exponent_a_channel() -> None:
     weight = torch.tensor([[1.0, -0.5], [100.0, 3.0], [0.0, 0.0]])
     assert weight_exponents(weight, WeightGrid((0,)), "minmax") == (6, 0, 6)
     assert weight_exponents(weight.t(), WeightGrid((0,), axis=1), "minmax") == (6, 0, 6)
+
+
+class Dense(nn.Module):
+    """A grouped convolution and a linear layer, of one place each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 6, 1, groups=2)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.conv(x).flatten(2).transpose(1, 2))
+
+
+def test_the_mean_error_of_a_layer_goes_into_its_bias() -> None:
+    torch.manual_seed(0)
+    x = images(4, 4, 5, 5).abs()
+    made = narrows.quantize(narrows.capture(Dense().eval(), (x,)), [x], weights=4, first_last=None)
+    net, read = Dense(), {"conv.weight": "x", "head.weight": "conv"}
+    net.load_state_dict(made.prepared.weights)
+    means = {"conv.weight": x.mean((0, 2, 3)), "head.weight": net.conv(x).mean((0, 2, 3))}
+    for name, grid in made.plan.weights.items():
+        weight = made.prepared.weights[name].detach().double()
+        step = 2.0 ** -torch.tensor(grid.along(tuple(weight.shape)), dtype=torch.float64)
+        codes = weight_codes(weight, *grid.arguments).flatten(1)
+        error = codes * step[:, None] - weight.flatten(1)
+        mean = means[name].detach().double()
+        if name == "conv.weight":
+            mean = mean.reshape(2, 2).repeat_interleave(3, 0)
+        step *= made.plan.activations[read[name]].scale
+        offset = torch.tensor(made.plan.offsets[name])
+        assert offset.abs().max() > 1
+        assert (offset * step + (error * mean).sum(1)).abs().max() <= step.max()
 
 
 def test_tensors_that_are_concatenated_share_a_grid() -> None:
