@@ -90,6 +90,11 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "aten.clamp.default, (form.operands(node)[0], 0.0, top), {},",
         "first and last: `0` -> `-1`",
     ): "a clip has one operand",
+    (
+        "narrows/passes/quant/calibrate.py",
+        "grid = Grid(_exponent(found, activations, form.operands(node)[0]))",
+        "first and last: `0` -> `-1`",
+    ): "what moves has one operand",
 }  # fmt: skip
 
 

@@ -132,8 +132,8 @@ def test_wide_codes(rounding: str) -> None:
     """Sums beyond 32 bits; results in int16, or back in uint8."""
     x = torch.from_numpy(RNG.integers(-(2**15), 2**15, (2, 700), np.int16))
     weight = torch.from_numpy(RNG.integers(-127, 128, (4, 700), np.int8))
-    weight[0], x[0] = 127, 32767
     bias = torch.from_numpy(RNG.integers(-(2**30), 2**30, 4, np.int32))
+    weight[0], x[0], bias[0] = 127, 32767, 0
     out = whole(x) @ weight.numpy().astype(np.int64).T + bias.numpy()
     assert out.max() > 2**31
     ends, small = (0, -(2**15), 2**15 - 1), (128, 0, 255)
