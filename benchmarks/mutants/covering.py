@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks.mutants.cover import Cover
 from benchmarks.mutants.mutant import Mutant
-from benchmarks.mutants.tree import ROOT
+from benchmarks.mutants.tree import ROOT, text_of
 
 ROWS = "narrows/ir/ops/rows.py"
 FUNCTIONS = (ast.FunctionDef, ast.Lambda)
@@ -47,7 +47,7 @@ def _in(lines: dict[int, list[str]], wanted: range | set[int]) -> list[str]:
 
 @cache
 def _tree(file: str) -> ast.Module:
-    return ast.parse((ROOT / file).read_text(encoding="utf-8"))
+    return ast.parse(text_of(file))
 
 
 def _around(file: str, line: int) -> Iterator[ast.stmt]:
@@ -116,7 +116,7 @@ def _names(statement: ast.stmt) -> set[str]:
 
 
 def _naming(file: str, pattern: re.Pattern[str], cover: Cover) -> list[str]:
-    text = (ROOT / file).read_text(encoding="utf-8")
+    text = text_of(file)
     if not pattern.search(text):
         return []
     named = {i for i, line in enumerate(text.splitlines(), 1) if pattern.search(line)}

@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -53,6 +54,12 @@ def changed(tree: Path, name: str, text: bytes) -> Iterator[None]:
 
 
 changed.turn = 0  # type: ignore[attr-defined]
+
+
+@cache
+def text_of(file: str) -> str:
+    """Return the text of a file of the tree, as it was when it was first asked for."""
+    return (ROOT / file).read_text(encoding="utf-8")
 
 
 def digest(paths: Iterable[Path]) -> str:

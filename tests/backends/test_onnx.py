@@ -170,6 +170,11 @@ def test_another_mean_stays_a_mean():
     assert ops == {"ReduceMean": 4}
 
 
+def test_the_mean_of_a_matrix_over_all_it_has_stays_a_mean():
+    program = capture(net(lambda s, x: x.mean(())), (torch.randn(2, 4),), dynamic_batch=False)
+    assert ops_of(lower(program, samples=1)) == {"ReduceMean": 1}
+
+
 def test_pooling_of_a_tensor_without_features_stays_a_mean():
     program = capture(net(lambda s, x: x.mean(1)), (torch.randn(2, 4),))
     assert ops_of(lower(program, samples=1)) == {"ReduceMean": 1}
