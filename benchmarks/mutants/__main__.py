@@ -169,7 +169,7 @@ class Trial:
     def run(self, tests: Sequence[str], *plugins: Any) -> Ran:
         """Run tests on the copy as it is."""
         usual = {t: n["seconds"] for cover in self.covers.values() for t, n in cover.tests.items()}
-        limit = 30 + 5 * sum(usual[t] for t in tests)
+        limit = 60 + 10 * sum(usual[t] for t in tests)  # other work may take the processor
         files = list(dict.fromkeys(t.partition("::")[0] for t in tests))
         return run(self.tree, files, lambda report: [*plugins, Chosen(tests, report)], limit)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any
 
 import numpy as np
@@ -305,6 +306,24 @@ def test_the_search_stays_within_and_leaves_nothing_that_fits(program: Program):
                 more[choice.coupling] = wider
                 if wider - widths[choice.coupling] <= 16:
                     assert model.at(more).total > part * whole
+
+
+@pytest.mark.parametrize("spread", [(1.0, 1.0), (1.0, 30.0), (30.0, 1.0)])
+def test_the_search_finds_what_is_worth_most(program: Program, spread: tuple[float, float]):
+    """Of all widths that two couplings may have, those within the latency that keep most."""
+    model, choices = model_of(program, costs())
+    most = [np.linspace(1, 1 + s, len(c.values)) for c, s in zip(choices, spread, strict=True)]
+    made = [dataclasses.replace(c, values=v) for c, v in zip(choices, most, strict=True)]
+    search, all_widths = WidthSearch(model, made), []
+    for widths in itertools.product(*search.stops):
+        full = list(model.widths)
+        for choice, width in zip(made, widths, strict=True):
+            full[choice.coupling] = width
+        all_widths.append(full)
+    for part in (0.8, 0.6, 0.5, 0.4, 0.3):
+        limit = part * model.full().total
+        best = max(search.value(w) for w in all_widths if model.at(w).total <= limit)
+        assert search.value(search.within(limit)) == pytest.approx(best)
 
 
 def test_the_last_channels_are_worth_more_than_the_first():
