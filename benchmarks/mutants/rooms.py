@@ -100,6 +100,11 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "truth: `True` -> `False`",
     ): "all that nodes read is without data already",
     (
+        "narrows/backends/onnx/integer/qdq.py",
+        'narrow = most * shape[axis] <= EXACT and most * 2.0 ** args["exponent"] <= 2**23',
+        "comparison: `<=` -> `<`",
+    ): "at the bound both forms are exact",
+    (
         "narrows/passes/quant/calibrate.py",
         "grid = Grid(_exponent(found, activations, form.operands(node)[0]))",
         "first and last: `0` -> `-1`",
