@@ -1,0 +1,93 @@
+"""What rows and integer forms answer about a node: its work, its barriers, what scales through."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from narrows.ir.channels import analyse
+from narrows.ir.ops import table
+from narrows.ir.ops.row import Row
+from narrows.ir.program import Program, relative_error
+from narrows.ir.work import Work
+from tests.backends.test_c_ops import program
+from tests.builder import Builder, aten, ramp
+
+# ------------------------------------------------------------------ the work
+
+
+def work_of(target: Any, shape: tuple[int, ...], *args: Any) -> Work:
+    b = Builder(shape)
+    node = b.call(target, b.inputs[0], *args)
+    b.program(node)
+    found = table.find(node)
+    assert found is not None
+    work = found.work(node)
+    assert work is not None
+    return work
+
+
+def test_the_work_of_what_reads_more_than_it_makes() -> None:
+    image = (2, 6, 9, 8)
+    work = work_of(aten.max_pool2d.default, image, [3, 2], [2, 2])
+    assert work == Work(
+        "pool", "max_pool2d", 2, 6, 6, kernel=(3, 2), stride=(2, 2), space=(4, 4), source=(9, 8)
+    )
+    work = work_of(aten.sum.dim_IntList, image, [2, 3])
+    assert work == Work("reduce", "sum", 2, 6, 6, source=(9, 8))
+    work = work_of(aten.slice.Tensor, image, 1, 1, 5)
+    assert work == Work("slice", "slice", 2, 6, 4, space=(9, 8), source=(9, 8))
+    work = work_of(aten.relu.default, image)
+    assert work == Work("pointwise", "relu", 2, 6, 6, space=(9, 8))
+    index = torch.tensor([0, 2])
+    b = Builder((2, 5, 6))
+    node = b.call(aten.index_select.default, b.inputs[0], 2, b.weight("index", index))
+    b.program(node)
+    row: Any = table.find(node)
+    assert row.work(node) == Work("pick", "index_select", 2, 6, 2, space=(5,), source=(5,))
+
+
+# ------------------------------------------------------------------ parameters that are computed
+
+
+@pytest.mark.parametrize("computed", [0, 1])
+@pytest.mark.parametrize(
+    ("target", "before"), [(aten.group_norm.default, [2]), (aten.layer_norm.default, [[6]])]
+)
+def test_a_norm_by_computed_numbers_is_a_barrier(
+    target: Any, before: list[Any], computed: int
+) -> None:
+    b = Builder((2, 6), (6,))
+    parameters = [b.weight("weight", ramp(6)), b.weight("bias", ramp(6))]
+    parameters[computed] = b.relu(b.inputs[1])
+    node = b.call(target, b.inputs[0], *before, *parameters)
+    flow = analyse(b.program(node)).flows[node]
+    assert flow.barrier == "its parameters are computed, not weights"
+
+
+# ------------------------------------------------------------------ what a factor passes through
+
+
+def one_operand(row: Row) -> Iterator[tuple[Program, bool]]:
+    """Yield a row's samples that work on the codes of one operand, and whether a factor of it is
+    said to be one of the result."""
+    for sample in row.samples if row.integer is not None else ():
+        made = program(row, sample)
+        node = next(n for n in made.nodes if n.target is row.target)
+        form = table.integer_form(node)
+        if form is None or form.obstacle(node) or form.weights(node) is not None:
+            continue
+        floats = all(x.is_floating_point() for x in made.examples)
+        if floats and len(made.examples) == len(form.operands(node)) == 1:
+            yield made, form.homogeneous(node)
+
+
+def test_a_factor_passes_through_what_says_so_and_nothing_else() -> None:
+    for row in table.rows():
+        for made, said in one_operand(row):
+            (x,) = made.examples
+            both = [made.run_flat([x * 4.0]), [y * 4.0 for y in made.run_flat([x])]]
+            assert (relative_error(*both) < 1e-5) == said, row.name
