@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
+from torch import fx
 
 from narrows.ir.channels import analyse
 from narrows.ir.ops import table
@@ -91,3 +92,40 @@ def test_a_factor_passes_through_what_says_so_and_nothing_else() -> None:
             (x,) = made.examples
             both = [made.run_flat([x * 4.0]), [y * 4.0 for y in made.run_flat([x])]]
             assert (relative_error(*both) < 1e-5) == said, row.name
+
+
+# ------------------------------------------------------------------ attention
+
+
+def attended(b: Builder, *operands: fx.Node | None) -> str:
+    node = b.call(aten.scaled_dot_product_attention.default, *operands)
+    return analyse(b.program(node)).flows[node].barrier
+
+
+def test_attention_by_weights_or_along_channels_is_a_barrier() -> None:
+    b = Builder((2, 4, 6))
+    key = b.weight("key", ramp(2, 4, 6))
+    assert attended(b, b.inputs[0], key, b.inputs[0]) == "query, key or value is a weight"
+    b = Builder((2, 4, 6))
+    made = b.call(aten.linear.default, b.inputs[0], b.weight("w", ramp(6, 6)))
+    turned = b.call(aten.transpose.int, made, 1, 2)
+    assert attended(b, turned, turned, turned) == "channels lie on the sequence axis"
+    b = Builder((2, 4, 4))
+    made = b.call(aten.linear.default, b.inputs[0], b.weight("w", ramp(4, 4)))
+    assert attended(b, made, made, made, made) == "its mask depends on channels"
+    b = Builder((2, 4, 6))
+    made = b.call(aten.linear.default, b.inputs[0], b.weight("w", ramp(6, 6)))
+    assert attended(b, made, made, made) == ""
+
+
+# ------------------------------------------------------------------ integer forms
+
+
+def test_what_has_an_integer_form(golden: Callable[[str, str], None]) -> None:
+    """A form that goes away leaves an operator floating-point, which nothing else would notice."""
+    forms: dict[str, list[str]] = {}
+    for row in table.rows():
+        if row.integer is not None:
+            forms.setdefault(type(row.integer).__name__, []).append(row.name)
+    lines = (f"{form}: {' '.join(names)}" for form, names in sorted(forms.items()))
+    golden("integer_forms", "\n".join(lines) + "\n")

@@ -326,6 +326,14 @@ def test_small_channels_are_not_hidden_by_large_ones():
     assert proven(program, Swap("score.weight"), Swap("score.weight")).reports[-1].notes == ()
 
 
+def test_a_channel_of_next_to_nothing_is_judged_by_the_largest():
+    wanted = torch.tensor([[1.0, 1e-3, 1e-9]]).double().repeat(2, 1)
+    for channel, off, apart in ((1, 2e-6, True), (2, 2e-9, True), (2, 5e-10, False)):
+        actual = wanted.clone()
+        actual[0, channel] += off
+        assert proof._apart((actual,), (wanted,)) == apart
+
+
 def test_whole_numbers_are_equal_however_large():
     net = nn.Sequential(nn.Linear(4, 120_000)).eval()
     program = narrows.capture(Last(net), (torch.randn(2, 4),))
