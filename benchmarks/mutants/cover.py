@@ -110,7 +110,8 @@ def _turns(queues: list[list[str]]) -> Iterator[str]:
 
 
 def _state() -> str:
-    tests = [p for p in sources("tests") if not p.name.startswith("test_")]
+    shared = [p for p in sources("tests") if p.suffix == ".py"]
+    tests = [p for p in shared if not p.name.startswith("test_")]
     return digest([*sources("narrows"), *tests])
 
 

@@ -42,7 +42,7 @@ def _found(patterns: Sequence[str]) -> list[str]:
 EXACT = ("tests/test_features.py", "tests/test_choices.py", "tests/test_properties.py")
 INTEGERS = (
     "tests/test_quantized_properties.py", "tests/ir/test_integer_ops.py",
-    "tests/passes/test_quant*.py", "tests/passes/test_levels.py", "tests/passes/test_parts.py",
+    "tests/passes/test_quant*.py", "tests/passes/test_levels*.py", "tests/passes/test_parts.py",
     "tests/passes/test_pot_weights.py", "tests/passes/test_rapq.py",
     "tests/passes/test_weight_only.py",
 )  # fmt: skip
