@@ -143,7 +143,8 @@ def _measure(tree: Path, name: str, data: Path, notes: Path) -> None:
         ran = run(tree, [name], lambda _: plugins, LIMIT, around, stop=False)
     finally:
         os.chdir(here)
-    whole = ran.how == PASSED or "pytest ended with 1:" in ran.text  # some failed: they do not count
+    # Where some failed, the others count.
+    whole = ran.how == PASSED or "pytest ended with 1:" in ran.text
     if not whole or not made.exists():
         raise SystemExit(f"{name} cannot be measured: {ran.how}, {ran.text}")
     notes.write_bytes(made.read_bytes())
