@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -116,9 +117,9 @@ def _state() -> str:
 
 
 def _measure(tree: Path, name: str, data: Path, notes: Path) -> None:
-    made = tree.parent / "notes.json"
+    made, lines = tree.parent / "notes.json", tree.parent / "lines.coverage"
     made.unlink(missing_ok=True)
-    data.unlink(missing_ok=True)
+    lines.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def around() -> Iterator[None]:
@@ -132,7 +133,7 @@ def _measure(tree: Path, name: str, data: Path, notes: Path) -> None:
     from coverage import Coverage
 
     os.environ.pop("COVERAGE_RCFILE", None)
-    coverage = Coverage(data_file=str(data), config_file=False, source=[str(tree / "narrows")])
+    coverage = Coverage(data_file=str(lines), config_file=False, source=[str(tree / "narrows")])
     coverage.set_option("run:relative_files", True)
     sampled = [] if name in WHOLE else [Sampled(SAMPLE)]
     plugins = [*sampled, Noted(coverage.switch_context, made)]
@@ -147,4 +148,7 @@ def _measure(tree: Path, name: str, data: Path, notes: Path) -> None:
     whole = ran.how == PASSED or "pytest ended with 1:" in ran.text
     if not whole or not made.exists():
         raise SystemExit(f"{name} cannot be measured: {ran.how}, {ran.text}")
-    notes.write_bytes(made.read_bytes())
+    for found, place in ((lines, data), (made, notes)):  # another call may look at the same time
+        if found.exists():
+            shutil.copy(found, f"{place}.{os.getpid()}")
+            os.replace(f"{place}.{os.getpid()}", place)
