@@ -11,8 +11,9 @@ with which narrows cannot be imported, or whose C text is no C, is not viable, a
 
 Which test runs which line is measured once for a state of the tree (half an hour for all rooms) and
 kept in ``--kept``. At the end all tests that killed are run once more without any mutant; one that
-fails then has killed nothing. A log's entries for the same tree are taken as they are. Those of
-another say which test to try first. Ctrl-C prints what is there. The tree is left alone.
+fails then has killed nothing. A log's entries are taken as they are while narrows and the test that
+killed are the same; others say which test to try first. Ctrl-C prints what is there. The tree is
+left alone, and may be edited meanwhile.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from typing import Any
 from benchmarks.machine import table
 from benchmarks.mutants import claims, ctext, python
 from benchmarks.mutants.apart import BROKEN, CRASH, FAILED, PASSED, TIMEOUT, Ran, load, run
-from benchmarks.mutants.cover import Cover
+from benchmarks.mutants.cover import Cover, state
 from benchmarks.mutants.covering import tests_of, tests_of_row
 from benchmarks.mutants.inside import Chosen, Claimed
 from benchmarks.mutants.mutant import Mutant
@@ -81,7 +82,7 @@ class Trial:
 
     def __init__(self, tree: Path, options: argparse.Namespace) -> None:
         self.tree, self.options = tree, options
-        self.state = digest([*sources("narrows"), *sources("tests")])
+        self.state, self.tests = state(), digest(sources("tests"))
         self.log = Path(options.log) if options.log else None
         self.before: dict[str, dict[str, Any]] = {}
         if self.log is not None and self.log.exists():
@@ -100,15 +101,25 @@ class Trial:
         return self.covers[rooms]
 
     def known(self, key: str) -> dict[str, Any] | None:
-        """Return what the log says of a mutant in this very tree, unless more is to be tried."""
+        """Return what the log says of a mutant in this tree, unless more is to be tried.
+
+        It holds while the file of the test that killed is the same; that nothing killed, while all
+        tests are.
+        """
         entry = self.before.get(key)
-        if entry is None or entry["state"] != self.state:
+        if entry is None or (entry["state"], entry["proof"]) != (self.state, self.proof(entry)):
             return None
         more = self.options.tests > entry["most"][0] or self.options.seconds > entry["most"][1]
         again = entry["how"] == SURVIVED and entry["tests"] < entry["of"] and more
         return None if again else entry
 
+    def proof(self, entry: dict[str, Any]) -> str:
+        """Return the hash of the tests that an entry depends on."""
+        killer = ROOT / entry["test"].partition("::")[0]
+        return digest([killer]) if entry["how"] == KILLED and killer.is_file() else self.tests
+
     def add(self, entry: dict[str, Any], new: bool) -> None:
+        entry["proof"] = self.proof(entry)
         self.entries.append(entry)
         _tell(line(entry))
         if new and self.log is not None:

@@ -79,10 +79,12 @@ def _moves(row: Any, value: str) -> Iterator[tuple[Any, str]]:
         yield from ((kind, repr(kind)) for kind in KINDS if kind != now)
 
 
-def _constants(_row: Any, value: Any) -> Iterator[tuple[Any, str]]:
+def _constants(row: Any, value: Any) -> Iterator[tuple[Any, str]]:
     from narrows.ir.ops import mixing
 
     made = {"never": mixing.never, "zero_only": mixing.zero_only, "constant": mixing.constant}
+    if row.kind == "mixing":  # asks only whether a constant stays
+        del made["zero_only"]
     yield from ((f, name) for name, f in made.items() if f(_ARGS) != value(_ARGS))
 
 

@@ -33,13 +33,13 @@ class Cover:
 
     def __init__(self, tree: Path, suites: Iterable[str], kept: Path, say: Say) -> None:
         kept.mkdir(parents=True, exist_ok=True)
-        state = _state()
+        now = state()
         self.data: list[Path] = []
         self.tests: dict[str, dict[str, Any]] = {}
         self._lines: dict[str, dict[int, list[str]]] = {}
         suites = list(suites)
         for i, name in enumerate(suites):
-            key = f"{Path(name).stem}-{digest([ROOT / name])}-{state}"
+            key = f"{Path(name).stem}-{digest([ROOT / name])}-{now}"
             data, notes = kept / f"{key}.coverage", kept / f"{key}.json"
             if not notes.exists():
                 say(f"measuring {i + 1} of {len(suites)}: {name}")
@@ -110,7 +110,8 @@ def _turns(queues: list[list[str]]) -> Iterator[str]:
         yield from (queue[turn] for queue in queues if turn < len(queue))
 
 
-def _state() -> str:
+def state() -> str:
+    """Return the hash of narrows and of what tests share."""
     shared = [p for p in sources("tests") if p.suffix == ".py"]
     tests = [p for p in shared if not p.name.startswith("test_")]
     return digest([*sources("narrows"), *tests])

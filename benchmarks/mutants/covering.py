@@ -16,7 +16,7 @@ from benchmarks.mutants.cover import Cover
 from benchmarks.mutants.mutant import Mutant
 from benchmarks.mutants.tree import ROOT, text_of
 
-ROWS = "narrows/ir/ops/rows.py"
+ROWS, TABLE = "narrows/ir/ops/rows.py", "narrows/ir/ops/table.py"
 FUNCTIONS = (ast.FunctionDef, ast.Lambda)
 
 
@@ -36,8 +36,11 @@ def tests_of(mutant: Mutant, cover: Cover) -> list[str]:
     seen = any(line in lines for line in _header(statement))
     if in_function and not seen:
         return []
-    if mutant.file == ROWS:
-        return _of_rows(statement, outer[0], cover)
+    if mutant.file.startswith("narrows/ir/ops/"):
+        rows = _rows_of(mutant.file, statement, outer[0], cover)
+        if rows:
+            own = {t for row in rows for group in tests_of_row(row, cover) for t in group}
+            return sorted(own | set(_in(cover.lines(TABLE), _inner_lines(TABLE, named="rows"))))
     return _by_name(mutant.file, outer, cover) or _in(lines, _inner_lines(mutant.file))
 
 
@@ -77,11 +80,11 @@ def _header(node: ast.stmt) -> range:
     return range(node.lineno, last + 1)
 
 
-def _inner_lines(file: str, within: ast.AST | None = None) -> set[int]:
+def _inner_lines(file: str, within: ast.AST | None = None, named: str = "") -> set[int]:
     """Return the lines of the functions' bodies of a file or of a part of it."""
     found: set[int] = set()
     for node in ast.walk(within or _tree(file)):
-        if isinstance(node, ast.FunctionDef):
+        if isinstance(node, ast.FunctionDef) and named in ("", node.name):
             found |= set(range(node.body[0].lineno, (node.end_lineno or node.lineno) + 1))
     return found
 
@@ -123,10 +126,10 @@ def _naming(file: str, pattern: re.Pattern[str], cover: Cover) -> list[str]:
     return _in(cover.lines(file), named & _inner_lines(file))
 
 
-def _of_rows(statement: ast.stmt, outer: ast.stmt, cover: Cover) -> list[str]:
-    """Return the tests of the rows that a statement makes."""
+def _rows_of(file: str, statement: ast.stmt, outer: ast.stmt, cover: Cover) -> set[str]:
+    """Return the rows that a statement makes or names; in the table of rows all, if it is none."""
     words: set[str] = set()
-    texts = {_one(n.targets[0]): n.value for n in _tree(ROWS).body if isinstance(n, ast.Assign)}
+    texts = {_one(n.targets[0]): n.value for n in _tree(file).body if isinstance(n, ast.Assign)}
     for node in ast.walk(statement):
         node = texts.get(node.id, node) if isinstance(node, ast.Name) else node
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
@@ -137,8 +140,8 @@ def _of_rows(statement: ast.stmt, outer: ast.stmt, cover: Cover) -> list[str]:
     rows = {r for told in cover.tests.values() for r in told["rows"]}
     named = rows & (words | {f"{w}.default" for w in words})
     if not named and isinstance(outer, ast.FunctionDef) and statement is not outer:
-        return _of_rows(outer, outer, cover)
-    return sorted({t for row in named or rows for group in tests_of_row(row, cover) for t in group})
+        return _rows_of(file, outer, outer, cover)
+    return named or (rows if file == ROWS else set())
 
 
 def _one(node: ast.expr) -> str:
