@@ -38,11 +38,13 @@ def test_the_bound_is_met_where_greedy_by_size_misses_it() -> None:
 
 # Blocks (size, first, last) that only one order places within the bound at the first go.
 ORDERS = {
-    "the largest first": ((32, 2, 5), (80, 0, 3), (96, 1, 4), (96, 4, 4)),
-    "the largest for the longest first": ((64, 5, 7), (32, 3, 6), (32, 5, 9), (80, 1, 4)),
-    "the longest first": ((48, 3, 7), (32, 3, 7), (64, 2, 4), (64, 0, 2)),
-    "the earliest first": ((48, 0, 3), (64, 4, 4), (64, 0, 0), (32, 1, 5)),
-}
+    "the largest first": ((48, 0, 4), (48, 4, 8), (48, 2, 3), (64, 3, 7), (80, 5, 7)),
+    "the largest for the longest": ((32, 3, 4), (48, 0, 3), (48, 5, 8), (80, 1, 2), (96, 4, 5)),
+    "the longest first": ((80, 1, 4), (80, 1, 5), (32, 5, 9), (48, 2, 6), (64, 5, 6)),
+    "the earliest first": (
+        (96, 2, 5), (48, 1, 1), (64, 1, 2), (80, 1, 3), (80, 2, 5), (96, 5, 8),
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("order", ORDERS)

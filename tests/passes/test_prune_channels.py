@@ -175,3 +175,12 @@ def test_keys_alone_have_heads(seed: int) -> None:
     inputs, outputs = random_masks(program, 0.5, "both", seed)
     plan = narrows.plan(program, keep_inputs=inputs, keep_outputs=outputs)
     assert relative_error(narrows.apply(program, plan)(x), plan.masked(program)(x)) <= EXACT
+
+
+@pytest.mark.parametrize("name", ["meeting_interleave", "meeting_index", "meeting_stack"])
+def test_what_meets_again_is_cut_to_what_is_read(name: str) -> None:
+    """Not left as it was, with all of the parameters that make it."""
+    program = captured(name)
+    masks, _ = random_masks(program, 0.6, "input")
+    pruned = narrows.apply(program, narrows.plan(program, keep_inputs=masks, zeros=False))
+    assert (pruned.parameter_count, program.parameter_count) == (40, 153)
