@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,11 +12,14 @@ from torch import fx
 
 from narrows.ir.channels import analyse
 from narrows.ir.ops import table
+from narrows.ir.ops.mixing import Reduce
 from narrows.ir.ops.row import Row
 from narrows.ir.program import Program, relative_error
 from narrows.ir.work import Work
 from tests.backends.test_c_ops import program
 from tests.builder import Builder, aten, ramp
+from tests.ir.bench import Bench
+from tests.ir.test_op_rows import rewritten
 
 # ------------------------------------------------------------------ the work
 
@@ -129,3 +133,23 @@ def test_what_has_an_integer_form(golden: Callable[[str, str], None]) -> None:
             forms.setdefault(type(row.integer).__name__, []).append(row.name)
     lines = (f"{form}: {' '.join(names)}" for form, names in sorted(forms.items()))
     golden("integer_forms", "\n".join(lines) + "\n")
+
+
+# ------------------------------------------------------------------ zero among others
+
+
+@pytest.mark.parametrize(
+    "row", [pytest.param(r, id=r.name) for r in table.rows() if isinstance(r, Reduce)]
+)
+def test_a_zero_counts_where_all_others_are_of_one_sign(row: Reduce) -> None:
+    """Where it is the largest or the smallest of all, or the only one that is not like them."""
+    for sample, sign in itertools.product(row.samples, (-1.0, 1.0)):
+        bench = Bench(row, sample)
+        facts = analyse(bench.program())
+        program = bench.read([facts.value(p) for p in bench.parts])
+        weights = {n: t.clone() for n, t in program.weights.items()}
+        weights["m0.weight"] *= 0.1
+        weights["m0.bias"] = torch.full_like(weights["m0.bias"], 3.0 * sign)
+        weights["m0.weight"][0], weights["m0.bias"][0] = 0.0, 0.0
+        changed = program.replace(weights=weights)
+        rewritten(changed, analyse(changed))  # compares the numbers
