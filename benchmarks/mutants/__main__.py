@@ -135,8 +135,7 @@ class Trial:
             self.add(entry, new=False)
             return entry
         entry = self.blank(key, room, f"{mutant.file}:{mutant.line}", mutant.change)
-        code = text.splitlines()[mutant.line - 1].strip()
-        why = why_equivalent(mutant.file, code, mutant.change)
+        why = why_equivalent(mutant, text)
         cover = self.cover(room)
         tests = [] if why else tests_of(mutant, cover)
         if why or not tests:

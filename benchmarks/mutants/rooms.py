@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from benchmarks.mutants.mutant import Mutant
 from benchmarks.mutants.tree import ROOT
 
 
@@ -83,42 +84,39 @@ ROOMS: dict[str, Room] = {
     ),
 }  # fmt: skip
 
-# Mistakes that are none: (file, the line's text, what is changed there): why nothing can change.
-EQUIVALENT: dict[tuple[str, str, str], str] = {
-    (
-        "narrows/backends/c/kernels/binary.c", "m = by < 64 ? b.m >> by : 0;",
-        "C constant: `0` -> `1`",
-    ): "a unit behind all digits that are kept, and the rest says already that there is more",
-    (
-        "narrows/passes/quant/widen_clips.py",
-        "aten.clamp.default, (form.operands(node)[0], 0.0, top), {},",
-        "first and last: `0` -> `-1`",
-    ): "a clip has one operand",
+# Mistakes that are none: (file, the line as it is then): why nothing can change.
+EQUIVALENT: dict[tuple[str, str], str] = {
+    ("narrows/backends/c/kernels/binary.c", "m = by < 64 ? b.m >> by : 1;"):
+        "a unit behind all digits that are kept, and the rest says already that there is more",
     (
         "narrows/backends/onnx/export.py",
-        "self.fake = FakeTensorMode(shape_env=self.shapes, allow_non_fake_inputs=True)",
-        "truth: `True` -> `False`",
+        "self.fake = FakeTensorMode(shape_env=self.shapes, allow_non_fake_inputs=False)",
     ): "all that nodes read is without data already",
     (
         "narrows/backends/onnx/integer/qdq.py",
-        'narrow = most * shape[axis] <= EXACT and most * 2.0 ** args["exponent"] <= 2**23',
-        "comparison: `<=` -> `<`",
+        'narrow = most * shape[axis] < EXACT and most * 2.0 ** args["exponent"] <= 2**23',
     ): "at the bound both forms are exact",
     (
         "narrows/passes/quant/calibrate.py",
-        "grid = Grid(_exponent(found, activations, form.operands(node)[0]))",
-        "first and last: `0` -> `-1`",
+        "grid = Grid(_exponent(found, activations, form.operands(node)[-1]))",
     ): "what moves has one operand",
+    ("narrows/passes/quant/measure.py", "source = rounding[0].all_input_nodes[-1]"):
+        "a quantizer has one operand",
+    (
+        "narrows/passes/quant/widen_clips.py",
+        "aten.clamp.default, (form.operands(node)[-1], 0.0, top), {},",
+    ): "a clip has one operand",
 }  # fmt: skip
-
 
 SEED = re.compile(r"\b(manual_seed|Random|default_rng)\(\d")
 
 
-def why_equivalent(name: str, line: str, change: str) -> str:
-    """Return why a change of a line is no mistake, or an empty string."""
-    if SEED.search(line) and change.startswith("constant"):
+def why_equivalent(mutant: Mutant, text: str) -> str:
+    """Return why a change of a file's text is no mistake, or an empty string."""
+    line = text.splitlines()[mutant.line - 1]
+    if SEED.search(line) and mutant.kind == "constant":
         return "any seed will do"
-    if name.endswith("/page.py") and change.startswith("constant"):
+    if mutant.file.endswith("/page.py") and mutant.kind == "constant":
         return "how a page looks"
-    return EQUIVALENT.get((name, line.strip(), change), "")
+    changed = mutant.applied(text.encode()).decode().splitlines()[mutant.line - 1]
+    return EQUIVALENT.get((mutant.file, changed.strip()), "")
