@@ -34,7 +34,7 @@ from benchmarks.machine import table
 from benchmarks.mutants import claims, ctext, python
 from benchmarks.mutants.apart import BROKEN, CRASH, FAILED, PASSED, TIMEOUT, Ran, load, run
 from benchmarks.mutants.cover import Cover, state
-from benchmarks.mutants.covering import tests_of, tests_of_row
+from benchmarks.mutants.covering import tests_of, tests_of_row, tests_of_table
 from benchmarks.mutants.inside import Chosen, Claimed
 from benchmarks.mutants.mutant import Mutant
 from benchmarks.mutants.rooms import ROOMS, Room, why_equivalent
@@ -82,7 +82,7 @@ class Trial:
 
     def __init__(self, tree: Path, options: argparse.Namespace) -> None:
         self.tree, self.options = tree, options
-        self.state, self.tests = state(), digest(sources("tests"))
+        self.state, self.tests = state(tree), digest(tree, sources(tree, "tests"))
         self.log = Path(options.log) if options.log else None
         self.before: dict[str, dict[str, Any]] = {}
         if self.log is not None and self.log.exists():
@@ -115,8 +115,12 @@ class Trial:
 
     def proof(self, entry: dict[str, Any]) -> str:
         """Return the hash of the tests that an entry depends on."""
-        killer = ROOT / entry["test"].partition("::")[0]
-        return digest([killer]) if entry["how"] == KILLED and killer.is_file() else self.tests
+        killer = self.tree / entry["test"].partition("::")[0]
+        return (
+            digest(self.tree, [killer])
+            if entry["how"] == KILLED and killer.is_file()
+            else self.tests
+        )
 
     def add(self, entry: dict[str, Any], new: bool) -> None:
         entry["proof"] = self.proof(entry)
@@ -157,6 +161,7 @@ class Trial:
             return
         cover = self.cover(*TABLE)
         laws, looked = tests_of_row(claim.row, cover)
+        laws = list(dict.fromkeys([*laws, *tests_of_table(cover)]))
         chosen = [*laws, *self.chosen(looked, cover, "narrows/ir/ops/rows.py", key)]
         ran = self.run(chosen, Claimed(claim.row, claim.number))
         entry = self.blank(key, claim.danger, claim.row, claim.change)
@@ -291,7 +296,7 @@ def main() -> int:
     os.environ["OMP_NUM_THREADS"] = "1"
     load()
     stopped = False
-    for path in sources("narrows"):
+    for path in sources(ROOT, "narrows"):
         if path.suffix in (".py", ".c"):  # whoever edits the tree meanwhile does not matter
             text_of(str(path.relative_to(ROOT)))
     with copied() as tree:

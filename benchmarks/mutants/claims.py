@@ -26,6 +26,8 @@ CAREFUL = {
 }  # fmt: skip
 KINDS = ("view", "copy", "gather", "pointwise", "norm", "softmax")
 LEFT = {"target", "summary", "samples"}  # what a row is, and what it is tried on
+# What a product inherits of a contraction, and does not ask for.
+ITS_OWN = {"x", "weight", "bias", "x_axis", "out_axis", "in_axis", "transposed", "spatial"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +52,9 @@ class Claim:
 def others(row: Any) -> Iterator[tuple[str, Any, str]]:
     """Yield a row's traits with other values, and the value's name."""
     for field in dataclasses.fields(row):
-        if field.name not in LEFT:
+        idle = row.kind == "product" and field.name in ITS_OWN
+        idle |= field.name == "x_axis" and row.spatial > 0  # that of a convolution is known
+        if field.name not in LEFT and not idle:
             for value, name in _others(row, field.name, getattr(row, field.name)):
                 yield field.name, value, name
 

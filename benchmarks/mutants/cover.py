@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks.mutants.apart import PASSED, run
 from benchmarks.mutants.inside import Noted, Sampled, function
-from benchmarks.mutants.tree import ROOT, digest, sources
+from benchmarks.mutants.tree import digest, sources
 
 SAMPLE = 200
 WHOLE = {"tests/ir/test_op_rows.py"}  # every row has cases of its own
@@ -33,13 +33,13 @@ class Cover:
 
     def __init__(self, tree: Path, suites: Iterable[str], kept: Path, say: Say) -> None:
         kept.mkdir(parents=True, exist_ok=True)
-        now = state()
+        now = state(tree)
         self.data: list[Path] = []
         self.tests: dict[str, dict[str, Any]] = {}
         self._lines: dict[str, dict[int, list[str]]] = {}
         suites = list(suites)
         for i, name in enumerate(suites):
-            key = f"{Path(name).stem}-{digest([ROOT / name])}-{now}"
+            key = f"{Path(name).stem}-{digest(tree, [tree / name])}-{now}"
             data, notes = kept / f"{key}.coverage", kept / f"{key}.json"
             if not notes.exists():
                 say(f"measuring {i + 1} of {len(suites)}: {name}")
@@ -110,11 +110,11 @@ def _turns(queues: list[list[str]]) -> Iterator[str]:
         yield from (queue[turn] for queue in queues if turn < len(queue))
 
 
-def state() -> str:
+def state(tree: Path) -> str:
     """Return the hash of narrows and of what tests share."""
-    shared = [p for p in sources("tests") if p.suffix == ".py"]
+    shared = [p for p in sources(tree, "tests") if p.suffix == ".py"]
     tests = [p for p in shared if not p.name.startswith("test_")]
-    return digest([*sources("narrows"), *tests])
+    return digest(tree, [*sources(tree, "narrows"), *tests])
 
 
 def _measure(tree: Path, name: str, data: Path, notes: Path) -> None:

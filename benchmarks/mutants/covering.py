@@ -40,7 +40,7 @@ def tests_of(mutant: Mutant, cover: Cover) -> list[str]:
         rows = _rows_of(mutant.file, statement, outer[0], cover)
         if rows:
             own = {t for row in rows for group in tests_of_row(row, cover) for t in group}
-            return sorted(own | set(_in(cover.lines(TABLE), _inner_lines(TABLE, named="rows"))))
+            return sorted(own | set(tests_of_table(cover)))
     return _by_name(mutant.file, outer, cover) or _in(lines, _inner_lines(mutant.file))
 
 
@@ -146,6 +146,11 @@ def _rows_of(file: str, statement: ast.stmt, outer: ast.stmt, cover: Cover) -> s
 
 def _one(node: ast.expr) -> str:
     return node.id if isinstance(node, ast.Name) else ""
+
+
+def tests_of_table(cover: Cover) -> list[str]:
+    """Return the tests that look at all rows."""
+    return _in(cover.lines(TABLE), _inner_lines(TABLE, named="rows"))
 
 
 def tests_of_row(row: str, cover: Cover) -> tuple[list[str], list[str]]:

@@ -62,16 +62,16 @@ def text_of(file: str) -> str:
     return (ROOT / file).read_text(encoding="utf-8")
 
 
-def digest(paths: Iterable[Path]) -> str:
-    """Return the hash of files: of their names in the tree and their content."""
+def digest(tree: Path, paths: Iterable[Path]) -> str:
+    """Return the hash of files: of their names in a tree and their content."""
     made = hashlib.sha256()
     for path in sorted(paths):
-        made.update(f"{path.relative_to(ROOT)}\0".encode())
+        made.update(f"{path.relative_to(tree)}\0".encode())
         made.update(hashlib.sha256(path.read_bytes()).digest())
     return made.hexdigest()[:16]
 
 
-def sources(*folders: str) -> list[Path]:
-    """Return the files of folders of the tree, without what Python compiled."""
-    found = (p for folder in folders for p in (ROOT / folder).rglob("*") if p.is_file())
+def sources(tree: Path, *folders: str) -> list[Path]:
+    """Return the files of folders of a tree, without what Python compiled."""
+    found = (p for folder in folders for p in (tree / folder).rglob("*") if p.is_file())
     return [p for p in found if "__pycache__" not in p.parts]

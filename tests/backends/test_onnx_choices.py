@@ -55,5 +55,13 @@ def test_a_resized_image_is_floats_where_those_are_exact() -> None:
     assert "Mod" in operators(unary(x, aten.upsample_bicubic2d.default, [12, 12], False))
 
 
+def test_an_average_is_floats_where_every_divisor_is_exact() -> None:
+    x = line(2, 1, 9, 9, low=0.0, high=0.99)  # averages lie on the same grid
+    for width, quick in ((5, True), (7, False)):  # 14 is not exact; at a border it is 8, 10 or 12
+        pads = [0, width // 2]
+        made = operators(unary(x, aten.avg_pool2d.default, [2, width], [1, 1], pads, False, False))
+        assert ("AveragePool" in made) == quick, made
+
+
 def test_the_mean_square_of_a_wide_row_is_without_its_zero_point() -> None:
     operators(unary(line(2, 4000), aten.rms_norm.default, [4000]))
