@@ -33,6 +33,9 @@ class Padding(Moves):
     def obstacle(self, node: fx.Node) -> str:
         return "how much it pads is computed when it runs" if computes_numbers(node) else ""
 
+    def homogeneous(self, node: fx.Node) -> bool:
+        return self.value(node) == 0.0  # any other number stays what it is
+
     def value(self, node: fx.Node) -> float:
         """Return the number that it pads with."""
         return float(arguments(node)["value"] or 0.0)
