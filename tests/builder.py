@@ -10,7 +10,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx
 
 from narrows.ir.editing import infer_shapes
-from narrows.ir.program import Meta, Program
+from narrows.ir.program import Draft, Meta, Program
 
 aten = torch.ops.aten
 BATCH = 2
@@ -79,7 +79,7 @@ class Builder:
         self.graph.output(tuple(outputs))
         spec = pytree.tree_structure((tuple(self.examples), {}))
         out = pytree.tree_structure(tuple(0 for _ in outputs) if len(outputs) > 1 else 0)
-        program = Program(
+        program = Draft(
             self.graph,
             self.weights,
             spec,
@@ -95,4 +95,4 @@ class Builder:
             shape = Meta(node).shape
             free = node.op != "get_attr" and shape and shape[0] == BATCH
             Meta(node).dynamic = (0,) if free else ()
-        return program
+        return program.seal()

@@ -21,8 +21,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import map_arg
 
-from narrows.frontend.draft import Draft, is_item, val
 from narrows.frontend.einsum import einsum
+from narrows.frontend.lifted import Lifted, is_item, val
 from narrows.frontend.simplify import substitute
 from narrows.ir.adaptive import windows
 from narrows.ir.graph import live_nodes
@@ -37,16 +37,16 @@ _LOOPS = frozenset({aten.lstm, aten.gru, aten.rnn_tanh, aten.rnn_relu})
 _PROVENANCE = ("stack_trace", "nn_module_stack", "custom")
 
 
-def expand_composites(draft: Draft) -> None:
+def expand_composites(lifted: Lifted) -> None:
     """Replace composite operators by operators with rows, in place."""
     computed: set[fx.Node] = set()  # what weights alone make needs no row
-    for node in list(draft.graph.nodes):
+    for node in list(lifted.graph.nodes):
         if node.op == "placeholder" or any(n in computed for n in node.all_input_nodes):
             computed.add(node)
             if not _known(node):
                 body = _composition(node)
                 if body is not None:
-                    computed.update(_inline(draft.graph, node, body))
+                    computed.update(_inline(lifted.graph, node, body))
 
 
 def _known(node: fx.Node) -> bool:

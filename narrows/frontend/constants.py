@@ -18,7 +18,7 @@ from torch._ops import OpOverload
 from torch.fx.experimental.symbolic_shapes import free_symbols
 from torch.fx.node import map_arg
 
-from narrows.frontend.draft import Draft
+from narrows.frontend.lifted import Lifted
 from narrows.frontend.memory import shared_memory, written_args
 
 aten = torch.ops.aten
@@ -28,18 +28,18 @@ _LIKE = frozenset({aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_l
 _NEW = frozenset({aten.new_zeros, aten.new_ones, aten.new_full, aten.new_empty})
 
 
-def fold_constants(draft: Draft) -> None:
-    """Run the constant subgraphs of the draft and put their results in their place."""
-    root = shared_memory(draft.graph)
-    constant = _constant_nodes(draft, root)
+def fold_constants(lifted: Lifted) -> None:
+    """Run the constant subgraphs of the lifted graph and put their results in their place."""
+    root = shared_memory(lifted.graph)
+    constant = _constant_nodes(lifted, root)
     if not any(n.op == "call_function" for n in constant):
         return
     values: dict[fx.Node, Any] = {}
     version: dict[fx.Node, int] = defaultdict(int)
     stored: dict[tuple[fx.Node, int], Any] = {}
-    for node in list(draft.graph.nodes):
+    for node in list(lifted.graph.nodes):
         if node in constant:
-            values[node] = _run(draft, node, values)
+            values[node] = _run(lifted, node, values)
             for target in written_args(node):
                 version[root[target]] += 1
             continue
@@ -51,31 +51,31 @@ def fold_constants(draft: Draft) -> None:
                 return arg
             key = (arg, version[root[arg]])
             if key not in stored:
-                with draft.graph.inserting_before(reader):
-                    stored[key] = _store(draft, arg, values[arg])
+                with lifted.graph.inserting_before(reader):
+                    stored[key] = _store(lifted, arg, values[arg])
             return stored[key]
 
         node.args = map_arg(node.args, read)
         node.kwargs = map_arg(node.kwargs, read)
-    for node in reversed(list(draft.graph.nodes)):
+    for node in reversed(list(lifted.graph.nodes)):
         if node in constant and not node.users:
-            draft.graph.erase_node(node)
+            lifted.graph.erase_node(node)
 
 
-def _constant_nodes(draft: Draft, root: dict[fx.Node, fx.Node]) -> set[fx.Node]:
+def _constant_nodes(lifted: Lifted, root: dict[fx.Node, fx.Node]) -> set[fx.Node]:
     """Return the constant nodes: the largest set that no outside value flows into."""
     # Memory that something not constant is written into, or that outlives the call.
     tainted = {
         root[target]
-        for node in draft.graph.nodes
+        for node in lifted.graph.nodes
         for target in written_args(node)
         if root[target].op == "get_attr"
     }
     while True:
         constant: set[fx.Node] = set()
         fresh = False
-        for node in draft.graph.nodes:
-            if root[node] not in tainted and _is_constant(draft, node, constant):
+        for node in lifted.graph.nodes:
+            if root[node] not in tainted and _is_constant(lifted, node, constant):
                 constant.add(node)
                 continue
             for target in written_args(node):
@@ -86,9 +86,9 @@ def _constant_nodes(draft: Draft, root: dict[fx.Node, fx.Node]) -> set[fx.Node]:
             return constant
 
 
-def _is_constant(draft: Draft, node: fx.Node, constant: set[fx.Node]) -> bool:
+def _is_constant(lifted: Lifted, node: fx.Node, constant: set[fx.Node]) -> bool:
     if node.op == "get_attr":
-        return str(node.target) in draft.constants
+        return str(node.target) in lifted.constants
     if node.op != "call_function" or not _foldable(node):
         return False
     inputs = node.all_input_nodes
@@ -111,9 +111,9 @@ def _reads_only_type(node: fx.Node) -> bool:
     return packet in _LIKE or packet in _NEW
 
 
-def _run(draft: Draft, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+def _run(lifted: Lifted, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
     if node.op == "get_attr":
-        return draft.weights[str(node.target)]
+        return lifted.weights[str(node.target)]
     if _reads_only_type(node) and node.args[0] not in values:
         like = node.args[0].meta["val"]  # type: ignore[union-attr]
         shape, stride = node.meta["val"].shape, node.meta["val"].stride()
@@ -129,14 +129,14 @@ def _stand_in(like: Tensor, shape: Any, stride: Any) -> Tensor:
     return torch.empty_strided(shape, stride, dtype=like.dtype, device=like.device)
 
 
-def _store(draft: Draft, node: fx.Node, value: Any) -> Any:
+def _store(lifted: Lifted, node: fx.Node, value: Any) -> Any:
     """Return what stands for a constant node: a number, or a node that reads a new constant."""
     if not isinstance(value, Tensor):
         symbolic = node.meta.get("val")
         if isinstance(symbolic, (torch.SymInt, torch.SymFloat, torch.SymBool)):
-            draft.sizes[symbolic.node.expr] = value
+            lifted.sizes[symbolic.node.expr] = value
         return value
-    name = draft.new_constant(value.detach().clone())
-    new = draft.graph.create_node("get_attr", name)
+    name = lifted.new_constant(value.detach().clone())
+    new = lifted.graph.create_node("get_attr", name)
     new.meta = {**node.meta, "val": value}
     return new

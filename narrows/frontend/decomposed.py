@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from narrows.frontend.draft import Draft, is_item, val
+from narrows.frontend.lifted import Lifted, is_item, val
 
 aten = torch.ops.aten
 
@@ -21,9 +21,9 @@ aten = torch.ops.aten
 Call = tuple[Any, tuple[Any, ...], dict[str, Any]] | None
 
 
-def recompose(draft: Draft) -> None:
+def recompose(lifted: Lifted) -> None:
     """Replace decomposed operators by those of the dialect, in place."""
-    for node in list(draft.graph.nodes):
+    for node in list(lifted.graph.nodes):
         rule = _RULES.get(node.target) if node.op == "call_function" else None
         call = rule(*node.args, **node.kwargs) if rule is not None else None
         if call is None:
@@ -34,14 +34,14 @@ def recompose(draft: Draft) -> None:
                 continue
             old = next(iter(node.users), node)
         target, args, kwargs = call
-        with draft.graph.inserting_before(node):
-            new = draft.graph.call_function(target, args, kwargs)
+        with lifted.graph.inserting_before(node):
+            new = lifted.graph.call_function(target, args, kwargs)
         new.meta = {**node.meta, "val": val(old)}
         for user in [u for u in node.users if u is not new and is_item(u) and old is not node]:
             user.replace_all_uses_with(new)
-            draft.graph.erase_node(user)
+            lifted.graph.erase_node(user)
         node.replace_all_uses_with(new)
-        draft.graph.erase_node(node)
+        lifted.graph.erase_node(node)
 
 
 def _convolution(

@@ -23,8 +23,8 @@ from torch.export.graph_signature import InputKind
 
 from narrows.errors import CaptureError
 from narrows.frontend.containers import is_unknown_type, register_dataclasses
-from narrows.frontend.draft import finish, lift
 from narrows.frontend.inputs import Inputs, read_inputs
+from narrows.frontend.lifted import finish, lift
 from narrows.frontend.normalise import normalise
 from narrows.frontend.provenance import full_stacks, generated_stacks
 from narrows.frontend.refuse import (
@@ -193,13 +193,13 @@ def _build(
     state = {**(state or {}), **exported.state_dict, **exported.constants}
     tensors = {n: t for n, t in state.items() if isinstance(t, Tensor)}
     for again in (False, True):
-        draft = lift(exported, inputs.flat, _shared_names(tensors), generated or {})
+        lifted = lift(exported, inputs.flat, _shared_names(tensors), generated or {})
         if not free:
-            draft.free = set()
-        if normalise(draft):
+            lifted.free = set()
+        if normalise(lifted):
             out_spec: Any = exported.call_spec.out_spec
             specs = inputs.spec, out_spec
-            return finish(draft, specs, name, order=list(tensors), input_names=input_names)
+            return finish(lifted, specs, name, order=list(tensors), input_names=input_names)
         if again:
             break
         with _tracing():

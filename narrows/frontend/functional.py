@@ -20,7 +20,7 @@ from torch._ops import OpOverload
 from torch.fx.node import map_arg
 
 from narrows.errors import CaptureError
-from narrows.frontend.draft import Draft, mutation_error, note_input_mutation, val
+from narrows.frontend.lifted import Lifted, mutation_error, note_input_mutation, val
 from narrows.frontend.memory import UNDECLARED_VIEWS, views, written_args
 from narrows.frontend.provenance import user_frame
 from narrows.frontend.scatter import scatter
@@ -28,34 +28,34 @@ from narrows.frontend.scatter import scatter
 aten = torch.ops.aten
 
 
-def functionalise(draft: Draft) -> bool:
+def functionalise(lifted: Lifted) -> bool:
     """Replace in-place operators by functional ones; ``False`` if that is left to torch.
 
-    On ``False`` the draft is half done. Writes into an input are left out, with a note; a write
+    On ``False`` the graph is half done. Writes into an input are left out, with a note; a write
     into a weight is a `CaptureError`.
     """
-    written = {n: w for n in draft.graph.nodes if (w := written_args(n))}
+    written = {n: w for n in lifted.graph.nodes if (w := written_args(n))}
     if not written:
         return True
-    memory = _Memory.of(draft, {n: w[0] for n, w in written.items()})
+    memory = _Memory.of(lifted, {n: w[0] for n, w in written.items()})
     for node, targets in written.items():
         for target in targets:
-            _check_owner(draft, node, memory.root[target])
+            _check_owner(lifted, node, memory.root[target])
     if all(len(w) == 1 and _has_twin(n) for n, w in written.items()) and _Renaming(memory).run():
         return True
-    _check_torch_sees_all_views(draft, memory)
+    _check_torch_sees_all_views(lifted, memory)
     return False
 
 
-def _check_owner(draft: Draft, node: fx.Node, owner: fx.Node) -> None:
+def _check_owner(lifted: Lifted, node: fx.Node, owner: fx.Node) -> None:
     if owner.op == "get_attr":
-        raise mutation_error(str(owner.target), draft.where(node))
+        raise mutation_error(str(owner.target), lifted.where(node))
     if owner.op == "placeholder":
-        source, _ = user_frame(node.meta.get("stack_trace") or "", draft.generated)
-        note_input_mutation(draft, owner.name, source)
+        source, _ = user_frame(node.meta.get("stack_trace") or "", lifted.generated)
+        note_input_mutation(lifted, owner.name, source)
 
 
-def _check_torch_sees_all_views(draft: Draft, memory: _Memory) -> None:
+def _check_torch_sees_all_views(lifted: Lifted, memory: _Memory) -> None:
     """Refuse what torch would functionalise wrongly: it goes by the schemas alone."""
     owners = {memory.root[w] for w in memory.written.values()}
     for node in memory.source:
@@ -63,7 +63,7 @@ def _check_torch_sees_all_views(draft: Draft, memory: _Memory) -> None:
         if packet in UNDECLARED_VIEWS and memory.root[node] in owners:
             raise CaptureError(
                 f"the result of {node.target} shares memory that is written into",
-                where=draft.where(node),
+                where=lifted.where(node),
                 why="which of the two is meant to change cannot be told from the graph",
                 hint="replace the in-place operator by an ordinary one",
             )
@@ -98,20 +98,20 @@ class _Memory:
     last_use: dict[fx.Node, int]
 
     @classmethod
-    def of(cls, draft: Draft, written: dict[fx.Node, fx.Node]) -> _Memory:
-        source = views(draft, written.values())
+    def of(cls, lifted: Lifted, written: dict[fx.Node, fx.Node]) -> _Memory:
+        source = views(lifted, written.values())
         root: dict[fx.Node, fx.Node] = {}
         tensor: dict[fx.Node, fx.Node] = {}
         sharers: dict[fx.Node, list[fx.Node]] = defaultdict(list)
         position: dict[fx.Node, int] = {}
-        for i, node in enumerate(draft.graph.nodes):
+        for i, node in enumerate(lifted.graph.nodes):
             position[node] = i
             root[node] = root[source[node]] if node in source else node
             tensor[node] = tensor[written[node]] if node in written else node
             sharers[root[node]].append(node)
         last_use = {n: max((position[u] for u in n.users), default=-1) for n in position}
         owners = {n: tensor[w] for n, w in written.items()}
-        return cls(draft.graph, owners, tensor, source, root, sharers, position, last_use)
+        return cls(lifted.graph, owners, tensor, source, root, sharers, position, last_use)
 
     def is_read_elsewhere(self, node: fx.Node) -> bool:
         """Tell whether an older tensor that shares the memory ``node`` writes is read after it.

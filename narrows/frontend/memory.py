@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from torch._ops import OpOverload
 from torch.fx.node import map_arg
 
-from narrows.frontend.draft import Draft, is_item, val
+from narrows.frontend.lifted import Lifted, is_item, val
 
 aten = torch.ops.aten
 
@@ -65,17 +65,17 @@ def shared_memory(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
     return {n: find(n) for n in root}
 
 
-def views(draft: Draft, of: Iterable[fx.Node]) -> dict[fx.Node, fx.Node]:
+def views(lifted: Lifted, of: Iterable[fx.Node]) -> dict[fx.Node, fx.Node]:
     """Return, for every result that does share memory with an argument, that argument.
 
     Args:
-        draft: The graph.
+        lifted: The graph.
         of: The tensors of interest; only what shares memory with one of them is returned.
     """
-    may_share = shared_memory(draft.graph)
+    may_share = shared_memory(lifted.graph)
     wanted = {may_share[n] for n in of}
     found: dict[fx.Node, fx.Node] = {}
-    for node in draft.graph.nodes:
+    for node in lifted.graph.nodes:
         candidates = _may_view(node)
         if not candidates or may_share[node] not in wanted:
             continue
@@ -86,7 +86,7 @@ def views(draft: Draft, of: Iterable[fx.Node]) -> dict[fx.Node, fx.Node]:
             if candidates[0] in found:  # an item of a list of views, not of a tuple of results
                 found[node] = candidates[0]
         else:
-            source = _viewed(draft, node, candidates)
+            source = _viewed(lifted, node, candidates)
             if source is not None:
                 found[node] = source
     return found
@@ -102,13 +102,13 @@ def _may_view(node: fx.Node) -> list[fx.Node]:
     return _nodes(v for a, v in schema_args(node) if a.alias_info is not None)
 
 
-def _viewed(draft: Draft, node: fx.Node, candidates: list[fx.Node]) -> fx.Node | None:
+def _viewed(lifted: Lifted, node: fx.Node, candidates: list[fx.Node]) -> fx.Node | None:
     """Run one operator on the meta device and return the argument whose memory came out."""
     stand_ins: dict[fx.Node, Any] = {}
 
     def read(arg: fx.Node) -> Any:
         if arg not in stand_ins:
-            stand_ins[arg] = pytree.tree_map(lambda v: _without_data(draft, v), val(arg))
+            stand_ins[arg] = pytree.tree_map(lambda v: _without_data(lifted, v), val(arg))
         return stand_ins[arg]
 
     args, kwargs = map_arg((node.args, node.kwargs), read)
@@ -119,10 +119,10 @@ def _viewed(draft: Draft, node: fx.Node, candidates: list[fx.Node]) -> fx.Node |
     return next(shared, None)
 
 
-def _without_data(draft: Draft, value: Any) -> Any:
+def _without_data(lifted: Lifted, value: Any) -> Any:
     if not isinstance(value, Tensor):
-        return draft.number(value)
-    shape, stride = ([draft.number(n) for n in sizes] for sizes in (value.shape, value.stride()))
+        return lifted.number(value)
+    shape, stride = ([lifted.number(n) for n in sizes] for sizes in (value.shape, value.stride()))
     return torch.empty_strided(shape, stride, dtype=value.dtype, device="meta")
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from narrows.frontend.composites import expand_composites
 from narrows.frontend.constants import fold_constants
 from narrows.frontend.decomposed import recompose
-from narrows.frontend.draft import Draft
 from narrows.frontend.functional import functionalise
+from narrows.frontend.lifted import Lifted
 from narrows.frontend.norms import recognise_norms
 from narrows.frontend.refuse import check_draft
 from narrows.frontend.simplify import (
@@ -18,27 +18,27 @@ from narrows.frontend.simplify import (
 )
 
 
-def normalise(draft: Draft) -> bool:
-    """Bring the draft into the dialect; ``False`` if torch must functionalise the graph first.
+def normalise(lifted: Lifted) -> bool:
+    """Bring the graph into the dialect; ``False`` if torch must functionalise the graph first.
 
     Constants are folded before writes are replaced, so that a mask that is written slice by slice
     is run and not rewritten, and again after it: literals that data is written into.
-    On ``False`` the draft is half done and must be dropped.
+    On ``False`` the graph is half done and must be dropped.
     """
-    drop_unread(draft)
-    inline_contexts(draft)
-    fold_constants(draft)
-    unify_sizes(draft)
-    if not functionalise(draft):
+    drop_unread(lifted)
+    inline_contexts(lifted)
+    fold_constants(lifted)
+    unify_sizes(lifted)
+    if not functionalise(lifted):
         return False
-    fold_constants(draft)
-    recompose(draft)
-    expand_composites(draft)
-    unify_sizes(draft)
-    recompose(draft)
-    drop_empty(draft)
-    drop_no_ops(draft)
-    drop_unread(draft)
-    recognise_norms(draft)
-    check_draft(draft)
+    fold_constants(lifted)
+    recompose(lifted)
+    expand_composites(lifted)
+    unify_sizes(lifted)
+    recompose(lifted)
+    drop_empty(lifted)
+    drop_no_ops(lifted)
+    drop_unread(lifted)
+    recognise_norms(lifted)
+    check_draft(lifted)
     return True

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from narrows.frontend.draft import Draft, val
+from narrows.frontend.lifted import Lifted, val
 from narrows.frontend.memory import schema_args
 from narrows.frontend.simplify import drop_unread, substitute
 
@@ -56,17 +56,17 @@ class _Norm:
     channelwise: bool = False
 
 
-def recognise_norms(draft: Draft) -> None:
+def recognise_norms(lifted: Lifted) -> None:
     """Replace norms that are written out by operators, in place."""
-    for node in list(draft.graph.nodes):
+    for node in list(lifted.graph.nodes):
         norm = _scaled(node)
         if norm is None:
             continue
         norm = _with_parameters(_grouped(norm) or norm)
         write = _spelling(norm)
         if write is not None:
-            _replace(draft.graph, norm, write)
-    drop_unread(draft)
+            _replace(lifted.graph, norm, write)
+    drop_unread(lifted)
 
 
 # ---------------------------------------------------------------------- what is there

@@ -21,8 +21,8 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from narrows.errors import CaptureError
 from narrows.frontend.containers import is_unknown_type
-from narrows.frontend.draft import Draft
 from narrows.frontend.inputs import TRACE_BATCH, Inputs, unsupported
+from narrows.frontend.lifted import Lifted
 from narrows.frontend.memory import schema_args
 from narrows.frontend.provenance import is_user_file, short_path
 from narrows.ir.ops.args import arguments
@@ -109,17 +109,17 @@ def reparametrised(model: nn.Module) -> list[Note]:
 # ---------------------------------------------------------------------- after the export
 
 
-def check_draft(draft: Draft) -> None:
+def check_draft(lifted: Lifted) -> None:
     """Refuse operators and values that a program cannot hold."""
-    for node in draft.graph.nodes:
+    for node in lifted.graph.nodes:
         if node.op == "get_attr" and "body" in node.meta:
             continue
-        _check_value(draft, node)
+        _check_value(lifted, node)
         if node.op == "call_function":
-            _check_operator(draft, node)
+            _check_operator(lifted, node)
 
 
-def _check_value(draft: Draft, node: fx.Node) -> None:
+def _check_value(lifted: Lifted, node: fx.Node) -> None:
     value = node.meta.get("val")
     values = value if isinstance(value, (tuple, list)) else [value]
     for item in values:
@@ -127,20 +127,20 @@ def _check_value(draft: Draft, node: fx.Node) -> None:
         if problem:
             raise CaptureError(
                 f"the result is {problem}",
-                where=draft.where(node),
+                where=lifted.where(node),
                 why="programs compute with dense real numbers",
                 hint="keep that part out of the captured module",
             )
-        if item is not None and free_unbacked_symbols(item) - set(draft.sizes):
+        if item is not None and free_unbacked_symbols(item) - set(lifted.sizes):
             raise CaptureError(
                 "a size or a number depends on the data of a tensor",
-                where=draft.where(node),
+                where=lifted.where(node),
                 why="the shapes of a program follow from the shapes of its inputs",
                 hint=_DATA_HINT,
             )
 
 
-def _check_operator(draft: Draft, node: fx.Node) -> None:
+def _check_operator(lifted: Lifted, node: fx.Node) -> None:
     target = node.target
     if not isinstance(target, OpOverload):
         return
@@ -151,13 +151,13 @@ def _check_operator(draft: Draft, node: fx.Node) -> None:
     if training and keeps_statistics:  # with none kept, it is a plain function of its input
         raise CaptureError(
             "BatchNorm uses batch statistics and updates its running ones",
-            where=draft.where(node),
+            where=lifted.where(node),
             hint="call model.eval() before the capture or the export",
         )
     if _is_random(target, given):
         raise CaptureError(
             f"{target} draws random numbers",
-            where=draft.where(node),
+            where=lifted.where(node),
             why="a program returns the same result for the same inputs",
             hint="give functional dropout training=self.training; pass noise in as an input",
         )

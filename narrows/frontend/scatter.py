@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from narrows.frontend.draft import is_item, val
+from narrows.frontend.lifted import is_item, val
 from narrows.frontend.memory import schema_args
 
 aten = torch.ops.aten

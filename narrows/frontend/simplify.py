@@ -12,7 +12,7 @@ from torch.fx.experimental.symbolic_shapes import free_symbols
 from torch.fx.node import map_arg
 
 from narrows.errors import CaptureError
-from narrows.frontend.draft import Draft, is_item, val
+from narrows.frontend.lifted import Lifted, is_item, val
 from narrows.frontend.memory import schema_args
 
 aten = torch.ops.aten
@@ -22,27 +22,27 @@ higher_order = torch.ops.higher_order
 _BODY = {higher_order.wrap_with_set_grad_enabled: 1, higher_order.wrap_with_autocast: 4}
 
 
-def inline_contexts(draft: Draft) -> None:
+def inline_contexts(lifted: Lifted) -> None:
     """Replace ``with torch.no_grad():`` blocks, and autocast that is off, by their bodies."""
-    pending = [n for n in draft.graph.nodes if isinstance(n.target, HigherOrderOperator)]
+    pending = [n for n in lifted.graph.nodes if isinstance(n.target, HigherOrderOperator)]
     while pending:
         node = pending.pop()
         position = _BODY.get(node.target)  # type: ignore[arg-type]
         if position is None:
             raise CaptureError(
                 f"the model uses the operator {node.target}",
-                where=draft.where(node),
+                where=lifted.where(node),
                 why="a program has no control flow",
                 hint="compute both sides and choose with torch.where, or unroll the loop",
             )
         if node.target is higher_order.wrap_with_autocast and node.args[2]:
             raise CaptureError(
                 "the model switches autocast on",
-                where=draft.where(_first_inside(node)),
+                where=lifted.where(_first_inside(node)),
                 why="the types that autocast chooses are in no operator of the graph",
                 hint="convert with .to(dtype) instead, or capture without autocast",
             )
-        pending += _inline(draft.graph, node, position)
+        pending += _inline(lifted.graph, node, position)
 
 
 def _first_inside(node: fx.Node) -> fx.Node:
@@ -76,20 +76,20 @@ def _inline(graph: fx.Graph, node: fx.Node, position: int) -> list[fx.Node]:
     return inner
 
 
-def drop_unread(draft: Draft) -> None:
+def drop_unread(lifted: Lifted) -> None:
     """Remove assertions and every other node that nothing reads and that writes nothing."""
-    for node in reversed(list(draft.graph.nodes)):
+    for node in reversed(list(lifted.graph.nodes)):
         writes = isinstance(node.target, OpOverload) and node.target._schema.is_mutable
         if node.op in ("call_function", "get_attr") and not node.users and not writes:
-            draft.graph.erase_node(node)
+            lifted.graph.erase_node(node)
 
 
-def drop_empty(draft: Draft) -> None:
+def drop_empty(lifted: Lifted) -> None:
     """Take what has no elements out of concatenations, to which it adds nothing.
 
     Rotary embeddings of whole heads, and prefixes of no tokens, concatenate such a part.
     """
-    for node in draft.graph.nodes:
+    for node in lifted.graph.nodes:
         if node.target not in (aten.cat.default, aten.concat.default):
             continue
         parts: Any = node.args[0]
@@ -110,32 +110,32 @@ def _is_empty(value: Any) -> bool:
     return isinstance(value, Tensor) and any(isinstance(s, int) and s == 0 for s in value.shape)
 
 
-def unify_sizes(draft: Draft) -> None:
+def unify_sizes(lifted: Lifted) -> None:
     """Make sizes that are known literals, and let every free size be read by one node."""
     replaced: dict[fx.Node, Any] = {}
     readers: dict[Any, fx.Node] = {}
-    for node in list(draft.graph.nodes):
+    for node in list(lifted.graph.nodes):
         value = val(node)
         if node.op != "call_function" or isinstance(value, (Tensor, tuple, list, type(None))):
             continue
         symbols = free_symbols(value)
-        if symbols - set(draft.sizes):
+        if symbols - set(lifted.sizes):
             continue  # depends on data; refused later
-        if not symbols & draft.free:
-            replaced[node] = draft.number(value)
-        elif value.node.expr in draft.readers:
-            replaced[node] = _size_reader(draft, value, readers)
-    substitute(draft.graph, replaced)
+        if not symbols & lifted.free:
+            replaced[node] = lifted.number(value)
+        elif value.node.expr in lifted.readers:
+            replaced[node] = _size_reader(lifted, value, readers)
+    substitute(lifted.graph, replaced)
     for node in reversed(list(replaced)):
-        draft.graph.erase_node(node)
+        lifted.graph.erase_node(node)
 
 
-def _size_reader(draft: Draft, value: Any, readers: dict[Any, fx.Node]) -> fx.Node:
+def _size_reader(lifted: Lifted, value: Any, readers: dict[Any, fx.Node]) -> fx.Node:
     size = value.node.expr
     if size not in readers:
-        holder, axis = draft.readers[size]
-        with draft.graph.inserting_before(_first_call(draft.graph)):
-            readers[size] = draft.graph.call_function(aten.sym_size.int, (holder, axis))
+        holder, axis = lifted.readers[size]
+        with lifted.graph.inserting_before(_first_call(lifted.graph)):
+            readers[size] = lifted.graph.call_function(aten.sym_size.int, (holder, axis))
         readers[size].meta = {"val": value}
     return readers[size]
 
@@ -144,10 +144,10 @@ def _first_call(graph: fx.Graph) -> fx.Node:
     return next(n for n in graph.nodes if n.op != "placeholder")
 
 
-def drop_no_ops(draft: Draft) -> None:
+def drop_no_ops(lifted: Lifted) -> None:
     """Remove calls that return one of their inputs as it is."""
     replaced: dict[fx.Node, Any] = {}
-    for node in draft.graph.nodes:
+    for node in lifted.graph.nodes:
         if node.op != "call_function" or not isinstance(node.target, OpOverload):
             continue
         rule = _NO_OPS.get(node.target.overloadpacket)
@@ -155,9 +155,9 @@ def drop_no_ops(draft: Draft) -> None:
             # A scatter that covers the whole tensor leaves only what it writes.
             scatter = node.target.overloadpacket is aten.slice_scatter
             replaced[node] = node.args[1 if scatter else 0]
-    substitute(draft.graph, replaced)
+    substitute(lifted.graph, replaced)
     for node in reversed(list(replaced)):
-        draft.graph.erase_node(node)
+        lifted.graph.erase_node(node)
 
 
 def _always(node: fx.Node) -> bool:

@@ -1,4 +1,4 @@
-"""Changing a program that is being made: weights are added, shapes found anew."""
+"""Changing a draft: weights are added, shapes found anew."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 from torch import Tensor, fx
 
 from narrows.ir.blank import run_blank
-from narrows.ir.program import Meta, Origin, Program
+from narrows.ir.program import Draft, Meta, Origin
 
 
-def add_weight(program: Program, name: str, data: Tensor, origin: str = "") -> fx.Node:
-    """Add a weight to a program that nobody else has, and return its new ``get_attr`` node.
+def add_weight(program: Draft, name: str, data: Tensor, origin: str = "") -> fx.Node:
+    """Add a weight to a draft, and return its new ``get_attr`` node.
 
     Args:
-        program: The program; its graph and its weights are changed in place.
+        program: The draft; its graph and its weights are changed in place.
         name: The weight's name; a number is added where it is taken.
         data: The tensor.
         origin: The weight that it is a copy of, perhaps changed; without one it is a constant.
@@ -36,10 +36,10 @@ def add_weight(program: Program, name: str, data: Tensor, origin: str = "") -> f
     return node
 
 
-def infer_shapes(program: Program) -> None:
+def infer_shapes(program: Draft) -> None:
     """Fill ``Meta.shape``, ``dtype`` and ``size`` of every node by running it without data.
 
-    The program must be one the caller made: its nodes' meta is written.
+    The nodes' meta is written.
     """
 
     def record(node: fx.Node, value: Any) -> None:

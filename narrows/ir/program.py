@@ -8,8 +8,9 @@ The graph is a `torch.fx.Graph` in one dialect:
   or arithmetic on sizes (``aten.sym_size.int``, ``operator.mul`` ...);
 * ``output``: a tuple of the flat outputs, in the order of ``out_spec``.
 
-A program is a value. Nothing in narrows changes a program it did not make: rewrites copy the graph
-and share the tensors. `Meta` is the only place that spells the keys of ``node.meta``.
+A program is a value: graph, weights and attributes of a `Program` can be read, not changed. A
+rewrite edits a `Draft`, a copy of the graph that shares the tensors, and seals it.
+`Meta` is the only place that spells the keys of ``node.meta``.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.utils._pytree as pytree
@@ -27,6 +29,7 @@ from torch.fx.node import map_arg
 
 from narrows.errors import NarrowsError, ProgramError, suggest
 from narrows.ir.graph import Observe, Run, add_node
+from narrows.ir.sealed import SealedDict, refuse, seal
 
 aten = torch.ops.aten
 
@@ -163,7 +166,10 @@ def op_name(node: fx.Node) -> str:
 
 @dataclass(eq=False)
 class Program:
-    """A captured network: run it with ``program(*inputs)``.
+    """A captured network, and what is made of it: run it with ``program(*inputs)``.
+
+    It is a value. `copy` gives a draft that can be changed. The tensors are shared with whoever has
+    them, so what is written *into* one is seen; what was found out is then found out anew.
 
     Attributes:
         graph: The operators; see the module's text for the dialect.
@@ -187,11 +193,11 @@ class Program:
     """
 
     graph: fx.Graph
-    weights: dict[str, Tensor]
+    weights: Mapping[str, Tensor]
     in_spec: pytree.TreeSpec
     out_spec: pytree.TreeSpec
     examples: tuple[Any, ...]
-    aliases: dict[str, str] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
     buffers: frozenset[str] = frozenset()
     stored: frozenset[str] = frozenset()
     dynamic_batch: bool = False
@@ -203,6 +209,24 @@ class Program:
     folded: tuple[str, ...] = ()
     base: Any = None
     _memo: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        """Seal graph and weights."""
+        seal(self.graph)
+        object.__setattr__(self, "weights", SealedDict(self.weights))
+        object.__setattr__(self, "aliases", SealedDict(self.aliases))
+        object.__setattr__(self, "_sealed", True)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse, once the program is made."""
+        if getattr(self, "_sealed", False):
+            refuse(f"{name} of {self.name}")
+        object.__setattr__(self, name, value)
+
+    def __deepcopy__(self, seen: dict[int, Any]) -> Self:
+        """Copy the tensors, too."""
+        tensors = {k: deepcopy(getattr(self, k), seen) for k in ("weights", "examples")}
+        return self.replace(graph=self._copied_graph(), **tensors)
 
     # ------------------------------------------------------------------ reading
 
@@ -360,7 +384,7 @@ class Program:
 
     # ------------------------------------------------------------------ deriving
 
-    def replace(self, **changes: Any) -> Program:
+    def replace(self, **changes: Any) -> Self:
         """Return a copy with some attributes replaced; graph and tensors are shared."""
         if "graph" in changes or "weights" in changes:
             changes.setdefault("base", None)
@@ -368,33 +392,46 @@ class Program:
         return dataclasses.replace(self, **changes)
 
     def memo(self, key: str, build: Callable[[], Any] | None = None) -> Any:
-        """Return what ``build`` made of graph and weights last time, or now if either changed.
+        """Return what ``build`` made of graph and weights, made once.
 
         Without ``build``, ``None`` where it would have to be made. Nobody may change what it
-        returns. It is not for values that depend on anything else.
+        returns. It is not for values that depend on anything but graph and weights.
         """
-        nodes = [(n, n.target, n.args, n.kwargs) for n in self.graph.nodes]
-        held = list(self.weights.values())  # kept, so that no other tensor gets the id of one
-        try:
-            state = nodes, [*self.weights], [(id(w), w._version) for w in held]
+        try:  # tensors are shared, and somebody may train one
+            versions = [w._version for w in self.weights.values()]
         except RuntimeError:  # tensors of inference mode do not count their changes
             return None if build is None else build()
-        if self._memo.get("state") != state:
+        if self._memo.get("versions") != versions:
             self._memo.clear()
-            self._memo.update(state=state, held=held)
+            self._memo["versions"] = versions
         if key in self._memo or build is None:
             return self._memo.get(key)
         made = self._memo[key] = build()
         return made
 
-    def copy(self) -> Program:
-        """Return a copy with a graph of its own; the tensors are shared."""
+    def copy(self, **changes: Any) -> Draft:
+        """Return a copy that can be changed, with a graph of its own; the tensors are shared.
+
+        Args:
+            changes: Attributes that it has in place of the program's, the graph among them.
+        """
+        held = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        held |= {"base": None, "_memo": {}, **changes}
+        if "graph" not in changes:
+            held["graph"] = self._copied_graph()
+        return Draft(**{**held, **{k: dict(held[k]) for k in ("weights", "aliases")}})
+
+    def _copied_graph(self) -> fx.Graph:
         graph, new = fx.Graph(), {}
         for node in self.graph.nodes:
             args, kwargs = map_arg((node.args, node.kwargs), new.__getitem__)
             new[node] = add_node(graph, node.op, node.target, args, kwargs, node.name)
             new[node].meta = dict(node.meta)
-        return self.replace(graph=graph, weights=dict(self.weights))
+        return graph
+
+    def seal(self) -> Program:
+        """Return the program itself: it is finished."""
+        return self
 
     def with_weights(self, state: Mapping[str, Tensor]) -> Program:
         """Return the program with the tensors of another checkpoint of the same model.
@@ -451,6 +488,30 @@ class Program:
     def __repr__(self) -> str:
         count = sum(n.op == "call_function" for n in self.graph.nodes)
         return f"Program({self.name}: {count} ops, {self.parameter_count:,} parameters)"
+
+
+@dataclass(eq=False)
+class Draft(Program):
+    """A program that is being made, by the one who has it: graph, weights and the rest may change.
+
+    It can be run and analysed as a `Program` can. It remembers nothing of that: each analysis is
+    made anew.
+    """
+
+    weights: dict[str, Tensor]
+    aliases: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Stay open."""
+
+    def memo(self, key: str, build: Callable[[], Any] | None = None) -> Any:
+        """Return what ``build`` makes of the graph and the weights as they are now."""
+        return None if build is None else build()
+
+    def seal(self) -> Program:
+        """Return the finished program. The draft is used up: its graph is the program's."""
+        held = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return Program(**{**held, "_memo": {}})
 
 
 def format_shape(shape: Iterable[int], dynamic: Iterable[int] = ()) -> str:

@@ -70,7 +70,7 @@ def in_precision(program: Program, dtype: torch.dtype) -> Program:
         _bound_numbers(node, dtype)
         if born:
             _say_dtype(result.graph, node, dtype)
-    return result
+    return result.seal()
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:

@@ -87,7 +87,7 @@ class PassResult:
     """What a pass made of a program.
 
     Attributes:
-        program: The new program; the input itself where nothing changed.
+        program: The new program; the input itself where nothing changed. A draft is sealed.
         changed: Whether the new program differs from the input.
         notes: What a person should know: what was left alone, and why.
         measured: Relative errors by dtype name (``float32``), written by the `Numerics` instrument.
@@ -100,6 +100,10 @@ class PassResult:
     notes: tuple[Note, ...] = ()
     measured: dict[str, float] = field(default_factory=dict, compare=False)
     remarks: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Seal the program."""
+        object.__setattr__(self, "program", self.program.seal())
 
 
 @dataclass(frozen=True)

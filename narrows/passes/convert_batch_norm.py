@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from narrows.ir.ops.args import arguments
-from narrows.ir.program import Meta, Program, aten, copy_meta, shape_of
+from narrows.ir.program import Draft, Meta, Program, aten, copy_meta, shape_of
 from narrows.passes.base import Fidelity, Pass, PassResult
 
 CONVOLUTIONS = {3: aten.conv1d.default, 4: aten.conv2d.default, 5: aten.conv3d.default}
@@ -45,8 +45,8 @@ def _fits(node: fx.Node) -> bool:
     return known and fixed and len(shape_of(node)) in CONVOLUTIONS
 
 
-def _convert(program: Program, norm: fx.Node) -> None:
-    """Replace a norm; ``program`` is the pass's own copy."""
+def _convert(program: Draft, norm: fx.Node) -> None:
+    """Replace a norm."""
     given = arguments(norm)
     like = program.tensor(given["running_var"])
 
@@ -81,7 +81,7 @@ def _convert(program: Program, norm: fx.Node) -> None:
     program.aliases = {a: n for a, n in program.aliases.items() if n in program.weights}
 
 
-def _put(program: Program, before: fx.Node, base: str, tensor: Tensor, dtype: torch.dtype) -> Any:
+def _put(program: Draft, before: fx.Node, base: str, tensor: Tensor, dtype: torch.dtype) -> Any:
     name, count = base, 1
     while name in program.weights or name in program.aliases:
         name, count = f"{base}_{count}", count + 1

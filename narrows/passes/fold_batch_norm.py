@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from narrows.ir.ops.args import arguments, changed
-from narrows.ir.program import Meta, Note, Program, aten, copy_meta, shape_of
+from narrows.ir.program import Draft, Meta, Note, Program, aten, copy_meta, shape_of
 from narrows.passes.base import Fidelity, Pass, PassResult
 
 # The operators a norm folds into, with the number of spatial axes (``None``: the channels come
@@ -102,7 +102,7 @@ def fold(program: Program) -> tuple[Program, tuple[Fold, ...], tuple[Note, ...]]
     if not folds:
         return program, (), tuple(notes)
     result.folded = (*program.folded, *(f.norm for f in folds))
-    return result, tuple(folds), tuple(notes)
+    return result.seal(), tuple(folds), tuple(notes)
 
 
 def _feeds_norm(node: fx.Node) -> bool:
@@ -135,9 +135,9 @@ def _obstacle(norm: fx.Node) -> Note | None:
     if rank != (2 if spatial is None else spatial + 2):
         return note("axis", f"it normalises another axis than the output channels of {layer.name}")
     for role in ("weight", "bias"):
-        message = _unfit(layer, role)
-        if message:
-            return note("shared" if "also read" in message else "computed", message)
+        unfit = _unfit(layer, role)
+        if unfit is not None:
+            return note(*unfit)
     for role in ("weight", "bias", "running_mean", "running_var"):
         source = given[role]
         if source is not None and source.op != "get_attr":
@@ -145,18 +145,18 @@ def _obstacle(norm: fx.Node) -> Note | None:
     return None
 
 
-def _unfit(layer: fx.Node, role: str) -> str:
-    """Return why a layer's weight cannot take the norm's scale, or an empty string."""
+def _unfit(layer: fx.Node, role: str) -> tuple[str, str] | None:
+    """Return why a layer's weight cannot take the norm's scale: a note's reason and message."""
     source = arguments(layer)[role]
     if source is None:
-        return ""
+        return None
     if source.op != "get_attr":
-        return f"the {role} of {layer.name} is computed by {source.name}"
+        return "computed", f"the {role} of {layer.name} is computed by {source.name}"
     readers = [u for u in source.users if u is not layer]
     uses = sum(a is source for a in arguments(layer).values())
     if readers:
-        return f"{source.target} is also read by {_named(readers)}"
-    return "" if uses == 1 else f"{layer.name} reads {source.target} twice"
+        return "shared", f"{source.target} is also read by {_named(readers)}"
+    return None if uses == 1 else ("shared", f"{layer.name} reads {source.target} twice")
 
 
 def _named(nodes: Sequence[fx.Node]) -> str:
@@ -166,8 +166,8 @@ def _named(nodes: Sequence[fx.Node]) -> str:
     return ", ".join(names) if len(rest) < 2 else f"{', '.join(names[:3])} and {len(rest)} more"
 
 
-def _fold(program: Program, norm: fx.Node) -> fx.Node:
-    """Fold ``norm`` into the layer before it, which is returned; ``program`` is the pass's own."""
+def _fold(program: Draft, norm: fx.Node) -> fx.Node:
+    """Fold ``norm`` into the layer before it, which is returned."""
     layer = arguments(norm)["input"]
     weight_node, bias_node = (arguments(layer)[r] for r in ("weight", "bias"))
     weight = program.tensor(weight_node)
@@ -246,7 +246,7 @@ def scaled(layer: fx.Node, weight: Tensor, scale: Tensor) -> Tensor:
 
 
 def _add_bias(
-    program: Program, layer: fx.Node, weight: str, dtype: torch.dtype, bias: Tensor
+    program: Draft, layer: fx.Node, weight: str, dtype: torch.dtype, bias: Tensor
 ) -> fx.Node:
     """Give ``layer`` a bias that it did not have and return its node; the tensor is set later."""
     path, _, leaf = weight.rpartition(".")
@@ -263,7 +263,7 @@ def _add_bias(
     return node
 
 
-def _drop(program: Program, weight: str) -> None:
+def _drop(program: Draft, weight: str) -> None:
     """Drop a weight of a folded norm that nothing reads any more."""
     del program.weights[weight]
     program.buffers = program.buffers - {weight}

@@ -19,7 +19,7 @@ from torch import fx
 from narrows.errors import PassError, PassUsageError, UsageError
 from narrows.ir.cost import CostTable
 from narrows.ir.graph import without_collection
-from narrows.ir.program import Mark, Meta, Note, Program, shape_of
+from narrows.ir.program import Draft, Mark, Meta, Note, Program, shape_of
 from narrows.ir.work import works_of
 from narrows.passes import spelling
 from narrows.passes.base import Pass, PassResult
@@ -194,8 +194,8 @@ class Pipeline:
     ) -> PipelineResult:
         """Run the passes in order and return the final program with a report per pass.
 
-        The program it is given stays as it is. The final one names the passes in ``history`` and
-        holds their notes.
+        The program it is given stays as it is; of a draft, a copy is taken. The final one names the
+        passes in ``history`` and holds their notes.
 
         Args:
             program: The program to rewrite.
@@ -213,6 +213,7 @@ class Pipeline:
                 hint="narrows.capture(model, inputs) makes one",
             )
         self.check_order(program.history)
+        program = program.copy().seal() if isinstance(program, Draft) else program
         initial = report("capture", "capture", program, PassResult(program, False), 0.0)
         reports = []
         with without_collection():

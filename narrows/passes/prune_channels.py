@@ -14,10 +14,11 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
+from torch import fx
 
 from narrows.errors import PassError
 from narrows.ir.labels import Bools
-from narrows.ir.program import Note, Program, aten, shape_of
+from narrows.ir.program import Meta, Note, Program, aten, shape_of
 from narrows.ir.rewrite import Base, rewrite
 from narrows.passes.base import Fidelity, Pass, PassResult
 from narrows.passes.forms.families import orders
@@ -123,25 +124,39 @@ def _is_restless(program: Program, notes: tuple[Note, ...]) -> bool:
     return not all(bool(w.reshape(-1)[:64].any()) or bool(w.any()) for w in wide)
 
 
-def _without_gates(pruned: Program) -> Program:
-    """Return the program without the masks that multiply by one everywhere.
+def _without_gates(program: Program) -> Program:
+    """Return the program without products with a literal that is one everywhere.
 
-    They came with the plan; the program is one that the caller has made.
+    A mask of a plan is such a literal once the channels that it zeroes are gone.
     """
-    for node in list(pruned.graph.nodes):
-        if node.target is not aten.mul.Tensor or not node.name.endswith("_masked"):
+    if not any(_is_idle_gate(program, node) for node in program.graph.nodes):
+        return program
+    result = program.copy()
+    for node in list(result.graph.nodes):
+        if not _is_idle_gate(result, node):
             continue
         source, gate = node.args
-        if gate.op != "get_attr" or str(gate.target) not in pruned.buffers:
-            continue
-        if bool((pruned.tensor(gate) == 1).all()):
-            node.replace_all_uses_with(source)
-            pruned.graph.erase_node(node)
-            if not gate.users:
-                pruned.graph.erase_node(gate)
-                del pruned.weights[str(gate.target)]
-                pruned.buffers = pruned.buffers - {str(gate.target)}
-    return pruned
+        node.replace_all_uses_with(source)
+        result.graph.erase_node(node)
+        if not gate.users:
+            result.graph.erase_node(gate)
+            del result.weights[str(gate.target)]
+            result.buffers = result.buffers - {str(gate.target)}
+    return result.seal()
+
+
+def _is_idle_gate(program: Program, node: fx.Node) -> bool:
+    """Whether a node multiplies by ones that no checkpoint holds, and gives its operand."""
+    if node.target is not aten.mul.Tensor:
+        return False
+    source, gate = node.args
+    if not isinstance(source, fx.Node) or not isinstance(gate, fx.Node):
+        return False
+    name = str(gate.target)
+    if gate.op != "get_attr" or name not in program.buffers or name in program.stored:
+        return False
+    same = shape_of(source) == shape_of(node) and Meta(source).dtype == Meta(node).dtype
+    return same and bool((program.weights[name] == 1).all())
 
 
 # ------------------------------------------------------------------ did anything change?

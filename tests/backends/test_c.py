@@ -122,7 +122,8 @@ def test_the_header_converts_as_the_interpreter(tmp_path: Path) -> None:
 def test_batches_and_wide_sums() -> None:
     program = layers()
     assert narrows.lower(program, "c", batch=3, samples=1).inputs[0].shape[0] == 3
-    layer = next(n for n in program.nodes if n.name == "first")
+    program = program.copy()
+    layer = program.node("first")
     program.weights["first.large"] = torch.full((5,), 2**31 - 2**16, dtype=torch.int32)
     with program.graph.inserting_before(layer):
         layer.update_arg(2, program.graph.get_attr("first.large"))

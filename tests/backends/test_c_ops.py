@@ -22,7 +22,7 @@ from narrows.ir.ops import table
 from narrows.ir.ops.integer import Moves
 from narrows.ir.ops.integer_forms import Lookup
 from narrows.ir.ops.samples import Given, Made, Sample, Size, Weight
-from narrows.ir.program import Meta, Program
+from narrows.ir.program import Draft, Meta, Program
 from tests.backends.several_forms import PROGRAMS, integers
 
 pytestmark = pytest.mark.skipif(not find_compiler(), reason="there is no C compiler")
@@ -93,12 +93,12 @@ def program(row: Any, sample: Sample) -> Program:
     outputs = tuple(outputs) if isinstance(outputs, list) else (outputs,)
     operands.graph.output(outputs)
     examples = tuple(operands.examples)
-    made = Program(
+    made = Draft(
         operands.graph, operands.weights, pytree.tree_structure((examples, {})),
         pytree.tree_structure((0,) * len(outputs)), examples, name="op",
     )  # fmt: skip
     infer_shapes(made)
-    return made
+    return made.seal()
 
 
 @pytest.mark.parametrize(("name", "rounding"), [*product(PROGRAMS, ROUNDINGS)])

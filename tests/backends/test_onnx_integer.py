@@ -146,8 +146,8 @@ def test_ties_go_up_where_the_nudged_scale_is_exact() -> None:
 
 
 def test_accumulators_beyond_float32_are_refused_by_fast_forms() -> None:
-    program = small()
-    layer = next(n for n in program.nodes if n.name == "conv2")
+    program = small().copy()
+    layer = program.node("conv2")
     layer.update_arg(3, [20])
     program.weights["conv2.bias"] = torch.full((4,), 2**27, dtype=torch.int32)
     with program.graph.inserting_before(layer):

@@ -276,7 +276,7 @@ def test_what_follows_an_island_is_equal_to_what_the_island_gave() -> None:
 
 def test_one_wrong_code_is_found() -> None:
     program = layers("half_even", few=True)
-    wrong = layers("half_even", few=True)
+    wrong = layers("half_even", few=True).copy()
     name = next(n for n, w in wrong.weights.items() if w.dtype == torch.int32)
     wrong.weights[name] = wrong.weights[name] + 2**7
     with pytest.raises(LowerError, match="of the library differs from the program"):

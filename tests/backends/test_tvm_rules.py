@@ -127,9 +127,8 @@ class Bench:
         self.graph.output(tuple(self.outputs))
         spec = pytree.tree_structure((tuple(self.examples), {}))
         out = pytree.tree_structure((0,) * len(self.outputs))
-        program = Program(self.graph, self.weights, spec, out, tuple(self.examples))
         interpret(self.graph, self.examples, self.weights, observe=note)
-        return program
+        return Program(self.graph, self.weights, spec, out, tuple(self.examples))
 
 
 def single(data: Tensor) -> Tensor:

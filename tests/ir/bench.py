@@ -14,7 +14,7 @@ from narrows.ir.graph import interpret
 from narrows.ir.labels import Bools, Value
 from narrows.ir.ops.row import Row
 from narrows.ir.ops.samples import Given, Made, Sample, Size, Weight
-from narrows.ir.program import Meta, Program
+from narrows.ir.program import Draft, Meta, Program
 
 aten = torch.ops.aten
 
@@ -48,8 +48,8 @@ class Bench:
             count = len(self.values[self.node])
             self.parts = [self._call(operator.getitem, self.node, i) for i in range(count)]
 
-    def program(self, outputs: list[fx.Node] | None = None) -> Program:
-        """Return the program that ends in ``outputs``, or in the results."""
+    def program(self, outputs: list[fx.Node] | None = None) -> Draft:
+        """Return the program that ends in ``outputs``, or in the results; its graph may grow."""
         old = next((n for n in reversed(self._graph.nodes) if n.op == "output"), None)
         if old is not None:
             self._graph.erase_node(old)
@@ -58,7 +58,7 @@ class Bench:
         interpret(self._graph, self._examples, self._weights, observe=self._observe)
         spec = pytree.tree_structure((tuple(self._examples), {}))
         out = pytree.tree_structure((0,) * len(outputs))
-        return Program(self._graph, self._weights, spec, out, tuple(self._examples))
+        return Draft(self._graph, self._weights, spec, out, tuple(self._examples))
 
     def read(self, values: list[Value], masks: list[Bools] | None = None) -> Program:
         """Return the program in which a layer reads each result, but not the labels masked out."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+import narrows
 from narrows.errors import ProgramError
+from narrows.ir.channels import analyse
 from narrows.ir.editing import infer_shapes
 from narrows.ir.graph import live_nodes
 from narrows.ir.program import Meta, Program, format_shape, relative_error, where
@@ -26,8 +30,7 @@ def program() -> Program:
     y = b.norm(b.conv(x, "conv", 4, 4), "norm", 4)
     again = b.call(aten.conv2d.default, y, b.nodes["conv.weight"], name="again")
     program = b.program(b.relu(again))
-    program.aliases["again.weight"] = "conv.weight"
-    return program
+    return program.replace(aliases={"again.weight": "conv.weight"})
 
 
 # ---------------------------------------------------------------------- running
@@ -107,14 +110,14 @@ def test_places(program: Program) -> None:
 
 def test_copy_shares_tensors_only(program: Program) -> None:
     before = str(program)
-    copy = program.copy()
-    assert [n.name for n in copy.nodes] == [n.name for n in program.nodes]
-    assert all(copy.weights[n] is t for n, t in program.weights.items())
-    copy.node("relu").target = aten.sigmoid.default
-    Meta(copy.node("conv")).shape = (1,)
-    copy.weights["conv.weight"] = ramp(4, 4, 3, 3) * 2
+    draft = program.copy()
+    assert [n.name for n in draft.nodes] == [n.name for n in program.nodes]
+    assert all(draft.weights[n] is t for n, t in program.weights.items())
+    draft.node("relu").target = aten.sigmoid.default
+    Meta(draft.node("conv")).shape = (1,)
+    draft.weights["conv.weight"] = ramp(4, 4, 3, 3) * 2
     assert str(program) == before
-    assert relative_error(copy(*copy.examples), program(*program.examples)) > 0.1
+    assert relative_error(draft(*draft.examples), program(*program.examples)) > 0.1
 
 
 def test_other_precision(program: Program) -> None:
@@ -155,6 +158,7 @@ def test_unfit_checkpoint(program: Program) -> None:
 
 
 def test_live_nodes(program: Program) -> None:
+    program = program.copy()
     with program.graph.inserting_before(program.output):
         dead = program.graph.call_function(aten.relu.default, (program.node("conv"),))
     live = list(live_nodes(program.graph))
@@ -166,12 +170,12 @@ def test_live_nodes(program: Program) -> None:
 
 
 def test_shapes_after_a_rewrite(program: Program) -> None:
-    copy = program.copy()
-    copy.node("conv").args = (*copy.node("conv").args[:3], [1, 1], [0, 0])
-    copy.node("again").args = (*copy.node("again").args[:2], None, [1, 1], [1, 1])
-    infer_shapes(copy)
-    assert Meta(copy.node("conv")).shape == (2, 4, 2, 2)
-    assert Meta(copy.node("relu")).shape == (2, 4, 2, 2)
+    draft = program.copy()
+    draft.node("conv").args = (*draft.node("conv").args[:3], [1, 1], [0, 0])
+    draft.node("again").args = (*draft.node("again").args[:2], None, [1, 1], [1, 1])
+    infer_shapes(draft)
+    assert Meta(draft.node("conv")).shape == (2, 4, 2, 2)
+    assert Meta(draft.node("relu")).shape == (2, 4, 2, 2)
 
 
 def test_shapes_of_what_minds_devices_and_memory_order() -> None:
@@ -225,17 +229,70 @@ def test_what_is_remembered_of_a_program_goes_when_its_weights_change(program: P
     assert made == [1, 4, 5]
 
 
-def test_what_is_remembered_goes_when_a_weight_is_replaced(program: Program) -> None:
-    name, tensor = next(iter(program.weights.items()))
-    for made in range(3):  # a new tensor may get the place of one that is gone
-        program.weights[name] = tensor * made
-        assert program.memo("made", lambda made=made: made) == made
+def test_a_draft_remembers_nothing(program: Program) -> None:
+    draft = program.copy()
+    for made in range(3):
+        assert draft.memo("made", lambda made=made: made) == made
+    finished = draft.seal()
+    assert finished.memo("made", lambda: 3) == finished.memo("made", lambda: 4) == 3
+    assert finished.seal() is finished
 
 
-def test_what_is_remembered_goes_when_a_node_reads_another(program: Program) -> None:
-    assert program.memo("made", lambda: 1) == 1
-    node = next(n for n in program.nodes if n.op == "call_function")
-    node.args = tuple(node.args)
-    assert program.memo("made", lambda: 2) == 1  # the same again
-    node.args = (node.args[0], *node.args[:1], *node.args[2:])
-    assert program.memo("made", lambda: 3) == 3
+CHANGES: dict[str, Callable[[Program], object]] = {
+    "weight": lambda p: p.weights.__setitem__("conv.weight", torch.ones(1)),  # pyright: ignore
+    "weights": lambda p: p.weights.clear(),  # pyright: ignore
+    "alias": lambda p: p.aliases.__setitem__("a", "b"),  # pyright: ignore
+    "attribute": lambda p: setattr(p, "examples", ()),
+    "argument": lambda p: setattr(p.node("relu"), "args", ()),
+    "one argument": lambda p: p.node("relu").update_arg(0, p.placeholders[0]),
+    "operator": lambda p: setattr(p.node("relu"), "target", aten.neg.default),
+    "name": lambda p: p.node("relu")._rename("other"),
+    "reader": lambda p: p.node("conv").replace_all_uses_with(p.placeholders[0]),
+    "operand": lambda p: p.node("relu").replace_input_with(p.node("conv"), p.placeholders[0]),
+    "order": lambda p: p.node("conv").append(p.node("relu")),
+    "new node": lambda p: p.graph.call_function(aten.relu.default, (p.node("relu"),)),
+    "no node": lambda p: p.graph.erase_node(p.output),
+    "shape": lambda p: setattr(Meta(p.node("relu")), "shape", (1,)),
+    "meta": lambda p: p.node("relu").meta.pop("shape"),
+    "other meta": lambda p: setattr(p.node("relu"), "meta", {}),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_finished_program_cannot_be_changed(program: Program, change: str) -> None:
+    text, before = str(program), [dict(n.meta) for n in program.nodes]
+    with pytest.raises(ProgramError, match="a finished program is not changed") as info:
+        CHANGES[change](program)
+    assert "program.copy()" in info.value.hint
+    assert str(program) == text
+    assert [dict(n.meta) for n in program.nodes] == before
+
+
+def test_a_deep_copy_has_tensors_of_its_own_and_is_sealed_as_well(program: Program) -> None:
+    x = program.examples[0]
+    for p in (program, program.copy()):
+        other = copy.deepcopy(p)
+        assert type(other) is type(p)
+        assert torch.equal(other(x), program(x))
+        assert str(other) == str(program)
+    copied = copy.deepcopy(program)
+    copied.weights["conv.weight"].zero_()
+    assert program.weights["conv.weight"].any()
+    with pytest.raises(ProgramError, match="is not changed"):
+        copied.node("relu").args = ()
+
+
+def test_what_is_changed_in_a_draft_is_seen_by_an_analysis() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval()
+    draft = narrows.capture(net, (torch.randn(2, 3, 4, 4),)).copy()
+
+    def constants() -> list[float]:
+        return analyse(draft).value(draft.node("_0")).const.tolist()
+
+    draft.weights["0.weight"] = torch.ones(4, 3, 1, 1)
+    assert all(map(math.isnan, constants()))
+    draft.weights["0.weight"] = torch.zeros(4, 3, 1, 1)
+    assert constants() == draft.weights["0.bias"].tolist()
+    first, last = draft.node("_0"), draft.node("_2")
+    last.args = (first, *last.args[1:])
+    assert [r.operand for r in analyse(draft).flows[last].reads] == [first]

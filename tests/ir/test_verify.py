@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 import pytest
@@ -10,7 +9,7 @@ import torch
 from torch import fx
 
 from narrows.errors import ProgramError
-from narrows.ir.program import Meta, Program
+from narrows.ir.program import Draft, Meta, Program
 from narrows.ir.verify import verify
 from tests.builder import Builder, ramp
 
@@ -34,78 +33,78 @@ def test_sound_program(program: Program) -> None:
     assert [(n.name, dict(n.meta)) for n in program.nodes] == before
 
 
-def foreign_call(p: Program) -> None:
+def foreign_call(p: Draft) -> None:
     p.node("relu").target = torch.relu
 
 
-def method_call(p: Program) -> None:
+def method_call(p: Draft) -> None:
     p.node("relu").op = "call_method"
 
 
-def write(p: Program) -> None:
+def write(p: Draft) -> None:
     p.node("relu").target = aten.relu_.default
 
 
-def stray_keyword(p: Program) -> None:
+def stray_keyword(p: Draft) -> None:
     p.node("relu").kwargs = {"speed": 3}
 
 
-def unknown_weight(p: Program) -> None:
+def unknown_weight(p: Draft) -> None:
     p.weights["other"] = p.weights.pop("conv.weight")
 
 
-def other_weight_shape(p: Program) -> None:
+def other_weight_shape(p: Draft) -> None:
     p.weights["conv.weight"] = ramp(3, 3, 3, 3)
 
 
-def no_shape(p: Program) -> None:
+def no_shape(p: Draft) -> None:
     del p.node("relu").meta["shape"]
 
 
-def no_such_axis(p: Program) -> None:
+def no_such_axis(p: Draft) -> None:
     Meta(p.node("relu")).dynamic = (4,)
 
 
-def bare_output(p: Program) -> None:
+def bare_output(p: Draft) -> None:
     p.output.args = (p.node("total"),)
 
 
-def two_outputs(p: Program) -> None:
+def two_outputs(p: Draft) -> None:
     p.output.args = ((p.node("total"), p.node("relu")),)
 
 
-def read_too_early(p: Program) -> None:
+def read_too_early(p: Draft) -> None:
     p.node("total").append(p.node("relu"))
 
 
-def unread_weight(p: Program) -> None:
+def unread_weight(p: Draft) -> None:
     p.weights["spare"] = ramp(3)
 
 
-def second_node_of_a_weight(p: Program) -> None:
+def second_node_of_a_weight(p: Draft) -> None:
     with p.graph.inserting_before(p.node("conv")):
         again = p.graph.create_node("get_attr", "conv.weight")
     again.meta = dict(p.node("conv_weight").meta)
     p.node("relu").args = (again,)
 
 
-def lost_alias(p: Program) -> None:
+def lost_alias(p: Draft) -> None:
     p.aliases["tied.weight"] = "gone.weight"
 
 
-def alias_of_itself(p: Program) -> None:
+def alias_of_itself(p: Draft) -> None:
     p.aliases["conv.weight"] = "conv.weight"
 
 
-def other_example(p: Program) -> None:
+def other_example(p: Draft) -> None:
     p.examples = (ramp(2, 3, 5, 5),)
 
 
-def missing_example(p: Program) -> None:
+def missing_example(p: Draft) -> None:
     p.examples = ()
 
 
-def lost_buffer(p: Program) -> None:
+def lost_buffer(p: Draft) -> None:
     p.buffers = frozenset({"gone"})
 
 
@@ -132,18 +131,20 @@ def lost_buffer(p: Program) -> None:
         (lost_buffer, "the buffer 'gone' is no weight"),
     ],
 )
-def test_broken_program(program: Program, damage: Callable[[Program], None], message: str) -> None:
-    damage(program)
+def test_broken_program(program: Program, damage: Callable[[Draft], None], message: str) -> None:
+    draft = program.copy()
+    damage(draft)
     with pytest.raises(ProgramError, match=message):
-        verify(program)
+        verify(draft)
 
 
 def test_error_names_node_and_source_line(program: Program) -> None:
-    node = program.node("relu")
+    draft = program.copy()
+    node = draft.node("relu")
     Meta(node).source, Meta(node).code = "model.py:12", "y = relu(x)"
-    write(program)
+    write(draft)
     with pytest.raises(ProgramError) as info:
-        verify(program)
+        verify(draft)
     assert info.value.where == "relu (model.py:12  y = relu(x))"
 
 
@@ -151,6 +152,7 @@ def test_error_names_node_and_source_line(program: Program) -> None:
     ("key", "value"), [("shape", (2, 3, 4, 5)), ("dtype", torch.float16), ("dtype", None)]
 )
 def test_wrong_shape_or_type(program: Program, key: str, value: object) -> None:
+    program = program.copy()
     program.node("total").meta[key] = value
     if value is not None:
         verify(program)
@@ -159,6 +161,7 @@ def test_wrong_shape_or_type(program: Program, key: str, value: object) -> None:
 
 
 def test_graph_that_does_not_run(program: Program) -> None:
+    program = program.copy()
     program.node("total").target = aten.matmul.default
     program.node("total").args = (program.node("relu"), program.node("conv_weight"))
     with pytest.raises(ProgramError, match="does not run: RuntimeError"):
@@ -170,13 +173,14 @@ def test_size_that_is_wrong() -> None:
     size = b.call(aten.sym_size.int, b.inputs[0], 0, name="size")
     program = b.program(b.call(aten.view.default, b.inputs[0], [size, 3], name="view"))
     verify(program, shapes=True)
+    program = program.copy()
     Meta(program.node("size")).size = 5
     with pytest.raises(ProgramError, match="size"):
         verify(program, shapes=True)
 
 
 def test_names_are_unique_and_valid(program: Program) -> None:
-    broken = dataclasses.replace(program)
+    broken = program.copy()
     relu: fx.Node = broken.node("relu")
     for name in ("conv", "a.b"):
         object.__setattr__(relu, "name", name)

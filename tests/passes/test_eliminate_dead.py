@@ -176,6 +176,7 @@ def test_dead_nodes_and_unread_weights_go_with_their_other_names():
     b = Builder((2, 4, 6), (2, 3))
     b.call(aten.add.Tensor, b.inputs[0], b.weight("dead", ramp(6)))
     program = b.program(b.relu(b.inputs[0]))
+    program = program.copy()
     program.weights["unread"] = ramp(3)
     program.aliases = {"alias": "unread"}
     program.buffers = frozenset({"unread"})

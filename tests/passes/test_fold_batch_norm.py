@@ -119,6 +119,7 @@ def test_origins_and_other_weights_are_kept():
     b = Builder((2, 2, 4, 4))
     program = b.program(b.norm(b.conv(b.inputs[0], "conv", 4, 2), "norm", 4))
     origin = Origin("conv.weight", (8, 2, 3, 3), ((0, 2, 4, 6), None, None, None))
+    program = program.copy()
     program.origins = {"conv.weight": origin}
     assert fold(program).program.origins == {"conv.weight": origin}
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import narrows
 from narrows.errors import FidelityError, PassError
-from narrows.ir.program import Program
+from narrows.ir.program import Draft, Program
 from narrows.passes import instruments, proof
 from narrows.passes.base import Fidelity, Pass, PassResult
 from narrows.passes.fold_batch_norm import FoldBatchNorm
@@ -44,7 +44,7 @@ class Change(Pass):
 
     name: ClassVar[str] = "change"
     fidelity: ClassVar[Fidelity] = Fidelity.EXACT
-    by: Callable[[Program], None] = print
+    by: Callable[[Draft], None] = print
 
     def run(self, program: Program) -> PassResult:
         result = program.copy()
@@ -124,7 +124,7 @@ def test_float64_judges_what_float32_cannot(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(proof, "tolerance", lambda f, d: 1e-12 if d is torch.float64 else 0.0)
     b = Builder((2, 2, 4, 4))
     program = b.program(b.norm(b.conv(b.inputs[0], "conv", 4, 2, bias=True), "norm", 4))
-    program.weights["norm.running_var"] += 0.1
+    program.weights["norm.running_var"].add_(0.1)
     (report,) = proven(program, FoldBatchNorm()).reports
     assert report.measured["float32"] > 0
     assert report.measured["float64"] <= 1e-12
@@ -142,7 +142,7 @@ def test_a_rounded_weight_is_judged_by_the_precision_it_has(monkeypatch: pytest.
 
     monkeypatch.setattr(proof, "errors_of", noisy)
     program = network()
-    program.weights["norm.running_var"] += 0.1
+    program.weights["norm.running_var"].add_(0.1)
     (report,) = proven(program, FoldBatchNorm()).reports
     assert report.measured["float32"] == 1.0
     assert 1e-12 < report.measured["float64"] <= 1e-5
@@ -205,7 +205,7 @@ def test_outputs_that_are_not_finite_are_said():
 
 
 def test_a_nan_for_a_number_is_wrong_in_any_precision(monkeypatch: pytest.MonkeyPatch):
-    def spoil(program: Program) -> None:
+    def spoil(program: Draft) -> None:
         program.weights["conv.weight"] = program.weights["conv.weight"] * torch.nan
 
     with pytest.raises(FidelityError, match=r"differs by inf \(relative, float32\)"):
@@ -214,6 +214,7 @@ def test_a_nan_for_a_number_is_wrong_in_any_precision(monkeypatch: pytest.Monkey
 
 def test_overflow_of_a_half_type_is_seen_in_float64():
     program = plain().to(torch.float16)
+    program = program.copy()
     program.weights["conv.weight"] = program.weights["conv.weight"] * 60000
     (report,) = proven(program, Options()).reports
     assert report.measured == {"float16": 0.0, "float64": 0.0}

@@ -228,6 +228,7 @@ def test_channels_are_equalized_without_changing_a_bit() -> None:
     x = b.call(aten.flatten.using_ints, b.call(aten.adaptive_avg_pool2d.default, x, [1, 1]), 1)
     program = b.program(b.call(aten.linear.default, x, w, name="head"))
     uneven = 2.0 ** torch.tensor([-4, 0, 3, 1, 0, -2, 5, 0]).view(8, 1, 1, 1)
+    program = program.copy()
     program.weights["a.weight"] = ramp(8, 3, 3, 3) * uneven
     result = EqualizeChannels().run(program).program
     rows = result.weights["a.weight"].abs().flatten(1).amax(1)
@@ -301,6 +302,7 @@ def test_tensors_that_are_concatenated_share_a_grid() -> None:
     parts = [b.relu(b.conv(b.inputs[0], name, 4, 3)) for name in ("small", "large")]
     x = b.call(aten.cat.default, parts, 1)
     program = b.program(b.call(aten.mul.Tensor, x, x))  # which wants the parts as they are
+    program = program.copy()
     program.weights["large.weight"] = 16 * program.weights["large.weight"]
     for align in (True, False):
         result = narrows.quantize(program, [program.examples[0]], align=align).program
@@ -367,6 +369,7 @@ def test_plans_of_other_programs_are_refused() -> None:
 def test_exponents_follow_their_channels() -> None:
     b = Builder((2, 3, 6, 6))
     program = b.program(b.conv(b.relu(b.conv(b.inputs[0], "first", 8, 3)), "last", 4, 8))
+    program = program.copy()
     program.weights["first.weight"] = images(8, 3, 3, 3) * 2.0 ** torch.arange(8).view(8, 1, 1, 1)
     whole = narrows.quantize(program, [program.examples[0]], check=False)
     plan = narrows.plan(whole.prepared, keep_outputs={"first.weight": [0, 1, 2, 5, 7]})

@@ -69,7 +69,7 @@ def dense(program: Program) -> tuple[Program, dict[str, Packed]]:
     for node in [n for n in result.graph.nodes if n.op == "get_attr" and not n.users]:
         result.graph.erase_node(node)
     read = {str(n.target) for n in result.graph.nodes if n.op == "get_attr"}
-    return result.replace(weights={n: t for n, t in weights.items() if n in read}), packed
+    return result.seal().replace(weights={n: t for n, t in weights.items() if n in read}), packed
 
 
 def pack(model: Any, packed: dict[str, Packed]) -> Any:

@@ -31,9 +31,7 @@ def export(program: Any, inputs: list[Any], outputs: list[Any], path: Path) -> N
     import torch.utils._pytree as pytree
 
     wanted = [node.name for node in outputs]
-    copy = program.copy().replace(
-        examples=tuple(inputs), out_spec=pytree.tree_structure((0,) * len(wanted))
-    )
+    copy = program.copy(examples=tuple(inputs), out_spec=pytree.tree_structure((0,) * len(wanted)))
     copy.output.args = (tuple(copy.node(name) for name in wanted),)
     args, kwargs = copy.in_spec.unflatten(inputs)
     try:

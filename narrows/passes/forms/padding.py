@@ -166,9 +166,9 @@ def _padded(program: Program, extra: Mapping[Coupling, int], base: Base) -> Base
         if node.name in longer and added:
             mask = longer[node.name]
             longer[node.name] = np.append(mask, True)[_index(len(mask), added)]
-    wider = wider.replace(weights=weights, origins=origins)
+    wider.origins = origins
     infer_shapes(wider)
-    return Base(wider, longer)
+    return Base(wider.seal(), longer)
 
 
 def _index(width: int, added: Gaps) -> Ints:

@@ -19,7 +19,7 @@ from torch.fx.node import map_arg
 from narrows.ir.channels import Facts
 from narrows.ir.editing import add_weight
 from narrows.ir.ops import table as ops
-from narrows.ir.program import Meta, Note, Program
+from narrows.ir.program import Draft, Meta, Note
 from narrows.ir.rewrite import Base
 from narrows.passes.forms.spaces import Reader, Space, handed
 from narrows.passes.forms.widths import Chooser, Decision
@@ -169,10 +169,10 @@ def taken_apart(base: Base, splits: Sequence[Split]) -> Base:
                     new[node].replace_input_with(before, after)
             shared |= needed
     program.graph.lint()
-    return Base(program, ignored)
+    return Base(program.seal(), ignored)
 
 
-def _twin(program: Program, node: fx.Node, twins: dict[fx.Node, fx.Node]) -> fx.Node:
+def _twin(program: Draft, node: fx.Node, twins: dict[fx.Node, fx.Node]) -> fx.Node:
     """Add a node that does the same as ``node``, with weights of its own."""
     own = dict(twins)
     for weight in (n for n in node.all_input_nodes if n.op == "get_attr"):

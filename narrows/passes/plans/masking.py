@@ -23,7 +23,7 @@ from narrows.ir.ops import table
 from narrows.ir.ops.args import arguments, call, changed, first_tensor, is_tensor
 from narrows.ir.ops.join import Join
 from narrows.ir.ops.layout import Layout
-from narrows.ir.program import Meta, Program, aten, copy_meta, shape_of
+from narrows.ir.program import Draft, Meta, Program, aten, copy_meta, shape_of
 from narrows.passes.plans.uses import Use, positions
 
 Ints = tuple[int, ...]
@@ -335,7 +335,7 @@ def _regraphed(
         for reader in readers:
             reader.replace_input_with(new[node], gated)
     result.graph.lint()
-    return result
+    return result.seal()
 
 
 def _untie(slot: Slot, new: Mapping[fx.Node, fx.Node], copy: fx.Node) -> None:
@@ -350,7 +350,7 @@ def _untie(slot: Slot, new: Mapping[fx.Node, fx.Node], copy: fx.Node) -> None:
     _replace(node, {slot.argument: copy})
 
 
-def _gated(program: Program, source: fx.Node, keep: Tensor) -> fx.Node:
+def _gated(program: Draft, source: fx.Node, keep: Tensor) -> fx.Node:
     """Add the product of a tensor and a mask where the graph is being written."""
     mask = add_weight(program, f"{source.name}_mask", keep.to(Meta(source).dtype))
     node = program.graph.create_node(

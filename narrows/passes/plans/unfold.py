@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from narrows.errors import PlanError
 from narrows.ir.ops.args import arguments
-from narrows.ir.program import Program
+from narrows.ir.program import Draft, Program
 from narrows.passes.fold_batch_norm import fold, parts_of, scaled
 
 
@@ -28,8 +28,8 @@ def unfolded(program: Program, folded: Program) -> Program:
         PlanError: Layers share a norm, and would need it to be two.
     """
     weights = {n: folded.weights.get(n, t) for n, t in program.weights.items()}
-    result = program.replace(weights=weights)
-    nodes = {n.name: n for n in program.graph.nodes}
+    result = program.copy(weights=weights)
+    nodes = {n.name: n for n in result.graph.nodes}
     norms: dict[str, list[fx.Node]] = {}
     biases: dict[str, str] = {}
     for done in fold(program)[1]:
@@ -38,13 +38,13 @@ def unfolded(program: Program, folded: Program) -> Program:
     taker = _Taker(result)
     for layer, behind in norms.items():
         taker.unfold(nodes[layer], behind, folded.weights[biases[layer]])
-    return result
+    return result.seal()
 
 
 class _Taker:
-    """Takes folded norms out of layers; the program is the caller's own."""
+    """Takes folded norms out of the layers of a draft."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Draft) -> None:
         self.program = program
         self.written: set[str] = set()
 

@@ -274,7 +274,7 @@ def scaled(program: Program, watch: Watch, powers: Sequence[int]) -> tuple[Progr
                 total = total * torch.exp2(torch.tensor([float(powers[x]) for x in labels.along]))
             result.totals[node, axis] = total
             result.seen[node, axis] = watch.seen[before, axis]
-    return made, result
+    return made.seal(), result
 
 
 def _histogram(

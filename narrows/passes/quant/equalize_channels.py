@@ -21,7 +21,7 @@ from narrows.ir.ops import table
 from narrows.ir.ops.args import arguments
 from narrows.ir.ops.integer import Clip, LayerWeights
 from narrows.ir.ops.integer_forms import AveragePool, Layer, Lookup, Mean, Slope
-from narrows.ir.program import Program, aten, shape_of
+from narrows.ir.program import Draft, Program, aten, shape_of
 from narrows.passes.base import Fidelity, Pass, PassResult
 from narrows.passes.quant.widen_clips import own_weights
 
@@ -111,9 +111,7 @@ def _keeps_channels(node: fx.Node) -> bool:
     return node.target in PER_CHANNEL
 
 
-def _balance(
-    program: Program, before: LayerWeights, after: list[tuple[LayerWeights, bool]]
-) -> bool:
+def _balance(program: Draft, before: LayerWeights, after: list[tuple[LayerWeights, bool]]) -> bool:
     """Scale one layer's rows and the columns behind it; return whether anything moved."""
     rows = _range(program.tensor(before.weight), 0)
     columns = torch.zeros_like(rows)
@@ -140,7 +138,7 @@ def _range(weight: Tensor, axis: int) -> Tensor:
     return weight.detach().double().abs().movedim(axis, 0).flatten(1).amax(1)
 
 
-def _multiply(program: Program, node: fx.Node, axis: int, power: Tensor) -> None:
+def _multiply(program: Draft, node: fx.Node, axis: int, power: Tensor) -> None:
     tensor = program.tensor(node).detach()
     factor = torch.exp2(power).to(tensor.dtype)
     shape = [-1 if a == axis else 1 for a in range(tensor.dim())]

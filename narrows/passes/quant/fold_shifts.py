@@ -111,7 +111,7 @@ class _Folder:
         read = {str(n.target) for n in self.graph.nodes if n.op == "get_attr"}
         weights = {n: t for n, t in self.weights.items() if n in read}
         kept = {a: n for a, n in self.old.aliases.items() if n in weights and a not in weights}
-        program = self.old.replace(
+        program = self.old.copy(
             graph=self.graph,
             weights=weights,
             aliases=kept,
@@ -122,7 +122,7 @@ class _Folder:
             origins={n: o for n, o in self.old.origins.items() if n in weights},
         )
         infer_shapes(program)
-        return program
+        return program.seal()
 
     # ------------------------------------------------------------------ nodes
 

@@ -26,18 +26,18 @@ def widened(program: Program, waiting: Container[fx.Node]) -> Program:
         program: The fake-quantized program.
         waiting: The nodes that a quantizer ends, which work on codes.
     """
-    wide = program.to(torch.float64)
+    wide = program.to(torch.float64).copy()
     old = {n.name: n for n in program.graph.nodes}
     for node in wide.nodes:
         was = old.get(node.name)  # none for a cast that says the dtype
         dtype = None if was is None or was in waiting else _island_dtype(was)
         if was is not None and dtype is not None:
             _narrow(wide.graph, node, was, dtype)
-    return wide
+    return wide.seal()
 
 
 def _island_dtype(node: fx.Node) -> torch.dtype | None:
-    """Return the dtype in which a node computes, if its result hangs on that."""
+    """Return the dtype in which a node computes, if its result depends on that."""
     if node.op != "call_function" or getattr(node.target, "namespace", "") == "narrows":
         return None
     if isinstance(table.integer_form(node), Moves):

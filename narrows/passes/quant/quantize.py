@@ -20,7 +20,7 @@ from narrows.ir.integer.grid import Grid, Levels, WeightGrid
 from narrows.ir.integer.library import weight_codes
 from narrows.ir.ops.args import arguments, changed
 from narrows.ir.ops.integer import IntegerForm, LayerWeights, Moves
-from narrows.ir.program import Meta, Note, Program, copy_meta, shape_of, where
+from narrows.ir.program import Draft, Meta, Note, Program, copy_meta, shape_of, where
 from narrows.passes.base import Fidelity, Pass, PassResult
 from narrows.passes.plans.plan import fingerprint
 from narrows.passes.quant.plan import QuantPlan, of_pass
@@ -144,9 +144,9 @@ def _other(what: str, node: fx.Node) -> PlanError:
 
 
 class _Inserter:
-    """Puts the rounding nodes of a plan into a program that the pass owns."""
+    """Puts the rounding nodes of a plan into a draft."""
 
-    def __init__(self, program: Program, plan: QuantPlan, found: Survey) -> None:
+    def __init__(self, program: Draft, plan: QuantPlan, found: Survey) -> None:
         self.program, self.plan, self.found = program, plan, found
         self.record = Record() if plan.record is None else plan.record
         self.graph = program.graph

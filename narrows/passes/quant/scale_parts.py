@@ -20,7 +20,7 @@ from narrows.errors import PlanError
 from narrows.ir.editing import add_weight
 from narrows.ir.ops.args import arguments, changed
 from narrows.ir.ops.integer import LayerWeights
-from narrows.ir.program import Meta, Program, aten, copy_meta, shape_of
+from narrows.ir.program import Draft, Meta, Program, aten, copy_meta, shape_of
 from narrows.passes.base import Fidelity, Pass, PassResult
 from narrows.passes.quant.parts import NOTHING, Labels, Parts, columns, find_parts
 from narrows.passes.quant.plan import QuantPlan, of_pass
@@ -86,10 +86,10 @@ def _foreign(name: str) -> PlanError:
 
 
 class Scaling:
-    """Scales the parts of a program that the pass owns.
+    """Scales the parts of a draft.
 
     Args:
-        program: The program.
+        program: The draft.
         found: What works on codes in it.
         parts: Where its parts go.
         powers: Per label the power of two of the part.
@@ -99,9 +99,7 @@ class Scaling:
             made of.
     """
 
-    def __init__(
-        self, program: Program, found: Survey, parts: Parts, powers: Sequence[int]
-    ) -> None:
+    def __init__(self, program: Draft, found: Survey, parts: Parts, powers: Sequence[int]) -> None:
         self.program, self.found, self.parts, self.powers = program, found, parts, powers
         self.graph = program.graph
         self.restored: dict[str, str] = {}

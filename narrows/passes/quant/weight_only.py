@@ -22,7 +22,7 @@ from narrows.ir.integer.blocks import Blocks, dequantize_blocks
 from narrows.ir.ops.args import arguments, changed
 from narrows.ir.program import Meta, Note, Program, aten, copy_meta, shape_of, where
 from narrows.passes.quant.batches import batches
-from narrows.passes.quant.survey import matches
+from narrows.passes.quant.survey import SKIPPED, matches
 
 AXES = {"input": (1,), "output": (0,), "auto": (1, 0)}
 METHODS = ("nearest", "gptq")
@@ -121,7 +121,7 @@ def _layers(program: Program, skip: Sequence[str]) -> tuple[dict[str, list[fx.No
         readers = program.users_of(name)
         others = [n for n in readers if n.target is not aten.linear.default]
         if globs or others:
-            why = "skipped as asked" if globs else f"{others[0].name} reads it, too"
+            why = SKIPPED if globs else f"{others[0].name} reads it, too"
             notes.append(Note(name, "float", f"stays floating-point: {why}", 0, Meta(node).source))
             continue
         if not bool(program.weights[name].isfinite().all()):
@@ -273,7 +273,7 @@ def _rewritten(
     for node in [n for n in result.graph.nodes if n.op == "get_attr" and not n.users]:
         result.graph.erase_node(node)
     added = {n for n in weights if n not in program.weights}
-    return result.replace(
+    return result.seal().replace(
         weights=weights,
         buffers=program.buffers | added,
         stored=program.stored & weights.keys(),

@@ -19,7 +19,7 @@ from narrows.ir.ops import table
 from narrows.ir.ops.args import arguments
 from narrows.ir.ops.integer import Clip, LayerWeights
 from narrows.ir.ops.integer_forms import Layer
-from narrows.ir.program import Program, aten
+from narrows.ir.program import Draft, Program, aten
 from narrows.passes.base import Fidelity, Pass, PassResult
 
 
@@ -100,9 +100,7 @@ def _layers_after(node: fx.Node) -> list[LayerWeights]:
     return found
 
 
-def _scale(
-    program: Program, before: LayerWeights, after: list[LayerWeights], factor: float
-) -> None:
+def _scale(program: Draft, before: LayerWeights, after: list[LayerWeights], factor: float) -> None:
     """Multiply a layer by a factor and the layers that read it by its inverse."""
     for node in (before.weight, before.bias):
         if node is not None:
@@ -111,6 +109,6 @@ def _scale(
         _multiply(program, layer.weight, 1 / factor)
 
 
-def _multiply(program: Program, node: fx.Node, factor: float) -> None:
+def _multiply(program: Draft, node: fx.Node, factor: float) -> None:
     tensor = program.tensor(node)
     program.weights[str(node.target)] = (tensor.detach().double() * factor).to(tensor.dtype)

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from narrows.backends.onnx.integer.graph import Graph
 from narrows.ir.editing import infer_shapes
-from narrows.ir.program import Meta, Program, shape_of
+from narrows.ir.program import Draft, Meta, Program, shape_of
 
 
 class Islands:
@@ -125,12 +125,12 @@ class _Cut:
         self.graph.output(tuple(given))
         examples = tuple(torch.zeros(shape_of(n), dtype=Meta(n).dtype) for n in self.operands)
         specs = pytree.tree_structure((examples, {})), pytree.tree_structure((0,) * len(given))
-        single = Program(
+        single = Draft(
             self.graph, self.weights, *specs, examples=examples,
             dynamic_batch=self.whole.dynamic_batch, name=self.whole.name,
         )  # fmt: skip
         infer_shapes(single)
-        return single, given
+        return single.seal(), given
 
     def _collect(self, node: fx.Node, *, top: bool = False) -> None:
         """Note the tensors that a node reads, also through arithmetic on sizes."""

@@ -1,7 +1,7 @@
-"""`Draft`: an exported graph on its way to the dialect, and how it is lifted and finished.
+"""`Lifted`: an exported graph on its way to the dialect, and how it is lifted and finished.
 
-A draft's nodes still carry what `torch.export` left in ``node.meta``; ``val`` (a fake tensor or a
-symbolic number) is what the steps between `lift` and `finish` go by. A draft is changed in place by
+Its nodes still carry what `torch.export` left in ``node.meta``; ``val`` (a fake tensor or a
+symbolic number) is what the steps between `lift` and `finish` go by. It is changed in place by
 the one who made it; only `finish` makes a `Program`.
 """
 
@@ -29,7 +29,7 @@ aten = torch.ops.aten
 
 
 @dataclass
-class Draft:
+class Lifted:
     """A graph that is being normalised.
 
     Attributes:
@@ -87,8 +87,8 @@ def lift(
     examples: Sequence[Any],
     names: Mapping[str, tuple[str, ...]],
     generated: Mapping[str, str],
-) -> Draft:
-    """Return a draft of an exported program: parameters and constants become ``get_attr`` nodes.
+) -> Lifted:
+    """Return the graph of an exported program; parameters and constants become ``get_attr`` nodes.
 
     Args:
         exported: The program.
@@ -101,7 +101,7 @@ def lift(
     kinds = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
     stored = {**exported.state_dict, **exported.constants}
     graph = fx.Graph()
-    draft = Draft(
+    lifted = Lifted(
         graph=graph,
         weights={},
         aliases={n: c for n, c in canonical.items() if n != c},
@@ -127,9 +127,9 @@ def lift(
         name = canonical.get(own, own)
         if name not in weight_nodes:
             tensor = stored[own]
-            draft.weights[name] = tensor.detach()
+            lifted.weights[name] = tensor.detach()
             if spec.kind is InputKind.CONSTANT_TENSOR:
-                draft.constants.add(name)
+                lifted.constants.add(name)
             weight_nodes[name] = new = graph.create_node("get_attr", name)
             new.meta = {"val": node.meta.get("val", tensor)}
         env[node] = weight_nodes[name]
@@ -147,19 +147,19 @@ def lift(
                     hint="keep scripted and custom-class objects out of forward",
                 )
         elif node.op == "output":
-            outputs = _user_outputs(exported, node, draft)
+            outputs = _user_outputs(exported, node, lifted)
             graph.output(map_arg(outputs, read)).meta = dict(node.meta)
         elif node.op == "get_attr":  # the body of a higher-order operator
             env[node] = graph.node_copy(node)
             env[node].meta["body"] = getattr(exported.graph_module, str(node.target))
         else:
             env[node] = graph.node_copy(node, read)
-    _bind_sizes(draft)
-    return draft
+    _bind_sizes(lifted)
+    return lifted
 
 
 def _user_outputs(
-    exported: torch.export.ExportedProgram, node: fx.Node, draft: Draft
+    exported: torch.export.ExportedProgram, node: fx.Node, lifted: Lifted
 ) -> tuple[Any, ...]:
     values = []
     results: Any = node.args[0]
@@ -167,17 +167,17 @@ def _user_outputs(
         if spec.kind is OutputKind.USER_OUTPUT:
             values.append(value)
         elif spec.kind is OutputKind.USER_INPUT_MUTATION:
-            note_input_mutation(draft, str(spec.target), "")
+            note_input_mutation(lifted, str(spec.target), "")
         else:
             raise mutation_error(str(spec.target), "")
     return tuple(values)
 
 
-def note_input_mutation(draft: Draft, name: str, source: str) -> None:
+def note_input_mutation(lifted: Lifted, name: str, source: str) -> None:
     """Say once that the program, unlike the model, leaves an input as it was."""
     message = f"the model writes into its input {name!r}; the program leaves it as it was"
-    if all(n.message != message for n in draft.notes):
-        draft.notes.append(Note(name, "input-mutation", message, source=source))
+    if all(n.message != message for n in lifted.notes):
+        lifted.notes.append(Note(name, "input-mutation", message, source=source))
 
 
 def mutation_error(name: str, where: str) -> CaptureError:
@@ -190,10 +190,10 @@ def mutation_error(name: str, where: str) -> CaptureError:
     )
 
 
-def _bind_sizes(draft: Draft) -> None:
+def _bind_sizes(lifted: Lifted) -> None:
     """Give each symbol of the inputs' shapes its value in the example."""
-    holders = [n for n in draft.graph.nodes if n.op == "placeholder"]
-    for node, example in zip(holders, draft.examples, strict=True):
+    holders = [n for n in lifted.graph.nodes if n.op == "placeholder"]
+    for node, example in zip(holders, lifted.examples, strict=True):
         value = node.meta.get("val")
         if not isinstance(value, Tensor) or not isinstance(example, Tensor):
             continue
@@ -201,34 +201,34 @@ def _bind_sizes(draft: Draft) -> None:
             if not isinstance(size, torch.SymInt):
                 continue
             expr = size.node.expr
-            draft.readers.setdefault(expr, (node, axis))
-            for symbol in expr.free_symbols - set(draft.sizes):  # one; a size may be 2 * s0
-                draft.sizes[symbol] = sympy.solve(expr.xreplace(draft.sizes) - actual, symbol)[0]
-                draft.free.add(symbol)
+            lifted.readers.setdefault(expr, (node, axis))
+            for symbol in expr.free_symbols - set(lifted.sizes):  # one; a size may be 2 * s0
+                lifted.sizes[symbol] = sympy.solve(expr.xreplace(lifted.sizes) - actual, symbol)[0]
+                lifted.free.add(symbol)
 
 
 def finish(
-    draft: Draft,
+    lifted: Lifted,
     specs: tuple[pytree.TreeSpec, pytree.TreeSpec],
     name: str,
     *,
     order: Sequence[str],
     input_names: Sequence[str] = (),
 ) -> Program:
-    """Return the program of a normalised draft: final names, `Meta`, nothing dead.
+    """Return the program of a normalised graph: final names, `Meta`, nothing dead.
 
     Args:
-        draft: The draft; its graph is not used any more afterwards.
+        lifted: The graph; it is not used any more afterwards.
         specs: The pytree of ``(args, kwargs)``, and that of the result.
         name: The program's name.
         order: The order of the weights.
         input_names: Names for the placeholders in place of those of forward's arguments.
     """
-    live = list(live_nodes(draft.graph))
+    live = list(live_nodes(lifted.graph))
     names = choose_names(live)
     holders = [n for n in live if n.op == "placeholder"]
     names |= dict(zip(holders, input_names, strict=False))
-    constants = _constant_names(draft, live, order)
+    constants = _constant_names(lifted, live, order)
     graph = fx.Graph()
     env: dict[fx.Node, fx.Node] = {}
     used: dict[str, Tensor] = {}
@@ -236,9 +236,9 @@ def finish(
     def read(node: fx.Node) -> fx.Node:
         if node not in env:  # a weight stands right before its first reader
             target = constants.get(str(node.target), str(node.target))
-            used[target] = draft.weights[str(node.target)]
+            used[target] = lifted.weights[str(node.target)]
             env[node] = graph.create_node("get_attr", target, name=target.replace(".", "_"))
-            _set_meta(draft, node, env[node])
+            _set_meta(lifted, node, env[node])
             Meta(env[node]).module = target.rpartition(".")[0]
         return env[node]
 
@@ -254,7 +254,7 @@ def finish(
         env[node] = graph.create_node(node.op, node.target, args, kwargs, name=target_name)
         if node.op == "placeholder":
             env[node].target = env[node].name
-        _set_meta(draft, node, env[node])
+        _set_meta(lifted, node, env[node])
     rank = {n: i for i, n in enumerate(order)}
     weights = {n: used[n] for n in sorted(used, key=lambda n: rank.get(n, len(rank)))}
     dynamic = any(0 in Meta(n).dynamic for n in graph.nodes if n.op == "placeholder")
@@ -263,25 +263,27 @@ def finish(
         weights=weights,
         in_spec=specs[0],
         out_spec=specs[1],
-        examples=draft.examples,
-        aliases={a: n for a, n in draft.aliases.items() if n in weights},
-        buffers=frozenset(n for n in weights if n not in draft.parameters),
-        stored=draft.stored & weights.keys(),
+        examples=lifted.examples,
+        aliases={a: n for a, n in lifted.aliases.items() if n in weights},
+        buffers=frozenset(n for n in weights if n not in lifted.parameters),
+        stored=lifted.stored & weights.keys(),
         dynamic_batch=dynamic,
         name=name,
-        notes=tuple(draft.notes),
+        notes=tuple(lifted.notes),
     )
 
 
-def _constant_names(draft: Draft, live: Sequence[fx.Node], order: Sequence[str]) -> dict[str, str]:
+def _constant_names(
+    lifted: Lifted, live: Sequence[fx.Node], order: Sequence[str]
+) -> dict[str, str]:
     """Give literals that have no name of the user's the names ``const_0``, ``const_1`` ..."""
-    taken = {*order, *draft.aliases}
+    taken = {*order, *lifted.aliases}
     names: dict[str, str] = {}
     index = 0
     for node in live:
         target = str(node.target)
         nameless = target.startswith(("lifted_tensor_", "_folded_", "_tensor_constant"))
-        if node.op != "get_attr" or target not in draft.constants or not nameless:
+        if node.op != "get_attr" or target not in lifted.constants or not nameless:
             continue
         while f"const_{index}" in taken:
             index += 1
@@ -290,17 +292,17 @@ def _constant_names(draft: Draft, live: Sequence[fx.Node], order: Sequence[str])
     return names
 
 
-def _set_meta(draft: Draft, old: fx.Node, new: fx.Node) -> None:
+def _set_meta(lifted: Lifted, old: fx.Node, new: fx.Node) -> None:
     new.meta = {}
     meta = Meta(new)
-    set_provenance(new, old.meta, draft.generated)
+    set_provenance(new, old.meta, lifted.generated)
     value = old.meta.get("val")
     if isinstance(value, Tensor):
-        meta.shape = tuple(draft.number(s) for s in value.shape)
+        meta.shape = tuple(lifted.number(s) for s in value.shape)
         meta.dtype = value.dtype
-        meta.dynamic = tuple(i for i, s in enumerate(value.shape) if free_symbols(s) & draft.free)
+        meta.dynamic = tuple(i for i, s in enumerate(value.shape) if free_symbols(s) & lifted.free)
     elif value is not None and not isinstance(value, (tuple, list)):
-        meta.size = draft.number(value)
+        meta.size = lifted.number(value)
 
 
 def val(node: Any) -> Any:
