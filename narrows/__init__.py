@@ -30,6 +30,7 @@ from narrows.errors import (
     ProgramError,
     UsageError,
 )
+from narrows.version import VERSION
 
 if TYPE_CHECKING:
     from narrows.api import (
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from narrows.passes.quant.plan import QuantPlan
     from narrows.passes.quant.quantization import Quantized
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 _LAZY = {
     "capture": "narrows.api",

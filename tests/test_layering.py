@@ -21,15 +21,17 @@ ROOT = Path(narrows.__file__).parent
 # The part of the package a module belongs to, and the parts it may import beside its own.
 SIBLINGS = ("frontend", "passes", "backends")
 ALLOWED: dict[str, set[str]] = {
+    "version": set(),
     "errors": set(),
     "files": {"errors"},
     "ir": {"errors", "files"},
-    **{sibling: {"errors", "files", "ir"} for sibling in SIBLINGS},
+    **{sibling: {"version", "errors", "files", "ir"} for sibling in SIBLINGS},
     "api": {"errors", "files", "ir", *SIBLINGS},
     "demo": {"errors", "files", "ir", *SIBLINGS, "api"},
-    "cli": {"errors", "files", "ir", *SIBLINGS, "api", "demo", "__init__"},
+    "cli": {"version", "errors", "files", "ir", *SIBLINGS, "api", "demo", "__init__"},
     "__main__": {"cli"},
-    "__init__": {"errors", "ir", *SIBLINGS, "api"},  # the public names, imported on use
+    # The public names, imported on use.
+    "__init__": {"version", "errors", "ir", *SIBLINGS, "api"},
 }
 # (importing file, imported module): breaches that are known and wanted. Keep it empty.
 EXCEPTIONS: set[tuple[str, str]] = set()
@@ -46,10 +48,12 @@ def part_of(module: str) -> str:
     return module.split(".")[1] if "." in module else "__init__"
 
 
-def imports(source: str, package: str) -> Iterator[tuple[int, str]]:
-    """Yield the line and the narrows module of every import, inside functions and strings too.
+def imports(source: str, package: str, *, named: bool = True) -> Iterator[tuple[int, str]]:
+    """Yield the line and the narrows module of every import, inside functions, too.
 
-    The package itself counts by what is taken from it; its version is free to all.
+    Where ``named``, also of those that a string names.
+
+    The package itself counts by what is taken from it.
     """
     tree = ast.parse(source)
     for node in ast.walk(tree):
@@ -58,7 +62,7 @@ def imports(source: str, package: str) -> Iterator[tuple[int, str]]:
             yield from ((node.lineno, name) for name in found if name != "narrows")
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             full = f"narrows.{node.attr}"
-            if node.value.id == "narrows" and node.attr != "__version__":
+            if node.value.id == "narrows":
                 yield node.lineno, full if is_module(full) else "narrows"
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
@@ -67,11 +71,9 @@ def imports(source: str, package: str) -> Iterator[tuple[int, str]]:
                 base = ".".join([*parents, *([node.module] if node.module else [])])
             if base.split(".")[0] == "narrows":
                 for alias in node.names:
-                    if (base, alias.name) == ("narrows", "__version__"):
-                        continue
                     full = f"{base}.{alias.name}"
                     yield node.lineno, full if is_module(full) else base
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+        elif named and isinstance(node, ast.Constant) and isinstance(node.value, str):
             # Lazy tables name modules as strings: "narrows.passes.plans.plan:ChannelPlan".
             name = node.value.split(":")[0]
             if DOTTED.fullmatch(node.value) and is_module(name):
@@ -126,7 +128,7 @@ def test_a_breach_is_found(file: str, source: str):
         ("ir/program.py", "from narrows.errors import ProgramError"),
         ("ir/ops/table.py", "from .. import program"),
         ("passes/base.py", "from narrows.ir.program import Program"),
-        ("backends/base.py", "import narrows\nversion = narrows.__version__"),
+        ("backends/base.py", "from narrows.version import VERSION"),
         ("cli/parser.py", "import narrows\nnarrows.capture(model)"),
         ("cli/commands.py", "from narrows import api, demo"),
         ("ir/program.py", "'the text narrows.passes is not an import when part of a sentence'"),
@@ -134,6 +136,76 @@ def test_a_breach_is_found(file: str, source: str):
 )
 def test_a_downward_import_is_not(file: str, source: str):
     assert breaches(source, file) == []
+
+
+# ------------------------------------------------------------------ no circles
+
+
+def edges() -> dict[str, set[str]]:
+    """Return per file which files it imports, in functions and for types alone included."""
+    found: dict[str, set[str]] = {}
+    for path in sorted(ROOT.rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        package = ".".join(["narrows", *parts[:-1]])
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        source = path.read_text(encoding="utf-8")
+        # What a registry names by a string, as it would a stranger's, is no part of a circle.
+        targets = {t for _, t in imports(source, package, named=False)}
+        targets = {t.removeprefix("narrows").lstrip(".") for t in targets}
+        found[name] = targets - {name}
+    return found
+
+
+def circles(graph: dict[str, set[str]]) -> list[frozenset[str]]:
+    """Return the sets of files that reach one another."""
+    reached: dict[str, set[str]] = {}
+    for name in graph:
+        seen, queue = set[str](), [name]
+        while queue:
+            for target in graph.get(queue.pop(), ()):
+                if target not in seen:
+                    seen.add(target)
+                    queue.append(target)
+        reached[name] = seen
+    found = {
+        frozenset(n for n in reached[name] if name in reached.get(n, ()))
+        for name in graph
+        if name in reached[name]
+    }
+    return sorted(found, key=sorted)
+
+
+def test_circles_are_found():
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": set[str]()}
+    assert circles(graph) == [frozenset({"b", "c"})]
+
+
+def test_no_files_import_one_another():
+    graph = {name: targets for name, targets in edges().items() if name}  # but the public names
+    assert len(graph) > 300
+    assert circles(graph) == []
+
+
+# The floors inside ir/, from below; what a floor does not name may stand on any.
+FLOORS = (
+    ("program", "sealed", "views", "graph", "labels"),
+    ("ops",),
+    ("channels", "liveness", "couplings", "workload"),
+    ("rewrite",),
+)
+
+
+def floor_of(file: str) -> int | None:
+    """Return the number of a file's floor inside ir/."""
+    part = file.removeprefix("ir.").split(".")[0] if file.startswith("ir.") else ""
+    return next((n for n, parts in enumerate(FLOORS) if part in parts), None)
+
+
+def test_no_floor_of_the_ir_imports_a_higher_one():
+    for name, targets in edges().items():
+        own = floor_of(name)
+        higher = [t for t in targets if own is not None and (floor_of(t) or 0) > own]
+        assert not higher, f"{name} imports {higher}"
 
 
 def test_the_exceptions_are_still_needed():

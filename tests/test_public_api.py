@@ -39,8 +39,8 @@ CLASSES = {
     "Quantized": "fake passes plan prepared program report",
     "Program": "aliases base buffers canonical copy couplings dynamic_batch examples flat_inputs "
     "folded graph history in_spec marks memo name node nodes notes origins out_spec output "
-    "parameter_count placeholders replace run_flat start state_dict stored tensor to to_module "
-    "users_of weights with_weights",
+    "parameter_count placeholders replace run_flat seal start state_dict stored tensor to "
+    "to_module users_of weights with_weights",
 }
 ERRORS = {
     "ArtifactError",

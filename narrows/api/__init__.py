@@ -385,10 +385,10 @@ def lower(
         UsageError: The target or an option is unknown.
         LowerError: The target cannot express the program, or computes something else.
     """
-    from narrows.api.lowering import draft, pair_of
+    from narrows.api.lowering import pair_of, write
 
     refuse_model(program, "lower")
-    return draft(program, target, plan, options).settled(lambda: pair_of(program))
+    return write(program, target, plan, options).settled(lambda: pair_of(program))
 
 
 def compile(

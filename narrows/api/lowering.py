@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from narrows.backends.artifact import Artifact
-    from narrows.backends.base import Draft, Pair
+    from narrows.backends.base import Pair, Written
     from narrows.ir.program import Program
 
 LARGE = 1 << 24  # bytes of weights from which it is worth a few milliseconds to return memory
@@ -39,7 +39,7 @@ def lower_freeing(
         **options: The target's options.
     """
     size = sum(t.nbytes for t in made[0].weights.values())
-    written = draft(made.pop(), target, plan, options)
+    written = write(made.pop(), target, plan, options)
     if size >= LARGE:
         give_back()
     return written.settled(lambda: pair_of(again()))
@@ -56,9 +56,9 @@ def give_back() -> None:
             trim(0)
 
 
-def draft(program: Program, target: str, plan: Any, options: Mapping[str, Any]) -> Draft:
+def write(program: Program, target: str, plan: Any, options: Mapping[str, Any]) -> Written:
     """Return what `narrows.lower` does before the check."""
-    from narrows.backends.base import draft as run
+    from narrows.backends.base import write as run
     from narrows.passes.plans.plan import loaded
 
     plan_json = None if plan is None else loaded(plan).to_json()
@@ -68,10 +68,13 @@ def draft(program: Program, target: str, plan: Any, options: Mapping[str, Any]) 
 def pair_of(program: Program) -> Pair:
     """Return what is lowered of a program, and what has to come of it."""
     from narrows.backends.base import Pair, in_types_of_numpy
-    from narrows.passes.fold_batch_norm import with_folded_norms
+    from narrows.passes.fold_batch_norm import FoldBatchNorm, fold
+    from narrows.passes.pipeline import Pipeline
 
     program = in_types_of_numpy(program)  # first, as norms are folded with its rounding
-    return Pair(with_folded_norms(program), program)
+    folds = fold(program)[1]
+    folded = Pipeline((FoldBatchNorm(),)).run(program).program if folds else program
+    return Pair(folded, program)
 
 
-__all__ = ["draft", "lower_freeing", "pair_of"]
+__all__ = ["lower_freeing", "pair_of", "write"]

@@ -65,7 +65,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Draft:
+class Written:
     """An artifact whose files are written, and the check that it has to pass yet.
 
     It holds what the program gives, not the program: whoever made one may let go of its weights
@@ -111,7 +111,7 @@ class Target(ABC):
         """Return the rows of the table of targets that are this one's."""
 
     @abstractmethod
-    def draft(self, pair: Pair, plan_json: Any = None) -> Draft:
+    def write(self, pair: Pair, plan_json: Any = None) -> Written:
         """Return a program as an artifact that is to be checked yet.
 
         Args:
@@ -202,7 +202,7 @@ def lower(
     """
     wanted = program if reference is None else reference
     pair = Pair(in_types_of_numpy(program), in_types_of_numpy(wanted))
-    return draft(pair, target, plan_json, **options).settled(lambda: pair)
+    return write(pair, target, plan_json, **options).settled(lambda: pair)
 
 
 def costs_of(target: str | Target) -> CostTable | None:
@@ -211,16 +211,16 @@ def costs_of(target: str | Target) -> CostTable | None:
 
 
 @alone
-def draft(
+def write(
     pair: Pair, target: str | Target = "onnx", plan_json: Any = None, **options: Any
-) -> Draft:
+) -> Written:
     """Return what `lower` does before the check."""
     chosen = make_target(target, **options)
     reason = chosen.available()
     if reason is not None:
         raise LowerError(f"the target {chosen.name} is not available", why=reason)
     with with_room():
-        return chosen.draft(pair, plan_json)
+        return chosen.write(pair, plan_json)
 
 
 def in_types_of_numpy(program: Program) -> Program:

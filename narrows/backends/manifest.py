@@ -8,7 +8,7 @@ import platform
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-import narrows
+from narrows import version
 from narrows.backends.store import FORMAT, VERSION
 from narrows.backends.structure import Structure
 
@@ -41,7 +41,7 @@ def new_manifest(
     manifest = {
         "format": FORMAT,
         "version": VERSION,
-        "narrows": narrows.__version__,
+        "narrows": version.VERSION,
         "target": target.name,
         "options": dataclasses.asdict(target),
         "name": program.name,

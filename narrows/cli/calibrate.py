@@ -49,7 +49,7 @@ def calibrate(arguments: argparse.Namespace) -> int:
 
 def _works(arguments: argparse.Namespace) -> list:
     from narrows.cli.model import capture_model
-    from narrows.ir.work import work_of
+    from narrows.ir.workload import work_of
 
     arguments.model = arguments.calibrate
     program = capture_model(arguments)

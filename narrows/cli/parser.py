@@ -32,14 +32,14 @@ class Parser(argparse.ArgumentParser):
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
-    import narrows
+    from narrows.version import VERSION
 
     parser = Parser(
         prog="narrows",
         description="Make the channels of a network fewer, exactly, and emit something smaller.",
         epilog=EPILOG,
     )
-    parser.add_argument("--version", action="version", version=f"narrows {narrows.__version__}")
+    parser.add_argument("--version", action="version", version=f"narrows {VERSION}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for add in (
         _compile, _quantize, _demo, _plan, _passes, _ops, _couplings, _why, _show, _diff, _check,

@@ -9,22 +9,51 @@ reader needs it so.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from torch import fx
 
+from narrows.ir.grid import Grid, Layout
 from narrows.ir.ops.args import arguments
 from narrows.ir.program import Meta, Program, shape_of
-from narrows.ir.work import CONVOLUTIONS, Work, Works, works_of
-
-if TYPE_CHECKING:
-    from narrows.ir.cost import CostTable
+from narrows.ir.work import CONVOLUTIONS, Work
+from narrows.ir.workload import Works, works_of
 
 ADDS = ("add",)
 IDENTITY = ("dropout", "feature_dropout", "alpha_dropout", "clone", "contiguous", "detach", "alias",
             "lift_fresh_copy", "to", "_to_copy", "positive")  # fmt: skip
+
+
+class Prices(Protocol):
+    """What an account asks of a cost table (`narrows.ir.cost.CostTable`)."""
+
+    @property
+    def layout(self) -> Layout:
+        """How the runtime lays channels out."""
+        ...
+
+    @property
+    def grids(self) -> Mapping[str, Grid]:
+        """What was measured, per kind of work and form."""
+        ...
+
+    def form(self, work: Work) -> str:
+        """Return how the runtime would compute a work."""
+        ...
+
+    def runs_blocked(self, work: Work) -> bool:
+        """Whether it would compute a work on blocks of channels."""
+        ...
+
+    def seconds(self, work: Work, *, alone: bool = False) -> float:
+        """Return the seconds of a work."""
+        ...
+
+    def reorder_seconds(self, work: Work, *, out: bool) -> float:
+        """Return the seconds of a change into blocks, or out of them."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -71,7 +100,7 @@ class Held:
 
 @dataclass
 class _Walk:
-    table: CostTable
+    table: Prices
     scale: float
     works: Works
     held: dict[fx.Node, Held] = field(default_factory=dict)
@@ -188,7 +217,7 @@ class _Walk:
         return self.table.grids[name].at({"elements": elements}) * 1e-6
 
 
-def account(table: CostTable, program: Program, batch: int | None = None) -> list[OpCost]:
+def account(table: Prices, program: Program, batch: int | None = None) -> list[OpCost]:
     """Return what every node costs that depends on an input; see `CostTable.account`."""
     scale = 1.0 if batch is None else batch / example_batch(program)
     walk = _Walk(table, scale, works_of(program))
@@ -221,7 +250,7 @@ def _moved(node: fx.Node) -> Work:
     return Work("copy", batch=shape[0], inputs=shape[1], outputs=shape[1], space=tuple(shape[2:]))
 
 
-def unblocked(table: CostTable, work: Work) -> Work:
+def unblocked(table: Prices, work: Work) -> Work:
     """Return a work that the table takes for one in the plain layout."""
     if table.layout.block == 1 or not table.runs_blocked(work):
         return work

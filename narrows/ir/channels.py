@@ -19,7 +19,7 @@ from narrows.ir.labels import Bools, Value, channels, compact, free, opaque
 from narrows.ir.ops import table
 from narrows.ir.ops.args import call
 from narrows.ir.ops.barrier import barrier_flow
-from narrows.ir.ops.row import Flow, Read
+from narrows.ir.ops.flow import Flow, Read
 from narrows.ir.program import Meta, Program, shape_of
 
 

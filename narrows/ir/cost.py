@@ -19,19 +19,18 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from narrows.ir import costfile
+from narrows.ir.account import OpCost, account
 from narrows.ir.grid import Grid, Layout
 from narrows.ir.kernels import SPELLINGS, faster, read_window, sizes_of
 from narrows.ir.kernels import window as window_of
-from narrows.ir.work import CONVOLUTIONS, Work, work_of
-
-if TYPE_CHECKING:
-    from narrows.ir.account import OpCost
-    from narrows.ir.program import Program
+from narrows.ir.program import Program
+from narrows.ir.work import CONVOLUTIONS, Work
+from narrows.ir.workload import work_of
 
 __all__ = ["CostTable", "Grid", "Layout", "Work", "work_of"]
 
@@ -206,8 +205,6 @@ class CostTable:
 
     def account(self, program: Program, batch: int | None = None) -> list[OpCost]:
         """Return the same with its parts: the operator itself, its layout, how it is computed."""
-        from narrows.ir.account import account
-
         return account(self, program, batch)
 
     # ------------------------------------------------------------------ reading the grids

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -16,9 +16,6 @@ from narrows.files.reading import Count, fit, read_json
 from narrows.files.writing import as_path, write_text
 from narrows.ir.grid import Grid, Layout
 from narrows.ir.work import Work
-
-if TYPE_CHECKING:
-    from narrows.ir.cost import CostTable
 
 FORMAT = 1
 
@@ -48,8 +45,8 @@ class CostFile(msgspec.Struct):
     made: str
 
 
-def encode(table: CostTable) -> dict[str, Any]:
-    """Return a table as JSON values."""
+def encode(table: Any) -> dict[str, Any]:
+    """Return a `narrows.ir.cost.CostTable` as JSON values."""
     return {
         "format": FORMAT,
         "name": table.name,
@@ -94,7 +91,7 @@ def _work(row: list[Any]) -> tuple[Work, float]:
     return work, fit({"us": row[-1]}, TimeFile).us * 1e-6
 
 
-def write(table: CostTable, path: str | os.PathLike[str]) -> Path:
+def write(table: Any, path: str | os.PathLike[str]) -> Path:
     """Write a table and return its path; see `narrows.files.writing`."""
     data = encode(table)
     grids, works = data.pop("grids"), data.pop("works")

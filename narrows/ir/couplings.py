@@ -27,7 +27,8 @@ from narrows.ir.channels import Facts, analyse
 from narrows.ir.labels import Bools, Ints, Value
 from narrows.ir.ops import table
 from narrows.ir.ops.contract import Contract
-from narrows.ir.ops.row import Read, Row, WeightAxis
+from narrows.ir.ops.flow import Read
+from narrows.ir.ops.row import Row, WeightAxis
 from narrows.ir.program import Program
 
 ROLES = {"out": "made", "in": "summed over", "with": "scaled or shifted"}

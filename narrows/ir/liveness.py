@@ -16,7 +16,7 @@ from torch import fx
 from narrows.ir.channels import Facts
 from narrows.ir.labels import Bools, Value, same, some
 from narrows.ir.ops import table
-from narrows.ir.ops.row import Read
+from narrows.ir.ops.flow import Read
 from narrows.ir.program import Meta, Note, shape_of
 
 

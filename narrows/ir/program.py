@@ -30,6 +30,7 @@ from torch.fx.node import map_arg
 from narrows.errors import NarrowsError, ProgramError, suggest
 from narrows.ir.graph import Observe, Run, add_node
 from narrows.ir.sealed import SealedDict, refuse, seal
+from narrows.ir.views import VIEWS
 
 aten = torch.ops.aten
 
@@ -441,15 +442,11 @@ class Program:
                 program does not use (``num_batches_tracked``) are ignored; a missing one or another
                 shape is a `ProgramError`. What no checkpoint holds (see ``stored``) stays as it is.
         """
-        from narrows.ir.weights import with_state
-
-        return with_state(self, state)
+        return VIEWS["with_state"](self, state)
 
     def to(self, dtype: torch.dtype) -> Program:
         """Return the program with floating-point weights, examples and literals in ``dtype``."""
-        from narrows.ir.weights import in_precision
-
-        return in_precision(self, dtype)
+        return VIEWS["in_precision"](self, dtype)
 
     def to_module(self, train: bool = False) -> torch.nn.Module:
         """Return a trainable module with the original parameter names.
@@ -461,8 +458,6 @@ class Program:
             train: Whether it is returned in train mode; a program whose batch norms were folded is
                 then a `ProgramError`, as it would train without them.
         """
-        from narrows.ir.module import ProgramModule
-
         if train and self.folded:
             raise ProgramError(
                 f"{self.name} has lost batch norms that training needs: {len(self.folded)}",
@@ -470,20 +465,16 @@ class Program:
                 why="they are part of the layers before them, as a form for a target has it",
                 hint="narrows.apply(program, plan) without a target keeps them; lowering folds",
             )
-        return ProgramModule(self).train(train)
+        return VIEWS["module"](self).train(train)
 
     def couplings(self) -> Any:
         """Return the sets of channels that live or die together; see `narrows.ir.couplings`."""
-        from narrows.ir.couplings import couplings
-
-        return couplings(self)
+        return VIEWS["couplings"](self)
 
     # ------------------------------------------------------------------ printing
 
     def __str__(self) -> str:
-        from narrows.ir.text import to_text
-
-        return to_text(self)
+        return VIEWS["text"](self)
 
     def __repr__(self) -> str:
         count = sum(n.op == "call_function" for n in self.graph.nodes)

@@ -11,12 +11,6 @@ import dataclasses
 import functools
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from torch import fx
-
-    from narrows.ir.program import Program
 
 CONVOLUTIONS = ("conv", "depthwise", "grouped")
 SUMMING = (*CONVOLUTIONS, "conv_transpose", "linear", "matmul", "attention")
@@ -124,33 +118,3 @@ def _groups(work: Work, inputs: int, outputs: int) -> int:
     if whole and inputs // per_in == outputs // per_out:
         return inputs // per_in
     return math.gcd(work.groups, math.gcd(inputs, outputs))
-
-
-class Works(dict["fx.Node", "Work | None"]):
-    """The work of each node of a program, found when it is first asked for."""
-
-    def __missing__(self, node: fx.Node) -> Work | None:
-        work = self[node] = work_of(node)
-        return work
-
-
-def works_of(program: Program) -> Works:
-    """Return the works of a program's nodes, which are found once."""
-    return program.memo("works", Works)
-
-
-def work_of(node: fx.Node) -> Work | None:
-    """Return the work of a node at the example's sizes, as its row describes it.
-
-    ``None`` for what does nothing: inputs, weights, numbers, results picked from a tuple.
-    """
-    from narrows.ir.ops import table
-    from narrows.ir.ops.works import elementwise
-    from narrows.ir.program import Meta
-
-    if node.op != "call_function" or Meta(node).size is not None:
-        return None
-    row = table.find(node)
-    if row is table.ITEM:
-        return None
-    return elementwise(node, "copy") if row is None else row.work(node)

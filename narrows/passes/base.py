@@ -22,6 +22,7 @@ from typing import ClassVar
 import torch
 
 from narrows.ir.program import Note, Program
+from narrows.passes.spelling import spell
 
 __all__ = ["TOLERANCE", "Fidelity", "Note", "Pass", "PassResult", "tolerance"]
 
@@ -131,6 +132,4 @@ class Pass(ABC):
 
     def __str__(self) -> str:
         """Return the spelling, ``name{option=value}``, that `Pipeline.parse` reads back."""
-        from narrows.passes.spelling import spell
-
         return spell(self)

@@ -24,7 +24,8 @@ from narrows.ir.cost import CostTable
 from narrows.ir.kernels import CHANNELS_LAST, DILATED
 from narrows.ir.ops.args import arguments, changed, first_tensor
 from narrows.ir.program import Meta, Program, aten, copy_meta, shape_of
-from narrows.ir.work import CONVOLUTIONS, work_of
+from narrows.ir.work import CONVOLUTIONS
+from narrows.ir.workload import work_of
 from narrows.passes.base import Fidelity, Note, Pass, PassResult
 from narrows.passes.legalize_reads import table_of
 

@@ -15,7 +15,7 @@ from torch import fx
 
 from narrows.ir.editing import add_weight
 from narrows.ir.ops.args import arguments
-from narrows.ir.program import Meta, Note, Program, aten, copy_meta, shape_of
+from narrows.ir.program import Draft, Meta, Note, Program, aten, copy_meta, shape_of
 from narrows.passes.base import Fidelity, Pass, PassResult
 from narrows.passes.eliminate_dead import EliminateDead
 
@@ -57,7 +57,7 @@ def _obstacle(given: dict[str, Any]) -> str:
     return "it has dropout" if given["dropout_p"] else ""
 
 
-def _decompose(program: Program, node: fx.Node) -> None:
+def _decompose(program: Draft, node: fx.Node) -> None:
     given, graph = arguments(node), program.graph
     query, key, value = (given[k] for k in ("query", "key", "value"))
     shape, rank = shape_of(query), len(shape_of(query))
@@ -100,7 +100,7 @@ def _decompose(program: Program, node: fx.Node) -> None:
 
 
 def _mask(
-    program: Program, node: fx.Node, given: dict[str, Any], sizes: tuple[int, ...]
+    program: Draft, node: fx.Node, given: dict[str, Any], sizes: tuple[int, ...]
 ) -> fx.Node | None:
     """Return the node of a mask: true where a key counts, or numbers to add to scores."""
     mask, name = given["attn_mask"], f"{node.name}.mask"

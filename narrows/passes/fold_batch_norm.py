@@ -61,14 +61,6 @@ class FoldBatchNorm(Pass):
         return PassResult(result, bool(folds), notes, remarks=remarks)
 
 
-def with_folded_norms(program: Program) -> Program:
-    """Return the program as the pass leaves it; itself where there is nothing to fold."""
-    from narrows.passes.pipeline import Pipeline
-
-    result, folds, _ = fold(program)
-    return Pipeline((FoldBatchNorm(),)).run(program).program if folds else result
-
-
 @dataclass(frozen=True)
 class Fold:
     """A norm that was folded.

@@ -20,9 +20,11 @@ from narrows.errors import PassError, PassUsageError, UsageError
 from narrows.ir.cost import CostTable
 from narrows.ir.graph import without_collection
 from narrows.ir.program import Draft, Mark, Meta, Note, Program, shape_of
-from narrows.ir.work import works_of
+from narrows.ir.workload import macs as macs_of
+from narrows.ir.workload import works_of
 from narrows.passes import spelling
 from narrows.passes.base import Pass, PassResult
+from narrows.passes.catalog import lookup
 
 if TYPE_CHECKING:
     from narrows.passes.plans.plan import ChannelPlan
@@ -149,7 +151,7 @@ class Pipeline:
 
         `UsageError` for malformed text, an unknown pass or an unknown or ill-typed option.
         """
-        return Pipeline(spelling.parse(text))
+        return Pipeline(spelling.parse(text, lookup))
 
     @staticmethod
     def default(
@@ -372,15 +374,13 @@ def macs(program: Program) -> dict[str, int]:
     With a free batch axis the example's batch is divided out; with a fixed one the whole batch
     counts.
     """
-    from narrows.ir.ops import table
-
     batch = 1
     if program.dynamic_batch:
         sizes = [shape_of(n)[0] for n in program.placeholders if 0 in Meta(n).dynamic]
         batch = sizes[0] if sizes else 1
     works = works_of(program)
     calls = (n for n in program.graph.nodes if n.op == "call_function")
-    return {n.name: table.macs(n, works) // batch for n in calls}
+    return {n.name: macs_of(n, works) // batch for n in calls}
 
 
 def report(

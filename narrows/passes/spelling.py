@@ -18,12 +18,13 @@ import os
 import re
 import types
 import typing
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 from narrows.errors import UsageError, unknown_option
 
-if TYPE_CHECKING:
-    from narrows.passes.base import Pass
+# Returns the class of a pass by its name.
+Lookup = Callable[[str], Any]
 
 WORD = re.compile(r"[A-Za-z0-9_.:/@%+*?~!-]+")
 QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
@@ -35,13 +36,13 @@ CONSTANTS = {"true": True, "false": False, "none": None}
 # ------------------------------------------------------------------ writing
 
 
-def spell(pass_: Pass) -> str:
+def spell(pass_: Any) -> str:
     """Return the one spelling of a pass."""
     options = [f"{key}={spell_value(value)}" for key, value in changed_options(pass_)]
     return pass_.name + (f"{{{', '.join(options)}}}" if options else "")
 
 
-def changed_options(pass_: Pass) -> list[tuple[str, Any]]:
+def changed_options(pass_: Any) -> list[tuple[str, Any]]:
     """Return the options of a pass that are not at their default, in the order of the fields."""
     changed = []
     for field in dataclasses.fields(pass_):
@@ -82,9 +83,14 @@ def spell_value(value: Any) -> str:
 # ------------------------------------------------------------------ reading
 
 
-def parse(text: str) -> tuple[Pass, ...]:
-    """Return the passes that ``text`` spells; `UsageError` points at the place where it fails."""
-    return _Reader(text).pipeline()
+def parse(text: str, lookup: Lookup) -> tuple[Any, ...]:
+    """Return the passes that ``text`` spells; `UsageError` points at the place where it fails.
+
+    Args:
+        text: The spelling of a pipeline.
+        lookup: Returns the class of a pass by its name (`narrows.passes.catalog.lookup`).
+    """
+    return _Reader(text).pipeline(lookup)
 
 
 def parse_options(text: str) -> tuple[str, dict[str, Any]]:
@@ -111,18 +117,19 @@ class _Reader:
     def __init__(self, text: str) -> None:
         self.text, self.at = text, 0
 
-    def pipeline(self) -> tuple[Pass, ...]:
-        passes: list[Pass] = []
+    def pipeline(self, lookup: Lookup) -> tuple[Any, ...]:
+        passes: list[Any] = []
         while self.peek():
             if passes:
                 self.expect(",", "between passes")
-            passes.append(self.pass_())
+            passes.append(self.pass_(lookup))
         return tuple(passes)
 
-    def pass_(self) -> Pass:
+    def pass_(self, lookup: Lookup) -> Any:
         self.peek()
         start = self.at
-        return self.build(*self.name_and_options(), start)
+        name, options = self.name_and_options()
+        return self.build(lookup, name, options, start)
 
     def name_and_options(self) -> tuple[str, dict[str, Any]]:
         name = self.match(re.compile(r"[A-Za-z0-9_.:-]+"), "a name")
@@ -140,9 +147,7 @@ class _Reader:
             self.at += 1
         return name, options
 
-    def build(self, name: str, options: dict[str, Any], start: int) -> Pass:
-        from narrows.passes.catalog import lookup
-
+    def build(self, lookup: Lookup, name: str, options: dict[str, Any], start: int) -> Any:
         try:
             return make(lookup(name), options)
         except UsageError as error:
@@ -205,7 +210,7 @@ class _Reader:
 EXAMPLE = "prune-channels{plan=p.json}, fold-batch-norm"
 
 
-def make(cls: type[Pass], options: dict[str, Any]) -> Pass:
+def make(cls: Any, options: dict[str, Any]) -> Any:
     """Return a pass with the given options; `UsageError` for an unknown or ill-typed one."""
     fields = {f.name: f for f in dataclasses.fields(cls)}
     for key in options:

@@ -203,13 +203,13 @@ def test_nothing_of_the_exporter_stays_in_the_file():
 def test_an_input_and_a_weight_may_have_one_name():
     scale = nn.Parameter(torch.randn(4))
     module = net(lambda s, x: x * s.input_1 + s.add, input_1=scale, add=nn.Parameter(scale + 1))
-    program = capture(nn.Sequential(module).eval(), (torch.randn(2, 4),))
+    program = capture(nn.Sequential(module).eval(), (torch.randn(2, 4),)).copy()
     holder = program.placeholders[0]
     weights = {name.removeprefix("0."): t for name, t in program.weights.items()}
     for node in program.graph.nodes:
         if node.op == "get_attr":
             node.target = str(node.target).removeprefix("0.")
-    artifact = lower(program.replace(weights=weights, buffers=frozenset()))
+    artifact = lower(program.replace(weights=weights, buffers=frozenset()).seal())
     assert holder.name in weights
     assert artifact.inputs[0].name == holder.name
 
@@ -300,10 +300,10 @@ def test_an_operator_whose_parts_have_no_onnx_form_is_named():
 def test_an_operator_that_fixes_the_batch_is_named():
     program = capture(
         net(lambda s, x: x.reshape(2, 12).relu()), (torch.rand(2, 3, 4),), dynamic_batch=False
-    )
+    ).copy()
     Meta(program.placeholders[0]).dynamic = (0,)
     with pytest.raises(LowerError, match=r"(?s)reshape\.default.*at reshape.*dynamic_batch=False"):
-        lower(program.replace(dynamic_batch=True))
+        lower(program.replace(dynamic_batch=True).seal())
 
 
 def test_a_type_without_kernels_is_refused_with_a_remedy():

@@ -79,9 +79,8 @@ class Codes(Builder):
         return self.add(name, *head, *more, [dilation] * rank, groups)
 
     def finished(self) -> Program:
-        program = self.program(*self.outputs)
         Meta(self.outputs[0]).grid = Grid(0, 128)  # by which a program is known as one of integers
-        return program
+        return self.program(*self.outputs)
 
 
 def layers(rounding: str, few: bool = False) -> Program:

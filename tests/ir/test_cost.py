@@ -14,8 +14,7 @@ from torch import nn
 import narrows
 from narrows.errors import UsageError
 from narrows.ir.cost import CostTable, Grid, Layout, Work, work_of
-from narrows.ir.ops import table as ops
-from narrows.ir.work import works_of
+from narrows.ir.workload import macs, works_of
 
 WINDOWED = ("positions", "inputs", "outputs")
 CONV = Work(
@@ -98,7 +97,7 @@ def test_macs_are_those_of_the_works(program):
     works = works_of(program)
     for node in program.nodes:
         assert works[node] == (work := work_of(node))
-        assert ops.macs(node, works) == (work.macs if work else 0)
+        assert macs(node, works) == (work.macs if work else 0)
     assert work_of(program.node("four")).macs == 2 * 64 * 32 * 4 * 9
 
 

@@ -16,8 +16,9 @@ import narrows
 from narrows.errors import ArtifactError, NarrowsError, PassError, ProgramError, UsageError
 from narrows.ir.graph import Run
 from narrows.ir.program import Program
+from narrows.passes.quant.figures import Measured
 from narrows.passes.quant.quantization import Quantized
-from narrows.passes.quant.report import Measured, QuantReport
+from narrows.passes.quant.report import QuantReport
 from tests.builder import Builder, aten, ramp
 from tests.passes.test_quantize import captured, images, network
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import narrows
 from narrows.backends.c.lower import Arena, Drawn, Port
 from narrows.files.quoting import c_comment
 from narrows.ir.integer.grid import Grid
+from narrows.version import VERSION
 
 TEXT = """\
 {title}
@@ -56,7 +56,7 @@ def model_h(drawn: Drawn, arena: Arena, prefix: str) -> str:
 
 def title(drawn: Drawn) -> str:
     """Return the first line of both files."""
-    return f"/* {c_comment(drawn.sketch.program.name)}, made by narrows {narrows.__version__}. */"
+    return f"/* {c_comment(drawn.sketch.program.name)}, made by narrows {VERSION}. */"
 
 
 def signature(drawn: Drawn, prefix: str) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from narrows.backends.artifact import Artifact
-from narrows.backends.base import Draft, Pair, Target, Variant
+from narrows.backends.base import Pair, Target, Variant, Written
 from narrows.backends.c.compiler import HINT, MISSING, find_compiler
 from narrows.backends.store import describe_files
 from narrows.errors import ArtifactError, LowerError, UsageError
@@ -78,8 +78,8 @@ class CTarget(Target):
         needs = "a C compiler to check and run"
         return [Variant(cls.name, needs, missing, supports, checked, True, not missing)]
 
-    def draft(self, pair: Pair, plan_json: Any = None) -> Draft:
-        """Return the program as C files; see `Target.draft`."""
+    def write(self, pair: Pair, plan_json: Any = None) -> Written:
+        """Return the program as C files; see `Target.write`."""
         from narrows.backends import integers
         from narrows.backends.c import files, header, lower, source
         from narrows.backends.c.runner import runner
@@ -139,16 +139,16 @@ class CTarget(Target):
                  f"constants {manifest['c']['constants']:,} bytes, "
                  f"{manifest['c']['macs']:,} multiply-adds")  # fmt: skip
         if not self.check:
-            return Draft(artifact)
+            return Written(artifact)
         if not find_compiler():
             add_note(manifest, "check", where, f"the C code was not run: {MISSING}; {HINT}")
-            return Draft(artifact)
+            return Written(artifact)
         wanted = Wanted.of(pair.reference, (batch,), self.samples)
 
         def complete(again: Callable[[], Pair]) -> None:
             manifest["fidelity"] = _check(artifact, wanted)
 
-        return Draft(artifact, complete)
+        return Written(artifact, complete)
 
 
 def _write(text: str, path: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from narrows.backends.onnx.probes import POINTWISE, Bench, Point
+from narrows.backends.onnx.probes import POINTWISE, Bench, Point, random_feeds
 from narrows.backends.onnx.steady import Quiet, quietest
 from narrows.backends.onnx.sweep import Job, exact, jobs
 from narrows.files.folders import temporary
@@ -105,21 +105,6 @@ def single_thread() -> Any:
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
     return options
-
-
-def random_feeds(session: Any, batch: int = 1) -> dict[str, np.ndarray]:
-    """Return random inputs for a session; integers are 0."""
-    generator = np.random.default_rng(0)
-    feeds = {}
-    for value in session.get_inputs():
-        shape = [d if isinstance(d, int) else batch for d in value.shape]
-        floats = value.type in ("tensor(float)", "tensor(double)", "tensor(float16)")
-        kind = {"tensor(float)": "f4", "tensor(double)": "f8", "tensor(float16)": "f2"}
-        dtype = kind.get(value.type, "bool" if "bool" in value.type else value.type[7:-1])
-        feeds[value.name] = (
-            generator.standard_normal(shape).astype(dtype) if floats else np.zeros(shape, dtype)
-        )
-    return feeds
 
 
 def _nodes(events: list[dict[str, Any]], counted: set[int]) -> list[Node]:

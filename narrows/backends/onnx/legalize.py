@@ -9,19 +9,24 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import fx
 
-if TYPE_CHECKING:
-    from narrows.backends.onnx.export import Builder
-
 aten = torch.ops.aten
 
 
+class Emits(Protocol):
+    """Appends calls to the graph that is exported."""
+
+    def emit(self, name: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        """Append a call."""
+        ...
+
+
 def _batch_norm(
-    builder: Builder, name: str, x: fx.Node, weight: Any, bias: Any, mean: Any, var: Any,
+    builder: Emits, name: str, x: fx.Node, weight: Any, bias: Any, mean: Any, var: Any,
     training: bool, momentum: float, eps: float, *_: Any,
 ) -> fx.Node | None:  # fmt: skip
     if training or mean is None or var is None:
@@ -32,7 +37,7 @@ def _batch_norm(
     return builder.emit(name, operator.getitem, parts, 0)
 
 
-def _adaptive_avg_pool2d(builder: Builder, name: str, x: fx.Node, size: Any) -> fx.Node | None:
+def _adaptive_avg_pool2d(builder: Emits, name: str, x: fx.Node, size: Any) -> fx.Node | None:
     if list(size) == [1, 1]:
         return builder.emit(name, aten.mean.dim, x, [-2, -1], True)
     kernel = _window(x, size)
@@ -41,7 +46,7 @@ def _adaptive_avg_pool2d(builder: Builder, name: str, x: fx.Node, size: Any) -> 
     return builder.emit(name, aten.avg_pool2d.default, x, kernel, kernel)
 
 
-def _adaptive_max_pool2d(builder: Builder, name: str, x: fx.Node, size: Any) -> fx.Node | None:
+def _adaptive_max_pool2d(builder: Emits, name: str, x: fx.Node, size: Any) -> fx.Node | None:
     kernel = _window(x, size)
     if kernel is None:
         return None
@@ -58,7 +63,7 @@ def _window(x: fx.Node, size: Any) -> list[int] | None:
     return [height // size[0], width // size[1]]
 
 
-def _adaptive_avg_pool1d(builder: Builder, name: str, x: fx.Node, size: Any) -> fx.Node | None:
+def _adaptive_avg_pool1d(builder: Emits, name: str, x: fx.Node, size: Any) -> fx.Node | None:
     if list(size) != [1]:
         return None
     return builder.emit(name, aten.mean.dim, x, [-1], True)
@@ -71,7 +76,7 @@ def _divided(rank: int, target: Any) -> Callable[..., fx.Node | None]:
     """
 
     def legalize(
-        builder: Builder, name: str, x: fx.Node, kernel: Any, stride: Any = (), padding: Any = 0,
+        builder: Emits, name: str, x: fx.Node, kernel: Any, stride: Any = (), padding: Any = 0,
         ceil: bool = False, count_padding: bool = True, divisor: int | None = None,
     ) -> fx.Node | None:  # fmt: skip
         sizes = x.meta["val"].shape[-rank:]
@@ -104,12 +109,12 @@ def _ends(size: int, kernel: int, stride: int, padding: int, ceil: bool) -> tupl
     return padding, padding + max(0, missing)
 
 
-def _dropout(builder: Builder, name: str, x: fx.Node, p: float, training: bool) -> fx.Node | None:
+def _dropout(builder: Emits, name: str, x: fx.Node, p: float, training: bool) -> fx.Node | None:
     return None if training else x
 
 
 def _rrelu(
-    builder: Builder, name: str, x: fx.Node, lower: float = 1 / 8, upper: float = 1 / 3,
+    builder: Emits, name: str, x: fx.Node, lower: float = 1 / 8, upper: float = 1 / 3,
     training: bool = False, *_: Any,
 ) -> fx.Node | None:  # fmt: skip
     if training:

@@ -262,3 +262,18 @@ def rowwise(bench: Bench, probe: Any, kind: str, rows: int, width: int) -> None:
 
 
 Adder = Callable[[Bench], None]
+
+
+def random_feeds(session: Any, batch: int = 1) -> dict[str, np.ndarray]:
+    """Return random inputs for a session; integers are 0."""
+    generator = np.random.default_rng(0)
+    feeds = {}
+    for value in session.get_inputs():
+        shape = [d if isinstance(d, int) else batch for d in value.shape]
+        floats = value.type in ("tensor(float)", "tensor(double)", "tensor(float16)")
+        kind = {"tensor(float)": "f4", "tensor(double)": "f8", "tensor(float16)": "f2"}
+        dtype = kind.get(value.type, "bool" if "bool" in value.type else value.type[7:-1])
+        feeds[value.name] = (
+            generator.standard_normal(shape).astype(dtype) if floats else np.zeros(shape, dtype)
+        )
+    return feeds

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from narrows.backends.onnx.probes import Bench
+from narrows.backends.onnx.probes import Bench, random_feeds
 
 WORTH = 1.08  # a run counts as quiet if it was slowed by less
 EVICTED = 2**22  # numbers of four bytes that are read between runs
@@ -42,8 +42,6 @@ class Quiet:
     @cached_property
     def _session(self) -> tuple[Any, dict[str, Any]]:
         import onnxruntime
-
-        from narrows.backends.onnx.calibrate import random_feeds
 
         bench = Bench()
         bench.use(bench.conv(bench.blocks(1, 64, (14, 14)), 64, (3, 3)))

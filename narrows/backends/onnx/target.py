@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from narrows.backends.artifact import Artifact
-from narrows.backends.base import Draft, Pair, Target, Variant
+from narrows.backends.base import Pair, Target, Variant, Written
 from narrows.backends.onnx.session import DATA, EXACT_PRODUCTS, MODEL
 from narrows.backends.store import describe_files
 from narrows.errors import LowerError, UsageError
@@ -108,8 +108,8 @@ class OnnxTarget(Target):
 
         return TABLES.current()
 
-    def draft(self, pair: Pair, plan_json: Any = None) -> Draft:
-        """Return the program as an ONNX artifact; see `Target.draft`."""
+    def write(self, pair: Pair, plan_json: Any = None) -> Written:
+        """Return the program as an ONNX artifact; see `Target.write`."""
         from narrows.backends import integers
         from narrows.backends.compare import FLAT, Wanted
         from narrows.backends.leaves import Leaves
@@ -130,7 +130,7 @@ class OnnxTarget(Target):
             add_note(manifest, "session", MODEL, OWN_SESSIONS)
         manifest["files"] = write(exported.model, folder, self.inline_limit)
         if not self.check:
-            return Draft(artifact)
+            return Written(artifact)
         if whole:
             integers.add_golden(artifact, pair.reference)
         batches = BATCHES if pair.reference.dynamic_batch else (None,)
@@ -145,7 +145,7 @@ class OnnxTarget(Target):
             if wanted.flat:
                 add_note(manifest, "check", where, FLAT)
 
-        return Draft(artifact, complete)
+        return Written(artifact, complete)
 
     def _floats(self, program: Program, leaves: Leaves) -> Exported:
         """Return the model of a float program, through ``torch.onnx``."""

@@ -106,9 +106,9 @@ def _free_name(model: Any, name: str) -> str:
 
 def strip(model: Any, name: str) -> None:
     """Name nodes after what they make, and drop the exporter's traces and their local paths."""
-    import narrows
+    from narrows.version import VERSION
 
-    model.producer_name, model.producer_version = "narrows", narrows.__version__
+    model.producer_name, model.producer_version = "narrows", VERSION
     model.graph.name = plain(name)
     model.doc_string = model.graph.doc_string = None
     model.metadata_props.clear()

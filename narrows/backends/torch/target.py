@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from narrows.backends.artifact import Artifact
-from narrows.backends.base import Draft, Pair, Target, Variant
+from narrows.backends.base import Pair, Target, Variant, Written
 from narrows.backends.store import describe_files
 from narrows.backends.torch.session import MODEL
 from narrows.errors import ArtifactError, LowerError, UsageError
@@ -89,8 +89,8 @@ class TorchTarget(Target):
 
         return TABLES.current() if self.form == "export" else None
 
-    def draft(self, pair: Pair, plan_json: Any = None) -> Draft:
-        """Return the program as a torch artifact; see `Target.draft`."""
+    def write(self, pair: Pair, plan_json: Any = None) -> Written:
+        """Return the program as a torch artifact; see `Target.write`."""
         from narrows.backends.compare import Wanted
         from narrows.backends.leaves import Leaves
         from narrows.backends.manifest import new_manifest
@@ -110,7 +110,7 @@ class TorchTarget(Target):
         _write(program, folder / MODEL, self.form)
         manifest["files"] = describe_files(folder, [MODEL])
         if not self.check:
-            return Draft(artifact)
+            return Written(artifact)
         free = pair.reference.dynamic_batch
         batches = (*BATCHES, _batch(pair.reference)) if free else (None,)
         wanted = Wanted.of(pair.reference, batches, self.samples)
@@ -118,7 +118,7 @@ class TorchTarget(Target):
         def complete(again: Callable[[], Pair]) -> None:
             manifest["fidelity"] = _check(artifact, wanted)
 
-        return Draft(artifact, complete)
+        return Written(artifact, complete)
 
 
 def find_compiler() -> str:

@@ -17,7 +17,7 @@ from narrows.backends.tvm import vector_math
 from narrows.backends.tvm.devices import DEVICES, Device, Machine
 from narrows.backends.tvm.kernels import ALIKE
 from narrows.backends.tvm.link import LIBRARY, Linker, LinkError, find_linker
-from narrows.backends.tvm.lowering import lower
+from narrows.backends.tvm.module import lower
 from narrows.backends.tvm.schedules import DOTS, choices, dots, scheduled
 from narrows.backends.tvm.search import Search, Work
 from narrows.backends.tvm.stock import EXPORTED, imported

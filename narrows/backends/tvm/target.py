@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from narrows.backends.artifact import Artifact
-from narrows.backends.base import KINDS, Draft, Pair, Target, Variant
+from narrows.backends.base import KINDS, Pair, Target, Variant, Written
 from narrows.backends.store import describe_files
 from narrows.backends.tvm.devices import DEVICES, Device, has_gpu
 from narrows.backends.tvm.link import find_linker
@@ -115,8 +115,8 @@ class TvmTarget(Target):
         reason = problem()
         return [_variant(device, reason) for device in DEVICES.values()]
 
-    def draft(self, pair: Pair, plan_json: Any = None) -> Draft:
-        """Return the program as a TVM artifact; see `Target.draft`."""
+    def write(self, pair: Pair, plan_json: Any = None) -> Written:
+        """Return the program as a TVM artifact; see `Target.write`."""
         from narrows.backends import integers
         from narrows.backends.compare import FLAT, Wanted, draw_inputs
         from narrows.backends.leaves import Leaves
@@ -175,9 +175,9 @@ class TvmTarget(Target):
                 f"code for {device.name} was not run: this machine cannot, or has no linker for it"
             )
             add_note(manifest, "check", where, why)
-            return Draft(artifact)
+            return Written(artifact)
         if not self.check:
-            return Draft(artifact)
+            return Written(artifact)
         if whole:
             integers.add_golden(artifact, pair.reference)
         outcome = Wanted.of(pair.reference, (batch,), self.samples)
@@ -189,7 +189,7 @@ class TvmTarget(Target):
             if outcome.flat:
                 add_note(manifest, "check", where, FLAT)
 
-        return Draft(artifact, complete)
+        return Written(artifact, complete)
 
     def _options(self) -> dict[str, Any]:
         from narrows.backends.tvm.cache import folder

@@ -25,7 +25,8 @@ def main(folder: Path) -> None:
     import numpy as np
 
     from narrows.backends.tvm.build import BuildError, build
-    from narrows.backends.tvm.lowering import MissingRulesError, RuleError
+    from narrows.backends.tvm.lowering import RuleError
+    from narrows.backends.tvm.module import MissingRulesError
 
     with np.load(folder / WEIGHTS) as stored:
         weights = {name: stored[name] for name in stored.files}

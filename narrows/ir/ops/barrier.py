@@ -4,17 +4,16 @@ so."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import fx
 
+from narrows.ir.held import Held
 from narrows.ir.labels import Value, opaque
-from narrows.ir.ops.row import Flow, Read, Row
+from narrows.ir.ops.flow import Flow, Read
+from narrows.ir.ops.protocols import Builder, Channels
+from narrows.ir.ops.row import Row
 from narrows.ir.program import op_name, shape_of
-
-if TYPE_CHECKING:
-    from narrows.ir.channels import Facts
-    from narrows.ir.rewrite import Held, Rewriter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +27,7 @@ class Barrier(Row):
     kind = "barrier"
     reason: str = ""
 
-    def flow(self, facts: Facts, node: fx.Node) -> Flow:
+    def flow(self, facts: Channels, node: fx.Node) -> Flow:
         reads = tuple(
             Read(n, couples=False)
             for n in node.all_input_nodes
@@ -39,14 +38,14 @@ class Barrier(Row):
         why = self.reason or f"{op_name(node)} has no row in the op table"
         return Flow(value, reads, why)
 
-    def rewrite(self, rewriter: Rewriter, node: fx.Node) -> Held:
+    def rewrite(self, rewriter: Builder, node: fx.Node) -> Held:
         return rewriter.whole(node)
 
 
 BARRIER = Barrier(target=None, summary="needs its operands whole")
 
 
-def barrier_flow(facts: Facts, node: fx.Node, why: str) -> Flow:
+def barrier_flow(facts: Channels, node: fx.Node, why: str) -> Flow:
     """Return the flow of a node through which nothing can be removed."""
     flow = BARRIER.flow(facts, node)
     return Flow(flow.value, flow.reads, why)

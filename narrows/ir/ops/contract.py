@@ -8,130 +8,22 @@ padding makes its contribution differ at the border.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx
+from torch import fx
 
+from narrows.ir.held import Held
 from narrows.ir.labels import Bools, Ints, Value, channels, count_to, distinct, is_count, some
 from narrows.ir.ops.args import arguments
 from narrows.ir.ops.barrier import barrier_flow
-from narrows.ir.ops.constants import as_array
-from narrows.ir.ops.row import Flow, Read, Row, Shared, WeightAxis, labels_along
+from narrows.ir.ops.contraction import Contraction, used_columns, used_rows
+from narrows.ir.ops.flow import Flow, Read
+from narrows.ir.ops.protocols import Builder, Channels, Needs
+from narrows.ir.ops.row import Row, Shared, WeightAxis, labels_along
 from narrows.ir.program import Meta, shape_of
-
-if TYPE_CHECKING:
-    from narrows.ir.channels import Facts
-    from narrows.ir.liveness import Demand
-    from narrows.ir.rewrite import Held, Rewriter
-
-
-@dataclass(eq=False)
-class Contraction:
-    """One contraction, spelled out.
-
-    Attributes:
-        x: The activation.
-        weight: The weight's node; ``bias``: the bias's node or ``None``.
-        data: The weight tensor; ``bias_data``: the bias tensor or ``None``.
-        x_axis: The axis of ``x`` that is summed over; ``y_axis``: the axis of the result it makes.
-        out_axis: The weight axis of the result's channels; ``in_axis``: of the input's.
-        groups: How many independent parts the channels fall into.
-        transposed: Whether the weight is laid out as ``[in, out/groups, ...]``.
-        uniform: Whether a constant input channel adds the same constant at every position, to be
-            folded into a bias that no other use of the weight needs otherwise.
-        names: The arguments that hold the activation, the weight and the bias.
-        heard: Which input channels count, ``[groups, inputs per group]``; ``None`` for all.
-        fold: Which input channels are constants whose contribution is one number, ``[inputs]``; the
-            analysis says so once it knows the activation.
-    """
-
-    x: fx.Node
-    weight: fx.Node
-    bias: fx.Node | None
-    data: Tensor
-    bias_data: Tensor | None
-    x_axis: int
-    y_axis: int
-    out_axis: int
-    in_axis: int
-    groups: int
-    transposed: bool
-    uniform: bool
-    names: tuple[str, str, str] = ("input", "weight", "bias")
-    heard: Bools | None = None
-    fold: Bools = field(default_factory=lambda: np.zeros(0, dtype=bool))
-
-    @property
-    def outputs(self) -> int:
-        """The number of output channels."""
-        width = self.data.shape[self.out_axis]
-        return width * self.groups if self.transposed else width
-
-    @property
-    def inputs(self) -> int:
-        """The number of input channels."""
-        width = self.data.shape[self.in_axis]
-        return width if self.transposed else width * self.groups
-
-    @cached_property
-    def blocks(self) -> Tensor:
-        """The weight as ``[groups, outputs per group, inputs per group, kernel]``."""
-        g = self.groups
-        w = self.data.movedim((self.out_axis, self.in_axis), (0, 1))
-        if self.transposed:  # [out/g, in, k] -> in is group-major
-            w = w.reshape(w.shape[0], g, w.shape[1] // g, -1)
-            return w.permute(1, 0, 2, 3)
-        return w.reshape(g, w.shape[0] // g, w.shape[1], -1)
-
-    def sums(self) -> Tensor:
-        """The weight summed over the kernel, float64: ``[groups, outputs, inputs]``."""
-        return self.blocks.double().sum(-1)
-
-
-def used_columns(c: Contraction, rows: Bools) -> Bools:
-    """Return which inputs have a non-zero weight in a row that counts: ``[groups, inputs]``."""
-    data: Any = as_array(c.blocks)
-    if len(data) > 1:
-        used = (data.any(-1) & rows[..., None]).any(1)
-        return used if c.heard is None else used & c.heard
-    return _settled(data[0], np.flatnonzero(rows[0]), None if c.heard is None else c.heard[0])[None]
-
-
-def used_rows(c: Contraction, columns: Bools) -> Bools:
-    """Return which outputs have a non-zero weight in a column that counts: ``[groups,
-    outputs]``."""
-    data: Any = as_array(c.blocks)
-    if c.heard is not None:
-        columns = columns & c.heard
-    if len(data) > 1:
-        return (data.any(-1) & columns[:, None, :]).any(2)
-    return _settled(data[0].swapaxes(0, 1), np.flatnonzero(columns[0]))[None]
-
-
-def _settled(data: Any, rows: Ints, among: Bools | None = None) -> Bools:
-    """Return which entries of axis 1, of those in ``among``, have a non-zero in one of ``rows``.
-
-    A few rows settle almost every entry of a dense weight; one pass over the whole weight finds
-    those that are zero throughout; the rare rest is looked at closely.
-    """
-    found = data[rows[:8]].any((0, 2))
-    if among is not None:
-        found &= among
-    open_ = ~found if among is None else among & ~found
-    if not some(open_) or len(rows) <= 8:
-        return found
-    which = np.flatnonzero(open_)
-    if len(which) * 4 > len(found):  # one pass over all of it is quicker than picking
-        open_ &= data.any(0).any(-1)
-        if not open_.any() or len(rows) == len(data):
-            return found | open_
-        which = np.flatnonzero(open_)
-    found[which] = data[np.ix_(rows, which)].any((0, 2))
-    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +48,7 @@ class Contract(Row):
     transposed: bool = False
     spatial: int = 0
 
-    def contraction(self, facts: Facts, node: fx.Node) -> Contraction | None:
+    def contraction(self, facts: Channels, node: fx.Node) -> Contraction | None:
         """Return the contraction, or ``None`` where an operand that must be a weight is
         computed."""
         args = arguments(node)
@@ -183,7 +75,7 @@ class Contract(Row):
         )  # fmt: skip
 
     @staticmethod
-    def _heard(facts: Facts, node: fx.Node, args: dict[str, Any]) -> Bools | None:
+    def _heard(facts: Channels, node: fx.Node, args: dict[str, Any]) -> Bools | None:
         ignored = facts.ignored.get(node.name)
         return None if ignored is None else ~ignored.reshape(args.get("groups", 1), -1)
 
@@ -195,7 +87,7 @@ class Contract(Row):
             return padding == "valid"
         return not any(padding) if isinstance(padding, Sequence) else not padding
 
-    def flow(self, facts: Facts, node: fx.Node) -> Flow:
+    def flow(self, facts: Channels, node: fx.Node) -> Flow:
         c = self.contraction(facts, node)
         if c is None:
             return barrier_flow(
@@ -204,7 +96,7 @@ class Contract(Row):
         return self.contracted(facts, node, c)
 
     @staticmethod
-    def contracted(facts: Facts, node: fx.Node, c: Contraction) -> Flow:
+    def contracted(facts: Channels, node: fx.Node, c: Contraction) -> Flow:
         """Return the flow of a contraction with a weight."""
         value = channels(shape_of(node), c.y_axis)
         along = labels_along(facts.value(c.x), c.x_axis)
@@ -223,7 +115,7 @@ class Contract(Row):
             return None
         return self.x_axis if self.spatial == 0 else -1 - self.spatial
 
-    def weight_axes(self, facts: Facts, node: fx.Node) -> Iterator[WeightAxis]:
+    def weight_axes(self, facts: Channels, node: fx.Node) -> Iterator[WeightAxis]:
         if not isinstance(facts.flows[node].facts, tuple):
             return
         c, columns = facts.flows[node].facts
@@ -243,7 +135,7 @@ class Contract(Row):
         if c.bias is not None and c.bias.op == "get_attr":
             yield WeightAxis(c.bias, 0, "with", node, np.arange(c.outputs))
 
-    def shared(self, facts: Facts, node: fx.Node) -> Shared | None:
+    def shared(self, facts: Channels, node: fx.Node) -> Shared | None:
         if not isinstance(facts.flows[node].facts, tuple):
             return None
         c, columns = facts.flows[node].facts
@@ -254,7 +146,7 @@ class Contract(Row):
         sets = np.tile(np.arange(columns.shape[1]), len(columns))
         return Shared(c.x, columns.flatten(), sets, "it sums over an axis beside theirs")
 
-    def joins(self, facts: Facts, node: fx.Node) -> list[tuple[fx.Node, Ints, fx.Node, Ints]]:
+    def joins(self, facts: Channels, node: fx.Node) -> list[tuple[fx.Node, Ints, fx.Node, Ints]]:
         """Return what keeps the groups of a convolution equally wide.
 
         Channels at equal positions of the groups go together. Where a group has one input or one
@@ -278,7 +170,7 @@ class Contract(Row):
 
     # ------------------------------------------------------------------ backwards
 
-    def demand(self, demand: Demand, node: fx.Node) -> None:
+    def demand(self, demand: Needs, node: fx.Node) -> None:
         flow = demand.facts.flows[node]
         c, columns = flow.facts
         value = demand.facts.value(c.x)
@@ -331,7 +223,7 @@ class Contract(Row):
 
     # ------------------------------------------------------------------ rewriting
 
-    def rewrite(self, rewriter: Rewriter, node: fx.Node) -> Held:
+    def rewrite(self, rewriter: Builder, node: fx.Node) -> Held:
         facts = rewriter.facts
         c, columns = facts.flows[node].facts
         value = facts.value(c.x)
@@ -391,7 +283,7 @@ class Contract(Row):
 
 
 def _columns_held(
-    rewriter: Rewriter, node: fx.Node, c: Contraction, held: Held
+    rewriter: Builder, node: fx.Node, c: Contraction, held: Held
 ) -> tuple[Held, Ints]:
     """Return the operand, and the original input channel at each of its positions.
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import fx
 
+from narrows.ir.held import Held
 from narrows.ir.labels import free, opaque
 from narrows.ir.ops.args import arguments, numeric
-from narrows.ir.ops.row import Flow, Row
+from narrows.ir.ops.flow import Flow
+from narrows.ir.ops.protocols import Builder, Channels
+from narrows.ir.ops.row import Row
 from narrows.ir.program import Meta, shape_of
-
-if TYPE_CHECKING:
-    from narrows.ir.channels import Facts
-    from narrows.ir.rewrite import Held, Rewriter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +27,7 @@ class Fill(Row):
     kind = "fill"
     value: float | str | None = None
 
-    def flow(self, facts: Facts, node: fx.Node) -> Flow:
+    def flow(self, facts: Channels, node: fx.Node) -> Flow:
         shape = shape_of(node)
         if not node.all_input_nodes:
             return Flow(free(shape))
@@ -39,5 +37,5 @@ class Fill(Row):
             value.const = torch.tensor([numeric(number)], dtype=Meta(node).dtype).double().numpy()
         return Flow(value)
 
-    def rewrite(self, rewriter: Rewriter, node: fx.Node) -> Held:
+    def rewrite(self, rewriter: Builder, node: fx.Node) -> Held:
         return rewriter.whole(node)

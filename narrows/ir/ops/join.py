@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, fx
 
+from narrows.ir.held import Held
 from narrows.ir.labels import Value, channels, compact, merge, number, unknown
 from narrows.ir.ops.args import arguments
 from narrows.ir.ops.barrier import barrier_flow
 from narrows.ir.ops.constants import constants_of
-from narrows.ir.ops.row import Flow, Read, Row
+from narrows.ir.ops.flow import Flow, Read
+from narrows.ir.ops.protocols import Builder, Channels
+from narrows.ir.ops.row import Row
 from narrows.ir.program import shape_of
-
-if TYPE_CHECKING:
-    from narrows.ir.channels import Facts
-    from narrows.ir.rewrite import Held, Rewriter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +30,7 @@ class Join(Row):
     kind = "join"
     stacks: bool = False
 
-    def flow(self, facts: Facts, node: fx.Node) -> Flow:
+    def flow(self, facts: Channels, node: fx.Node) -> Flow:
         args = arguments(node)
         shape = shape_of(node)
         axis = args["dim"] % len(shape)
@@ -53,11 +51,13 @@ class Join(Row):
         return self._along(facts, node, operands, axis)
 
     @staticmethod
-    def _aside(facts: Facts, bound: list[fx.Node]) -> bool:
+    def _aside(facts: Channels, bound: list[fx.Node]) -> bool:
         return any(facts.value(n).count > 1 for n in bound)
 
     @staticmethod
-    def _beside(facts: Facts, node: fx.Node, operands: list[fx.Node], bound: list[fx.Node]) -> Flow:
+    def _beside(
+        facts: Channels, node: fx.Node, operands: list[fx.Node], bound: list[fx.Node]
+    ) -> Flow:
         # The channels lie on another axis (tokens are joined): each is the same channel of every
         # operand.
         shape = shape_of(node)
@@ -73,7 +73,7 @@ class Join(Row):
             value, tuple(Read(n, s) for n, s in zip(bound, sources, strict=True)), facts="beside"
         )
 
-    def _along(self, facts: Facts, node: fx.Node, operands: list[fx.Node], axis: int) -> Flow:
+    def _along(self, facts: Channels, node: fx.Node, operands: list[fx.Node], axis: int) -> Flow:
         shape = shape_of(node)
         parts, consts, spans, start = [], [], [], 0
         for n in operands:
@@ -97,14 +97,14 @@ class Join(Row):
         return Flow(value, tuple(reads), facts=(spans, origin))
 
     @staticmethod
-    def _labelled(facts: Facts, node: fx.Node, axis: int) -> Value:
+    def _labelled(facts: Channels, node: fx.Node, axis: int) -> Value:
         if not facts.is_free(node):
             return facts.value(node)
         value = channels(shape_of(node), axis)
         value.const = constants_of(facts.data(node), value)
         return value
 
-    def rewrite(self, rewriter: Rewriter, node: fx.Node) -> Held:
+    def rewrite(self, rewriter: Builder, node: fx.Node) -> Held:
         facts = rewriter.facts
         args = arguments(node)
         axis = args["dim"] % len(shape_of(node))
@@ -119,7 +119,7 @@ class Join(Row):
             return rewriter.emit(node, {"tensors": tensors}, places, shape)
         return self._rewrite_along(rewriter, node, axis)
 
-    def _rewrite_along(self, rewriter: Rewriter, node: fx.Node, axis: int) -> Held:
+    def _rewrite_along(self, rewriter: Builder, node: fx.Node, axis: int) -> Held:
         value = rewriter.facts.value(node)
         rank = len(value.shape)
         stands = [a for a in range(rank) if not (self.stacks and a == axis)]
@@ -145,7 +145,7 @@ class Join(Row):
             tensors.append(new)
             shapes.append(shape)
             places.append(value.placed({**common, axis: along + start}))
-        rank_of = rewriter.choices.order.get(node.name)
+        rank_of = rewriter.order.get(node.name)
         if rank_of is not None:  # the operands' order is free, too
             first = [int(rank_of[value.at(p).flatten().numpy()].min()) for p in places]
             order = sorted(range(len(places)), key=first.__getitem__)
@@ -160,7 +160,7 @@ class Join(Row):
         return rewriter.emit(node, {"tensors": tensors}, joined, shape)
 
     def _blocks(
-        self, rewriter: Rewriter, node: fx.Node, axis: int
+        self, rewriter: Builder, node: fx.Node, axis: int
     ) -> list[tuple[fx.Node, int, int | None]]:
         """Return the operands of which anything is needed: each with where it starts along the
         axis and its slot, ``None`` for what is made of weights."""
@@ -180,7 +180,7 @@ class Join(Row):
 
     @staticmethod
     def _weights(
-        rewriter: Rewriter, node: fx.Node, n: fx.Node, start: int, axis: int,
+        rewriter: Builder, node: fx.Node, n: fx.Node, start: int, axis: int,
         common: dict[int, Tensor],
     ) -> tuple[fx.Node, tuple[int, ...], Tensor]:  # fmt: skip
         """Return an operand made of weights with the indices that are needed of it."""

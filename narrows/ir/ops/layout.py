@@ -6,22 +6,20 @@ They need no rule of their own: the operator is run on the labels (contract "cha
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, fx
 
+from narrows.ir.held import Held
 from narrows.ir.labels import Ints, Value, compact, even_sizes, number
 from narrows.ir.ops.args import arguments, call, first_tensor, numeric
 from narrows.ir.ops.barrier import barrier_flow
-from narrows.ir.ops.row import Flow, Read, Row
+from narrows.ir.ops.flow import Flow, Read
+from narrows.ir.ops.protocols import Builder, Channels, Needs
+from narrows.ir.ops.row import Row
 from narrows.ir.program import shape_of
-
-if TYPE_CHECKING:
-    from narrows.ir.channels import Facts
-    from narrows.ir.liveness import Demand
-    from narrows.ir.rewrite import Held, Rewriter
 
 
 def moved(source: Value, result: Tensor) -> tuple[Value, np.ndarray]:
@@ -54,7 +52,7 @@ class Layout(Row):
     sizes: str = ""
     sizes_at: str = ""
 
-    def flow(self, facts: Facts, node: fx.Node) -> Flow:
+    def flow(self, facts: Channels, node: fx.Node) -> Flow:
         x = first_tensor(node)
         source = facts.value(x)
         result = call(node, {x: carried(source)})
@@ -64,10 +62,10 @@ class Layout(Row):
     def input_axis(self, node: fx.Node, operand: fx.Node) -> int | str | None:
         return "same" if not self.sizes and shape_of(node) == shape_of(operand) else None
 
-    def rewrite(self, rewriter: Rewriter, node: fx.Node) -> Held:
+    def rewrite(self, rewriter: Builder, node: fx.Node) -> Held:
         return self.apply(rewriter, node, rewriter.operand(node, 0))
 
-    def apply(self, rewriter: Rewriter, node: fx.Node, x: Held) -> Held:
+    def apply(self, rewriter: Builder, node: fx.Node, x: Held) -> Held:
         """Emit the operator on ``x``, which holds just what the result is to hold."""
         facts = rewriter.facts
         value = facts.value(node)
@@ -91,7 +89,7 @@ class Layout(Row):
         return rewriter.emit(node, changes, rewriter.carried(node, x, result), tuple(result.shape))
 
     def _resized(
-        self, rewriter: Rewriter, node: fx.Node, value: Value, sizes: list[int]
+        self, rewriter: Builder, node: fx.Node, value: Value, sizes: list[int]
     ) -> list[Any]:
         args = arguments(node)
         literal = list(args[self.sizes])
@@ -113,7 +111,7 @@ class Layout(Row):
 class Squeeze(Layout):
     """``squeeze`` of every axis of size 1; an axis that has come down to one channel stays."""
 
-    def apply(self, rewriter: Rewriter, node: fx.Node, x: Held) -> Held:
+    def apply(self, rewriter: Builder, node: fx.Node, x: Held) -> Held:
         before = shape_of(first_tensor(node))
         if all(new != 1 or old == 1 for new, old in zip(x.shape, before, strict=True)):
             return super().apply(rewriter, node, x)
@@ -129,7 +127,7 @@ class Pad(Row):
 
     kind = "pad"
 
-    def flow(self, facts: Facts, node: fx.Node) -> Flow:
+    def flow(self, facts: Channels, node: fx.Node) -> Flow:
         args = arguments(node)
         x = first_tensor(node)
         source, shape = facts.value(x), shape_of(node)
@@ -178,7 +176,7 @@ class Pad(Row):
     def input_axis(self, node: fx.Node, operand: fx.Node) -> int | str | None:
         return "same"
 
-    def demand(self, demand: Demand, node: fx.Node) -> None:
+    def demand(self, demand: Needs, node: fx.Node) -> None:
         read = demand.facts.flows[node].reads[0]
         assert read.source is not None
         need = demand.needed(node)
@@ -187,7 +185,7 @@ class Pad(Row):
             demand.extend(node, need | first, "shape", "constants need a tensor to be added to")
         super().demand(demand, node)
 
-    def rewrite(self, rewriter: Rewriter, node: fx.Node) -> Held:
+    def rewrite(self, rewriter: Builder, node: fx.Node) -> Held:
         args = arguments(node)
         value, x = rewriter.facts.value(node), first_tensor(node)
         source = rewriter.facts.value(x)
@@ -221,7 +219,7 @@ class Pad(Row):
 
     @staticmethod
     def _bordered(
-        rewriter: Rewriter, node: fx.Node, held: Held, axis: int, pads: tuple[int, int]
+        rewriter: Builder, node: fx.Node, held: Held, axis: int, pads: tuple[int, int]
     ) -> tuple[Held, tuple[int, int], Ints]:
         """Return the operand without what is cut off along an axis, the constants to put around
         it, and the result's original index at each position."""
@@ -245,7 +243,7 @@ class Glu(Row):
 
     kind = "gate"
 
-    def flow(self, facts: Facts, node: fx.Node) -> Flow:
+    def flow(self, facts: Channels, node: fx.Node) -> Flow:
         x = first_tensor(node)
         source = facts.value(x)
         full = source.tensor.expand(source.shape)
@@ -258,7 +256,7 @@ class Glu(Row):
         value = Value(shape_of(node), labels, len(codes), const)
         return Flow(value, (Read(x, one), Read(x, two)))
 
-    def rewrite(self, rewriter: Rewriter, node: fx.Node) -> Held:
+    def rewrite(self, rewriter: Builder, node: fx.Node) -> Held:
         facts = rewriter.facts
         x = first_tensor(node)
         mask = rewriter.required(node, 0) | rewriter.required(node, 1)

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import fx
 
+from narrows.ir.held import Held
 from narrows.ir.labels import channels
 from narrows.ir.ops.args import arguments
 from narrows.ir.ops.barrier import barrier_flow
-from narrows.ir.ops.row import Flow, Read, Row, Shared, WeightAxis
+from narrows.ir.ops.flow import Flow, Read
+from narrows.ir.ops.protocols import Builder, Channels, Needs
+from narrows.ir.ops.row import Row, Shared, WeightAxis
 from narrows.ir.program import shape_of
-
-if TYPE_CHECKING:
-    from narrows.ir.channels import Facts
-    from narrows.ir.liveness import Demand
-    from narrows.ir.rewrite import Held, Rewriter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +26,7 @@ class Lookup(Row):
 
     kind = "lookup"
 
-    def flow(self, facts: Facts, node: fx.Node) -> Flow:
+    def flow(self, facts: Channels, node: fx.Node) -> Flow:
         args = arguments(node)
         if not facts.is_free(args["weight"]):
             return barrier_flow(facts, node, "its table is computed from the inputs")
@@ -40,12 +38,12 @@ class Lookup(Row):
         reads = () if facts.is_free(args["indices"]) else (Read(args["indices"], couples=False),)
         return Flow(value, reads)
 
-    def weight_axes(self, facts: Facts, node: fx.Node) -> Iterator[WeightAxis]:
+    def weight_axes(self, facts: Channels, node: fx.Node) -> Iterator[WeightAxis]:
         weight = arguments(node)["weight"]
         if weight.op == "get_attr" and not facts.flows[node].barrier:
             yield WeightAxis(weight, 1, "out", node, np.arange(facts.value(node).count))
 
-    def shared(self, facts: Facts, node: fx.Node) -> Shared | None:
+    def shared(self, facts: Channels, node: fx.Node) -> Shared | None:
         for read in facts.flows[node].reads:
             labels = np.arange(facts.value(read.operand).count)
             return Shared(
@@ -53,12 +51,12 @@ class Lookup(Row):
             )
         return None
 
-    def demand(self, demand: Demand, node: fx.Node) -> None:
+    def demand(self, demand: Needs, node: fx.Node) -> None:
         demand.use_weight(arguments(node)["weight"], node, {1: demand.needed(node)})
         for slot, read in enumerate(demand.facts.flows[node].reads):
             demand.require(node, slot, np.ones(demand.facts.value(read.operand).count, dtype=bool))
 
-    def rewrite(self, rewriter: Rewriter, node: fx.Node) -> Held:
+    def rewrite(self, rewriter: Builder, node: fx.Node) -> Held:
         args = arguments(node)
         columns = rewriter.made(node)
         changes: dict[str, Any] = {"weight": rewriter.weight(args["weight"], {1: columns})}

@@ -9,22 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, fx
 
+from narrows.ir.held import Held
 from narrows.ir.labels import Bools, Value, unknown
 from narrows.ir.ops.args import arguments, first_tensor, is_tensor
 from narrows.ir.ops.barrier import barrier_flow
-from narrows.ir.ops.row import Flow, Read, Row, Shared, WeightAxis, labels_along
+from narrows.ir.ops.flow import Flow, Read
+from narrows.ir.ops.protocols import Builder, Channels, Needs
+from narrows.ir.ops.row import Row, Shared, WeightAxis, labels_along
 from narrows.ir.program import shape_of
-
-if TYPE_CHECKING:
-    from narrows.ir.channels import Facts
-    from narrows.ir.liveness import Demand
-    from narrows.ir.rewrite import Held, Rewriter
 
 
 def constant(args: dict[str, Any]) -> str:
@@ -69,7 +67,7 @@ class Spatial(Row):
         )
         return {d % max(rank, 1) for d in dims}
 
-    def flow(self, facts: Facts, node: fx.Node) -> Flow:
+    def flow(self, facts: Channels, node: fx.Node) -> Flow:
         x = first_tensor(node)
         if any(is_tensor(n) and n is not x for n in node.all_input_nodes):
             return barrier_flow(facts, node, "an operand beside the input is a tensor")
@@ -85,14 +83,14 @@ class Spatial(Row):
         value = Value(shape_of(node), source.labels, source.count, const)
         return Flow(value, (Read(x, np.arange(source.count)),))
 
-    def across(self, facts: Facts, node: fx.Node, x: fx.Node, source: Value) -> Flow:
+    def across(self, facts: Channels, node: fx.Node, x: fx.Node, source: Value) -> Flow:
         """Return the flow when the axes worked on hold channels."""
         return barrier_flow(facts, node, "it mixes channels")
 
     def input_axis(self, node: fx.Node, operand: fx.Node) -> int | str | None:
         return "same"
 
-    def rewrite(self, rewriter: Rewriter, node: fx.Node) -> Held:
+    def rewrite(self, rewriter: Builder, node: fx.Node) -> Held:
         if rewriter.facts.flows[node].barrier:
             return rewriter.whole(node)
         held = rewriter.operand(node, 0)
@@ -124,7 +122,7 @@ class Mixing(Spatial):
             return set(range(rank - len(arguments(node)[self.shape_arg]), rank))
         return super().axes(node, rank)
 
-    def flow(self, facts: Facts, node: fx.Node) -> Flow:
+    def flow(self, facts: Channels, node: fx.Node) -> Flow:
         x, args = first_tensor(node), arguments(node)
         if any(is_tensor(args[p]) and not facts.is_free(args[p]) for p in self.parameters):
             return barrier_flow(facts, node, "its parameters are computed, not weights")
@@ -140,7 +138,7 @@ class Mixing(Spatial):
             (Read(x, np.arange(source.count)),),
         )
 
-    def across(self, facts: Facts, node: fx.Node, x: fx.Node, source: Value) -> Flow:
+    def across(self, facts: Channels, node: fx.Node, x: fx.Node, source: Value) -> Flow:
         axes = sorted(self.axes(node, len(source.shape)) & set(source.axes))
         group = source.tensor.movedim(axes, list(range(-len(axes), 0)))
         flat = group.reshape(*group.shape[: -len(axes)], -1)
@@ -150,7 +148,7 @@ class Mixing(Spatial):
         reads = (Read(x, np.arange(source.count)),)
         return Flow(value, reads, facts=rows.numpy())
 
-    def _shifted(self, facts: Facts, node: fx.Node, source: Value) -> np.ndarray:
+    def _shifted(self, facts: Channels, node: fx.Node, source: Value) -> np.ndarray:
         # A zero gain leaves the bias alone, whatever the statistics are.
         from narrows.ir.ops.constants import constants_of
 
@@ -164,7 +162,7 @@ class Mixing(Spatial):
         )
         return np.where(gain == 0, shift, np.nan)
 
-    def shared(self, facts: Facts, node: fx.Node) -> Shared | None:
+    def shared(self, facts: Channels, node: fx.Node) -> Shared | None:
         rows = facts.flows[node].facts
         if rows is None:
             return None
@@ -173,7 +171,7 @@ class Mixing(Spatial):
             first_tensor(node), rows.flatten(), sets, "it needs every channel it normalises over"
         )
 
-    def weight_axes(self, facts: Facts, node: fx.Node) -> Iterator[WeightAxis]:
+    def weight_axes(self, facts: Channels, node: fx.Node) -> Iterator[WeightAxis]:
         value, args = facts.value(node), arguments(node)
         if len(value.axes) != 1:
             return
@@ -184,7 +182,7 @@ class Mixing(Spatial):
             if own >= 0 and n.op == "get_attr" and shape_of(n)[own] > 1:
                 yield WeightAxis(n, own, "with", node, labels_along(value, axis)[0].numpy())
 
-    def demand(self, demand: Demand, node: fx.Node) -> None:
+    def demand(self, demand: Needs, node: fx.Node) -> None:
         flow = demand.facts.flows[node]
         if flow.facts is None:
             return super().demand(demand, node)
@@ -208,7 +206,7 @@ class Mixing(Spatial):
         demand.require(node, 0, mask, valued)
         return None
 
-    def rewrite(self, rewriter: Rewriter, node: fx.Node) -> Held:
+    def rewrite(self, rewriter: Builder, node: fx.Node) -> Held:
         flow = rewriter.facts.flows[node]
         if flow.barrier:
             return rewriter.whole(node)
@@ -232,9 +230,7 @@ class Mixing(Spatial):
         return rewriter.emit(node, changes, held.places, held.shape)
 
     @staticmethod
-    def _parameter(
-        rewriter: Rewriter, node: fx.Node, weight: fx.Node, where: Any, rank: int
-    ) -> Any:
+    def _parameter(rewriter: Builder, node: fx.Node, weight: fx.Node, where: Any, rank: int) -> Any:
         if where is None:
             if rewriter.narrowed(node, rewriter.held(first_tensor(node)).places):
                 raise rewriter.ragged(node)
@@ -260,7 +256,7 @@ class GroupNorm(Row):
 
     kind = "mixing"
 
-    def flow(self, facts: Facts, node: fx.Node) -> Flow:
+    def flow(self, facts: Channels, node: fx.Node) -> Flow:
         args = arguments(node)
         x = args["input"]
         source = facts.value(x)
@@ -273,7 +269,7 @@ class GroupNorm(Row):
         value = Value(shape_of(node), source.labels, source.count, unknown(source.count))
         return Flow(value, (Read(x, np.arange(source.count)),), facts=(along, group))
 
-    def shared(self, facts: Facts, node: fx.Node) -> Shared | None:
+    def shared(self, facts: Channels, node: fx.Node) -> Shared | None:
         if facts.flows[node].barrier:
             return None
         along, group = facts.flows[node].facts
@@ -282,7 +278,7 @@ class GroupNorm(Row):
     def input_axis(self, node: fx.Node, operand: fx.Node) -> int | str | None:
         return 1
 
-    def weight_axes(self, facts: Facts, node: fx.Node) -> Iterator[WeightAxis]:
+    def weight_axes(self, facts: Channels, node: fx.Node) -> Iterator[WeightAxis]:
         args = arguments(node)
         if facts.flows[node].barrier:
             return
@@ -291,7 +287,7 @@ class GroupNorm(Row):
             if is_tensor(args[p]) and args[p].op == "get_attr":
                 yield WeightAxis(args[p], 0, "with", node, along)
 
-    def demand(self, demand: Demand, node: fx.Node) -> None:
+    def demand(self, demand: Needs, node: fx.Node) -> None:
         along, group = demand.facts.flows[node].facts
         need = demand.needed(node)
         mask = self._closed(need, along, group)
@@ -321,7 +317,7 @@ class GroupNorm(Row):
                 return mask
             mask = grown
 
-    def rewrite(self, rewriter: Rewriter, node: fx.Node) -> Held:
+    def rewrite(self, rewriter: Builder, node: fx.Node) -> Held:
         args = arguments(node)
         along, group = rewriter.facts.flows[node].facts
         held = rewriter.operand(node, 0, exact=True)
@@ -359,7 +355,7 @@ class Reduce(Spatial):
     skips_zeros: bool = False
     keep: str = "keepdim"
 
-    def flow(self, facts: Facts, node: fx.Node) -> Flow:
+    def flow(self, facts: Channels, node: fx.Node) -> Flow:
         flow = super().flow(facts, node)
         if flow.barrier or flow.facts is not None:
             return flow
@@ -373,7 +369,7 @@ class Reduce(Spatial):
         kept = [a for a in range(labels.dim()) if a not in self.axes(node, labels.dim())]
         return labels.reshape([labels.shape[a] for a in kept])
 
-    def across(self, facts: Facts, node: fx.Node, x: fx.Node, source: Value) -> Flow:
+    def across(self, facts: Channels, node: fx.Node, x: fx.Node, source: Value) -> Flow:
         axes = sorted(self.axes(node, len(source.shape)) & set(source.axes))
         tensor = source.tensor.movedim(axes, list(range(-len(axes), 0)))
         rows = tensor.reshape(*tensor.shape[: -len(axes)], -1)
@@ -392,7 +388,7 @@ class Reduce(Spatial):
         value = Value(shape_of(node), labels, count, const)
         return Flow(value, (Read(x, pairs=pairs, couples=False),), facts=classes.numpy())
 
-    def shared(self, facts: Facts, node: fx.Node) -> Shared | None:
+    def shared(self, facts: Channels, node: fx.Node) -> Shared | None:
         pairs = facts.flows[node].reads[0].pairs
         if pairs is None:
             return None
@@ -401,7 +397,7 @@ class Reduce(Spatial):
             first_tensor(node), inp, out, "" if self.skips_zeros else "it reduces over the channels"
         )
 
-    def demand(self, demand: Demand, node: fx.Node) -> None:
+    def demand(self, demand: Needs, node: fx.Node) -> None:
         flow = demand.facts.flows[node]
         if flow.facts is None or not self.skips_zeros:
             return super().demand(demand, node)
@@ -418,7 +414,7 @@ class Reduce(Spatial):
         demand.require(node, 0, wanted, valued)
         return None
 
-    def rewrite(self, rewriter: Rewriter, node: fx.Node) -> Held:
+    def rewrite(self, rewriter: Builder, node: fx.Node) -> Held:
         flow = rewriter.facts.flows[node]
         if flow.barrier:
             return rewriter.whole(node)

@@ -5,23 +5,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import fx
 from torch.fx.node import map_arg
 
+from narrows.ir.held import Held
 from narrows.ir.labels import Bools, Ints, Value, broadcast, merge, some, unknown
 from narrows.ir.ops.args import arguments, is_tensor, with_argument
 from narrows.ir.ops.constants import as_array, constants_of, per_label
-from narrows.ir.ops.row import Flow, Read, Row, Shared, WeightAxis, labels_along
+from narrows.ir.ops.flow import Flow, Read
+from narrows.ir.ops.protocols import Builder, Channels, Needs
+from narrows.ir.ops.row import Row, Shared, WeightAxis, labels_along
 from narrows.ir.program import Meta, shape_of
-
-if TYPE_CHECKING:
-    from narrows.ir.channels import Facts
-    from narrows.ir.liveness import Demand
-    from narrows.ir.rewrite import Held, Rewriter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +37,7 @@ class Pointwise(Row):
     absorbs: bool = False
     partial: bool = False
 
-    def flow(self, facts: Facts, node: fx.Node) -> Flow:
+    def flow(self, facts: Channels, node: fx.Node) -> Flow:
         shape = shape_of(node)
         operands = [n for n in _tensors(node) if not facts.is_free(n)]
         values = [facts.value(n) for n in operands]
@@ -49,7 +47,7 @@ class Pointwise(Row):
         return Flow(value, tuple(Read(n, s) for n, s in zip(operands, sources, strict=True)))
 
     def _constants(
-        self, facts: Facts, node: fx.Node, value: Value, operands: list[fx.Node], sources: Any
+        self, facts: Channels, node: fx.Node, value: Value, operands: list[fx.Node], sources: Any
     ) -> np.ndarray:
         known = [facts.value(n).const[s] for n, s in zip(operands, sources, strict=True)]
         bound = dict(zip(operands, known, strict=True))
@@ -80,7 +78,7 @@ class Pointwise(Row):
     def input_axis(self, node: fx.Node, operand: fx.Node) -> int | str | None:
         return "same"
 
-    def weight_axes(self, facts: Facts, node: fx.Node) -> Iterator[WeightAxis]:
+    def weight_axes(self, facts: Channels, node: fx.Node) -> Iterator[WeightAxis]:
         value = facts.value(node)
         rank = len(value.shape)
         for n in dict.fromkeys(_tensors(node)):
@@ -91,7 +89,7 @@ class Pointwise(Row):
             if own >= 0 and shape_of(n)[own] > 1:
                 yield WeightAxis(n, own, "with", node, labels_along(value, axis)[0].numpy())
 
-    def demand(self, demand: Demand, node: fx.Node) -> None:
+    def demand(self, demand: Needs, node: fx.Node) -> None:
         skipped = demand.constant_operands(node)
         need, valued = demand.needed(node), demand.valued(node)
         const = demand.facts.value(node).const
@@ -112,7 +110,7 @@ class Pointwise(Row):
             if some(lost):
                 demand.note(node, "merge", "they are constants that meet others", lost)
 
-    def rewrite(self, rewriter: Rewriter, node: fx.Node) -> Held:
+    def rewrite(self, rewriter: Builder, node: fx.Node) -> Held:
         held, places, shape = rewriter.aligned(node)
         replaced: dict[fx.Node, fx.Node] = {}
         for slot, read in enumerate(rewriter.facts.flows[node].reads):
@@ -155,7 +153,7 @@ class PerChannel(Row):
     gain: str = ""
     centered: bool = False
 
-    def flow(self, facts: Facts, node: fx.Node) -> Flow:
+    def flow(self, facts: Channels, node: fx.Node) -> Flow:
         args = arguments(node)
         x = next(iter(args.values()))
         source = facts.value(x)
@@ -178,14 +176,14 @@ class PerChannel(Row):
             value.const = self._constants(facts, node, args, source, along, dead)
         return Flow(value, read, facts=silent)
 
-    def demand(self, demand: Demand, node: fx.Node) -> None:
+    def demand(self, demand: Needs, node: fx.Node) -> None:
         silent = demand.facts.flows[node].facts
         need, valued = demand.needed(node), demand.valued(node)
         demand.require(node, 0, need, valued & ~silent)
 
     def _constants(
         self,
-        facts: Facts,
+        facts: Channels,
         node: fx.Node,
         args: dict[str, Any],
         source: Value,
@@ -216,7 +214,7 @@ class PerChannel(Row):
     def input_axis(self, node: fx.Node, operand: fx.Node) -> int | str | None:
         return self.axis if operand is next(iter(arguments(node).values())) else None
 
-    def weight_axes(self, facts: Facts, node: fx.Node) -> Iterator[WeightAxis]:
+    def weight_axes(self, facts: Channels, node: fx.Node) -> Iterator[WeightAxis]:
         args = arguments(node)
         value = facts.value(node)
         if value.tensor.shape[self.axis] == 1 and value.count > 1:
@@ -227,7 +225,7 @@ class PerChannel(Row):
             if is_tensor(n) and n.op == "get_attr" and shape_of(n)[0] == len(along):
                 yield WeightAxis(n, 0, "with", node, along)
 
-    def shared(self, facts: Facts, node: fx.Node) -> Shared | None:
+    def shared(self, facts: Channels, node: fx.Node) -> Shared | None:
         value = facts.value(node)
         if value.tensor.shape[self.axis] == 1 or len(value.axes) == 1:
             return None
@@ -235,7 +233,7 @@ class PerChannel(Row):
         sets = np.tile(np.arange(lines.shape[1]), len(lines))
         return Shared(node, lines.flatten(), sets, "they share its parameters")
 
-    def rewrite(self, rewriter: Rewriter, node: fx.Node) -> Held:
+    def rewrite(self, rewriter: Builder, node: fx.Node) -> Held:
         args = arguments(node)
         held = rewriter.operand(node, 0)
         where = rewriter.positions(node, held.places)

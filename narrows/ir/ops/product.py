@@ -6,26 +6,24 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, fx
 
+from narrows.ir.held import Held, Side, merged
 from narrows.ir.labels import Bools, Value, merge, unknown
 from narrows.ir.ops.args import arguments, is_tensor
 from narrows.ir.ops.barrier import barrier_flow
-from narrows.ir.ops.contract import Contract, Contraction, fill_up
-from narrows.ir.ops.row import Flow, Read, Row, Shared
+from narrows.ir.ops.contract import Contract, fill_up
+from narrows.ir.ops.contraction import Contraction
+from narrows.ir.ops.flow import Flow, Read
+from narrows.ir.ops.protocols import Builder, Channels, Needs
+from narrows.ir.ops.row import Row, Shared
 from narrows.ir.program import shape_of
 
-if TYPE_CHECKING:
-    from narrows.ir.channels import Facts
-    from narrows.ir.liveness import Demand
-    from narrows.ir.rewrite import Held, Rewriter
-    from narrows.ir.rewrite.aligned import Side
-
-    Part = tuple[fx.Node, Held, Sequence[int]]
+Part = tuple[fx.Node, Held, Sequence[int]]
 
 # Labels of one factor beyond which each of its entries being a channel costs too much to follow.
 LARGE = 1 << 20
@@ -81,7 +79,7 @@ class Product(Contract):
     left: str = "self"
     right: str = "other"
 
-    def contraction(self, facts: Facts, node: fx.Node) -> Contraction | None:
+    def contraction(self, facts: Channels, node: fx.Node) -> Contraction | None:
         args = arguments(node)
         a, b = args[self.left], args[self.right]
         for x, weight, names, axes in (
@@ -106,7 +104,7 @@ class Product(Contract):
     def input_axis(self, node: fx.Node, operand: fx.Node) -> int | str | None:
         return -1 if operand is arguments(node)[self.left] else -2
 
-    def flow(self, facts: Facts, node: fx.Node) -> Flow:
+    def flow(self, facts: Channels, node: fx.Node) -> Flow:
         c = self.contraction(facts, node)
         if c is not None:
             return self.contracted(facts, node, c)
@@ -130,14 +128,14 @@ class Product(Contract):
         )
         return Flow(value, reads, facts=paired)
 
-    def demand(self, demand: Demand, node: fx.Node) -> None:
+    def demand(self, demand: Needs, node: fx.Node) -> None:
         flow = demand.facts.flows[node]
         if not isinstance(flow.facts, Paired):
             return super().demand(demand, node)
         demand_pairs(demand, node, flow.facts, 0, 1)
         return None
 
-    def rewrite(self, rewriter: Rewriter, node: fx.Node) -> Held:
+    def rewrite(self, rewriter: Builder, node: fx.Node) -> Held:
         flow = rewriter.facts.flows[node]
         if not isinstance(flow.facts, Paired):
             return super().rewrite(rewriter, node)
@@ -156,7 +154,7 @@ class Product(Contract):
         shape = (*torch.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
         return rewriter.emit(node, {self.left: a.node, self.right: b.node}, places, shape)
 
-    def joins(self, facts: Facts, node: fx.Node) -> list[tuple[fx.Node, Any, fx.Node, Any]]:
+    def joins(self, facts: Channels, node: fx.Node) -> list[tuple[fx.Node, Any, fx.Node, Any]]:
         paired = facts.flows[node].facts
         if not isinstance(paired, Paired):
             return []
@@ -166,7 +164,7 @@ class Product(Contract):
             return []  # what is summed over holds no channels
         return [(a, paired.left, b, paired.right)]
 
-    def shared(self, facts: Facts, node: fx.Node) -> Shared | None:
+    def shared(self, facts: Channels, node: fx.Node) -> Shared | None:
         paired = facts.flows[node].facts
         if not isinstance(paired, Paired):
             return super().shared(facts, node)
@@ -175,7 +173,7 @@ class Product(Contract):
         wide = facts.value(a).tensor.shape[-1] > 1, facts.value(b).tensor.shape[-2] > 1
         return one_sided((a, paired.left), (b, paired.right), wide)
 
-    def heads(self, facts: Facts, node: fx.Node) -> list[tuple[fx.Node, Any, Any]]:
+    def heads(self, facts: Channels, node: fx.Node) -> list[tuple[fx.Node, Any, Any]]:
         if not isinstance(facts.flows[node].facts, Paired):
             return []
         args = arguments(node)
@@ -209,7 +207,7 @@ def by_head(tensors: list[tuple[fx.Node, Tensor]]) -> list[tuple[fx.Node, Any, A
 
 
 def demand_pairs(
-    demand: Demand, node: fx.Node, paired: Paired, left_slot: int, right_slot: int
+    demand: Needs, node: fx.Node, paired: Paired, left_slot: int, right_slot: int
 ) -> None:
     """Mark both sides of every pair that a needed result sums over and that is not zero."""
     reads = demand.facts.flows[node].reads
@@ -239,9 +237,8 @@ def demand_pairs(
         demand.require(node, slot, mask, valued)
 
 
-def _result_places(rewriter: Rewriter, node: fx.Node, sides: Sequence[Side]) -> Tensor:
+def _result_places(rewriter: Builder, node: fx.Node, sides: Sequence[Side]) -> Tensor:
     """Return the places of a result whose factors are in step."""
-    from narrows.ir.rewrite.aligned import merged
 
     value = rewriter.facts.value(node)
     rank = len(value.shape)
@@ -258,7 +255,7 @@ class Attention(Row):
 
     kind = "attention"
 
-    def flow(self, facts: Facts, node: fx.Node) -> Flow:
+    def flow(self, facts: Channels, node: fx.Node) -> Flow:
         args = arguments(node)
         q, k, v, mask = args["query"], args["key"], args["value"], args["attn_mask"]
         if any(facts.is_free(n) for n in (q, k, v)):
@@ -298,7 +295,7 @@ class Attention(Row):
             return 1
         return shape_of(q)[-3] // shape_of(k)[-3]
 
-    def joins(self, facts: Facts, node: fx.Node) -> list[tuple[fx.Node, Any, fx.Node, Any]]:
+    def joins(self, facts: Channels, node: fx.Node) -> list[tuple[fx.Node, Any, fx.Node, Any]]:
         paired = facts.flows[node].facts
         if not isinstance(paired, Paired):
             return []
@@ -308,7 +305,7 @@ class Attention(Row):
             return []  # what is summed over holds no channels
         return [(q, paired.left, k, paired.right)]
 
-    def shared(self, facts: Facts, node: fx.Node) -> Shared | None:
+    def shared(self, facts: Channels, node: fx.Node) -> Shared | None:
         paired = facts.flows[node].facts
         if not isinstance(paired, Paired):
             return None
@@ -317,7 +314,7 @@ class Attention(Row):
         wide = facts.value(q).tensor.shape[-1] > 1, facts.value(k).tensor.shape[-1] > 1
         return one_sided((q, paired.left), (k, paired.right), wide)
 
-    def heads(self, facts: Facts, node: fx.Node) -> list[tuple[fx.Node, Any, Any]]:
+    def heads(self, facts: Channels, node: fx.Node) -> list[tuple[fx.Node, Any, Any]]:
         if facts.flows[node].barrier:
             return []
         args = arguments(node)
@@ -329,7 +326,7 @@ class Attention(Row):
             [*tensors, *(spread if ratio > 1 else [(n, facts.value(n).tensor) for n in (k, v)])]
         )
 
-    def demand(self, demand: Demand, node: fx.Node) -> None:
+    def demand(self, demand: Needs, node: fx.Node) -> None:
         flow = demand.facts.flows[node]
         demand_pairs(demand, node, flow.facts, 0, 1)
         need = demand.needed(node)
@@ -339,7 +336,7 @@ class Attention(Row):
             valued = read.reached(demand.valued(node), count)
             demand.require(node, slot, read.reached(need, count), valued)
 
-    def rewrite(self, rewriter: Rewriter, node: fx.Node) -> Held:
+    def rewrite(self, rewriter: Builder, node: fx.Node) -> Held:
         args = arguments(node)
         sides = self._in_step(rewriter, node)
         q, k, v = (s.held for s in sides[:3])
@@ -358,7 +355,7 @@ class Attention(Row):
         lead = torch.broadcast_shapes(q.shape[:-2], others)
         return rewriter.emit(node, changes, places, (*lead, q.shape[-2], v.shape[-1]))
 
-    def _in_step(self, rewriter: Rewriter, node: fx.Node) -> list[Side]:
+    def _in_step(self, rewriter: Builder, node: fx.Node) -> list[Side]:
         """Return query, key and value, and a mask that is computed, each head beside its own."""
         args, value = arguments(node), rewriter.facts.value(node)
         reads = rewriter.facts.flows[node].reads
@@ -377,7 +374,7 @@ class Attention(Row):
 
 
 def _grouped(
-    rewriter: Rewriter, node: fx.Node, parts: list[Part], axes: list[int], ratio: int
+    rewriter: Builder, node: fx.Node, parts: list[Part], axes: list[int], ratio: int
 ) -> list[Side]:
     """Return the factors in step where each head of key and value serves ``ratio`` query heads."""
     rank = len(rewriter.facts.value(node).shape)
@@ -400,7 +397,7 @@ def _grouped(
     return sides
 
 
-def _with_heads(rewriter: Rewriter, node: fx.Node, heads: Bools) -> Bools:
+def _with_heads(rewriter: Builder, node: fx.Node, heads: Bools) -> Bools:
     """Return the labels of an attention's result in some heads, as wide as the needed ones."""
     value = rewriter.facts.value(node)
     kept = torch.from_numpy(rewriter.need(node))[value.tensor]
@@ -412,7 +409,7 @@ def _with_heads(rewriter: Rewriter, node: fx.Node, heads: Bools) -> Bools:
     return mask
 
 
-def _sliced_mask(rewriter: Rewriter, node: fx.Node, mask: fx.Node, query: Side) -> fx.Node:
+def _sliced_mask(rewriter: Builder, node: fx.Node, mask: fx.Node, query: Side) -> fx.Node:
     """Return a mask made of weights for the heads that stay; its last two axes are positions."""
     value, own = rewriter.facts.value(node), len(shape_of(mask))
     rank = len(value.shape)

@@ -19,73 +19,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-import numpy as np
 from torch import Tensor, fx
 
-from narrows.ir.labels import Bools, Ints, Value, is_count
+from narrows.ir.held import Held
+from narrows.ir.labels import Ints, Value
+from narrows.ir.ops.flow import Flow
+from narrows.ir.ops.integer import IntegerForm
+from narrows.ir.ops.protocols import Builder, Channels, Needs
 from narrows.ir.ops.samples import Sample
 from narrows.ir.ops.works import KINDS, elementwise
 from narrows.ir.work import Work
-
-if TYPE_CHECKING:
-    from narrows.ir.channels import Facts
-    from narrows.ir.liveness import Demand
-    from narrows.ir.ops.integer import IntegerForm
-    from narrows.ir.rewrite import Held, Rewriter
-
-
-@dataclass(frozen=True)
-class Read:
-    """How a result depends on one operand, channel by channel.
-
-    Attributes:
-        operand: The node read.
-        source: Per result label the operand label it reads element by element, -1 for none.
-        pairs: Instead of ``source``: result labels and operand labels, one entry per dependence.
-        couples: Whether labels so related live and die together in a constrained plan.
-    """
-
-    operand: fx.Node
-    source: Ints | None = None
-    pairs: tuple[Ints, Ints] | None = None
-    couples: bool = True
-
-    @cached_property
-    def straight(self) -> bool:
-        """Whether each result label reads the operand's label of the same number."""
-        return self.source is not None and is_count(self.source)
-
-    def reached(self, need: Bools, count: int) -> Bools:
-        """Return which of the operand's ``count`` labels the needed result labels read."""
-        if self.straight and len(need) == count:
-            return need.copy()
-        mask = np.zeros(count, dtype=bool)
-        if self.source is not None:
-            hit = self.source[need]
-            mask[hit[hit >= 0]] = True
-        elif self.pairs is not None:
-            mask[self.pairs[1][need[self.pairs[0]]]] = True
-        return mask
-
-
-@dataclass(frozen=True)
-class Flow:
-    """What the forward analysis found out about one node.
-
-    Attributes:
-        value: The result's channels (a tuple for operators with several results).
-        reads: One entry per operand that is not free, in argument order.
-        barrier: Why nothing can be removed through this node, or an empty string.
-        facts: What the kind wants to remember for ``demand`` and ``rewrite``.
-    """
-
-    value: Any
-    reads: tuple[Read, ...] = ()
-    barrier: str = ""
-    facts: Any = None
 
 
 @dataclass(frozen=True)
@@ -160,10 +105,10 @@ class Row(ABC):
         return f"{self.target._opname}.{self.target._overloadname}"
 
     @abstractmethod
-    def flow(self, facts: Facts, node: fx.Node) -> Flow:
+    def flow(self, facts: Channels, node: fx.Node) -> Flow:
         """Return the channels of the result from those of the operands."""
 
-    def demand(self, demand: Demand, node: fx.Node) -> None:
+    def demand(self, demand: Needs, node: fx.Node) -> None:
         """Mark the operand channels that the needed result channels read."""
         need, valued = demand.needed(node), demand.valued(node)
         for slot, read in enumerate(demand.facts.flows[node].reads):
@@ -171,7 +116,7 @@ class Row(ABC):
             demand.require(node, slot, read.reached(need, count), read.reached(valued, count))
 
     @abstractmethod
-    def rewrite(self, rewriter: Rewriter, node: fx.Node) -> Held:
+    def rewrite(self, rewriter: Builder, node: fx.Node) -> Held:
         """Emit the call that computes the needed channels and return what it holds."""
 
     def input_axis(self, node: fx.Node, operand: fx.Node) -> int | str | None:
@@ -179,22 +124,22 @@ class Row(ABC):
         on."""
         return None
 
-    def shared(self, facts: Facts, node: fx.Node) -> Shared | None:
+    def shared(self, facts: Channels, node: fx.Node) -> Shared | None:
         """Return which channels of an operand can only go together, besides what ``reads`` says."""
         return None
 
-    def joins(self, facts: Facts, node: fx.Node) -> list[tuple[fx.Node, Ints, fx.Node, Ints]]:
+    def joins(self, facts: Channels, node: fx.Node) -> list[tuple[fx.Node, Ints, fx.Node, Ints]]:
         """Return labels of two operands that are summed against each other, and so couple."""
         return []
 
-    def heads(self, facts: Facts, node: fx.Node) -> list[tuple[fx.Node, Ints, Ints]]:
+    def heads(self, facts: Channels, node: fx.Node) -> list[tuple[fx.Node, Ints, Ints]]:
         """Return the tensors that must have the same heads (batch axes of a product), if any.
 
         Per tensor: its node, labels of it, and the number of the head that each is in.
         """
         return []
 
-    def weight_axes(self, facts: Facts, node: fx.Node) -> Iterator[WeightAxis]:
+    def weight_axes(self, facts: Channels, node: fx.Node) -> Iterator[WeightAxis]:
         """Yield the weight axes that follow the channels of the operands and the result."""
         yield from ()
 

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, fx
 
+from narrows.ir.held import Held
 from narrows.ir.labels import Ints, Value, match, opaque
 from narrows.ir.ops.args import arguments, call, first_tensor
 from narrows.ir.ops.barrier import barrier_flow
+from narrows.ir.ops.flow import Flow, Read
 from narrows.ir.ops.layout import carried, moved
-from narrows.ir.ops.row import Flow, Read, Row
+from narrows.ir.ops.protocols import Builder, Channels
+from narrows.ir.ops.row import Row
 from narrows.ir.program import shape_of
-
-if TYPE_CHECKING:
-    from narrows.ir.channels import Facts
-    from narrows.ir.rewrite import Held, Rewriter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +33,7 @@ class Selection(Row):
     drops: bool = False
     axis: str = "dim"
 
-    def flow(self, facts: Facts, node: fx.Node) -> Flow:
+    def flow(self, facts: Channels, node: fx.Node) -> Flow:
         x = first_tensor(node)
         source = facts.value(x)
         operands = {x: carried(source)}
@@ -50,10 +49,26 @@ class Selection(Row):
             value, origin = moved(source, result)
             return Flow(value, (Read(x, origin),))
         parts = [moved(source, part) for part in result]
-        return Flow(tuple(v for v, _ in parts), facts=(x, [o for _, o in parts]))
+        origins = [o for _, o in parts]
+        return Flow(tuple(v for v, _ in parts), facts=Parts(self, x, origins))
 
-    def rewrite(self, rewriter: Rewriter, node: fx.Node) -> Held:
+    def rewrite(self, rewriter: Builder, node: fx.Node) -> Held:
         return take(rewriter, node, node, self)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a selection with several results has split.
+
+    Attributes:
+        row: The selection's row.
+        operand: What it selects from.
+        origins: Per result and label, the operand's label.
+    """
+
+    row: Selection
+    operand: fx.Node
+    origins: list[Ints]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,23 +82,22 @@ class Item(Row):
         """The function's name."""
         return "getitem"
 
-    def flow(self, facts: Facts, node: fx.Node) -> Flow:
+    def flow(self, facts: Channels, node: fx.Node) -> Flow:
         parent: Any
         parent, index = node.args
+        assert isinstance(index, int)
         flow = facts.flows[parent]
         if flow.barrier:
             return Flow(opaque(shape_of(node)), flow.reads, flow.barrier)
-        x, origins = flow.facts
-        return Flow(flow.value[index], (Read(x, origins[index]),))
+        parts: Parts = flow.facts
+        return Flow(flow.value[index], (Read(parts.operand, parts.origins[index]),))
 
-    def rewrite(self, rewriter: Rewriter, node: fx.Node) -> Held:
-        from narrows.ir.ops import table
-
+    def rewrite(self, rewriter: Builder, node: fx.Node) -> Held:
         parent: Any = node.args[0]
-        row = table.find(parent)
-        if not isinstance(row, Selection):
+        parts = rewriter.facts.flows[parent].facts
+        if not isinstance(parts, Parts):
             return rewriter.whole(node)
-        return take(rewriter, node, parent, row)
+        return take(rewriter, node, parent, parts.row)
 
 
 def _first(part: Tensor, axis: int) -> Tensor:
@@ -91,7 +105,7 @@ def _first(part: Tensor, axis: int) -> Tensor:
     return part.movedim(axis, 0).reshape(part.shape[axis], -1)[:, 0]
 
 
-def take(rewriter: Rewriter, node: fx.Node, call_node: fx.Node, row: Selection) -> Held:
+def take(rewriter: Builder, node: fx.Node, call_node: fx.Node, row: Selection) -> Held:
     """Emit the selection of ``node`` by positions of what its operand now holds."""
     facts = rewriter.facts
     value, x = facts.value(node), facts.moved_operand(node)
@@ -119,7 +133,7 @@ def take(rewriter: Rewriter, node: fx.Node, call_node: fx.Node, row: Selection) 
     return rewriter.squeezed(node, picked, places, axis)
 
 
-def _inward(rewriter: Rewriter, node: fx.Node, held: Held) -> Tensor:
+def _inward(rewriter: Builder, node: fx.Node, held: Held) -> Tensor:
     """Return the result's places for an operand that holds nothing else."""
     came = rewriter.facts.came(node).flatten().numpy()
     back = np.full(rewriter.facts.value(rewriter.facts.moved_operand(node)).tensor.numel(), -1)
@@ -132,7 +146,7 @@ def _inward(rewriter: Rewriter, node: fx.Node, held: Held) -> Tensor:
 
 
 def _chosen(
-    rewriter: Rewriter, node: fx.Node, row: Selection, axis: int, held: Held, asked: Ints
+    rewriter: Builder, node: fx.Node, row: Selection, axis: int, held: Held, asked: Ints
 ) -> tuple[Held, Tensor] | None:
     """Return the needed ones of the original indices ``asked`` of an axis, and their places, the
     axis still there; ``None`` where indices depend on other axes."""
@@ -165,7 +179,7 @@ def _placed(value: Value, index: dict[int, Tensor], dropped: int | None, rank: i
     return places.unsqueeze(dropped) if value.axes else places.new_zeros([1] * rank)
 
 
-def _as_it_is(rewriter: Rewriter, node: fx.Node, call_node: fx.Node, held: Held) -> Held:
+def _as_it_is(rewriter: Builder, node: fx.Node, call_node: fx.Node, held: Held) -> Held:
     first = next(iter(arguments(call_node)))
     shown = held.places.expand(held.shape)
     result = rewriter.preview(call_node, {first: shown}, rewriter.free_data(call_node))

@@ -15,15 +15,15 @@ from torch import fx
 from narrows.errors import OpError
 from narrows.ir.ops.args import computes_numbers
 from narrows.ir.ops.barrier import BARRIER as BARRIER
-from narrows.ir.ops.contract import Contract, Contraction
-from narrows.ir.ops.integer import IntegerForm, Moves, integer_macs
+from narrows.ir.ops.contract import Contract
+from narrows.ir.ops.contraction import Contraction
+from narrows.ir.ops.integer import IntegerForm, Moves
 from narrows.ir.ops.integer_forms import FAKES, form_of
 from narrows.ir.ops.row import Row
 from narrows.ir.ops.rows import standard_rows
 from narrows.ir.ops.samples import samples_of
 from narrows.ir.ops.selection import Item
 from narrows.ir.program import Meta, Program, op_name, where
-from narrows.ir.work import Works
 
 ITEM = Item(target=operator.getitem, summary="one result of a split", integer=Moves())
 
@@ -98,15 +98,6 @@ def to_markdown() -> str:
         lines += ["", f"## {kind}", "", "| what it does | operators |", "|---|---|"]
         lines += [f"| {what} | {' '.join(names)} |" for what, names in sorted(summaries.items())]
     return "\n".join(lines) + "\n"
-
-
-def macs(node: fx.Node, works: Works) -> int:
-    """Return the multiply-accumulates of a node, one of a program with these works."""
-    row = find(node)
-    if row is None:
-        return integer_macs(node)
-    work = None if row.costs is None else works[node]  # else it sums over nothing
-    return 0 if work is None else work.macs
 
 
 def integer_form(node: fx.Node) -> IntegerForm | None:

@@ -17,13 +17,13 @@ from torch import fx
 from narrows.errors import PassError
 from narrows.ir.channels import Facts
 from narrows.ir.graph import without_collection
+from narrows.ir.held import Held, RaggedError, evened
 from narrows.ir.labels import Bools, Value
 from narrows.ir.liveness import Demand, staying
 from narrows.ir.ops import table
 from narrows.ir.ops.layout import Layout
 from narrows.ir.program import Meta, Note, Program, where
 from narrows.ir.rewrite.choices import Base, Choices, everything
-from narrows.ir.rewrite.held import Held, RaggedError, evened
 from narrows.ir.rewrite.rewriter import Rewriter
 
 _RAGGED = "the tensor would not be rectangular"

@@ -8,69 +8,29 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, fx
 
-from narrows.ir.labels import Ints, Value, broadcast, match
+from narrows.ir.held import Held, RaggedError, Side, merged
+from narrows.ir.labels import Bools, Ints, broadcast
+from narrows.ir.ops.protocols import Builder, Needs
 from narrows.ir.program import Meta
-from narrows.ir.rewrite.held import Held, RaggedError
-
-if TYPE_CHECKING:
-    from narrows.ir.rewrite.rewriter import Rewriter
 
 
-class Side:
-    """One operand, seen along the axes of the result.
+class Aligning(Builder, Protocol):
+    """What it takes to bring operands in step."""
 
-    Attributes:
-        held: The operand.
-        stands: Per axis of the operand the axis of the result that it lies along.
-        index: Per axis of the result, the original index at each position, in a shape that
-            broadcasts; axes along which the operand is broadcast are left out.
-    """
+    @property
+    def demand(self) -> Needs:
+        """The channels that are needed."""
+        ...
 
-    def __init__(
-        self, source: Value, held: Held, rank: int, stands: Sequence[int], axes: Iterable[int]
-    ) -> None:
-        self.held, self.stands = held, list(stands)
-        self.index: dict[int, Tensor] = {}
-        own = source.index(held.places)
-        sorts = np.argsort(self.stands).tolist()
-        for axis in axes:
-            if axis not in self.stands:
-                continue
-            at = self.stands.index(axis)
-            if at in own:
-                sizes = [1] * rank
-                for a in sorts:
-                    sizes[self.stands[a]] = own[at].shape[a]
-                self.index[axis] = own[at].permute(sorts).reshape(sizes)
-            elif source.shape[at] > 1:  # no channels, but as long as the result
-                ruler = torch.arange(held.shape[at])
-                self.index[axis] = ruler.view([-1 if a == axis else 1 for a in range(rank)])
-
-    def cut(self, rw: Rewriter, axis: int, wanted: Ints) -> bool:
-        """Gather the original indices ``wanted`` along an axis; whether that can be done."""
-        along = line(self.index[axis], axis)
-        if along is None:
-            return False
-        index = match(along, wanted)
-        if index is None:
-            return False
-        self.held = rw.gather(self.held, self.stands.index(axis), index)
-        for a, one in self.index.items():
-            if one.shape[axis] > 1 or a == axis:
-                self.index[a] = one.index_select(axis, torch.from_numpy(index))
-        return True
-
-
-def line(index: Tensor, axis: int) -> Ints | None:
-    """Return the original index at each position of an axis, ``None`` where it is not one."""
-    rows = index.movedim(axis, -1).reshape(-1, index.shape[axis])
-    return rows[0].numpy() if len(rows) == 1 or bool((rows == rows[:1]).all()) else None
+    def block(self, node: fx.Node) -> Bools | None:
+        """Return the labels that would do in place of those that a node is to hold."""
+        ...
 
 
 def agree(indices: Sequence[Tensor], axis: int) -> bool:
@@ -91,7 +51,7 @@ def agree(indices: Sequence[Tensor], axis: int) -> bool:
     return True
 
 
-def in_step(rw: Rewriter, node: fx.Node, sides: Sequence[Side], axes: Iterable[int]) -> None:
+def in_step(rw: Aligning, node: fx.Node, sides: Sequence[Side], axes: Iterable[int]) -> None:
     """Bring operands of ``node`` in step along axes, by gathers where they are not.
 
     Args:
@@ -108,7 +68,7 @@ def in_step(rw: Rewriter, node: fx.Node, sides: Sequence[Side], axes: Iterable[i
                 raise RaggedError(node, rw.block(node))
 
 
-def _wanted(rw: Rewriter, node: fx.Node, axis: int, indices: Sequence[Tensor]) -> Ints:
+def _wanted(rw: Aligning, node: fx.Node, axis: int, indices: Sequence[Tensor]) -> Ints:
     """Return the original indices that operands are to have along an axis; of one that is summed
     over, those that all of them have."""
     if axis < len(rw.facts.value(node).shape):
@@ -117,16 +77,8 @@ def _wanted(rw: Rewriter, node: fx.Node, axis: int, indices: Sequence[Tensor]) -
     return functools.reduce(np.intersect1d, lines)
 
 
-def merged(sides: Sequence[Side], axes: Iterable[int]) -> dict[int, Tensor]:
-    """Return the index along each axis, of operands that are in step."""
-    return {
-        axis: max((s.index[axis] for s in sides if axis in s.index), key=Tensor.numel)
-        for axis in axes
-    }
-
-
 def aligned(
-    rw: Rewriter, node: fx.Node, skip_axis: int | None = None
+    rw: Aligning, node: fx.Node, skip_axis: int | None = None
 ) -> tuple[list[fx.Node], Tensor, tuple[int, ...]]:
     """Return the operands of an element-wise node with their channels in step.
 
@@ -161,7 +113,7 @@ def aligned(
     return nodes, places, broadcast(shapes)
 
 
-def _alike(rw: Rewriter, node: fx.Node, held: dict[int, Held]) -> Tensor | None:
+def _alike(rw: Aligning, node: fx.Node, held: dict[int, Held]) -> Tensor | None:
     """Return the result's places where all operands are as the result and hold the same."""
     value = rw.facts.value(node)
     first = next(iter(held.values()))
@@ -174,7 +126,7 @@ def _alike(rw: Rewriter, node: fx.Node, held: dict[int, Held]) -> Tensor | None:
     return first.places
 
 
-def _constant_operand(rw: Rewriter, node: fx.Node, slot: int, labels: Tensor) -> fx.Node:
+def _constant_operand(rw: Aligning, node: fx.Node, slot: int, labels: Tensor) -> fx.Node:
     read = rw.facts.flows[node].reads[slot]
     value = rw.facts.value(read.operand)
     assert read.source is not None

@@ -8,24 +8,34 @@ needs, or emit it as the one gather that it amounts to.
 from __future__ import annotations
 
 import operator
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import fx
 
+from narrows.ir.held import Held, RaggedError, evened
 from narrows.ir.labels import Bools, Ints, match
 from narrows.ir.ops import table
 from narrows.ir.ops.args import arguments, call
 from narrows.ir.ops.layout import Layout
+from narrows.ir.ops.protocols import Builder
 from narrows.ir.ops.selection import Item, Selection
-from narrows.ir.rewrite.held import Held, RaggedError, evened
-
-if TYPE_CHECKING:
-    from narrows.ir.rewrite.rewriter import Rewriter
 
 
-def replay(rewriter: Rewriter, node: fx.Node, mask: Bools) -> Held:
+class Chaining(Builder, Protocol):
+    """What it takes to emit a chain anew.
+
+    Attributes:
+        virtual: Layout nodes that have no tensor of their own, each with the reason.
+        given: While a chain is emitted anew, what its nodes are to work on.
+    """
+
+    virtual: dict[fx.Node, RaggedError]
+    given: dict[fx.Node, tuple[Held, Bools]]
+
+
+def replay(rewriter: Chaining, node: fx.Node, mask: Bools) -> Held:
     """Emit a chain of layout operators anew, on just the channels that its end needs."""
     row = table.find(node)
     if not isinstance(row, Layout | Selection | Item):
@@ -52,7 +62,7 @@ def replay(rewriter: Rewriter, node: fx.Node, mask: Bools) -> Held:
             rewriter.given[node] = before
 
 
-def _carried(rewriter: Rewriter, node: fx.Node, failure: RaggedError) -> RaggedError:
+def _carried(rewriter: Chaining, node: fx.Node, failure: RaggedError) -> RaggedError:
     """Say what a failure at the operand means for ``node``: the end of a chain must ask for
     more."""
     read = rewriter.facts.flows[node].reads[0]
@@ -61,7 +71,7 @@ def _carried(rewriter: Rewriter, node: fx.Node, failure: RaggedError) -> RaggedE
     return RaggedError(node, evened(rewriter.facts.value(read.operand), failure.mask)[read.source])
 
 
-def collapse(rewriter: Rewriter, node: fx.Node, mask: Bools) -> Held:
+def collapse(rewriter: Chaining, node: fx.Node, mask: Bools) -> Held:
     """Emit a chain of layout operators as one gather, where that is what it amounts to."""
     value = rewriter.facts.value(node)
     if len(value.axes) != 1:
@@ -93,7 +103,7 @@ def collapse(rewriter: Rewriter, node: fx.Node, mask: Bools) -> Held:
     return rewriter.retag(node, picked.node, places, picked.shape)
 
 
-def _is_gather(rewriter: Rewriter, chain: list[fx.Node], axis: int, position: Ints) -> bool:
+def _is_gather(rewriter: Chaining, chain: list[fx.Node], axis: int, position: Ints) -> bool:
     """Whether the chain, run on the element numbers of its root, equals one gather along
     ``axis``."""
     root = chain[-1]

@@ -4,7 +4,7 @@ emits."""
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch.fx.node import map_arg
 
 from narrows.ir.channels import Facts
 from narrows.ir.graph import add_node
+from narrows.ir.held import Held, RaggedError, Side, line
 from narrows.ir.labels import Bools, Ints, Value, count_to, is_count, match, runs, some
 from narrows.ir.liveness import Demand
 from narrows.ir.ops import table
@@ -21,11 +22,10 @@ from narrows.ir.ops.args import arguments, changed, invoke
 from narrows.ir.ops.layout import Layout
 from narrows.ir.ops.selection import Item, Selection
 from narrows.ir.program import Meta, shape_of
-from narrows.ir.rewrite.aligned import Side, aligned, in_step, line
+from narrows.ir.rewrite.aligned import aligned, in_step
 from narrows.ir.rewrite.chains import collapse, replay
 from narrows.ir.rewrite.choices import Choices
 from narrows.ir.rewrite.emitter import Emitter
-from narrows.ir.rewrite.held import Held, RaggedError
 
 aten = torch.ops.aten
 
@@ -35,7 +35,7 @@ class Rewriter(Emitter):
 
     Attributes:
         demand: The liveness of the old program.
-        order: Per name of a node that makes channels, the rank of each of its labels.
+        choices: Which of the exact forms is wanted.
         failures: What could not be emitted and must be kept more of.
         virtual: Layout nodes that have no tensor of their own, each with the reason.
         given: While a chain is emitted anew, what its nodes are to work on.
@@ -53,6 +53,11 @@ class Rewriter(Emitter):
         self._gathered: dict[tuple[fx.Node, int, bytes], fx.Node] = {}
         self._calls: dict[tuple[fx.Node, fx.Node], fx.Node] = {}
         self._positions: dict[tuple[int, int], tuple[Tensor, dict[int, Ints] | None]] = {}
+
+    @property
+    def order(self) -> Mapping[str, Ints]:
+        """Per name of a node that makes channels, the rank of each of its labels."""
+        return self.choices.order
 
     # ------------------------------------------------------------------ the walk
 
@@ -167,7 +172,7 @@ class Rewriter(Emitter):
     def made(self, node: fx.Node) -> Ints:
         """Return the labels that ``node`` is to make, in the order in which it makes them."""
         labels = np.flatnonzero(self.need(node))
-        rank = self.choices.order.get(node.name)
+        rank = self.order.get(node.name)
         return labels if rank is None else labels[np.argsort(rank[labels], kind="stable")]
 
     def wanted(self, node: fx.Node, axis: int) -> Ints:

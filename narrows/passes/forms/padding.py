@@ -28,7 +28,8 @@ from narrows.ir.ops.contract import Contract
 from narrows.ir.ops.join import Join
 from narrows.ir.program import Origin, Program, shape_of
 from narrows.ir.rewrite import Base
-from narrows.ir.work import CONVOLUTIONS, work_of
+from narrows.ir.work import CONVOLUTIONS
+from narrows.ir.workload import work_of
 
 # Per weight axis: behind which index how many channels of zeros are added.
 Gaps = dict[int, int]

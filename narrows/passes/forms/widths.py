@@ -26,7 +26,8 @@ from narrows.ir.ops.constants import as_array
 from narrows.ir.ops.contract import Contract
 from narrows.ir.ops.join import Join
 from narrows.ir.program import shape_of
-from narrows.ir.work import CONVOLUTIONS, SUMMING, Work, work_of
+from narrows.ir.work import CONVOLUTIONS, SUMMING, Work
+from narrows.ir.workload import work_of
 from narrows.passes.forms.spaces import Reader, Space, spaces_of
 
 # Widths that targets like: vector registers, blocks of a layout, sets of blocks.

@@ -24,9 +24,11 @@ from torch import Tensor, fx
 from narrows.errors import PlanError, PlanUsageError
 from narrows.files.writing import as_path
 from narrows.ir.program import Note, Program, op_name, shape_of
+from narrows.ir.views import VIEWS
 from narrows.passes.plans import planfile
 from narrows.passes.plans.masking import Mask, mask_program, split_masks
 from narrows.passes.plans.uses import SIDES, Use, find_uses, uses_of
+from narrows.version import VERSION
 
 Keep = tuple[int, ...]
 
@@ -115,7 +117,7 @@ class ChannelPlan:
             widths={name: (a, b) for name, (a, b) in widths.items()},
             reasons=dict.fromkeys(widths, reason),
             fingerprint=fingerprint(program),
-            narrows=_version(),
+            narrows=VERSION,
             notes=tuple(notes),
         )
 
@@ -208,17 +210,13 @@ class ChannelPlan:
 
     def shrink(self, program: Program, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return another checkpoint of the model, cut to the pruned program; see `passes.state`."""
-        from narrows.passes.plans.state import shrink
-
-        return shrink(self, program, state)
+        return VIEWS["shrink"](self, program, state)
 
     def restore(
         self, program: Program, state: Any, pruned: Program | None = None
     ) -> dict[str, Tensor]:
         """Return a pruned program's weights in the original shapes; see `passes.state`."""
-        from narrows.passes.plans.state import restore
-
-        return restore(self, program, state, pruned)
+        return VIEWS["restore"](self, program, state, pruned)
 
     # ------------------------------------------------------------------ JSON
 
@@ -385,12 +383,6 @@ def _first_nan(program: Program) -> tuple[str, int]:
             if count:
                 return name, count
     return "", 0
-
-
-def _version() -> str:
-    import narrows
-
-    return narrows.__version__
 
 
 __all__ = ["ChannelPlan", "Keep", "fingerprint", "refuse_nan"]

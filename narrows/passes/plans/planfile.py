@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
@@ -20,14 +20,11 @@ from narrows.files.reading import LIMIT, Count, fit, read_json
 from narrows.files.writing import write_text
 from narrows.ir.program import Note
 
-if TYPE_CHECKING:
-    from narrows.passes.plans.plan import ChannelPlan
-
 FORMAT = "narrows-plan"
 VERSION = 1
 
 
-def encode(plan: ChannelPlan) -> dict[str, Any]:
+def encode(plan: Any) -> dict[str, Any]:
     """Return a plan as JSON values."""
     return {
         "format": FORMAT,
@@ -105,7 +102,7 @@ def _check_keeps(
 # ------------------------------------------------------------------ files
 
 
-def dump(plan: ChannelPlan) -> str:
+def dump(plan: Any) -> str:
     """Return a plan as text, one weight a line."""
     return layout(encode(plan))
 
@@ -127,7 +124,7 @@ def _lines(data: dict[str, Any]) -> Iterator[str]:
             yield f" {json.dumps(key)}: {json.dumps(value)}"
 
 
-def write(plan: ChannelPlan, path: str | os.PathLike[str]) -> Path:
+def write(plan: Any, path: str | os.PathLike[str]) -> Path:
     """Write a plan and return its path; see `narrows.files.writing`."""
     return write_text(dump(plan), path, PlanError)
 

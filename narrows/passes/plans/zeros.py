@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from narrows.ir.channels import Facts, analyse
-from narrows.ir.ops.contract import used_columns
+from narrows.ir.ops.contraction import used_columns
 from narrows.ir.program import Program
 from narrows.passes.plans.masking import followers
 from narrows.passes.plans.plan import ChannelPlan, empty_note, fingerprint

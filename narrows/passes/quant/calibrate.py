@@ -46,6 +46,7 @@ from narrows.passes.quant.parts import find_parts
 from narrows.passes.quant.plan import QuantPlan
 from narrows.passes.quant.survey import SCALE_PARTS, Survey, survey
 from narrows.passes.quant.watch import Watch
+from narrows.version import VERSION
 
 BIAS_BITS = 23  # at most for a bias: the accumulator is then a float32 if the products' sum is
 WIDE_BIAS_BITS = 30  # at most for one beside wide codes, whose steps are finer by as much
@@ -171,7 +172,6 @@ def calibrate(program: Program, data: Iterable[Any] | None, settings: Settings) 
     offsets = {}
     if settings.correct_bias:
         offsets = _offsets(program, found, watch, activations, weights)
-    import narrows
 
     return QuantPlan(
         activations=activations,
@@ -181,7 +181,7 @@ def calibrate(program: Program, data: Iterable[Any] | None, settings: Settings) 
         parts=parts,
         rounding=settings.rounding,
         fingerprint=fingerprint(program),
-        narrows=narrows.__version__,
+        narrows=VERSION,
         notes=(
             *notes,
             Note(program.name, "calibrated", f"on {count:,} batches, {settings.method}"),

@@ -18,9 +18,9 @@ from narrows.ir.ops.args import arguments
 from narrows.ir.ops.integer_forms import Softmax
 from narrows.ir.ops.integer_padding import Padding
 from narrows.ir.program import Meta, Note, where
+from narrows.passes.quant.figures import LOW
 from narrows.passes.quant.merges import MERGES
 from narrows.passes.quant.observe import Histogram
-from narrows.passes.quant.report import LOW
 from narrows.passes.quant.survey import Survey
 from narrows.passes.quant.watch import Watch
 

@@ -27,9 +27,10 @@ from narrows.ir.ops.args import arguments
 from narrows.ir.ops.integer_forms import Concat
 from narrows.ir.program import Meta, Program, where
 from narrows.passes.quant.batches import batches
+from narrows.passes.quant.figures import Measured, Part
 from narrows.passes.quant.parts import joined_axis, joined_widths
 from narrows.passes.quant.plan import QuantPlan
-from narrows.passes.quant.report import Measured, Part, QuantReport
+from narrows.passes.quant.report import QuantReport
 from narrows.passes.quant.scale_parts import unscaled
 from narrows.passes.quant.survey import Survey, survey
 

@@ -10,13 +10,13 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 
 from narrows.files.quoting import html as escape
-from narrows.passes.quant.report import (
+from narrows.passes.quant.figures import (
     COLUMNS,
     CULPRITS,
     LEFT,
     TOLD,
+    Figures,
     Measured,
-    QuantReport,
     cells,
     decibels_text,
 )
@@ -48,7 +48,7 @@ svg { display: block; } svg text { fill: var(--dim); font-size: 11px; }
 CLIPPED = 0.01  # the share of clipped values from which the page points at it
 
 
-def page(report: QuantReport, artifact: str = "") -> str:
+def page(report: Figures, artifact: str = "") -> str:
     """Return the page's text, with the identity of the artifact that it is about."""
     parts = [
         f"<h1>Quantization of {escape(report.name)}</h1>",
@@ -79,7 +79,7 @@ def page(report: QuantReport, artifact: str = "") -> str:
     return head + "<body>\n" + "\n".join(parts) + "\n</body>\n</html>\n"
 
 
-def _facts(report: QuantReport, artifact: str) -> str:
+def _facts(report: Figures, artifact: str) -> str:
     share = report.after / report.before if report.before else 1.0
     facts = {
         "outputs": decibels_text(report.sqnr),
@@ -93,7 +93,7 @@ def _facts(report: QuantReport, artifact: str) -> str:
     return f"<dl>{''.join(told)}</dl>"
 
 
-def _floats(report: QuantReport) -> str:
+def _floats(report: Figures) -> str:
     if not report.floats:
         return "<p>Nothing.</p>"
     rows = (_row((name, reason), words=(0, 1)) for name, reason in report.floats.items())
@@ -157,7 +157,7 @@ def _svg(width: float, height: float, parts: Iterable[str], label: str) -> str:
 # ------------------------------------------------------------------ culprits
 
 
-def _culprits(report: QuantReport) -> Iterator[str]:
+def _culprits(report: Figures) -> Iterator[str]:
     if not report.switched:
         return
     told = report.culprits[:TOLD]
@@ -180,7 +180,7 @@ def _culprits(report: QuantReport) -> Iterator[str]:
     yield "</tbody></table></div>"
 
 
-def _parts(report: QuantReport) -> Iterator[str]:
+def _parts(report: Figures) -> Iterator[str]:
     if not report.parts:
         return
     yield "<h2>Parts of what is joined</h2>"

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 from tvm import relax
 
+from narrows.backends.tvm.lowering import Lowering
 from narrows.backends.tvm.rules.contractions import multiplied
 from narrows.backends.tvm.rules.layout import taken
 from narrows.backends.tvm.rules.norms import softmax
 from narrows.backends.tvm.rules.pointwise import binary
 from narrows.backends.tvm.rules.table import Call, rule
 from narrows.backends.tvm.values import Value
-
-if TYPE_CHECKING:
-    from narrows.backends.tvm.lowering import Lowering
 
 op = relax.op
 

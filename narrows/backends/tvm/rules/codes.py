@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from tvm import relax, tirx
@@ -13,6 +13,7 @@ from tvm import relax, tirx
 from narrows.backends.tvm.kernels import codes
 from narrows.backends.tvm.kernels.pooling import Pool
 from narrows.backends.tvm.kernels.settling import HALF_EVEN, Settle
+from narrows.backends.tvm.lowering import Lowering
 from narrows.backends.tvm.rules.contractions import fixed
 from narrows.backends.tvm.rules.integers import INT32, settle_of
 from narrows.backends.tvm.rules.layout import joined
@@ -21,9 +22,6 @@ from narrows.backends.tvm.rules.reductions import reduced
 from narrows.backends.tvm.rules.resample import resampled
 from narrows.backends.tvm.rules.table import Call, rule
 from narrows.backends.tvm.values import Value
-
-if TYPE_CHECKING:
-    from narrows.backends.tvm.lowering import Lowering
 
 # The largest shift that keeps a code in 64 bits, with room for a sum and for rounding.
 MOST_SHIFT = 52

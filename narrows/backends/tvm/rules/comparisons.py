@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import operator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tvm import tirx
 
 from narrows.backends.tvm.kernels import codes
+from narrows.backends.tvm.lowering import Lowering
 from narrows.backends.tvm.rules.codes import MOST_SHIFT, each
 from narrows.backends.tvm.rules.table import Call, rule
 from narrows.backends.tvm.values import Value
-
-if TYPE_CHECKING:
-    from narrows.backends.tvm.lowering import Lowering
 
 
 @rule("narrows.compare")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from tvm import relax
@@ -11,14 +11,12 @@ from tvm import relax
 from narrows.backends.tvm.kernels import codes, convolution, dots
 from narrows.backends.tvm.kernels.convolution import Window
 from narrows.backends.tvm.kernels.settling import Settle
+from narrows.backends.tvm.lowering import Lowering
 from narrows.backends.tvm.rules.contractions import as_matrices, fixed, transposed_window
 from narrows.backends.tvm.rules.layout import part
 from narrows.backends.tvm.rules.table import Call, rule
 from narrows.backends.tvm.schedules.dots import DOTS
 from narrows.backends.tvm.values import Value
-
-if TYPE_CHECKING:
-    from narrows.backends.tvm.lowering import Lowering
 
 INT32 = 2**31
 

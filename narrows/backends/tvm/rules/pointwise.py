@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from tvm import relax
 
+from narrows.backends.tvm.lowering import Lowering
 from narrows.backends.tvm.rules.table import Call, rule
 from narrows.backends.tvm.values import Value
-
-if TYPE_CHECKING:
-    from narrows.backends.tvm.lowering import Lowering
 
 op, nn = relax.op, relax.op.nn
 
@@ -77,7 +75,7 @@ _DIRECT: dict[str, Callable[[Any], Any]] = {
     "trunc": op.trunc, "exp": op.exp, "log": op.log, "sqrt": op.sqrt, "rsqrt": op.rsqrt,
     "tan": op.tan, "asin": op.asin, "acos": op.acos, 
     "isnan": op.isnan, "isinf": op.isinf,
-    "isfinite": op.isfinite, "logical_not": op.logical_not, "positive": lambda x: x,
+    "isfinite": op.isfinite, "positive": lambda x: x,
 }  # fmt: skip
 
 # In terms of x, and c: numbers of the operand's dtype.
@@ -166,6 +164,14 @@ _enter_unary()
 def _bitwise_not(low: Lowering, call: Call) -> Value:
     logical = call.dtype == "bool"
     return unary(low, call.args["self"], op.logical_not if logical else op.bitwise_not)
+
+
+@rule("logical_not")
+def _logical_not(low: Lowering, call: Call) -> Value:
+    x: Value = call.args["self"]
+    if x.dtype == "bool":
+        return unary(low, x, op.logical_not)
+    return unary(low, x, lambda e: op.equal(e, low.scalar(0, x.dtype)), "bool")
 
 
 @rule("nan_to_num")

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tvm import relax, tirx
 
 from narrows.backends.tvm.kernels import codes
 from narrows.backends.tvm.kernels.settling import HALF_EVEN, quotient
+from narrows.backends.tvm.lowering import Lowering
 from narrows.backends.tvm.rules.codes import each
 from narrows.backends.tvm.rules.integers import settle_of
 from narrows.backends.tvm.rules.reductions import reduced
 from narrows.backends.tvm.rules.table import Call, rule
 from narrows.backends.tvm.values import Value
-
-if TYPE_CHECKING:
-    from narrows.backends.tvm.lowering import Lowering
 
 BEYOND = 2**20  # a number of steps that no grid has
 

@@ -6,15 +6,13 @@ reflects or repeats are all this, with other tables.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from tvm import relax, te
 
+from narrows.backends.tvm.lowering import Lowering
 from narrows.backends.tvm.values import Value
-
-if TYPE_CHECKING:
-    from narrows.backends.tvm.lowering import Lowering
 
 
 def nearest(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

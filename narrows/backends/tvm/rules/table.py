@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from narrows.backends.tvm.lowering import Lowering
+from narrows.backends.tvm.lowering import Lowering
 
-Rule = Callable[["Lowering", "Call"], Any]
+Rule = Callable[[Lowering, "Call"], Any]
 
 GETITEM = "getitem"  # the one operator that is not of ATen
 

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from narrows.backends.tvm.kernels import pooling
 from narrows.backends.tvm.kernels.pooling import Pool
+from narrows.backends.tvm.lowering import Lowering
 from narrows.backends.tvm.rules.reductions import mean
 from narrows.backends.tvm.rules.resample import nearest, resampled
 from narrows.backends.tvm.rules.table import Call, rule
 from narrows.backends.tvm.values import Value
 from narrows.ir.adaptive import windows
-
-if TYPE_CHECKING:
-    from narrows.backends.tvm.lowering import Lowering
 
 
 def _spread(value: Any, rank: int) -> tuple[int, ...]:

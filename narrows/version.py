@@ -1,0 +1,3 @@
+"""The version of narrows."""
+
+VERSION = "0.1.0"
