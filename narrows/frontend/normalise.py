@@ -14,6 +14,7 @@ from narrows.frontend.simplify import (
     drop_no_ops,
     drop_unread,
     inline_contexts,
+    respell_indices,
     unify_sizes,
 )
 
@@ -37,6 +38,7 @@ def normalise(lifted: Lifted) -> bool:
     unify_sizes(lifted)
     recompose(lifted)
     drop_empty(lifted)
+    respell_indices(lifted)
     drop_no_ops(lifted)
     drop_unread(lifted)
     recognise_norms(lifted)

@@ -84,6 +84,63 @@ def drop_unread(lifted: Lifted) -> None:
             lifted.graph.erase_node(node)
 
 
+def respell_indices(lifted: Lifted) -> None:
+    """Write ``x[:, index]`` as ``index_select`` or ``select`` where the index is known.
+
+    An index that the checkpoint holds is read as it is. One that counts from the end, has several
+    axes, or says yes or no of each place, becomes a literal of the places, if it is a literal
+    itself.
+    """
+    for node in lifted.graph.nodes:
+        if node.target is not aten.index.Tensor:
+            continue
+        x, indices = node.args
+        given = [(axis, n) for axis, n in enumerate(indices) if n is not None]
+        if len(given) != 1 or given[0][1].op != "get_attr":
+            continue
+        (axis, index), name = given[0], str(given[0][1].target)
+        known = lifted.weights[name]
+        places = _places(known, val(x).shape[axis])
+        if places is None or not (places is known or name in lifted.constants):
+            continue
+        if places.dim() == 0:
+            node.target, node.args = aten.select.int, (x, axis, int(places))
+            continue
+        size = val(node).shape[axis]
+        if isinstance(size, torch.SymInt):  # torch did not count how often it says yes
+            lifted.sizes[size.node.expr] = len(places)
+        with lifted.graph.inserting_before(node):
+            if places is not known:
+                index = _literal(lifted, places.flatten())
+            chosen = (x, axis, index)
+            if places.dim() > 1:
+                flat = lifted.graph.call_function(aten.index_select.default, chosen)
+                flat.meta = {**node.meta, "val": val(node).flatten(axis, axis + places.dim() - 1)}
+        if places.dim() > 1:
+            node.target, node.args = aten.unflatten.int, (flat, axis, list(places.shape))
+        else:
+            node.target, node.args = aten.index_select.default, chosen
+
+
+def _literal(lifted: Lifted, tensor: Tensor) -> fx.Node:
+    node = lifted.graph.create_node("get_attr", lifted.new_constant(tensor))
+    node.meta = {"val": tensor}
+    return node
+
+
+def _places(index: Tensor, size: Any) -> Tensor | None:
+    """Return the places of an axis that an index names, itself if it does; ``None`` if unclear."""
+    if not isinstance(size, int) or index.numel() == 0:
+        return None
+    if index.dtype == torch.bool:
+        return index.nonzero().flatten() if tuple(index.shape) == (size,) else None
+    if index.dtype not in (torch.int32, torch.int64):
+        return None
+    if index.dim() == 1 and bool((index >= 0).all()):
+        return index
+    return index % size
+
+
 def drop_empty(lifted: Lifted) -> None:
     """Take what has no elements out of concatenations, to which it adds nothing.
 

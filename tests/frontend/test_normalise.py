@@ -373,7 +373,47 @@ def test_parameters_and_buffers_are_never_folded() -> None:
 
     program = checked(function)
     assert {"scale", "table", "order"} <= set(program.weights)
-    assert "index" in ops(program)
+    assert "index_select" in ops(program)
+
+
+INDICES: dict[str, tuple[Forward, list[str]]] = {
+    "a list": (lambda s, x: x[:, [2, 0, 2]], ["index_select"]),
+    "from the end": (lambda s, x: x[:, [-1, 0]], ["index_select"]),
+    "a buffer": (lambda s, x: x[:, s.order], ["index_select"]),
+    "the last axis": (lambda s, x: x[..., [1, -2]], ["index_select"]),
+    "yes or no": (lambda s, x: x[:, [True, False, True, True]], ["index_select"]),
+    "yes or no, and read": (
+        lambda s, x: x[:, [True, False, True, True]].flatten(1).relu(),
+        ["index_select", "flatten", "relu"],
+    ),
+    "one": (lambda s, x: x[:, torch.tensor(-1)], ["select"]),
+    "several axes": (
+        lambda s, x: x[:, torch.tensor([[0, 1], [3, -2]])],
+        ["index_select", "unflatten"],
+    ),
+    "small integers": (
+        lambda s, x: x[:, torch.tensor([3, 1], dtype=torch.int32)],
+        ["index_select"],
+    ),
+    "two axes at once": (lambda s, x: x[:, [0, 1], [2, 5]], ["index"]),
+    "computed": (lambda s, x: x[:, x[0, :, 0].argsort()], ["select", "select", "argsort", "index"]),
+}
+
+
+@pytest.mark.parametrize("name", INDICES)
+def test_known_indices_are_selections(name: str) -> None:
+    function, wanted = INDICES[name]
+    assert ops(checked(function)) == wanted
+
+
+def test_an_index_that_a_checkpoint_may_change_stays_a_weight() -> None:
+    model = Around(lambda s, x: x[:, s.order])
+    program = capture(model, rows(2))
+    state = {**model.state_dict(), "order": torch.tensor([3, 3, 0, 1])}
+    changed = program.with_weights(state)
+    assert torch.equal(changed(rows(2)), rows(2)[:, [3, 3, 0, 1]])
+    model.order.sub_(4)  # from the end: what the checkpoint says is not read as another thing
+    assert ops(capture(model, rows(2))) == ["index"]
 
 
 def test_zeros_of_a_free_size_stay_in_the_graph() -> None:
