@@ -61,16 +61,15 @@ def judge(
     """Hold what a run left to what it may leave: of names, those that it found there, or any."""
     try:
         found = job.state()
-        parts = [found == s for s in states]
-        mixed = isinstance(found, tuple) and all(
-            any(a == s[i] for s in states) for i, a in enumerate(found)
-        )
-        if any(parts):
-            figures.counts["newer" if parts[-1] and not parts[0] else "older"] += 1
-        elif mixed:  # two files, one after the other
+        alike = [found == s for s in states]
+        parts = list(enumerate(found)) if isinstance(found, tuple) else [(0, found)]
+        foreign = [n for n, part in parts if all(part != _part(s, n) for s in states)]
+        if any(alike):
+            figures.counts["newer" if alike[-1] and not alike[0] else "older"] += 1
+        elif not foreign:  # two files, one after the other
             figures.counts["between"] += 1
         else:
-            figures.faults.append("neither the older one nor the newer")
+            figures.faults.append(f"neither the older one nor the newer: parts {foreign}")
     except Exception as error:
         figures.faults.append(f"not whole: {type(error).__name__}: {error}")
     if "Traceback" in ended.text or "narrows failed" in ended.text:
@@ -79,6 +78,10 @@ def judge(
         over = [n for n in listing() if n not in job.output and n not in spared]
         if over:
             figures.faults.append(f"left over: {over}")
+
+
+def _part(state: Any, number: int) -> Any:
+    return state[number] if isinstance(state, tuple) else state
 
 
 def kills(job: Job, count: int, chance: random.Random) -> Figures:

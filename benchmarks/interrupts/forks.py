@@ -80,6 +80,12 @@ def _child(words: tuple[str, ...], prepare: Callable[[], None] | None, said: int
             prepare()
         code = command(list(words))
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+    except KeyboardInterrupt as late:
+        tail = late.__traceback__
+        if tail is None or tail.tb_next is not None:
+            traceback.print_exc()
+        else:  # it came once the command had returned, which is no part of narrows
+            code = 130
     except BaseException:
         traceback.print_exc()
     finally:
