@@ -81,7 +81,7 @@ class NarrowsTool:
 
     def round(self, clock: Clock) -> float:
         """Time one round and return the relative error of the result."""
-        from narrows.ir.program import relative_error
+        from narrows.ir.compare import relative_error
 
         program = self.program.copy()
         clock.stages.update(self.clock.stages)
@@ -158,7 +158,7 @@ class UpscaleTool:
         import torch
         from upscale import PruningManager  # pyright: ignore[reportMissingImports]
 
-        from narrows.ir.program import relative_error
+        from narrows.ir.compare import relative_error
 
         module = copy.deepcopy(self.module)
         widths = {n: p.shape[1] for n, p in module.named_parameters() if n in self.keep}

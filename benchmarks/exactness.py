@@ -22,7 +22,8 @@ import torch
 import narrows
 from benchmarks.machine import table, write
 from narrows.errors import NarrowsError
-from narrows.ir.program import Program, relative_error
+from narrows.ir.compare import relative_error
+from narrows.ir.program import Program
 from narrows.ir.verify import verify
 from narrows.passes.base import TOLERANCE, Fidelity
 from tests.networks import Masks, contractions, random_masks

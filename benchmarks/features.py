@@ -40,7 +40,7 @@ def check_all(names: Sequence[str], tool: str, amount: float) -> dict[str, dict[
 
 def check(name: str, tool: str, amount: float) -> dict[str, Any]:
     """Return the relative error of a tool's result on a network."""
-    from narrows.ir.program import relative_error
+    from narrows.ir.compare import relative_error
     from tests.networks import NETWORKS
     from tests.networks.reference import masked_module
 

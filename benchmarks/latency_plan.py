@@ -35,7 +35,7 @@ from benchmarks.reorder.prepare import write as write_form
 from benchmarks.reorder.ratios import EXACT, geomean, relative, shown
 from benchmarks.reorder.timing import ratio, spread, time_forms
 from narrows.backends import costs_of
-from narrows.ir.program import relative_error
+from narrows.ir.compare import relative_error
 from narrows.passes.plans.mass import kept_mass
 
 GOAL = 1.15  # times the score mass

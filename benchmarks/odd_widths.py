@@ -25,7 +25,7 @@ from benchmarks.reorder.peers import torch_pruning, without_inplace
 from benchmarks.reorder.prepare import in_a_line
 from benchmarks.reorder.ratios import geomean
 from benchmarks.reorder.timing import interleaved, ratio, spread
-from narrows.ir.program import relative_error
+from narrows.ir.compare import relative_error
 
 
 def measure(case: Case, rounds: int, budget: float) -> dict[str, Any]:

@@ -25,7 +25,7 @@ import narrows
 from benchmarks.fuzz.judge import found_by_itself
 from benchmarks.machine import write
 from narrows.errors import NarrowsError
-from narrows.ir.program import relative_error
+from narrows.ir.compare import relative_error
 from narrows.passes.base import TOLERANCE, Fidelity
 from tests.networks import random_masks
 from tests.networks.zoo import import_timm, timm_model

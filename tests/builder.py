@@ -10,7 +10,8 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx
 
 from narrows.ir.editing import infer_shapes
-from narrows.ir.program import Draft, Meta, Program
+from narrows.ir.meta import Meta
+from narrows.ir.program import Draft, Program
 
 aten = torch.ops.aten
 BATCH = 2

@@ -30,9 +30,10 @@ from narrows.errors import (
     ProgramError,
     UsageError,
 )
+from narrows.ir.compare import relative_error
 from narrows.ir.dump import Dump
 from narrows.ir.graph import without_collection
-from narrows.ir.program import Program, relative_error
+from narrows.ir.program import Program
 from narrows.ir.verify import verify
 from narrows.passes.base import TOLERANCE, Fidelity
 from narrows.passes.fold_batch_norm import FoldBatchNorm

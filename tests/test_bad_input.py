@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 import narrows
 from narrows.errors import PlanError, PlanUsageError
-from narrows.ir.program import Program, relative_error
+from narrows.ir.compare import relative_error
+from narrows.ir.program import Program
 from narrows.passes import prune_channels
 from narrows.passes.instruments import fingerprint
 from narrows.passes.plans import planfile

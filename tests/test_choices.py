@@ -14,10 +14,11 @@ import torch
 
 import narrows
 from narrows.ir.channels import analyse
+from narrows.ir.compare import relative_error
 from narrows.ir.labels import Value
 from narrows.ir.liveness import Demand
 from narrows.ir.ops import table
-from narrows.ir.program import Program, relative_error
+from narrows.ir.program import Program
 from narrows.ir.rewrite import Base, Choices, everything
 from narrows.ir.verify import verify
 from narrows.passes.base import TOLERANCE, Fidelity

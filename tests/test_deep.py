@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import narrows
-from narrows.ir.program import relative_error
+from narrows.ir.compare import relative_error
 from narrows.passes.base import TOLERANCE, Fidelity
 
 LAYERS = 320

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import narrows
-from narrows.ir.program import Program, relative_error
+from narrows.ir.compare import relative_error
+from narrows.ir.program import Program
 from narrows.ir.verify import verify
 from narrows.passes.base import TOLERANCE, Fidelity
 from tests.networks import random_masks

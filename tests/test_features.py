@@ -15,8 +15,9 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
 import narrows
+from narrows.ir.compare import relative_error
 from narrows.ir.graph import interpret
-from narrows.ir.program import Program, relative_error
+from narrows.ir.program import Program
 from narrows.ir.verify import verify
 from narrows.passes.base import TOLERANCE, Fidelity
 from narrows.passes.prune_channels import PruneChannels

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 import narrows
 from narrows.backends import costs_of
 from narrows.errors import PlanError
+from narrows.ir.compare import relative_error
 from narrows.ir.cost import CostTable
-from narrows.ir.program import Program, relative_error
+from narrows.ir.program import Program
 from narrows.ir.verify import verify
 from narrows.passes.base import TOLERANCE, Fidelity
 from narrows.passes.pipeline import Pipeline

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import narrows
-from narrows.ir.program import relative_error
+from narrows.ir.compare import relative_error
 from narrows.ir.verify import verify
 
 CPU = torch.device("cpu")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import narrows
-from narrows.ir.program import relative_error
+from narrows.ir.compare import relative_error
 from narrows.ir.verify import verify
 from narrows.passes.base import TOLERANCE, Fidelity
 from tests.networks.zoo import MODELS, SMALL_TRANSFORMERS, timm_model

@@ -20,7 +20,8 @@ import narrows
 from benchmarks.fuzz.graphs import FORMS, Graph, Mask
 from narrows.backends.integers import float_islands
 from narrows.errors import FidelityError, NarrowsError
-from narrows.ir.program import Program, relative_error
+from narrows.ir.compare import relative_error
+from narrows.ir.program import Program
 from narrows.ir.verify import verify
 from narrows.passes.base import TOLERANCE, Fidelity
 from tests.networks.reference import masked_module

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 from torch import fx
 
-from narrows.ir.program import Meta, Program, aten, op_name
+from narrows.ir.meta import Meta, op_name
+from narrows.ir.program import Program, aten
 
 MOVES = {
     aten.index_select.default, aten.index.Tensor, aten.gather.default, aten.slice.Tensor,

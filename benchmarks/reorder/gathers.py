@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from torch import fx
 
-from narrows.ir.program import Meta, Program, aten, copy_meta
+from narrows.ir.meta import Meta, copy_meta
+from narrows.ir.program import Program, aten
 
 
 def gathered(program: Program) -> Program:

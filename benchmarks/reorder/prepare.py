@@ -28,7 +28,8 @@ from benchmarks.reorder.bound import bound
 from benchmarks.reorder.case import CAPTURED, Case, Keep
 from benchmarks.reorder.copies import introduced
 from benchmarks.reorder.forms import CHANGING, FORMS, Source, plain, rewritten, unpruned
-from narrows.ir.program import Program, relative_error
+from narrows.ir.compare import relative_error
+from narrows.ir.program import Program
 from narrows.passes.pipeline import macs
 
 RECIPE = 2  # raise it when forms that are kept would come out otherwise

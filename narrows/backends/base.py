@@ -228,7 +228,8 @@ def in_types_of_numpy(program: Program) -> Program:
     runtimes hardly any operator for it."""
     import torch
 
-    from narrows.ir.program import Meta, Note
+    from narrows.ir.meta import Meta
+    from narrows.ir.program import Note
 
     dtypes = {Meta(n).dtype for n in program.graph.nodes}
     if torch.bfloat16 not in dtypes:

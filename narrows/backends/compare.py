@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from narrows.errors import LowerError, ProgramError
-from narrows.ir.program import Meta, Program, relative_error
+from narrows.ir.compare import relative_error
+from narrows.ir.meta import Meta
+from narrows.ir.program import Program
 
 # The largest difference that is taken for rounding, relative to the largest number of an output.
 # The runtime sums in another order and fuses operators, so it differs by a few units in the last

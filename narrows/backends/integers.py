@@ -12,9 +12,10 @@ from narrows.backends import golden
 from narrows.backends.compare import TOLERANCE, output_error
 from narrows.errors import LowerError
 from narrows.ir.graph import interpret
+from narrows.ir.meta import Meta, op_name, where
 from narrows.ir.ops import table
 from narrows.ir.ops.integer import Moves
-from narrows.ir.program import Meta, Program, op_name, where
+from narrows.ir.program import Program
 
 if TYPE_CHECKING:
     from narrows.backends.artifact import Artifact

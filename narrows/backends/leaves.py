@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor, fx
 
 from narrows.errors import LowerError
-from narrows.ir.program import Meta, Program
+from narrows.ir.meta import Meta
+from narrows.ir.program import Program
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,7 @@ def _native(array: Any) -> Any:
 
 def _refuse_array(path: Path, array: Any, holder: Any, example: Any) -> None:
     """Raise `UsageError` unless an array of a file is what an input of the model takes."""
-    from narrows.ir.program import Meta
+    from narrows.ir.meta import Meta
 
     told = f"{path} holds {array.dtype}{list(array.shape)}"
     if array.dtype.kind not in "biuf" or not array.ndim:

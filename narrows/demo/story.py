@@ -23,7 +23,9 @@ from narrows.demo.candidates import (
 from narrows.demo.digits import SEED, DigitsNet, Split, load_splits, one_thread, train
 from narrows.demo.report import describe
 from narrows.errors import ArtifactError
-from narrows.ir.program import Program, op_name, relative_error
+from narrows.ir.compare import relative_error
+from narrows.ir.meta import op_name
+from narrows.ir.program import Program
 from narrows.passes.instruments import Dumper
 from narrows.passes.pipeline import format_table, macs
 from narrows.passes.plans.plan import ChannelPlan

@@ -23,7 +23,8 @@ from torch.fx.node import map_arg
 from narrows.errors import CaptureError
 from narrows.frontend.provenance import choose_names, set_provenance, user_frame
 from narrows.ir.graph import live_nodes
-from narrows.ir.program import Meta, Note, Program
+from narrows.ir.meta import Meta
+from narrows.ir.program import Note, Program
 
 aten = torch.ops.aten
 

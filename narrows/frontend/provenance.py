@@ -19,8 +19,8 @@ import torch
 from torch import fx
 from torch.fx.proxy import TracerBase
 
+from narrows.ir.meta import Meta, op_name
 from narrows.ir.module import ANNOTATION
-from narrows.ir.program import Meta, op_name
 
 _TORCH = os.path.join(os.path.abspath(torch.__path__[0]), "")
 # What stands between torch and a model; the demo's network is a model like any other.

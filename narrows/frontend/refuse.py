@@ -25,8 +25,9 @@ from narrows.frontend.inputs import TRACE_BATCH, Inputs, unsupported
 from narrows.frontend.lifted import Lifted
 from narrows.frontend.memory import schema_args
 from narrows.frontend.provenance import is_user_file, short_path
+from narrows.ir.meta import Meta, shape_of
 from narrows.ir.ops.args import arguments
-from narrows.ir.program import Meta, Note, Program, shape_of
+from narrows.ir.program import Note, Program
 
 aten = torch.ops.aten
 

@@ -16,8 +16,9 @@ from typing import Any, Protocol
 from torch import fx
 
 from narrows.ir.grid import Grid, Layout
+from narrows.ir.meta import Meta, shape_of
 from narrows.ir.ops.args import arguments
-from narrows.ir.program import Meta, Program, shape_of
+from narrows.ir.program import Program
 from narrows.ir.work import CONVOLUTIONS, Work
 from narrows.ir.workload import Works, works_of
 

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, fx
 
 from narrows.ir.labels import Bools, Value, channels, compact, free, opaque
+from narrows.ir.meta import Meta, shape_of
 from narrows.ir.ops import table
 from narrows.ir.ops.args import call
 from narrows.ir.ops.barrier import barrier_flow
 from narrows.ir.ops.flow import Flow, Read
-from narrows.ir.program import Meta, Program, shape_of
+from narrows.ir.program import Program
 
 
 class Facts:

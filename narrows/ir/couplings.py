@@ -2,9 +2,8 @@
 
 An element-wise operator, a norm or a move of data needs its result's channels and its operands' to
 be the same ones; a contraction sums its input's channels and makes fresh ones, so there a coupling
-ends. `couplings` joins channels along the former and says which weight axes follow each set. What
-cannot be removed exactly (an input, an output, the statistics of a norm, an operator without a
-row) is a barrier with a reason.
+ends. `couplings` joins channels along the former and says which weight axes follow each set. An
+input, an output, a norm's statistics, an operator without a row are barriers, each with a reason.
 
 Where an operator reads channels as a grid, they stay rectangular: a grouped convolution or a head
 of attention loses the channel at one position in every group or head alike; a norm over groups, a

@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor, fx
 
 from narrows.ir.blank import run_blank
-from narrows.ir.program import Draft, Meta, Origin
+from narrows.ir.meta import Meta
+from narrows.ir.program import Draft, Origin
 
 
 def add_weight(program: Draft, name: str, data: Tensor, origin: str = "") -> fx.Node:

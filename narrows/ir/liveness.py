@@ -15,9 +15,10 @@ from torch import fx
 
 from narrows.ir.channels import Facts
 from narrows.ir.labels import Bools, Value, same, some
+from narrows.ir.meta import Meta, shape_of
 from narrows.ir.ops import table
 from narrows.ir.ops.flow import Read
-from narrows.ir.program import Meta, Note, shape_of
+from narrows.ir.program import Note
 
 
 class Demand:

@@ -10,7 +10,8 @@ from torch import fx, nn
 from torch.fx import traceback as fx_traceback
 
 from narrows.ir.graph import interpret
-from narrows.ir.program import Meta, Program
+from narrows.ir.meta import Meta
+from narrows.ir.program import Program
 
 aten = torch.ops.aten
 

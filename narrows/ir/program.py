@@ -10,13 +10,12 @@ The graph is a `torch.fx.Graph` in one dialect:
 
 A program is a value: graph, weights and attributes of a `Program` can be read, not changed. A
 rewrite edits a `Draft`, a copy of the graph that shares the tensors, and seals it.
-`Meta` is the only place that spells the keys of ``node.meta``.
+`narrows.ir.meta.Meta` is the only place that spells the keys of ``node.meta``.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ from torch.fx.node import map_arg
 
 from narrows.errors import NarrowsError, ProgramError, suggest
 from narrows.ir.graph import Observe, Run, add_node
+from narrows.ir.meta import Meta, where
 from narrows.ir.sealed import SealedDict, refuse, seal
 from narrows.ir.views import VIEWS
 
@@ -87,82 +87,6 @@ class Mark:
 
     was: tuple[int, ...] | None = None
     remark: str = ""
-
-
-class _Key:
-    """One key of ``node.meta``, as an attribute of `Meta`."""
-
-    __slots__ = ("blank", "key")
-
-    def __init__(self, key: str, blank: Any = None) -> None:
-        self.key, self.blank = key, blank
-
-    def __get__(self, meta: Meta, owner: type) -> Any:
-        return meta._meta.get(self.key, self.blank)
-
-    def __set__(self, meta: Meta, value: Any) -> None:
-        meta._meta[self.key] = value
-
-
-class Meta:
-    """Typed access to what a node knows of itself; the keys of ``node.meta`` are spelled only here.
-
-    Attributes:
-        shape: The shape at the example's sizes; ``None`` for a node that is not one tensor.
-        dtype: The tensor's dtype.
-        dynamic: The axes whose size is free (the batch axis).
-        size: The value at the example's sizes of a node that is a plain number.
-        source: ``file:line`` of the user's code.
-        code: The text of that line.
-        module: The path of the module that made the node, ``layer1.0.conv1``.
-        twin: The name of the node whose work this one does a second time, for other readers.
-        grid: What the codes of a quantized tensor stand for (`narrows.ir.integer.grid.Grid`).
-        weight_grid: What the codes of an integer weight stand for, and which there are
-            (`narrows.ir.integer.grid.WeightGrid`); of its ``get_attr`` node.
-        table: The table that a quantization plan has for the node's function.
-    """
-
-    __slots__ = ("_meta",)
-
-    shape: Any = _Key("shape")
-    dtype: Any = _Key("dtype")
-    dynamic: Any = _Key("dynamic", ())
-    size: Any = _Key("size")
-    source: Any = _Key("source", "")
-    code: Any = _Key("code", "")
-    module: Any = _Key("module", "")
-    twin: Any = _Key("twin", "")
-    grid: Any = _Key("grid")
-    weight_grid: Any = _Key("weight_grid")
-    table: Any = _Key("table")
-
-    def __init__(self, node: fx.Node) -> None:
-        self._meta = node.meta
-
-
-def shape_of(node: fx.Node) -> Any:
-    """Return the shape of a node's tensor, ``None`` for a node that is not one.
-
-    `Meta` says it, too; this makes no object for what passes read most.
-    """
-    return node.meta.get("shape")
-
-
-def where(node: fx.Node) -> str:
-    """Return the node's name and, where known, the user's source line and its text."""
-    meta = Meta(node)
-    text = node.name
-    if meta.source:
-        text += f" ({meta.source}{'  ' + meta.code if meta.code else ''})"
-    return text
-
-
-def op_name(node: fx.Node) -> str:
-    """Return the operator's name as ATen spells it: ``conv2d.default``, ``getitem``."""
-    target = node.target
-    if isinstance(target, torch._ops.OpOverload):
-        return f"{target._opname}.{target._overloadname}"
-    return getattr(target, "__name__", str(target))
 
 
 @dataclass(eq=False)
@@ -509,39 +433,3 @@ def format_shape(shape: Iterable[int], dynamic: Iterable[int] = ()) -> str:
     """Return ``[b,64,56,56]``: a free axis prints as ``b``."""
     free = set(dynamic)
     return "[" + ",".join("b" if i in free else str(s) for i, s in enumerate(shape)) + "]"
-
-
-def relative_error(actual: Any, expected: Any) -> float:
-    """Return the largest difference of two results, relative to the expected one's largest value.
-
-    Both may be nested; they must have the same structure and shapes. A NaN or an infinity in one
-    but not the other counts as infinite error.
-    """
-    a_flat, a_spec = pytree.tree_flatten(actual)
-    b_flat, b_spec = pytree.tree_flatten(expected)
-    if a_spec != b_spec:
-        return math.inf
-    worst = 0.0
-    for a, b in zip(a_flat, b_flat, strict=True):
-        if not isinstance(a, Tensor) or not isinstance(b, Tensor):
-            worst = max(worst, 0.0 if a == b else math.inf)
-            continue
-        if a.shape != b.shape:
-            return math.inf
-        a, b = a.detach().double(), b.detach().double()
-        both = a.isfinite() & b.isfinite()
-        if not torch.allclose(a[~both], b[~both], equal_nan=True):
-            return math.inf
-        if not bool(both.any()):
-            continue
-        difference = (a - b)[both].abs().max().item()
-        scale = b[both].abs().max().item()
-        worst = max(worst, difference / scale if scale > 0 else difference)
-    return worst
-
-
-def copy_meta(source: fx.Node, target: fx.Node) -> None:
-    """Give ``target`` the provenance of ``source`` (not its shape or dtype)."""
-    for key in ("source", "code", "module", "dynamic", "twin"):
-        if key in source.meta:
-            target.meta[key] = source.meta[key]

@@ -237,7 +237,8 @@ def fingerprint(tensor: torch.Tensor) -> tuple[str, float | None, float | None]:
 
 
 def _node(program: Program, node: fx.Node) -> NodeRecord:
-    from narrows.ir.program import Mark, Meta, op_name
+    from narrows.ir.meta import Meta, op_name
+    from narrows.ir.program import Mark
 
     meta, mark = Meta(node), program.marks.get(node.name, Mark())
     reads = node.all_input_nodes

@@ -17,7 +17,8 @@ from torch._ops import OpOverload
 from narrows.errors import ProgramError
 from narrows.ir.editing import infer_shapes
 from narrows.ir.graph import SIZE_FUNCTIONS
-from narrows.ir.program import Meta, Program, op_name, where
+from narrows.ir.meta import Meta, op_name, where
+from narrows.ir.program import Program
 
 # What torch.export spells arithmetic on sizes with where Python's own would not be symbolic.
 SYMBOLIC = frozenset({torch.sym_float, torch.sym_int, torch.sym_max, torch.sym_min, torch.sym_not})

@@ -11,8 +11,9 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx
 
 from narrows.errors import ProgramError, suggest
+from narrows.ir.meta import Meta, copy_meta
 from narrows.ir.ops.args import arguments, changed
-from narrows.ir.program import Meta, Program, aten, copy_meta
+from narrows.ir.program import Program, aten
 
 
 def with_state(program: Program, state: Mapping[str, Tensor]) -> Program:

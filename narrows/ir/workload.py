@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from torch import fx
 
+from narrows.ir.meta import Meta
 from narrows.ir.ops import table
 from narrows.ir.ops.integer import integer_macs
 from narrows.ir.ops.works import elementwise
-from narrows.ir.program import Meta, Program
+from narrows.ir.program import Program
 from narrows.ir.work import Work
 
 

@@ -43,7 +43,7 @@ class Fidelity(enum.Enum):
     LOSSY = "lossy"
 
 
-# The largest relative error (`narrows.ir.program.relative_error`) per fidelity and dtype.
+# The largest relative error (`narrows.ir.compare.relative_error`) per fidelity and dtype.
 #
 # Two exact programs still sum in another order, because kernels choose their blocks by width. A sum
 # of n products moves by about sqrt(n) units in the last place: 30 to 70 for the 1,000 to 5,000

@@ -22,8 +22,9 @@ from torch import fx
 
 from narrows.ir.cost import CostTable
 from narrows.ir.kernels import CHANNELS_LAST, DILATED
+from narrows.ir.meta import Meta, copy_meta, shape_of
 from narrows.ir.ops.args import arguments, changed, first_tensor
-from narrows.ir.program import Meta, Program, aten, copy_meta, shape_of
+from narrows.ir.program import Program, aten
 from narrows.ir.work import CONVOLUTIONS
 from narrows.ir.workload import work_of
 from narrows.passes.base import Fidelity, Note, Pass, PassResult

@@ -12,8 +12,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx
 
+from narrows.ir.meta import Meta, copy_meta, shape_of
 from narrows.ir.ops.args import arguments
-from narrows.ir.program import Draft, Meta, Program, aten, copy_meta, shape_of
+from narrows.ir.program import Draft, Program, aten
 from narrows.passes.base import Fidelity, Pass, PassResult
 
 CONVOLUTIONS = {3: aten.conv1d.default, 4: aten.conv2d.default, 5: aten.conv3d.default}

@@ -14,8 +14,9 @@ import torch
 from torch import fx
 
 from narrows.ir.editing import add_weight
+from narrows.ir.meta import Meta, copy_meta, shape_of
 from narrows.ir.ops.args import arguments
-from narrows.ir.program import Draft, Meta, Note, Program, aten, copy_meta, shape_of
+from narrows.ir.program import Draft, Note, Program, aten
 from narrows.passes.base import Fidelity, Pass, PassResult
 from narrows.passes.eliminate_dead import EliminateDead
 

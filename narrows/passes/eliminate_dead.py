@@ -24,8 +24,9 @@ from torch import Tensor, fx
 
 from narrows.ir.blank import run_blank
 from narrows.ir.graph import live_nodes
+from narrows.ir.meta import Meta, shape_of
 from narrows.ir.ops.args import arguments
-from narrows.ir.program import Meta, Program, aten, shape_of
+from narrows.ir.program import Program, aten
 from narrows.passes.base import Fidelity, Pass, PassResult
 
 # torch spells "to the end" with the largest int64.

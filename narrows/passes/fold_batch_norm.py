@@ -14,8 +14,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx
 
+from narrows.ir.meta import Meta, copy_meta, shape_of
 from narrows.ir.ops.args import arguments, changed
-from narrows.ir.program import Draft, Meta, Note, Program, aten, copy_meta, shape_of
+from narrows.ir.program import Draft, Note, Program, aten
 from narrows.passes.base import Fidelity, Pass, PassResult
 
 # The operators a norm folds into, with the number of spatial axes (``None``: the channels come

@@ -18,8 +18,10 @@ from typing import Any, TextIO
 import torch
 
 from narrows.errors import NarrowsError, PassError
+from narrows.ir.compare import relative_error
 from narrows.ir.dump import Dump
-from narrows.ir.program import Note, Program, relative_error, where
+from narrows.ir.meta import where
+from narrows.ir.program import Note, Program
 from narrows.ir.snapshot import snapshot
 from narrows.passes.base import Pass, PassResult
 

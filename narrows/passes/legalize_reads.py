@@ -21,8 +21,9 @@ from narrows.errors import PassError
 from narrows.ir.channels import Facts
 from narrows.ir.cost import CostTable
 from narrows.ir.labels import Bools
+from narrows.ir.meta import Meta, shape_of
 from narrows.ir.ops import table
-from narrows.ir.program import Meta, Note, Program, shape_of
+from narrows.ir.program import Note, Program
 from narrows.ir.rewrite import Base, Choices, everything
 from narrows.passes.base import Fidelity, Pass, PassResult
 from narrows.passes.forms.padding import padded

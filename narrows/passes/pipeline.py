@@ -19,7 +19,8 @@ from torch import fx
 from narrows.errors import PassError, PassUsageError, UsageError
 from narrows.ir.cost import CostTable
 from narrows.ir.graph import without_collection
-from narrows.ir.program import Draft, Mark, Meta, Note, Program, shape_of
+from narrows.ir.meta import Meta, shape_of
+from narrows.ir.program import Draft, Mark, Note, Program
 from narrows.ir.workload import macs as macs_of
 from narrows.ir.workload import works_of
 from narrows.passes import spelling

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from narrows.errors import FidelityError, PassError
-from narrows.ir.program import Note, Program, relative_error, where
+from narrows.ir.compare import relative_error
+from narrows.ir.meta import where
+from narrows.ir.program import Note, Program
 from narrows.ir.verify import verify
 from narrows.passes.base import Fidelity, Pass, PassResult, tolerance
 from narrows.passes.instruments import Watch, fed, has_floats, name_of, outputs_of, precision

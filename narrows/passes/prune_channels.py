@@ -18,7 +18,8 @@ from torch import fx
 
 from narrows.errors import PassError
 from narrows.ir.labels import Bools
-from narrows.ir.program import Meta, Note, Program, aten, shape_of
+from narrows.ir.meta import Meta, shape_of
+from narrows.ir.program import Note, Program, aten
 from narrows.ir.rewrite import Base, rewrite
 from narrows.passes.base import Fidelity, Pass, PassResult
 from narrows.passes.forms.families import orders

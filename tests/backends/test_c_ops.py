@@ -18,11 +18,12 @@ from narrows.backends.c.moves import PICKS
 from narrows.errors import LowerError, NarrowsError
 from narrows.ir.editing import infer_shapes
 from narrows.ir.integer.grid import ROUNDINGS
+from narrows.ir.meta import Meta
 from narrows.ir.ops import table
 from narrows.ir.ops.integer import Moves
 from narrows.ir.ops.integer_forms import Lookup
 from narrows.ir.ops.samples import Given, Made, Sample, Size, Weight
-from narrows.ir.program import Draft, Meta, Program
+from narrows.ir.program import Draft, Program
 from tests.backends.several_forms import PROGRAMS, integers
 
 pytestmark = pytest.mark.skipif(not find_compiler(), reason="there is no C compiler")

@@ -21,7 +21,8 @@ from narrows.backends import lower
 from narrows.backends.artifact import Artifact, load
 from narrows.errors import ArtifactError, LowerError
 from narrows.frontend import capture
-from narrows.ir.program import Meta, Program
+from narrows.ir.meta import Meta
+from narrows.ir.program import Program
 
 ROOT = Path(narrows.__file__).parents[1]
 

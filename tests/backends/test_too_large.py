@@ -15,7 +15,8 @@ import narrows.ir.integer.windows
 from narrows.backends.c.compiler import find_compiler
 from narrows.errors import LowerError
 from narrows.ir.integer.grid import Grid
-from narrows.ir.program import Meta, Program
+from narrows.ir.meta import Meta
+from narrows.ir.program import Program
 from tests.backends.marks import NEEDS_TVM
 from tests.builder import Builder, aten
 

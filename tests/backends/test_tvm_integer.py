@@ -18,7 +18,8 @@ from narrows.errors import LowerError
 from narrows.ir.integer import windows
 from narrows.ir.integer.grid import Grid
 from narrows.ir.integer.statistics import exponentials
-from narrows.ir.program import Meta, Program
+from narrows.ir.meta import Meta
+from narrows.ir.program import Program
 from tests.backends.marks import NEEDS_TVM
 from tests.builder import Builder
 from tests.networks import NETWORKS

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 import narrows
 from narrows.frontend import capture
-from narrows.ir.program import Meta, op_name, relative_error
+from narrows.ir.compare import relative_error
+from narrows.ir.meta import Meta, op_name
 from narrows.ir.verify import verify
 from tests.frontend.test_capture import assert_equal, build, images
 

@@ -10,7 +10,9 @@ from torch import Tensor, fx, nn
 
 from narrows.errors import ProgramError
 from narrows.frontend import capture
-from narrows.ir.program import Meta, Program, op_name, relative_error
+from narrows.ir.compare import relative_error
+from narrows.ir.meta import Meta, op_name
+from narrows.ir.program import Program
 from narrows.ir.verify import verify
 
 

@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from narrows.frontend import capture
+from narrows.ir.compare import relative_error
+from narrows.ir.meta import Meta, op_name
 from narrows.ir.ops import table
-from narrows.ir.program import Meta, Program, op_name, relative_error
+from narrows.ir.program import Program
 from narrows.ir.verify import verify
 
 Forward = Callable[[Any, Tensor], Any]

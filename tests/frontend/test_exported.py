@@ -13,7 +13,8 @@ from torch.export import Dim, ExportedProgram
 
 from narrows.errors import CaptureError
 from narrows.frontend import capture
-from narrows.ir.program import Meta, op_name, relative_error
+from narrows.ir.compare import relative_error
+from narrows.ir.meta import Meta, op_name
 from narrows.ir.verify import verify
 
 

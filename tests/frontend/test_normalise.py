@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from narrows.errors import CaptureError
 from narrows.frontend import capture
-from narrows.ir.program import Meta, Program, op_name, relative_error
+from narrows.ir.compare import relative_error
+from narrows.ir.meta import Meta, op_name
+from narrows.ir.program import Program
 from narrows.ir.verify import verify
 
 Forward = Callable[[Any, Tensor], Any]

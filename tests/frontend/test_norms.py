@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import narrows
-from narrows.ir.program import Program, op_name
+from narrows.ir.meta import op_name
+from narrows.ir.program import Program
 
 Forward = Callable[[Any, Tensor], Tensor]
 

@@ -12,7 +12,7 @@ from torch.nn.utils import prune
 
 from narrows.errors import CaptureError
 from narrows.frontend import capture
-from narrows.ir.program import relative_error
+from narrows.ir.compare import relative_error
 
 HERE = "tests/frontend/test_refuse.py:"
 

@@ -12,9 +12,10 @@ from torch import Tensor, fx
 
 from narrows.ir.graph import interpret
 from narrows.ir.labels import Bools, Value
+from narrows.ir.meta import Meta
 from narrows.ir.ops.row import Row
 from narrows.ir.ops.samples import Given, Made, Sample, Size, Weight
-from narrows.ir.program import Draft, Meta, Program
+from narrows.ir.program import Draft, Program
 
 aten = torch.ops.aten
 

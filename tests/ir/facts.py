@@ -16,12 +16,13 @@ from torch import Tensor, fx
 import narrows
 from narrows.errors import NarrowsError
 from narrows.ir.channels import analyse
+from narrows.ir.compare import relative_error
 from narrows.ir.ops.integer_forms import Lookup
 from narrows.ir.ops.pointwise import PerChannel, Pointwise
 from narrows.ir.ops.row import Row
 from narrows.ir.ops.samples import Given, Made, Sample, Size, Weight
 from narrows.ir.ops.works import KINDS
-from narrows.ir.program import Program, relative_error
+from narrows.ir.program import Program
 from tests.ir.bench import Bench
 
 # Numbers at which functions end: where they turn, where powers and logarithms have poles, and where

@@ -12,8 +12,9 @@ from torch import nn
 
 import narrows
 from narrows.ir.channels import analyse
+from narrows.ir.compare import relative_error
 from narrows.ir.couplings import Coupling, Member, couplings, to_table
-from narrows.ir.program import Program, relative_error
+from narrows.ir.program import Program
 from narrows.ir.rewrite import Base, rewrite
 from narrows.passes.base import TOLERANCE, Fidelity
 from tests.builder import Builder, aten, ramp

@@ -30,8 +30,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from narrows.errors import OpError, ProgramError
 from narrows.ir.channels import Facts, analyse
+from narrows.ir.compare import relative_error
 from narrows.ir.couplings import couplings
 from narrows.ir.labels import Bools, Value
+from narrows.ir.meta import Meta
 from narrows.ir.ops import samples, table
 from narrows.ir.ops.contract import Contract
 from narrows.ir.ops.integer import Clip
@@ -41,7 +43,7 @@ from narrows.ir.ops.pointwise import Pointwise
 from narrows.ir.ops.row import Row
 from narrows.ir.ops.samples import Made, Sample, Weight
 from narrows.ir.ops.works import elementwise
-from narrows.ir.program import Meta, Program, relative_error
+from narrows.ir.program import Program
 from narrows.ir.rewrite import Base, rewrite
 from narrows.ir.verify import verify
 from narrows.passes.base import TOLERANCE, Fidelity

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 import narrows
 from narrows.errors import ProgramError
 from narrows.ir.channels import analyse
+from narrows.ir.compare import relative_error
 from narrows.ir.editing import infer_shapes
 from narrows.ir.graph import live_nodes
-from narrows.ir.program import Meta, Program, format_shape, relative_error, where
+from narrows.ir.meta import Meta, where
+from narrows.ir.program import Program, format_shape
 from narrows.ir.verify import verify
 from tests.builder import Builder, ramp
 

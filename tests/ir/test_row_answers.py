@@ -11,10 +11,11 @@ import torch
 from torch import fx
 
 from narrows.ir.channels import analyse
+from narrows.ir.compare import relative_error
 from narrows.ir.ops import table
 from narrows.ir.ops.mixing import Reduce
 from narrows.ir.ops.row import Row
-from narrows.ir.program import Program, relative_error
+from narrows.ir.program import Program
 from narrows.ir.work import Work
 from tests.backends.test_c_ops import program
 from tests.builder import Builder, aten, ramp

@@ -12,7 +12,8 @@ import torch
 from narrows.errors import ArtifactError, UsageError
 from narrows.ir.diff import diff
 from narrows.ir.dump import Dump, split_stage
-from narrows.ir.program import Mark, Meta, Note, Origin, Program
+from narrows.ir.meta import Meta
+from narrows.ir.program import Mark, Note, Origin, Program
 from narrows.ir.snapshot import Snapshot, fingerprint, snapshot
 from narrows.ir.text import columns, render, shape_text, to_text
 from tests.builder import Builder, aten, ramp

@@ -9,7 +9,8 @@ import torch
 from torch import fx
 
 from narrows.errors import ProgramError
-from narrows.ir.program import Draft, Meta, Program
+from narrows.ir.meta import Meta
+from narrows.ir.program import Draft, Program
 from narrows.ir.verify import verify
 from tests.builder import Builder, ramp
 

@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 import narrows
+from narrows.ir.compare import relative_error
 from narrows.ir.cost import CostTable, Grid, Layout
 from narrows.ir.kernels import AMONG_OTHERS, CHANNELS_LAST, DILATED, SPELLINGS
-from narrows.ir.program import Program, aten, relative_error
+from narrows.ir.program import Program, aten
 from narrows.ir.verify import verify
 from narrows.passes.base import TOLERANCE, Fidelity
 from narrows.passes.choose_kernels import ChooseKernels

@@ -12,7 +12,8 @@ from torch.nn.utils import prune
 
 import narrows
 from narrows.errors import PlanError
-from narrows.ir.program import Program, relative_error
+from narrows.ir.compare import relative_error
+from narrows.ir.program import Program
 from narrows.passes.base import TOLERANCE, Fidelity
 from narrows.passes.plans import criteria
 from narrows.passes.plans.criteria import Magnitude

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import fx
 
-from narrows.ir.program import Program, relative_error
+from narrows.ir.compare import relative_error
+from narrows.ir.program import Program
 from narrows.ir.text import to_text
 from narrows.ir.verify import verify
 from narrows.passes.base import PassResult

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 import narrows
-from narrows.ir.program import Origin, Program, relative_error
+from narrows.ir.compare import relative_error
+from narrows.ir.program import Origin, Program
 from narrows.ir.text import to_text
 from narrows.ir.verify import verify
 from narrows.passes.base import TOLERANCE, Fidelity, PassResult

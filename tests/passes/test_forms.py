@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 import narrows
 from narrows.errors import PassError, UsageError
+from narrows.ir.compare import relative_error
 from narrows.ir.cost import CostTable, Grid, Layout
-from narrows.ir.program import Meta, Program, relative_error
+from narrows.ir.meta import Meta
+from narrows.ir.program import Program
 from narrows.passes.base import TOLERANCE, Fidelity
 from narrows.passes.forms.order import consecutive
 from narrows.passes.legalize_reads import AlignChannels, LegalizeReads

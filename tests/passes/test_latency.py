@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 import narrows
 from narrows.errors import PlanError
+from narrows.ir.compare import relative_error
 from narrows.ir.cost import CostTable, Grid, Layout
-from narrows.ir.program import Program, relative_error
+from narrows.ir.program import Program
 from narrows.passes.base import TOLERANCE, Fidelity
 from narrows.passes.pipeline import Pipeline
 from narrows.passes.plans.latency import SLACK

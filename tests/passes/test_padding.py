@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 import narrows
+from narrows.ir.compare import relative_error
 from narrows.ir.cost import CostTable, Layout
-from narrows.ir.program import Meta, Program, relative_error
+from narrows.ir.meta import Meta
+from narrows.ir.program import Program
 from narrows.ir.rewrite import Base
 from narrows.passes.forms.padding import padded
 from narrows.passes.pipeline import Pipeline

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import narrows
 from narrows.errors import PassError, PlanError
-from narrows.ir.program import relative_error
+from narrows.ir.compare import relative_error
 from narrows.passes.quant.observe import Histogram
 from narrows.passes.quant.plan import QuantPlan
 from narrows.passes.quant.scale_parts import ScaleParts

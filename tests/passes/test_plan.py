@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 import narrows
 from narrows.errors import PlanError
-from narrows.ir.program import Note, Program, relative_error
+from narrows.ir.compare import relative_error
+from narrows.ir.program import Note, Program
 from narrows.ir.verify import verify
 from narrows.passes.base import TOLERANCE, Fidelity
 from narrows.passes.plans.plan import ChannelPlan, fingerprint

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 import narrows
 from narrows.errors import PlanError
-from narrows.ir.program import Program, relative_error
+from narrows.ir.compare import relative_error
+from narrows.ir.program import Program
 from narrows.passes.base import TOLERANCE, Fidelity
 from narrows.passes.plans.state import place_of
 from tests.networks import NETWORKS, random_masks

@@ -15,9 +15,10 @@ from torch import Tensor
 import narrows
 from narrows.cli import main
 from narrows.errors import PlanError, UsageError
+from narrows.ir.compare import relative_error
 from narrows.ir.integer.grid import WeightGrid
 from narrows.ir.integer.library import weight_codes
-from narrows.ir.program import Meta, relative_error
+from narrows.ir.meta import Meta
 from narrows.passes.pipeline import Pipeline
 from narrows.passes.quant.calibrate import weight_exponents
 from narrows.passes.quant.plan import QuantPlan

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 import narrows
 from narrows.errors import PassError, PlanError
-from narrows.ir.program import Program, relative_error
+from narrows.ir.compare import relative_error
+from narrows.ir.program import Program
 from narrows.ir.verify import verify
 from narrows.passes.base import TOLERANCE, Fidelity, PassResult
 from narrows.passes.fold_batch_norm import FoldBatchNorm

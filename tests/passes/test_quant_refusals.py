@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 import narrows
 from narrows.errors import NarrowsError, PassError, ProgramError, UsageError
+from narrows.ir.compare import relative_error
 from narrows.ir.integer.bounds import EXACT
-from narrows.ir.program import Program, relative_error
+from narrows.ir.program import Program
 from narrows.passes.quant.survey import survey
 from tests.builder import Builder, aten
 from tests.passes.test_quantize import images

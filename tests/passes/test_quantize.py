@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 import narrows
 from narrows.errors import NarrowsError, PassError, PlanError, UsageError
+from narrows.ir.compare import relative_error
 from narrows.ir.integer.grid import Grid, WeightGrid
 from narrows.ir.integer.library import weight_codes
-from narrows.ir.program import Meta, Program, relative_error
+from narrows.ir.meta import Meta
+from narrows.ir.program import Program
 from narrows.ir.verify import verify
 from narrows.passes.convert_batch_norm import ConvertBatchNorm
 from narrows.passes.decompose_attention import DecomposeAttention

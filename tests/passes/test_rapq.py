@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 import narrows
 from narrows.errors import FidelityError, PlanError, UsageError
+from narrows.ir.compare import relative_error
 from narrows.ir.integer.codes import WeightCodes
 from narrows.ir.integer.library import weight_codes
-from narrows.ir.program import Program, relative_error
+from narrows.ir.program import Program
 from narrows.passes.quant import rapq as module
 from narrows.passes.quant.blocks import cut
 from narrows.passes.quant.calibrate import Settings, calibrate

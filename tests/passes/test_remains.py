@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import narrows
-from narrows.ir.program import Note, Program, relative_error
+from narrows.ir.compare import relative_error
+from narrows.ir.program import Note, Program
 from narrows.passes.base import TOLERANCE, Fidelity
 
 EXACT = TOLERANCE[Fidelity.EXACT][torch.float64]

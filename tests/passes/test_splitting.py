@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 import narrows
+from narrows.ir.compare import relative_error
 from narrows.ir.cost import CostTable
-from narrows.ir.program import Program, relative_error
+from narrows.ir.program import Program
 from narrows.passes.pipeline import Pipeline
 from narrows.passes.quant.exactness import assert_exact
 from tests.passes.test_forms import (

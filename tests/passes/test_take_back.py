@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 import narrows
-from narrows.ir.program import Program, relative_error
+from narrows.ir.compare import relative_error
+from narrows.ir.program import Program
 from narrows.passes.base import TOLERANCE, Fidelity
 from narrows.passes.plans.take_back import take_back
 from tests.passes.test_forms import costs

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 import narrows
 from narrows.errors import NarrowsError, PassError, ProgramError, UsageError
+from narrows.ir.compare import relative_error
 from narrows.ir.integer.blocks import Blocks, dequantize_blocks
-from narrows.ir.program import Program, relative_error
+from narrows.ir.program import Program
 from narrows.passes.quant.weight_only import gptq, nearest
 
 WIDTH = 40

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 import narrows
 from narrows.errors import NarrowsError, PlanError, UsageError
 from narrows.ir.integer.grid import Grid
-from narrows.ir.program import Meta, Program
+from narrows.ir.meta import Meta
+from narrows.ir.program import Program
 from narrows.passes.quant.measure import decibels
 from narrows.passes.quant.plan import QuantPlan
 

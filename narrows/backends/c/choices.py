@@ -15,7 +15,7 @@ from narrows.backends.c.layout import View
 from narrows.backends.c.moves import Rule, reduced
 from narrows.backends.c.sketch import Sketch
 from narrows.ir.integer.comparisons import ANSWERS
-from narrows.ir.program import Meta, op_name
+from narrows.ir.meta import Meta, op_name
 
 MOST_UP = 40  # bits that an operand is shifted to the left by
 

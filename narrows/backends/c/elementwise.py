@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from narrows.backends.c.layout import Buffer, View, loops, packed, row_major
 from narrows.backends.c.sketch import Pointers, Sketch, nest
 from narrows.backends.c.types import CODES
-from narrows.ir.program import Meta
+from narrows.ir.meta import Meta
 
 
 def tail(args: dict[str, Any]) -> str:

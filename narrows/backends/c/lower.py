@@ -20,7 +20,8 @@ from narrows.backends.integers import of_narrows
 from narrows.errors import LowerError
 from narrows.ir.graph import interpret, live_nodes
 from narrows.ir.integer.grid import Grid
-from narrows.ir.program import Meta, Program, op_name, shape_of, where
+from narrows.ir.meta import Meta, op_name, shape_of, where
+from narrows.ir.program import Program
 
 DEQUANTIZE = torch.ops.narrows.dequantize.default
 CODED = (torch.uint8, torch.int16)

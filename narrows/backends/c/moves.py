@@ -24,10 +24,10 @@ from narrows.backends.c.layout import (
     viewed,
 )
 from narrows.backends.c.sketch import Pointers, Sketch, nest
+from narrows.ir.meta import op_name
 from narrows.ir.ops.args import invoke
 from narrows.ir.ops.integer import Moves
 from narrows.ir.ops.table import find
-from narrows.ir.program import op_name
 
 Rule = Callable[[Sketch, fx.Node, dict[str, Any]], View]
 

@@ -12,7 +12,7 @@ from narrows.backends.c.elementwise import elementwise, tail
 from narrows.backends.c.layout import View
 from narrows.backends.c.moves import reduced
 from narrows.backends.c.sketch import Sketch
-from narrows.ir.program import Meta
+from narrows.ir.meta import Meta
 
 # By so much every quotient of codes but 0 lies beyond the codes; by 8 bits and by 16.
 BEYOND = {False: 18, True: 33}

@@ -19,7 +19,7 @@ from narrows.backends.c.quotients import div, vector_norm
 from narrows.backends.c.resizing import resample
 from narrows.backends.c.sketch import INT32, INT64, Pointers, Sketch, nest
 from narrows.backends.c.types import Types
-from narrows.ir.program import Meta
+from narrows.ir.meta import Meta
 
 # Vectors of inputs are read up to this many codes at once (NARROWS_LANES in the C code).
 LANES = 32

@@ -32,8 +32,9 @@ from narrows.backends.integers import of_narrows
 from narrows.errors import LowerError
 from narrows.files.quoting import c_name
 from narrows.ir.integer.grid import HALF_UP
+from narrows.ir.meta import Meta, where
 from narrows.ir.ops.args import arguments
-from narrows.ir.program import Meta, Program, where
+from narrows.ir.program import Program
 
 Pointers = Callable[[View], str]
 

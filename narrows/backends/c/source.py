@@ -13,7 +13,7 @@ from narrows.backends.c.lower import Arena, Drawn
 from narrows.backends.c.sketch import Constant, Sketch, Step, grid_text
 from narrows.backends.c.types import typed
 from narrows.files.quoting import c_comment
-from narrows.ir.program import Meta, op_name
+from narrows.ir.meta import Meta, op_name
 
 # Kernel -> what it needs besides, in the order in which it is written.
 NEEDS: dict[str, tuple[str, ...]] = {

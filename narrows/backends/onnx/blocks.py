@@ -17,8 +17,9 @@ from onnx import helper, numpy_helper
 from torch import Tensor
 
 from narrows.ir.integer.blocks import dequantize_blocks
+from narrows.ir.meta import Meta, copy_meta, shape_of
 from narrows.ir.ops.args import arguments
-from narrows.ir.program import Meta, Program, copy_meta, shape_of
+from narrows.ir.program import Program
 
 MICROSOFT = "com.microsoft"
 

@@ -18,7 +18,8 @@ from narrows.backends.integers import float_islands, float_outputs, from_islands
 from narrows.backends.onnx.rounding import is_rounding, probe
 from narrows.backends.onnx.session import MODEL, OnnxSession, open_mapped
 from narrows.errors import ArtifactError, LowerError
-from narrows.ir.program import Program, where
+from narrows.ir.meta import where
+from narrows.ir.program import Program
 
 # One sample, the example's size, and one that is neither: what was fixed by accident shows.
 BATCHES = (1, 2, 5)

@@ -37,7 +37,8 @@ from torch.fx.node import map_arg
 from narrows.backends.onnx.legalize import LEGALIZE
 from narrows.backends.onnx.quiet import quiet
 from narrows.errors import LowerError
-from narrows.ir.program import Meta, Program, op_name, where
+from narrows.ir.meta import Meta, op_name, where
+from narrows.ir.program import Program
 
 BATCH = "batch"  # the name of the free axis in the model file
 

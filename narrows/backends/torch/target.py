@@ -197,7 +197,7 @@ def _free_axes(program: Program) -> Any:
     """Return the axes that the exporter leaves free."""
     import torch
 
-    from narrows.ir.program import Meta
+    from narrows.ir.meta import Meta
 
     if not program.dynamic_batch:
         return None
@@ -213,7 +213,7 @@ def _specs(program: Program, leaves: Leaves) -> tuple[list[dict[str, Any]], list
     """Return name, shape and dtype of what goes in and comes out."""
     import torch
 
-    from narrows.ir.program import Meta
+    from narrows.ir.meta import Meta
 
     def spec(node: torch.fx.Node) -> dict[str, Any]:
         meta = Meta(node)
@@ -232,7 +232,7 @@ def _specs(program: Program, leaves: Leaves) -> tuple[list[dict[str, Any]], list
 
 
 def _batch(program: Program) -> int:
-    from narrows.ir.program import Meta, shape_of
+    from narrows.ir.meta import Meta, shape_of
 
     sizes = (shape_of(n)[a] for n in program.placeholders for a in Meta(n).dynamic)
     return next(sizes, 0)

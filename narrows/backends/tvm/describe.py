@@ -17,8 +17,9 @@ from torch.fx.node import map_arg
 
 from narrows.errors import LowerError
 from narrows.ir.graph import interpret
+from narrows.ir.meta import op_name, where
 from narrows.ir.ops.args import arguments
-from narrows.ir.program import Program, op_name, where
+from narrows.ir.program import Program
 
 # What the compiler has number types for; bfloat16 has no numpy form.
 DTYPES = {

@@ -250,7 +250,7 @@ def _specs(description: Description) -> tuple[list[dict[str, Any]], list[dict[st
 
 def _raise_refusal(made: dict[str, Any], program: Program, target: TvmTarget) -> None:
     """Raise what the compiler had to say against the program."""
-    from narrows.ir.program import where
+    from narrows.ir.meta import where
 
     nodes = {node.name: node for node in program.graph.nodes}
     if "missing" in made:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
-from narrows.ir.program import Meta, shape_of
+from narrows.ir.meta import Meta, shape_of
 
 
 class _Schema(NamedTuple):

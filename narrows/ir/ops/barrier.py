@@ -10,10 +10,10 @@ from torch import fx
 
 from narrows.ir.held import Held
 from narrows.ir.labels import Value, opaque
+from narrows.ir.meta import op_name, shape_of
 from narrows.ir.ops.flow import Flow, Read
 from narrows.ir.ops.protocols import Builder, Channels
 from narrows.ir.ops.row import Row
-from narrows.ir.program import op_name, shape_of
 
 
 @dataclass(frozen=True, kw_only=True)

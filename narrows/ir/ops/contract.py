@@ -17,13 +17,13 @@ from torch import fx
 
 from narrows.ir.held import Held
 from narrows.ir.labels import Bools, Ints, Value, channels, count_to, distinct, is_count, some
+from narrows.ir.meta import Meta, shape_of
 from narrows.ir.ops.args import arguments
 from narrows.ir.ops.barrier import barrier_flow
 from narrows.ir.ops.contraction import Contraction, used_columns, used_rows
 from narrows.ir.ops.flow import Flow, Read
 from narrows.ir.ops.protocols import Builder, Channels, Needs
 from narrows.ir.ops.row import Row, Shared, WeightAxis, labels_along
-from narrows.ir.program import Meta, shape_of
 
 
 @dataclass(frozen=True, kw_only=True)

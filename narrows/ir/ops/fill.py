@@ -9,11 +9,11 @@ from torch import fx
 
 from narrows.ir.held import Held
 from narrows.ir.labels import free, opaque
+from narrows.ir.meta import Meta, shape_of
 from narrows.ir.ops.args import arguments, numeric
 from narrows.ir.ops.flow import Flow
 from narrows.ir.ops.protocols import Builder, Channels
 from narrows.ir.ops.row import Row
-from narrows.ir.program import Meta, shape_of
 
 
 @dataclass(frozen=True, kw_only=True)

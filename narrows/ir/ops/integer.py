@@ -24,8 +24,8 @@ from torch import Tensor, fx
 
 import narrows.ir.integer.library  # noqa: F401  (defines torch.ops.narrows)
 from narrows.ir.integer.grid import HALF_EVEN, Grid
+from narrows.ir.meta import op_name, shape_of
 from narrows.ir.ops.args import arguments
-from narrows.ir.program import op_name, shape_of
 
 ops: Any = torch.ops.narrows
 aten = torch.ops.aten

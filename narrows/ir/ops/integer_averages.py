@@ -9,10 +9,10 @@ import torch
 from torch import fx
 
 from narrows.ir.integer import windows
+from narrows.ir.meta import Meta, shape_of
 from narrows.ir.ops.args import arguments
 from narrows.ir.ops.integer import AnyWidth, Call, Fold, IntegerForm, Settled, spread
 from narrows.ir.ops.integer_windows import resampled
-from narrows.ir.program import Meta, shape_of
 
 ops: Any = torch.ops.narrows
 

@@ -16,10 +16,10 @@ from torch import Tensor, fx
 
 from narrows.ir.integer.comparisons import MIRRORED, threshold
 from narrows.ir.integer.grid import Grid
+from narrows.ir.meta import Meta, shape_of
 from narrows.ir.ops.args import arguments, is_tensor
 from narrows.ir.ops.integer import AnyWidth, Call, Clip, Fold, IntegerForm, Moves, Settled, Tests
 from narrows.ir.ops.integer_functions import alone, number
-from narrows.ir.program import Meta, shape_of
 
 ops: Any = torch.ops.narrows
 aten = torch.ops.aten

@@ -16,6 +16,7 @@ from torch import fx
 import narrows.ir.integer.statistics as statistics
 from narrows.ir.integer.comparisons import ANSWERS
 from narrows.ir.integer.grid import Grid
+from narrows.ir.meta import shape_of
 from narrows.ir.ops.args import arguments, is_tensor
 from narrows.ir.ops.integer import (
     AnyWidth,
@@ -46,7 +47,6 @@ from narrows.ir.ops.integer_norms import GroupNorm, InstanceNorm, LayerNorm
 from narrows.ir.ops.integer_padding import Border, Nearest, Padding
 from narrows.ir.ops.integer_quotients import Div, VectorNorm
 from narrows.ir.ops.integer_windows import Resize
-from narrows.ir.program import shape_of
 
 ops: Any = torch.ops.narrows
 aten = torch.ops.aten

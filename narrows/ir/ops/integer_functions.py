@@ -16,9 +16,9 @@ from torch import Tensor, fx
 import narrows.ir.integer.functions  # noqa: F401  (defines fake_function)
 from narrows.ir.integer.grid import Grid
 from narrows.ir.integer.slopes import slope_codes
+from narrows.ir.meta import Meta, op_name, shape_of
 from narrows.ir.ops.args import arguments, is_tensor
 from narrows.ir.ops.integer import AnyWidth, Call, Fold, IntegerForm, Settled
-from narrows.ir.program import Meta, op_name, shape_of
 
 ops: Any = torch.ops.narrows
 

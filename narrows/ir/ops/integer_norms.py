@@ -15,9 +15,9 @@ from torch import fx
 
 import narrows.ir.integer.statistics as statistics
 from narrows.ir.integer.grid import Grid
+from narrows.ir.meta import Meta, shape_of
 from narrows.ir.ops.args import arguments
 from narrows.ir.ops.integer import Call, Fold, IntegerForm, Settled, listed
-from narrows.ir.program import Meta, shape_of
 
 ops: Any = torch.ops.narrows
 aten = torch.ops.aten

@@ -16,9 +16,9 @@ from torch import fx
 from torch.fx.node import map_arg
 
 from narrows.ir.integer.grid import HALF_EVEN, Grid
+from narrows.ir.meta import Meta, shape_of
 from narrows.ir.ops.args import arguments, computes_numbers
 from narrows.ir.ops.integer import Call, Fold, IntegerForm, Moves
-from narrows.ir.program import Meta, shape_of
 
 aten = torch.ops.aten
 

@@ -11,9 +11,9 @@ from torch import fx
 
 from narrows.ir.integer.grid import Grid
 from narrows.ir.integer.quotients import LARGEST_SQUARES, ORDERS
+from narrows.ir.meta import Meta, shape_of
 from narrows.ir.ops.args import arguments, is_tensor
 from narrows.ir.ops.integer import AnyWidth, Call, Fold, IntegerForm, Settled
-from narrows.ir.program import Meta, shape_of
 
 ops: Any = torch.ops.narrows
 

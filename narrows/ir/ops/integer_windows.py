@@ -10,9 +10,9 @@ from torch import fx
 
 from narrows.ir.integer import windows
 from narrows.ir.integer.grid import Grid
+from narrows.ir.meta import shape_of
 from narrows.ir.ops.args import arguments
 from narrows.ir.ops.integer import Call, Fold, IntegerForm, Settled
-from narrows.ir.program import shape_of
 
 ops: Any = torch.ops.narrows
 

@@ -10,13 +10,13 @@ from torch import Tensor, fx
 
 from narrows.ir.held import Held
 from narrows.ir.labels import Value, channels, compact, merge, number, unknown
+from narrows.ir.meta import shape_of
 from narrows.ir.ops.args import arguments
 from narrows.ir.ops.barrier import barrier_flow
 from narrows.ir.ops.constants import constants_of
 from narrows.ir.ops.flow import Flow, Read
 from narrows.ir.ops.protocols import Builder, Channels
 from narrows.ir.ops.row import Row
-from narrows.ir.program import shape_of
 
 
 @dataclass(frozen=True, kw_only=True)

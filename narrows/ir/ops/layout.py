@@ -14,12 +14,12 @@ from torch import Tensor, fx
 
 from narrows.ir.held import Held
 from narrows.ir.labels import Ints, Value, compact, even_sizes, number
+from narrows.ir.meta import shape_of
 from narrows.ir.ops.args import arguments, call, first_tensor, numeric
 from narrows.ir.ops.barrier import barrier_flow
 from narrows.ir.ops.flow import Flow, Read
 from narrows.ir.ops.protocols import Builder, Channels, Needs
 from narrows.ir.ops.row import Row
-from narrows.ir.program import shape_of
 
 
 def moved(source: Value, result: Tensor) -> tuple[Value, np.ndarray]:

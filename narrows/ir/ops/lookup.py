@@ -12,12 +12,12 @@ from torch import fx
 
 from narrows.ir.held import Held
 from narrows.ir.labels import channels
+from narrows.ir.meta import shape_of
 from narrows.ir.ops.args import arguments
 from narrows.ir.ops.barrier import barrier_flow
 from narrows.ir.ops.flow import Flow, Read
 from narrows.ir.ops.protocols import Builder, Channels, Needs
 from narrows.ir.ops.row import Row, Shared, WeightAxis
-from narrows.ir.program import shape_of
 
 
 @dataclass(frozen=True, kw_only=True)

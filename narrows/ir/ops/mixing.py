@@ -17,12 +17,12 @@ from torch import Tensor, fx
 
 from narrows.ir.held import Held
 from narrows.ir.labels import Bools, Value, unknown
+from narrows.ir.meta import shape_of
 from narrows.ir.ops.args import arguments, first_tensor, is_tensor
 from narrows.ir.ops.barrier import barrier_flow
 from narrows.ir.ops.flow import Flow, Read
 from narrows.ir.ops.protocols import Builder, Channels, Needs
 from narrows.ir.ops.row import Row, Shared, WeightAxis, labels_along
-from narrows.ir.program import shape_of
 
 
 def constant(args: dict[str, Any]) -> str:

@@ -14,12 +14,12 @@ from torch.fx.node import map_arg
 
 from narrows.ir.held import Held
 from narrows.ir.labels import Bools, Ints, Value, broadcast, merge, some, unknown
+from narrows.ir.meta import Meta, shape_of
 from narrows.ir.ops.args import arguments, is_tensor, with_argument
 from narrows.ir.ops.constants import as_array, constants_of, per_label
 from narrows.ir.ops.flow import Flow, Read
 from narrows.ir.ops.protocols import Builder, Channels, Needs
 from narrows.ir.ops.row import Row, Shared, WeightAxis, labels_along
-from narrows.ir.program import Meta, shape_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from torch import Tensor, fx
 
 from narrows.ir.held import Held, Side, merged
 from narrows.ir.labels import Bools, Value, merge, unknown
+from narrows.ir.meta import shape_of
 from narrows.ir.ops.args import arguments, is_tensor
 from narrows.ir.ops.barrier import barrier_flow
 from narrows.ir.ops.contract import Contract, fill_up
@@ -21,7 +22,6 @@ from narrows.ir.ops.contraction import Contraction
 from narrows.ir.ops.flow import Flow, Read
 from narrows.ir.ops.protocols import Builder, Channels, Needs
 from narrows.ir.ops.row import Row, Shared
-from narrows.ir.program import shape_of
 
 Part = tuple[fx.Node, Held, Sequence[int]]
 

@@ -11,13 +11,13 @@ from torch import Tensor, fx
 
 from narrows.ir.held import Held
 from narrows.ir.labels import Ints, Value, match, opaque
+from narrows.ir.meta import shape_of
 from narrows.ir.ops.args import arguments, call, first_tensor
 from narrows.ir.ops.barrier import barrier_flow
 from narrows.ir.ops.flow import Flow, Read
 from narrows.ir.ops.layout import carried, moved
 from narrows.ir.ops.protocols import Builder, Channels
 from narrows.ir.ops.row import Row
-from narrows.ir.program import shape_of
 
 
 @dataclass(frozen=True, kw_only=True)

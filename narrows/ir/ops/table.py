@@ -13,6 +13,7 @@ from typing import Any
 from torch import fx
 
 from narrows.errors import OpError
+from narrows.ir.meta import Meta, op_name, where
 from narrows.ir.ops.args import computes_numbers
 from narrows.ir.ops.barrier import BARRIER as BARRIER
 from narrows.ir.ops.contract import Contract
@@ -23,7 +24,7 @@ from narrows.ir.ops.row import Row
 from narrows.ir.ops.rows import standard_rows
 from narrows.ir.ops.samples import samples_of
 from narrows.ir.ops.selection import Item
-from narrows.ir.program import Meta, Program, op_name, where
+from narrows.ir.program import Program
 
 ITEM = Item(target=operator.getitem, summary="one result of a split", integer=Moves())
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from narrows.ir.meta import Meta, shape_of
 from narrows.ir.ops.args import settled_arguments
-from narrows.ir.program import Meta, shape_of
 from narrows.ir.work import Work
 
 # The kind of work of a row's kind, where the row does not say it.

@@ -20,9 +20,10 @@ from narrows.ir.graph import without_collection
 from narrows.ir.held import Held, RaggedError, evened
 from narrows.ir.labels import Bools, Value
 from narrows.ir.liveness import Demand, staying
+from narrows.ir.meta import Meta, where
 from narrows.ir.ops import table
 from narrows.ir.ops.layout import Layout
-from narrows.ir.program import Meta, Note, Program, where
+from narrows.ir.program import Note, Program
 from narrows.ir.rewrite.choices import Base, Choices, everything
 from narrows.ir.rewrite.rewriter import Rewriter
 

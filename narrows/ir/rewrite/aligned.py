@@ -16,8 +16,8 @@ from torch import Tensor, fx
 
 from narrows.ir.held import Held, RaggedError, Side, merged
 from narrows.ir.labels import Bools, Ints, broadcast
+from narrows.ir.meta import Meta
 from narrows.ir.ops.protocols import Builder, Needs
-from narrows.ir.program import Meta
 
 
 class Aligning(Builder, Protocol):

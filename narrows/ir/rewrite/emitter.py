@@ -16,10 +16,11 @@ from narrows.ir.channels import Facts
 from narrows.ir.graph import add_node
 from narrows.ir.held import Held, RaggedError
 from narrows.ir.labels import Bools, Ints, distinct, is_count
+from narrows.ir.meta import Meta, copy_meta, shape_of
 from narrows.ir.ops.args import VIEWS, arguments, call, changed
 from narrows.ir.ops.constants import as_array
 from narrows.ir.ops.contraction import Contraction
-from narrows.ir.program import Meta, Note, Origin, Program, copy_meta, shape_of
+from narrows.ir.program import Note, Origin, Program
 
 aten = torch.ops.aten
 

@@ -17,11 +17,11 @@ from narrows.ir.graph import add_node
 from narrows.ir.held import Held, RaggedError, Side, line
 from narrows.ir.labels import Bools, Ints, Value, count_to, is_count, match, runs, some
 from narrows.ir.liveness import Demand
+from narrows.ir.meta import Meta, shape_of
 from narrows.ir.ops import table
 from narrows.ir.ops.args import arguments, changed, invoke
 from narrows.ir.ops.layout import Layout
 from narrows.ir.ops.selection import Item, Selection
-from narrows.ir.program import Meta, shape_of
 from narrows.ir.rewrite.aligned import aligned, in_step
 from narrows.ir.rewrite.chains import collapse, replay
 from narrows.ir.rewrite.choices import Choices

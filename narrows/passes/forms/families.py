@@ -18,9 +18,10 @@ from torch import fx
 from narrows.ir.channels import Facts
 from narrows.ir.labels import Bools, Ints, how_many, same, some
 from narrows.ir.liveness import Demand
+from narrows.ir.meta import Meta, shape_of
 from narrows.ir.ops import table
 from narrows.ir.ops.join import Join
-from narrows.ir.program import Meta, Note, shape_of
+from narrows.ir.program import Note
 from narrows.ir.rewrite import Base
 from narrows.passes.forms.order import Order, Reader, choose_order
 from narrows.passes.forms.spaces import Space, handed, spaces_of

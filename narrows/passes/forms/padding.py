@@ -22,11 +22,12 @@ from narrows.ir.cost import CostTable
 from narrows.ir.couplings import Coupling, couplings
 from narrows.ir.editing import infer_shapes
 from narrows.ir.labels import Bools, Ints, Value
+from narrows.ir.meta import shape_of
 from narrows.ir.ops import table as ops
 from narrows.ir.ops.args import arguments, changed
 from narrows.ir.ops.contract import Contract
 from narrows.ir.ops.join import Join
-from narrows.ir.program import Origin, Program, shape_of
+from narrows.ir.program import Origin, Program
 from narrows.ir.rewrite import Base
 from narrows.ir.work import CONVOLUTIONS
 from narrows.ir.workload import work_of

@@ -18,8 +18,9 @@ from torch.fx.node import map_arg
 
 from narrows.ir.channels import Facts
 from narrows.ir.editing import add_weight
+from narrows.ir.meta import Meta
 from narrows.ir.ops import table as ops
-from narrows.ir.program import Draft, Meta, Note
+from narrows.ir.program import Draft, Note
 from narrows.ir.rewrite import Base
 from narrows.passes.forms.spaces import Reader, Space, handed
 from narrows.passes.forms.widths import Chooser, Decision

@@ -21,11 +21,11 @@ from narrows.ir.channels import Facts
 from narrows.ir.cost import CostTable
 from narrows.ir.labels import Bools, Ints, Value, how_many, same
 from narrows.ir.liveness import Demand
+from narrows.ir.meta import shape_of
 from narrows.ir.ops import table as ops
 from narrows.ir.ops.constants import as_array
 from narrows.ir.ops.contract import Contract
 from narrows.ir.ops.join import Join
-from narrows.ir.program import shape_of
 from narrows.ir.work import CONVOLUTIONS, SUMMING, Work
 from narrows.ir.workload import work_of
 from narrows.passes.forms.spaces import Reader, Space, spaces_of

@@ -18,7 +18,8 @@ from torch import fx
 from narrows.ir.account import OpCost, account, unblocked
 from narrows.ir.cost import CostTable
 from narrows.ir.couplings import Coupling
-from narrows.ir.program import Program, shape_of
+from narrows.ir.meta import shape_of
+from narrows.ir.program import Program
 from narrows.ir.work import CONVOLUTIONS, Work
 from narrows.passes.plans.mass import sums
 from narrows.passes.plans.uses import Use

@@ -19,11 +19,12 @@ from torch import Tensor, fx
 
 from narrows.ir.editing import add_weight
 from narrows.ir.labels import Bools, compact, varying
+from narrows.ir.meta import Meta, copy_meta, shape_of
 from narrows.ir.ops import table
 from narrows.ir.ops.args import arguments, call, changed, first_tensor, is_tensor
 from narrows.ir.ops.join import Join
 from narrows.ir.ops.layout import Layout
-from narrows.ir.program import Draft, Meta, Program, aten, copy_meta, shape_of
+from narrows.ir.program import Draft, Program, aten
 from narrows.passes.plans.uses import Use, positions
 
 Ints = tuple[int, ...]

@@ -23,7 +23,8 @@ from torch import Tensor, fx
 
 from narrows.errors import PlanError, PlanUsageError
 from narrows.files.writing import as_path
-from narrows.ir.program import Note, Program, op_name, shape_of
+from narrows.ir.meta import op_name, shape_of
+from narrows.ir.program import Note, Program
 from narrows.ir.views import VIEWS
 from narrows.passes.plans import planfile
 from narrows.passes.plans.masking import Mask, mask_program, split_masks

@@ -15,9 +15,10 @@ from torch import fx
 
 from narrows.ir.channels import Facts, analyse
 from narrows.ir.labels import Value
+from narrows.ir.meta import Meta
 from narrows.ir.ops import table
 from narrows.ir.ops.layout import Layout
-from narrows.ir.program import Meta, Note, Origin, Program
+from narrows.ir.program import Note, Origin, Program
 from narrows.passes.plans.plan import ChannelPlan
 from narrows.passes.plans.uses import Use, uses_of
 

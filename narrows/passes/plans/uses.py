@@ -16,13 +16,14 @@ from torch import Tensor, fx
 from narrows.errors import PlanUsageError, suggest
 from narrows.ir.channels import Facts
 from narrows.ir.labels import free
+from narrows.ir.meta import op_name, shape_of, where
 from narrows.ir.ops import table
 from narrows.ir.ops.args import arguments, call, is_tensor
 from narrows.ir.ops.contraction import Contraction
 from narrows.ir.ops.flow import Flow
 from narrows.ir.ops.layout import Layout
 from narrows.ir.ops.lookup import Lookup
-from narrows.ir.program import Program, op_name, shape_of, where
+from narrows.ir.program import Program
 
 SIDES = ("inputs", "outputs")
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from torch import fx
 
-from narrows.ir.program import Meta, Program
+from narrows.ir.meta import Meta
+from narrows.ir.program import Program
 from narrows.passes.quant.survey import Survey
 
 LARGEST = 8  # layers of one block; what holds more is cut inside

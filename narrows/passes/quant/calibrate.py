@@ -26,10 +26,11 @@ from narrows.ir.integer.grid import (
     check_rounding,
 )
 from narrows.ir.integer.library import weight_codes
+from narrows.ir.meta import Meta, shape_of, where
 from narrows.ir.ops.args import arguments
 from narrows.ir.ops.integer import LayerWeights, Moves
 from narrows.ir.ops.integer_forms import Matmul
-from narrows.ir.program import Meta, Note, Program, shape_of, where
+from narrows.ir.program import Note, Program
 from narrows.passes.plans.plan import fingerprint
 from narrows.passes.quant.asked import (
     Bits,

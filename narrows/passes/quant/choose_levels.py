@@ -20,7 +20,8 @@ from torch import fx
 
 from narrows.errors import UsageError
 from narrows.ir.integer.grid import EXPONENTS, Grid, Levels
-from narrows.ir.program import Meta, Note, Program
+from narrows.ir.meta import Meta
+from narrows.ir.program import Note, Program
 from narrows.passes.quant.calibrate import LEVEL_BITS
 from narrows.passes.quant.plan import QuantPlan
 from narrows.passes.quant.reconstruct import GAIN, Block, Values, apart, distance, on

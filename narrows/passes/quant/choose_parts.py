@@ -19,8 +19,9 @@ from torch import Tensor, fx
 
 from narrows.errors import UsageError
 from narrows.ir.integer.grid import WeightGrid
+from narrows.ir.meta import shape_of
 from narrows.ir.ops.args import arguments
-from narrows.ir.program import Program, shape_of
+from narrows.ir.program import Program
 from narrows.passes.quant.observe import Histogram
 from narrows.passes.quant.parts import NOTHING, Parts, columns, find_parts
 from narrows.passes.quant.scale_parts import Scaling

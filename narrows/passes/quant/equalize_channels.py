@@ -17,11 +17,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx
 
+from narrows.ir.meta import shape_of
 from narrows.ir.ops import table
 from narrows.ir.ops.args import arguments
 from narrows.ir.ops.integer import Clip, LayerWeights
 from narrows.ir.ops.integer_forms import AveragePool, Layer, Lookup, Mean, Slope
-from narrows.ir.program import Draft, Program, aten, shape_of
+from narrows.ir.program import Draft, Program, aten
 from narrows.passes.base import Fidelity, Pass, PassResult
 from narrows.passes.quant.widen_clips import own_weights
 

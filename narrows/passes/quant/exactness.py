@@ -9,8 +9,9 @@ from torch import Tensor, fx
 
 from narrows.errors import FidelityError
 from narrows.ir.integer.grid import CENTRE
+from narrows.ir.meta import where
 from narrows.ir.ops.args import arguments
-from narrows.ir.program import Program, where
+from narrows.ir.program import Program
 from narrows.passes.quant.batches import as_inputs
 from narrows.passes.quant.fold_shifts import FoldShifts
 

@@ -22,11 +22,12 @@ from narrows.ir.editing import infer_shapes
 from narrows.ir.integer.bounds import EXACT, SAFE, SHIFTS, WIDE_SAFE, accumulator_bound
 from narrows.ir.integer.grid import HALF_EVEN, Grid, WeightGrid
 from narrows.ir.integer.library import weight_codes
+from narrows.ir.meta import Meta, copy_meta, where
 from narrows.ir.ops import table
 from narrows.ir.ops.args import arguments
 from narrows.ir.ops.integer import Clip, IntegerForm, LayerWeights, Moves, Settled, Tests
 from narrows.ir.ops.integer_choices import flags
-from narrows.ir.program import Meta, Note, Program, aten, copy_meta, where
+from narrows.ir.program import Note, Program, aten
 from narrows.passes.base import Fidelity, Pass, PassResult
 from narrows.passes.quant.islands import widened
 

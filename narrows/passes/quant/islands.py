@@ -12,9 +12,10 @@ import torch
 import torch.utils._pytree as pytree
 from torch import fx
 
+from narrows.ir.meta import Meta, copy_meta, shape_of
 from narrows.ir.ops import table
 from narrows.ir.ops.integer import Moves
-from narrows.ir.program import Meta, Program, aten, copy_meta, shape_of
+from narrows.ir.program import Program, aten
 
 NARROW = (torch.float16, torch.bfloat16, torch.float32)
 

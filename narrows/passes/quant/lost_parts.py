@@ -14,10 +14,11 @@ from torch import fx
 
 from narrows.errors import PassError
 from narrows.ir.integer.grid import Grid
+from narrows.ir.meta import Meta, where
 from narrows.ir.ops.args import arguments
 from narrows.ir.ops.integer_forms import Softmax
 from narrows.ir.ops.integer_padding import Padding
-from narrows.ir.program import Meta, Note, where
+from narrows.ir.program import Note
 from narrows.passes.quant.figures import LOW
 from narrows.passes.quant.merges import MERGES
 from narrows.passes.quant.observe import Histogram

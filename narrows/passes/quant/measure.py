@@ -23,9 +23,10 @@ from narrows.errors import PassError, UsageError
 from narrows.ir.graph import Run
 from narrows.ir.integer.grid import Grid
 from narrows.ir.integer.library import weight_codes
+from narrows.ir.meta import Meta, where
 from narrows.ir.ops.args import arguments
 from narrows.ir.ops.integer_forms import Concat
-from narrows.ir.program import Meta, Program, where
+from narrows.ir.program import Program
 from narrows.passes.quant.batches import batches
 from narrows.passes.quant.figures import Measured, Part
 from narrows.passes.quant.parts import joined_axis, joined_widths

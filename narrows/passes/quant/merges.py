@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import fx
 
+from narrows.ir.meta import shape_of
 from narrows.ir.ops.args import arguments
 from narrows.ir.ops.integer import Moves
 from narrows.ir.ops.integer_forms import Add, Concat, Softmax
-from narrows.ir.program import Program, aten, shape_of
+from narrows.ir.program import Program, aten
 from narrows.passes.quant.observe import Histogram
 from narrows.passes.quant.survey import Survey
 

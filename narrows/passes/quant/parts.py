@@ -19,12 +19,13 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
+from narrows.ir.meta import Meta, op_name, shape_of, where
 from narrows.ir.ops.args import arguments
 from narrows.ir.ops.integer import IntegerForm, LayerWeights, Moves, Relabel
 from narrows.ir.ops.integer_averages import Mean
 from narrows.ir.ops.integer_forms import Add, Concat, Layer, Mul
 from narrows.ir.ops.integer_padding import Padding
-from narrows.ir.program import Meta, Program, op_name, shape_of, where
+from narrows.ir.program import Program
 from narrows.passes.quant.survey import Survey
 
 NOTHING = 0  # the label of zeros that padding puts in; parts count from 1

@@ -20,7 +20,8 @@ from narrows.files.reading import fit
 from narrows.files.writing import as_path, write_text
 from narrows.ir.integer.codes import WeightCodes
 from narrows.ir.integer.grid import ACTIVATION_BITS, HALF_EVEN, ROUNDINGS, Grid, Levels, WeightGrid
-from narrows.ir.program import Meta, Note, Program
+from narrows.ir.meta import Meta
+from narrows.ir.program import Note, Program
 from narrows.passes.plans import planfile
 from narrows.passes.plans.state import place_of
 from narrows.passes.quant.record import Record

@@ -16,7 +16,8 @@ from typing import Any
 from torch import Tensor
 
 from narrows.errors import PassError, unknown_option
-from narrows.ir.program import Meta, Program
+from narrows.ir.meta import Meta
+from narrows.ir.program import Program
 from narrows.passes.convert_batch_norm import ConvertBatchNorm
 from narrows.passes.decompose_attention import DecomposeAttention
 from narrows.passes.eliminate_dead import EliminateDead

@@ -18,9 +18,10 @@ from narrows.errors import PlanError, PlanUsageError
 from narrows.ir.integer.codes import WeightCodes
 from narrows.ir.integer.grid import Grid, Levels, WeightGrid
 from narrows.ir.integer.library import weight_codes
+from narrows.ir.meta import Meta, copy_meta, shape_of, where
 from narrows.ir.ops.args import arguments, changed
 from narrows.ir.ops.integer import IntegerForm, LayerWeights, Moves
-from narrows.ir.program import Draft, Meta, Note, Program, copy_meta, shape_of, where
+from narrows.ir.program import Draft, Note, Program
 from narrows.passes.base import Fidelity, Pass, PassResult
 from narrows.passes.plans.plan import fingerprint
 from narrows.passes.quant.plan import QuantPlan, of_pass

@@ -27,8 +27,9 @@ from torch import fx
 
 from narrows.ir.integer.codes import WeightCodes
 from narrows.ir.integer.grid import WeightGrid
+from narrows.ir.meta import shape_of
 from narrows.ir.ops.args import arguments
-from narrows.ir.program import Note, Program, aten, shape_of
+from narrows.ir.program import Note, Program, aten
 from narrows.passes.quant import resume
 from narrows.passes.quant.calibrate import Settings, calibrate
 from narrows.passes.quant.learning import Learning

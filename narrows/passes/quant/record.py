@@ -22,8 +22,9 @@ from narrows.files.reading import Exponent, fit
 from narrows.ir.integer.codes import Numbers, Parities
 from narrows.ir.integer.grid import Grid, WeightGrid
 from narrows.ir.integer.library import weight_codes
+from narrows.ir.meta import Meta
 from narrows.ir.ops.args import arguments
-from narrows.ir.program import Meta, Program
+from narrows.ir.program import Program
 from narrows.passes.quant.survey import Survey
 
 ops: Any = torch.ops.narrows

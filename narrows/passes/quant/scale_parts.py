@@ -18,9 +18,10 @@ from torch import fx
 import narrows.ir.integer.library  # noqa: F401  (defines torch.ops.narrows)
 from narrows.errors import PlanError
 from narrows.ir.editing import add_weight
+from narrows.ir.meta import Meta, copy_meta, shape_of
 from narrows.ir.ops.args import arguments, changed
 from narrows.ir.ops.integer import LayerWeights
-from narrows.ir.program import Draft, Meta, Program, aten, copy_meta, shape_of
+from narrows.ir.program import Draft, Program, aten
 from narrows.passes.base import Fidelity, Pass, PassResult
 from narrows.passes.quant.parts import NOTHING, Labels, Parts, columns, find_parts
 from narrows.passes.quant.plan import QuantPlan, of_pass

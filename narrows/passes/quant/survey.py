@@ -15,11 +15,12 @@ import torch
 from torch import fx
 
 from narrows.errors import PassError, PassUsageError
+from narrows.ir.meta import Meta, op_name, where
 from narrows.ir.ops import table
 from narrows.ir.ops.args import computes_numbers
 from narrows.ir.ops.integer import IntegerForm, Moves, Relabel, Tests
 from narrows.ir.ops.integer_forms import Concat
-from narrows.ir.program import Meta, Program, op_name, where
+from narrows.ir.program import Program
 
 SCALE_PARTS = torch.ops.narrows.scale_parts.default  # part of how codes become floats
 SKIPPED = "skipped as asked"

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from narrows.ir.program import Meta, Program
+from narrows.ir.meta import Meta
+from narrows.ir.program import Program
 from narrows.passes.quant.batches import as_inputs
 from narrows.passes.quant.blocks import cut
 from narrows.passes.quant.reconstruct import Block, Values, on

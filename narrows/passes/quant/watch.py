@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from narrows.ir.program import Meta, Note, Program
+from narrows.ir.meta import Meta
+from narrows.ir.program import Note, Program
 from narrows.passes.quant.batches import batches
 from narrows.passes.quant.merges import without_masks
 from narrows.passes.quant.observe import Histogram

@@ -19,8 +19,9 @@ from torch import Tensor, fx
 
 from narrows.errors import PassError, PassUsageError, UsageError
 from narrows.ir.integer.blocks import Blocks, dequantize_blocks
+from narrows.ir.meta import Meta, copy_meta, shape_of, where
 from narrows.ir.ops.args import arguments, changed
-from narrows.ir.program import Meta, Note, Program, aten, copy_meta, shape_of, where
+from narrows.ir.program import Note, Program, aten
 from narrows.passes.quant.batches import batches
 from narrows.passes.quant.survey import SKIPPED, matches
 

@@ -10,7 +10,7 @@ from torch import fx
 from narrows.backends.onnx.integer.graph import Graph, given
 from narrows.backends.onnx.integer.wide import centred, reach
 from narrows.ir.integer.bounds import EXACT
-from narrows.ir.program import Meta
+from narrows.ir.meta import Meta
 
 OPERATORS = {
     "lt": "Less", "le": "LessOrEqual", "eq": "Equal", "ge": "GreaterOrEqual", "gt": "Greater",

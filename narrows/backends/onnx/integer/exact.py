@@ -17,7 +17,7 @@ from narrows.backends.onnx.integer.graph import Graph, given
 from narrows.ir.integer.bounds import EXACT
 from narrows.ir.integer.grid import CENTRE
 from narrows.ir.integer.statistics import PLAIN_NORM
-from narrows.ir.program import Meta, shape_of
+from narrows.ir.meta import Meta, shape_of
 
 
 def quantize(graph: Graph, node: fx.Node) -> None:

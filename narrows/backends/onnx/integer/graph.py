@@ -13,8 +13,9 @@ from torch import Tensor, fx
 from narrows.errors import LowerError
 from narrows.files.quoting import plain
 from narrows.ir.integer.grid import CENTRE, Grid
+from narrows.ir.meta import Meta, where
 from narrows.ir.ops.args import arguments
-from narrows.ir.program import Meta, Program, where
+from narrows.ir.program import Program
 
 BATCH = "batch"
 MICROSOFT = "com.microsoft"  # the domain of ONNX Runtime's own operators

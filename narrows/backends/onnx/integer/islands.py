@@ -11,7 +11,8 @@ from torch import Tensor, fx
 
 from narrows.backends.onnx.integer.graph import Graph
 from narrows.ir.editing import infer_shapes
-from narrows.ir.program import Draft, Meta, Program, shape_of
+from narrows.ir.meta import Meta, shape_of
+from narrows.ir.program import Draft, Program
 
 
 class Islands:

@@ -18,8 +18,9 @@ from narrows.errors import LowerError, UsageError
 from narrows.ir.graph import live_nodes
 from narrows.ir.integer.bounds import EXACT, accumulator_bound
 from narrows.ir.integer.grid import HALF_UP
+from narrows.ir.meta import Meta, op_name, shape_of
 from narrows.ir.ops.args import arguments
-from narrows.ir.program import Meta, Program, op_name, shape_of
+from narrows.ir.program import Program
 
 FORMS: dict[str, dict[str, Callable[[Graph, fx.Node], None]]] = {
     "qdq": qdq.FORM,

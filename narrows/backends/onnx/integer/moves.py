@@ -11,8 +11,8 @@ import torch
 from torch import fx
 
 from narrows.backends.onnx.integer.graph import Graph, given, window_pads
+from narrows.ir.meta import Meta, op_name, shape_of
 from narrows.ir.ops.args import call
-from narrows.ir.program import Meta, op_name, shape_of
 
 Emit = Callable[[Graph, fx.Node], None]
 

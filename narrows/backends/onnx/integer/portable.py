@@ -18,7 +18,7 @@ from narrows.backends.onnx.integer.graph import Graph, given, window_pads
 from narrows.ir.integer.grid import CENTRE
 from narrows.ir.integer.library import average_counts
 from narrows.ir.integer.windows import totals
-from narrows.ir.program import Meta, shape_of
+from narrows.ir.meta import Meta, shape_of
 
 
 def conv(graph: Graph, node: fx.Node) -> None:

@@ -22,7 +22,7 @@ from narrows.backends.onnx.integer.resizing import resample
 from narrows.ir.integer.bounds import EXACT
 from narrows.ir.integer.grid import Grid
 from narrows.ir.integer.statistics import distinct
-from narrows.ir.program import Meta, shape_of
+from narrows.ir.meta import Meta, shape_of
 
 # Up to this many numbers a sum of codes is a float32. ONNX Runtime's averages were compared with
 # the exact ones at every tie and next to it.

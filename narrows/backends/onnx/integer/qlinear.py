@@ -18,7 +18,7 @@ from narrows.backends.onnx.integer import exact, portable, qdq
 from narrows.backends.onnx.integer.graph import MICROSOFT, Graph, given
 from narrows.backends.onnx.integer.resizing import resample
 from narrows.ir.integer.grid import CENTRE, Grid
-from narrows.ir.program import shape_of
+from narrows.ir.meta import shape_of
 
 NUDGE = np.float32(1 + 2.0**-23)
 NUDGED_SHIFTS = 14  # a float32 product still tells a tie from its neighbours

@@ -15,7 +15,7 @@ from torch import fx
 from narrows.backends.onnx.integer.graph import Graph, given
 from narrows.backends.onnx.integer.wide import centred, codes_of, rounded
 from narrows.ir.integer.quotients import BEYOND
-from narrows.ir.program import Meta
+from narrows.ir.meta import Meta
 
 
 def div(graph: Graph, node: fx.Node) -> None:

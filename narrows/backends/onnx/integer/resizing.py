@@ -10,7 +10,7 @@ from narrows.backends.onnx.integer import exact, portable
 from narrows.backends.onnx.integer.graph import Graph, given
 from narrows.ir.integer.bounds import EXACT
 from narrows.ir.integer.windows import reach, resizing, totals
-from narrows.ir.program import shape_of
+from narrows.ir.meta import shape_of
 
 RATIOS = (1, 2, 4, 8, 16)  # by which ONNX's own resizing has exact weights
 

@@ -23,7 +23,7 @@ from narrows.backends.onnx.integer.graph import Graph, given, window_pads
 from narrows.backends.onnx.integer.portable import free_count
 from narrows.ir.integer.bounds import EXACT, WIDE_SAFE, accumulator_bound
 from narrows.ir.integer.library import average_counts
-from narrows.ir.program import Meta, shape_of
+from narrows.ir.meta import Meta, shape_of
 
 # Up to here a float32 also holds what rounding adds to a number.
 SHORT = EXACT // 2

@@ -1,15 +1,16 @@
-"""Rules for comparisons of codes."""
+"""Rules for comparisons of codes, and for what is zero."""
 
 from __future__ import annotations
 
 import operator
 from typing import Any
 
-from tvm import tirx
+from tvm import relax, tirx
 
 from narrows.backends.tvm.kernels import codes
 from narrows.backends.tvm.lowering import Lowering
 from narrows.backends.tvm.rules.codes import MOST_SHIFT, each
+from narrows.backends.tvm.rules.pointwise import unary
 from narrows.backends.tvm.rules.table import Call, rule
 from narrows.backends.tvm.values import Value
 
@@ -39,3 +40,11 @@ def _compare_number(low: Lowering, call: Call) -> Value:
         return getattr(operator, call.args["how"])(codes.whole(x, 0), code)
 
     return each(low, [call.args["x"]], answer, "bool", "compare")
+
+
+@rule("logical_not")
+def _logical_not(low: Lowering, call: Call) -> Value:
+    x: Value = call.args["self"]
+    if x.dtype == "bool":
+        return unary(low, x, relax.op.logical_not)
+    return unary(low, x, lambda e: relax.op.equal(e, low.scalar(0, x.dtype)), "bool")

@@ -166,14 +166,6 @@ def _bitwise_not(low: Lowering, call: Call) -> Value:
     return unary(low, call.args["self"], op.logical_not if logical else op.bitwise_not)
 
 
-@rule("logical_not")
-def _logical_not(low: Lowering, call: Call) -> Value:
-    x: Value = call.args["self"]
-    if x.dtype == "bool":
-        return unary(low, x, op.logical_not)
-    return unary(low, x, lambda e: op.equal(e, low.scalar(0, x.dtype)), "bool")
-
-
 @rule("nan_to_num")
 def _nan_to_num(low: Lowering, call: Call) -> Value:
     x, limits = call.args["self"], np.finfo(call.dtype)
