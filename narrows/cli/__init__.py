@@ -54,8 +54,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    """Let no Ctrl-C get lost: Python drops one that falls into the end of some object's life."""
+    """Let no Ctrl-C get lost: Python drops one that falls into the end of some object's life.
+
+    One that would come again when the command has ended is let go.
+    """
     told = sys.unraisablehook
+    coming: list[threading.Timer] = []
 
     def hook(lost: Any) -> None:
         if lost.exc_type is not KeyboardInterrupt:
@@ -63,6 +67,7 @@ def _interruptible() -> Iterator[None]:
             return
         again = threading.Timer(0.01, _interrupt)  # when that end is over
         again.daemon = True
+        coming.append(again)
         again.start()
 
     sys.unraisablehook = hook
@@ -70,6 +75,8 @@ def _interruptible() -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook = told
+        for again in coming:
+            again.cancel()
 
 
 def _interrupt() -> None:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -120,6 +121,26 @@ def test_a_ctrl_c_that_python_drops_comes_again(run, monkeypatch: pytest.MonkeyP
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may ignore it
     try:
         assert run("passes") == (130, "", "interrupted\n")
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_ctrl_c_that_python_drops_at_the_end_does_not_come_after_it(
+    run, monkeypatch: pytest.MonkeyPatch
+):
+    class Dying:
+        def __del__(self) -> None:
+            raise KeyboardInterrupt
+
+    def passes(arguments: object) -> int:
+        Dying()
+        return 0
+
+    monkeypatch.setattr("narrows.cli.inspect.passes", passes)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert run("passes")[0] == 0
+        time.sleep(0.05)  # in which it would come
     finally:
         signal.signal(signal.SIGINT, before)
 
