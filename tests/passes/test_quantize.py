@@ -18,9 +18,7 @@ from narrows.ir.integer.grid import Grid, WeightGrid
 from narrows.ir.integer.library import weight_codes
 from narrows.ir.meta import Meta
 from narrows.ir.program import Program
-from narrows.ir.verify import verify
 from narrows.passes.convert_batch_norm import ConvertBatchNorm
-from narrows.passes.decompose_attention import DecomposeAttention
 from narrows.passes.pipeline import Pipeline, macs
 from narrows.passes.quant.calibrate import weight_exponents
 from narrows.passes.quant.equalize_channels import EqualizeChannels
@@ -154,55 +152,6 @@ def test_norms_become_convolutions() -> None:
     x = ramp(2, 4, 3, 3, dtype=torch.float64)
     assert relative_error(result.program(x), program.to(torch.float64)(x)) < 1e-12
     assert not ConvertBatchNorm().run(result.program).changed
-
-
-# Further arguments of attention, by what they are about; a tensor is a weight.
-MASKS: dict[str, tuple[Any, ...]] = {
-    "none": (),
-    "causal": (None, 0.0, True),
-    "yes or no": (torch.tensor([[True, False, True, True, False, True]] * 5),),
-    "minus infinity": (torch.tensor([[0.0, -torch.inf, 0.0, 0.0, 0.0, -torch.inf]] * 5),),
-    "numbers": (ramp(3, 5, 6),),
-    "shared keys": (None, 0.0, False),
-}
-
-
-def attention(name: str, dtype: torch.dtype) -> Program:
-    heads = 1 if name == "shared keys" else 3
-    b = Builder((2, 3, 5, 4), (2, heads, 6, 4), (2, heads, 6, 4), dtype=dtype)
-    mask, *rest = MASKS[name] or (None,)
-    if isinstance(mask, Tensor):
-        mask = b.weight("mask", mask.to(dtype) if mask.is_floating_point() else mask)
-    how = {"enable_gqa": True} if heads == 1 else {}
-    target = aten.scaled_dot_product_attention.default
-    return b.program(b.call(target, *b.inputs, mask, *rest, **how))
-
-
-@pytest.mark.parametrize("name", MASKS)
-def test_attention_is_taken_apart(name: str) -> None:
-    program = attention(name, torch.float64)
-    result = DecomposeAttention().run(program).program
-    verify(result)
-    whole = aten.scaled_dot_product_attention.default
-    assert whole not in {n.target for n in result.nodes}
-    assert relative_error(result(*program.examples), program(*program.examples)) < 1e-12
-
-
-@pytest.mark.parametrize("name", MASKS)
-def test_attention_has_no_float_island(name: str) -> None:
-    program = attention(name, torch.float32)
-    made = narrows.quantize(program, [program.examples], strict=True)
-    expected = program(*program.examples)
-    # Codes of 8 bits in queries, keys, scores and shares: about a percent each.
-    assert relative_error(made.program(*program.examples), expected) < 0.05
-
-
-def test_attention_with_dropout_stays_whole() -> None:
-    b = Builder((2, 3, 5, 4), (2, 3, 5, 4), (2, 3, 5, 4))
-    dropped = b.program(b.call(aten.scaled_dot_product_attention.default, *b.inputs, None, 0.1))
-    kept = DecomposeAttention().run(dropped)
-    assert not kept.changed
-    assert "it has dropout" in kept.notes[0].message
 
 
 def test_clips_move_to_the_end_of_the_codes() -> None:
