@@ -31,7 +31,8 @@ ASK = {
 def test_recompiling_without_a_dump_leaves_none(nets, run):
     compile_(run, nets, "--ratio", "0.25", "-o", "out", "--dump")
     for words in ASK.values():
-        _, out, err = run(*words)
+        code, out, err = run(*words)
+        assert code in (0, 1)  # `diff` ends with 1 where there is a difference
         assert out
         assert "has no dump" not in err
     compile_(run, nets, "--ratio", "0.75", "-o", "out")

@@ -95,6 +95,7 @@ def one_operand(row: Row) -> Iterator[tuple[Program, bool]]:
 
 
 def test_a_factor_passes_through_what_says_so_and_nothing_else() -> None:
+    answers = set()
     for row in table.rows():
         for made, said in one_operand(row):
             (x,) = made.examples
@@ -102,6 +103,8 @@ def test_a_factor_passes_through_what_says_so_and_nothing_else() -> None:
                 continue
             both = [made.run_flat([x * 4.0]), [y * 4.0 for y in made.run_flat([x])]]
             assert (relative_error(*both) < 1e-5) == said, row.name
+            answers.add(said)
+    assert answers == {True, False}
 
 
 # ------------------------------------------------------------------ attention
