@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from itertools import islice
 from pathlib import Path
 
 import pytest
 
+from benchmarks.mutants import __main__ as command
 from benchmarks.mutants import ctext, python
-from benchmarks.mutants.__main__ import closing, drawn, judged
+from benchmarks.mutants.__main__ import KILLED, Trial, closing, drawn, judged, try_rows
 from benchmarks.mutants.apart import BROKEN, FAILED, PASSED, TIMEOUT, Ran, run
-from benchmarks.mutants.claims import others
+from benchmarks.mutants.claims import UNSAFE, Claim, others
 from benchmarks.mutants.inside import Chosen
 from benchmarks.mutants.rooms import ROOMS
 from benchmarks.mutants.tree import changed
@@ -129,3 +131,54 @@ def test_what_counts_as_killed() -> None:
     told = closing([{"room": "c", "how": judged(r, True), "ran": r.how} for r in runs])
     cells = [c.strip() for c in told.splitlines()[-1].split("|")[1:-1]]
     assert cells == ["all", "3", "2", "1", "1", "0", "0", "2", "67%"]
+
+
+@pytest.fixture
+def trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trial:
+    options = Namespace(log=None, rooms=["c"], rows=False, tests=1, seconds=1.0)
+    made = Trial(tmp_path, options)
+    monkeypatch.setattr(made, "cover", lambda *rooms: None)
+    return made
+
+
+def test_what_fails_without_a_mutant_has_killed_nothing(
+    trial: Trial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {"how": KILLED, "tests": 1, "of": 1}
+    trial.entries = [trial.blank("", "c", "f.c:1", "x") | found | {"test": t} for t in "aba"]
+    monkeypatch.setattr(trial, "run", lambda ts: Ran(FAILED, "a") if "a" in ts else Ran(PASSED))
+    trial.verify()
+    assert [e["how"] for e in trial.entries] == ["survived", "killed", "survived"]
+    for ended in (Ran(BROKEN), Ran(TIMEOUT)):  # before the first test
+        monkeypatch.setattr(trial, "run", lambda ts, ended=ended: ended)
+        with pytest.raises(SystemExit, match="cannot be run without a mutant"):
+            trial.verify()
+
+
+def test_what_is_no_mistake_by_now_is_none_whatever_the_log_says(
+    trial: Trial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mutant = next(drawn(ROOMS["c"], "1"))
+    monkeypatch.setattr(command, "why_equivalent", lambda *_: "nothing changes")
+    first = trial.mutant("c", mutant)
+    trial.before = {first["key"]: first | {"how": "survived", "of": 1, "tests": 1}}
+    assert trial.mutant("c", mutant)["how"] == "equivalent"
+    monkeypatch.setattr(command, "why_equivalent", lambda *_: "")
+    assert trial.mutant("c", mutant)["how"] == "survived"
+    trial.before = {first["key"]: first}
+    monkeypatch.setattr(command, "tests_of", lambda *_: [])
+    assert trial.mutant("c", mutant)["how"] == "not covered"
+
+
+def test_of_rows_as_many_count_as_are_asked_for(
+    trial: Trial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, ways = (
+        [f"row {i}" for i in range(9)],
+        iter(["killed", "not viable", "survived", "killed"]),
+    )
+    found = [Claim(row, "even", 0, "even: True -> False", UNSAFE) for row in rows]
+    monkeypatch.setattr(command.claims, "listed", lambda tree: found)
+    monkeypatch.setattr(trial, "claim", lambda claim: {"how": next(ways)})
+    try_rows(trial, Namespace(mutants=2, seed=0, only=[]))
+    assert list(ways) == ["killed"]

@@ -7,7 +7,8 @@
 A mutant is killed if a test fails that passes without it, if the tests end by a signal, or if they
 take many times as long. It survives if all of the tests pass that are tried: at most ``--tests`` of
 those that run its line, for at most ``--seconds``. What no test runs counts as surviving. A mutant
-with which narrows cannot be imported, or whose C text is no C, is not viable, and another is drawn.
+with which narrows or a test file cannot be imported, or whose C text is no C, is not viable, and
+another is drawn.
 
 Which test runs which line is measured once for a state of the tree (half an hour for all rooms) and
 kept in ``--kept``. At the end all tests that killed are run once more without any mutant; one that
@@ -44,6 +45,7 @@ KILLED, SURVIVED, NOT_COVERED, NOT_VIABLE, EQUIVALENT = (
     "killed", "survived", "not covered", "not viable", "equivalent",
 )  # fmt: skip
 NO_C = "refuses the C code"  # what narrows says where its C does not compile
+COUNTED = (KILLED, SURVIVED, NOT_COVERED)
 TABLE = ("ir", "quant")  # the rooms whose tests are tried on a row of the op table
 KEPT = Path(tempfile.gettempdir()) / "narrows-mutants"
 
@@ -134,12 +136,13 @@ class Trial:
         """Try a mutant; returns the log's entry."""
         text = text_of(mutant.file)
         key = f"{hashlib.sha256(text.encode()).hexdigest()[:16]}:{mutant.key}"
+        why = why_equivalent(mutant, text)
         entry = self.known(key)
-        if entry is not None:
+        # What rooms.py says of a mutant may be newer than the log.
+        if entry is not None and (entry["how"] == EQUIVALENT) == bool(why):
             self.add(entry, new=False)
             return entry
         entry = self.blank(key, room, f"{mutant.file}:{mutant.line}", mutant.change)
-        why = why_equivalent(mutant, text)
         cover = self.cover(room)
         tests = [] if why else tests_of(mutant, cover)
         if why or not tests:
@@ -152,13 +155,13 @@ class Trial:
         self.add(entry, new=True)
         return entry
 
-    def claim(self, claim: claims.Claim) -> None:
+    def claim(self, claim: claims.Claim) -> dict[str, Any]:
         """Try a wrong claim of a row: on its own laws, and on what looks it up besides."""
         key = f"row:{claim.row}:{claim.change}"
         entry = self.known(key)
         if entry is not None:
             self.add(entry, new=False)
-            return
+            return entry
         cover = self.cover(*TABLE)
         laws, looked = tests_of_row(claim.row, cover)
         laws = list(dict.fromkeys([*laws, *tests_of_table(cover)]))
@@ -167,6 +170,7 @@ class Trial:
         entry = self.blank(key, claim.danger, claim.row, claim.change)
         entry |= told(ran, len(chosen), len(laws) + len(looked))
         self.add(entry, new=True)
+        return entry
 
     def blank(self, key: str, room: str, place: str, change: str) -> dict[str, Any]:
         entry = {"key": key, "state": self.state, "room": room, "place": place, "change": change}
@@ -184,7 +188,7 @@ class Trial:
     def run(self, tests: Sequence[str], *plugins: Any) -> Ran:
         """Run tests on the copy as it is."""
         usual = {t: n["seconds"] for cover in self.covers.values() for t, n in cover.tests.items()}
-        limit = 60 + 10 * sum(usual[t] for t in tests)  # other work may take the processor
+        limit = 60 + 10 * sum(usual.get(t, 1.0) for t in tests)  # other work may take the processor
         files = list(dict.fromkeys(t.partition("::")[0] for t in tests))
         return run(self.tree, files, lambda report: [*plugins, Chosen(tests, report)], limit)
 
@@ -192,18 +196,19 @@ class Trial:
         """Strike out the tests that fail without a mutant, too, and what they killed."""
         killers = sorted({e["test"] for e in self.entries if e["how"] == KILLED and e["test"]})
         if killers:
-            self.cover(*self.options.rooms)
+            self.cover(*(TABLE if self.options.rows else self.options.rooms))
         while killers:
             ran = self.run(killers)
             if ran.how == PASSED:
                 return
             _tell(f"# fails without any mutant: {ran.test or ran.text}")
-            if ran.how == BROKEN:
+            if ran.test not in killers:  # nothing ran, or it ended before the first test
                 raise SystemExit("the tests that killed cannot be run without a mutant")
             killers.remove(ran.test)
             for entry in self.entries:
                 if entry["test"] == ran.test:
                     entry["how"] = SURVIVED
+                    _tell(line(entry))
 
 
 def judged(ran: Ran, in_c: bool) -> str:
@@ -269,16 +274,18 @@ def try_rooms(trial: Trial, options: argparse.Namespace) -> None:
                 if mutant is None:
                     del queues[room]
                     break
-                if trial.mutant(room, mutant)["how"] in (KILLED, SURVIVED, NOT_COVERED):
+                if trial.mutant(room, mutant)["how"] in COUNTED:
                     tried += 1
                     break
 
 
 def try_rows(trial: Trial, options: argparse.Namespace) -> None:
     """Try wrong claims of rows."""
-    found = claims.drawn(claims.listed(trial.tree), options.seed, options.only)
-    for claim in found[: options.mutants]:
-        trial.claim(claim)
+    tried = 0
+    for claim in claims.drawn(claims.listed(trial.tree), options.seed, options.only):
+        if tried >= options.mutants:
+            return
+        tried += trial.claim(claim)["how"] in COUNTED
 
 
 def main() -> int:
