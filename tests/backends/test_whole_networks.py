@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import pytest
 import torch
@@ -153,7 +154,8 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def quantized(name: str, bits: int = 8) -> Quantized:
+@cache
+def quantized(name: str, bits: int) -> Quantized:
     torch.manual_seed(0)
     module = NETWORKS[name]()
     for norm in module.modules():
@@ -165,7 +167,10 @@ def quantized(name: str, bits: int = 8) -> Quantized:
     return narrows.quantize(program, [images], activations=bits, strict=True)
 
 
-@pytest.mark.parametrize(("name", "bits"), [("detector", 8), ("summed", 12), ("transformer", 8)])
+CASES = [("detector", 8), ("summed", 12), ("transformer", 8)]
+
+
+@pytest.mark.parametrize(("name", "bits"), CASES)
 def test_a_network_lowers_wholly(name: str, bits: int) -> None:
     made = quantized(name, bits)
     assert made.plan.floats == {}
@@ -173,5 +178,9 @@ def test_a_network_lowers_wholly(name: str, bits: int) -> None:
     assert not float_islands(made.program)
     assert not float_outputs(made.program)
     narrows.lower(made.program, samples=1)  # lower itself compares, with ==
-    if find_compiler():
-        narrows.lower(made.program, "c", samples=1)
+
+
+@pytest.mark.skipif(not find_compiler(), reason="there is no C compiler")
+@pytest.mark.parametrize(("name", "bits"), CASES)
+def test_a_network_is_the_same_in_c(name: str, bits: int) -> None:
+    narrows.lower(quantized(name, bits).program, "c", samples=1)
