@@ -136,10 +136,10 @@ class Program:
     _memo: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        """Seal graph and weights."""
+        """Seal the graph, the weights, and what is known of both."""
         seal(self.graph)
-        object.__setattr__(self, "weights", SealedDict(self.weights))
-        object.__setattr__(self, "aliases", SealedDict(self.aliases))
+        for name in ("weights", "aliases", "origins", "marks"):
+            object.__setattr__(self, name, SealedDict(getattr(self, name)))
         object.__setattr__(self, "_sealed", True)
 
     def __setattr__(self, name: str, value: Any) -> None:

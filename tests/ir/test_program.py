@@ -244,6 +244,8 @@ CHANGES: dict[str, Callable[[Program], object]] = {
     "weight": lambda p: p.weights.__setitem__("conv.weight", torch.ones(1)),  # pyright: ignore
     "weights": lambda p: p.weights.clear(),  # pyright: ignore
     "alias": lambda p: p.aliases.__setitem__("a", "b"),  # pyright: ignore
+    "origin": lambda p: p.origins.__setitem__("a", None),  # pyright: ignore
+    "mark": lambda p: p.marks.clear(),  # pyright: ignore
     "attribute": lambda p: setattr(p, "examples", ()),
     "argument": lambda p: setattr(p.node("relu"), "args", ()),
     "one argument": lambda p: p.node("relu").update_arg(0, p.placeholders[0]),
