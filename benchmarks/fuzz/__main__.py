@@ -38,7 +38,7 @@ from benchmarks.fuzz.shrink import shrunk, trouble
 from benchmarks.machine import fingerprint, table, write
 
 Task = tuple[Graph, int]
-# How many networks a process tries. A first capture takes twice as long as those after it.
+# How many networks a process tries: what PyTorch learns at a first capture serves those after it.
 SHARE = 25
 
 CODE = ("narrows", "benchmarks/fuzz", "tests/networks")  # what findings depend on

@@ -87,9 +87,8 @@ def drop_unread(lifted: Lifted) -> None:
 def respell_indices(lifted: Lifted) -> None:
     """Write ``x[:, index]`` as ``index_select`` or ``select`` where the index is known.
 
-    An index that the checkpoint holds is read as it is. One that counts from the end, has several
-    axes, or says yes or no of each place, becomes a literal of the places, if it is a literal
-    itself.
+    An index that counts from the end, has several axes, or says yes or no of each place, becomes a
+    literal of the places, unless a checkpoint may hold another; such a one is read as it is.
     """
     for node in lifted.graph.nodes:
         if node.target is not aten.index.Tensor:
@@ -101,7 +100,7 @@ def respell_indices(lifted: Lifted) -> None:
         (axis, index), name = given[0], str(given[0][1].target)
         known = lifted.weights[name]
         places = _places(known, val(x).shape[axis])
-        if places is None or not (places is known or name in lifted.constants):
+        if places is None or (places is not known and name in lifted.stored):
             continue
         if places.dim() == 0:
             node.target, node.args = aten.select.int, (x, axis, int(places))

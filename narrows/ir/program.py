@@ -424,9 +424,11 @@ class Draft(Program):
         return None if build is None else build()
 
     def seal(self) -> Program:
-        """Return the finished program. The draft is used up: its graph is the program's."""
+        """Return the finished program. The draft is used up, and refuses changes from then on."""
         held = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return Program(**{**held, "_memo": {}})
+        made = Program(**{**held, "_memo": {}})
+        super().__post_init__()
+        return made
 
 
 def format_shape(shape: Iterable[int], dynamic: Iterable[int] = ()) -> str:

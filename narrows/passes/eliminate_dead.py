@@ -71,7 +71,7 @@ class _Finder:
 
     def replacement(self, node: fx.Node) -> fx.Node | None:
         """Return the node to read in place of ``node``, or ``None``."""
-        source = _identity_of(self.program, node)
+        source = identity_of(self.program, node)
         if source is not None and self.same_strides(node, source):
             return source
         key = _selection_key(self.program, node)
@@ -88,7 +88,7 @@ class _Finder:
 # ------------------------------------------------------------------ identities
 
 
-def _identity_of(program: Program, node: fx.Node) -> fx.Node | None:
+def identity_of(program: Program, node: fx.Node) -> fx.Node | None:
     """Return the operand whose values ``node`` passes on, or ``None``."""
     rule = IDENTITIES.get(node.target) if node.op == "call_function" else None
     if rule is None:

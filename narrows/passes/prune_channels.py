@@ -18,10 +18,11 @@ from torch import fx
 
 from narrows.errors import PassError
 from narrows.ir.labels import Bools
-from narrows.ir.meta import Meta, shape_of
+from narrows.ir.meta import shape_of
 from narrows.ir.program import Note, Program, aten
 from narrows.ir.rewrite import Base, rewrite
 from narrows.passes.base import Fidelity, Pass, PassResult
+from narrows.passes.eliminate_dead import identity_of
 from narrows.passes.forms.families import orders
 from narrows.passes.plans.plan import ChannelPlan, fingerprint, refuse_nan
 from narrows.passes.plans.remains import constant_outputs, remaining
@@ -147,17 +148,11 @@ def _without_gates(program: Program) -> Program:
 
 
 def _is_idle_gate(program: Program, node: fx.Node) -> bool:
-    """Whether a node multiplies by ones that no checkpoint holds, and gives its operand."""
-    if node.target is not aten.mul.Tensor:
+    """Whether a node multiplies by a literal, one that no checkpoint holds, and changes nothing."""
+    if node.target is not aten.mul.Tensor or identity_of(program, node) is None:
         return False
-    source, gate = node.args
-    if not isinstance(source, fx.Node) or not isinstance(gate, fx.Node):
-        return False
-    name = str(gate.target)
-    if gate.op != "get_attr" or name not in program.buffers or name in program.stored:
-        return False
-    same = shape_of(source) == shape_of(node) and Meta(source).dtype == Meta(node).dtype
-    return same and bool((program.weights[name] == 1).all())
+    gate = node.args[1]
+    return isinstance(gate, fx.Node) and str(gate.target) not in program.stored
 
 
 # ------------------------------------------------------------------ did anything change?

@@ -119,3 +119,5 @@ def test_an_index_that_a_checkpoint_may_change_stays_a_weight() -> None:
     assert torch.equal(changed(rows(2)), rows(2)[:, [3, 3, 0, 1]])
     model.order.sub_(4)  # from the end: what the checkpoint says is not read as another thing
     assert ops(capture(model, rows(2))) == ["index"]
+    model._non_persistent_buffers_set.add("order")  # now no checkpoint holds it
+    assert ops(capture(model, rows(2))) == ["index_select"]

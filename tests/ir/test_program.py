@@ -238,6 +238,9 @@ def test_a_draft_remembers_nothing(program: Program) -> None:
     finished = draft.seal()
     assert finished.memo("made", lambda: 3) == finished.memo("made", lambda: 4) == 3
     assert finished.seal() is finished
+    for late in (lambda: draft.weights.clear(), lambda: setattr(draft, "name", "late")):
+        with pytest.raises(ProgramError, match="is not changed"):
+            late()
 
 
 CHANGES: dict[str, Callable[[Program], object]] = {

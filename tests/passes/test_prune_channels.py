@@ -139,17 +139,38 @@ def test_plans_that_are_none() -> None:
         PruneChannels({"ratio": 0.5}).run(program)  # type: ignore[arg-type]
 
 
-def test_masks_by_product_leave_no_trace() -> None:
-    program = captured("norm_without_affine")
-    weight = next(iter(random_masks(program, 0.5, "output")[1]))
-    plan = narrows.plan(program, keep_outputs={weight: [0, 1, 2]}, zeros=False)
-    masked = plan.masked(program)
-    gates = [n for n in masked.nodes if n.name.endswith("_masked")]
-    result = run(program, plan).program
-    names = {n.name for n in result.nodes}
-    assert gates or len(masked.nodes) == len(program.nodes)
-    assert not names & {g.name for g in gates}
-    assert result.buffers <= result.weights.keys()
+def test_masks_by_product_go_with_the_channels_that_they_zero() -> None:
+    program = captured("shuffle_block")
+    plan = narrows.plan(program, *random_masks(program, 0.5, "output"), zeros=False)
+
+    def masks(made: Program) -> list[Tensor]:
+        own = made.weights.keys() - program.weights.keys()
+        return [made.weights[name] for name in own if name.endswith("_mask")]
+
+    before, after = masks(plan.masked(program)), masks(run(program, plan).program)
+    assert 0 < len(after) < len(before)
+    assert not any(bool(mask.all()) for mask in after)
+
+
+class Ones(nn.Module):
+    """Products with ones: that of an output, one that a checkpoint holds, one of the code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.register_buffer("held", torch.ones(4))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        ones = torch.ones(4)
+        return x * ones, self.layer(x * self.held), self.layer(x * ones)
+
+
+def test_only_products_that_do_nothing_and_nobody_can_change_go() -> None:
+    program = narrows.capture(Ones().eval(), (torch.randn(2, 4),))
+    result = run(program, ChannelPlan()).program
+    assert sum("mul" in str(n.target) for n in result.nodes) == 2
+    assert result.output.all_input_nodes[0].op == "call_function"  # no output is an input
+    assert "held" in result.weights
 
 
 class KeysWithHeads(nn.Module):
