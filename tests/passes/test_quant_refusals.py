@@ -279,3 +279,29 @@ def test_scales_too_far_apart_to_compare() -> None:
     with pytest.raises(PassError, match="would shift by") as caught:
         narrows.quantize(program, [(x, y * 2.0**-34)])
     assert "too far apart" in caught.value.why
+
+
+INTO_BATCH: dict[str, Callable[[Tensor], Tensor]] = {
+    "tril": lambda x: x.tril(),
+    "replicated": lambda x: F.pad(x, (1, 2), mode="replicate"),
+    "resized": lambda x: F.interpolate(x, scale_factor=2.0, mode="linear"),
+    "uneven windows": lambda x: F.adaptive_avg_pool1d(x, 3),
+    "windows of one size": lambda x: F.adaptive_avg_pool1d(x, 2),
+    "group norm": lambda x: F.group_norm(x, 2),
+    "instance norm": F.instance_norm,
+}
+
+
+@pytest.mark.parametrize("name", INTO_BATCH)
+def test_what_is_made_for_a_size_is_not_made_for_that_of_a_batch(name: str) -> None:
+    class Turned(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return INTO_BATCH[name](x.tanh().transpose(0, 2)).transpose(0, 2) * 2
+
+    x = images(4, 4, 6)
+    program = narrows.capture(Turned().eval(), (x,))
+    quantized = narrows.quantize(program, [(x,)])
+    for batch in (images(4, 4, 6), images(7, 4, 6)):
+        made, true = quantized.program(batch), program(batch)
+        assert made.shape == true.shape
+        assert relative_error(made, true) < 0.05  # a code of 8 bits is a part in 128 of the ends

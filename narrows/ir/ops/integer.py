@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
@@ -24,7 +25,7 @@ from torch import Tensor, fx
 
 import narrows.ir.integer.library  # noqa: F401  (defines torch.ops.narrows)
 from narrows.ir.integer.grid import HALF_EVEN, Grid
-from narrows.ir.meta import op_name, shape_of
+from narrows.ir.meta import Meta, op_name, shape_of
 from narrows.ir.ops.args import arguments
 
 ops: Any = torch.ops.narrows
@@ -64,6 +65,17 @@ def spread(value: Any, count: int) -> list[int]:
     """Return one number per axis; ATen takes a single one for all."""
     values = list(value) if isinstance(value, list | tuple) else [value]
     return values * count if len(values) == 1 else values
+
+
+def along_batch(operand: fx.Node, axes: Iterable[int]) -> str:
+    """Return why no form can be made for the sizes of an operand along axes, or nothing.
+
+    What is made for a size, be it a table, a mask or a shape, is that of the example's batch and of
+    no other.
+    """
+    rank = len(shape_of(operand))
+    free = {a % rank for a in axes}.intersection(Meta(operand).dynamic)
+    return "it works along the batch, whose size is free" if free else ""
 
 
 class Fold(Protocol):
@@ -296,5 +308,5 @@ class Clip(IntegerForm):
 
 __all__ = [
     "AnyWidth", "Call", "Clip", "Flat", "Fold", "IntegerForm", "LayerWeights", "Moves", "Relabel",
-    "Settled", "Tests", "listed", "spread",
+    "Settled", "Tests", "along_batch", "listed", "spread",
 ]  # fmt: skip

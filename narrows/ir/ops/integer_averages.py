@@ -11,7 +11,7 @@ from torch import fx
 from narrows.ir.integer import windows
 from narrows.ir.meta import Meta, shape_of
 from narrows.ir.ops.args import arguments
-from narrows.ir.ops.integer import AnyWidth, Call, Fold, IntegerForm, Settled, spread
+from narrows.ir.ops.integer import AnyWidth, Call, Fold, IntegerForm, Settled, along_batch, spread
 from narrows.ir.ops.integer_windows import resampled
 
 ops: Any = torch.ops.narrows
@@ -70,13 +70,19 @@ class AveragePool(AnyWidth):
     def obstacle(self, node: fx.Node) -> str:
         if len(shape_of(self.operands(node)[0])) != self.spatial + 2:
             return "its input has no batch axis"
-        return ""
+        if not self.adaptive or self._whole(node):
+            return ""
+        return along_batch(self.operands(node)[0], range(-self.spatial, 0))
 
     def _kernel(self, node: fx.Node) -> list[int] | None:
         """Return the size of adaptive windows, if they all have one."""
         sizes = shape_of(self.operands(node)[0])[-self.spatial :]
         pairs = list(zip(sizes, spread(arguments(node)["output_size"], self.spatial), strict=True))
         return None if any(s % w for s, w in pairs) else [s // w for s, w in pairs]
+
+    def _whole(self, node: fx.Node) -> bool:
+        """Whether there is one adaptive window, of everything."""
+        return set(shape_of(node)[-self.spatial :]) == {1}
 
     def _uneven(self, node: fx.Node) -> bool:
         return self.adaptive and self._kernel(node) is None
@@ -97,10 +103,9 @@ class AveragePool(AnyWidth):
         return ops.average_pool.default, (x, *how, *rest, args.get("divisor_override") or 0)
 
     def _adaptive(self, node: fx.Node, x: fx.Node, rest: tuple[Any, ...]) -> Call:
-        kernel = self._kernel(node)
-        if kernel == list(shape_of(self.operands(node)[0])[-self.spatial :]):
+        if self._whole(node):
             return ops.mean.default, (x, list(range(2, 2 + self.spatial)), True, *rest)
-        padding = [0] * self.spatial
+        kernel, padding = self._kernel(node), [0] * self.spatial
         return ops.average_pool.default, (x, kernel, kernel, padding, False, True, *rest)
 
 

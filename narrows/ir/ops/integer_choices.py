@@ -18,7 +18,17 @@ from narrows.ir.integer.comparisons import MIRRORED, threshold
 from narrows.ir.integer.grid import Grid
 from narrows.ir.meta import Meta, shape_of
 from narrows.ir.ops.args import arguments, is_tensor
-from narrows.ir.ops.integer import AnyWidth, Call, Clip, Fold, IntegerForm, Moves, Settled, Tests
+from narrows.ir.ops.integer import (
+    AnyWidth,
+    Call,
+    Clip,
+    Fold,
+    IntegerForm,
+    Moves,
+    Settled,
+    Tests,
+    along_batch,
+)
 from narrows.ir.ops.integer_functions import alone, number
 
 ops: Any = torch.ops.narrows
@@ -182,6 +192,9 @@ class Extreme(Chosen):
 @dataclass(frozen=True)
 class Triangle(Moves):
     """Zeros beside a diagonal: the code of zero where a mask of positions says so."""
+
+    def obstacle(self, node: fx.Node) -> str:
+        return along_batch(self.operands(node)[0], (-2, -1))
 
     def move(self, fold: Fold, node: fx.Node, codes: fx.Node, grid: Grid) -> Call | None:
         args, sizes = arguments(node), shape_of(node)[-2:]

@@ -17,7 +17,7 @@ import narrows.ir.integer.statistics as statistics
 from narrows.ir.integer.grid import Grid
 from narrows.ir.meta import Meta, shape_of
 from narrows.ir.ops.args import arguments
-from narrows.ir.ops.integer import Call, Fold, IntegerForm, Settled, listed
+from narrows.ir.ops.integer import Call, Fold, IntegerForm, Settled, along_batch, listed
 
 ops: Any = torch.ops.narrows
 aten = torch.ops.aten
@@ -88,8 +88,10 @@ class GroupNorm(IntegerForm):
         return arguments(node)["num_groups"]
 
     def obstacle(self, node: fx.Node) -> str:
-        count = math.prod(shape_of(node)[1:]) // self.groups(node)
-        return _obstacle(arguments(node), count)
+        sizes = shape_of(node)[1:]
+        count = math.prod(sizes) // self.groups(node)
+        free = along_batch(self.operands(node)[0], range(1, len(sizes) + 1))
+        return free or _obstacle(arguments(node), count)
 
     def fake(self, node: fx.Node, grids: list[Grid], out: Grid, rounding: str) -> Call | None:
         args = arguments(node)

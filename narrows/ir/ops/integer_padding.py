@@ -18,7 +18,7 @@ from torch.fx.node import map_arg
 from narrows.ir.integer.grid import HALF_EVEN, Grid
 from narrows.ir.meta import Meta, shape_of
 from narrows.ir.ops.args import arguments, computes_numbers
-from narrows.ir.ops.integer import Call, Fold, IntegerForm, Moves
+from narrows.ir.ops.integer import Call, Fold, IntegerForm, Moves, along_batch
 
 aten = torch.ops.aten
 
@@ -64,20 +64,28 @@ class Border(Moves):
     """Repeats or mirrors elements around an image, a line or a volume."""
 
     def obstacle(self, node: fx.Node) -> str:
-        return "how much it pads is computed when it runs" if computes_numbers(node) else ""
+        if computes_numbers(node):
+            return "how much it pads is computed when it runs"
+        return along_batch(self.operands(node)[0], self.axes(node))
 
-    def move(self, fold: Fold, node: fx.Node, codes: fx.Node, grid: Grid) -> Call | None:
+    def axes(self, node: fx.Node) -> list[int]:
+        """Return the axes that grow or shrink, in order."""
         args = arguments(node)
         given = args["pad"] if "pad" in args else args["padding"]
         rank = len(shape_of(node))
         pairs = [given[i : i + 2] for i in range(0, len(given), 2)]
-        axes = [rank - 1 - i for i, pair in enumerate(pairs) if any(pair)]
-        return picked(fold, node, codes, grid, sorted(axes))
+        return sorted(rank - 1 - i for i, pair in enumerate(pairs) if any(pair))
+
+    def move(self, fold: Fold, node: fx.Node, codes: fx.Node, grid: Grid) -> Call | None:
+        return picked(fold, node, codes, grid, self.axes(node))
 
 
 @dataclass(frozen=True)
 class Nearest(Moves):
     """Resizing to the nearest element; torch has no kernel of it for codes of 16 bits."""
+
+    def obstacle(self, node: fx.Node) -> str:
+        return along_batch(self.operands(node)[0], range(2, len(shape_of(node))))
 
     def move(self, fold: Fold, node: fx.Node, codes: fx.Node, grid: Grid) -> Call | None:
         return picked(fold, node, codes, grid, range(2, len(shape_of(node)))) if grid.wide else None

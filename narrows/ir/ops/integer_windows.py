@@ -12,7 +12,7 @@ from narrows.ir.integer import windows
 from narrows.ir.integer.grid import Grid
 from narrows.ir.meta import shape_of
 from narrows.ir.ops.args import arguments
-from narrows.ir.ops.integer import Call, Fold, IntegerForm, Settled
+from narrows.ir.ops.integer import Call, Fold, IntegerForm, Settled, along_batch
 
 ops: Any = torch.ops.narrows
 
@@ -47,6 +47,9 @@ class Resize(IntegerForm):
 
     def homogeneous(self, node: fx.Node) -> bool:
         return True
+
+    def obstacle(self, node: fx.Node) -> str:
+        return along_batch(self.operands(node)[0], range(-self.spatial, 0))
 
     def fake(self, node: fx.Node, grids: list[Grid], out: Grid, rounding: str) -> Call | None:
         args = arguments(node)
