@@ -305,3 +305,18 @@ def test_what_is_made_for_a_size_is_not_made_for_that_of_a_batch(name: str) -> N
         made, true = quantized.program(batch), program(batch)
         assert made.shape == true.shape
         assert relative_error(made, true) < 0.05  # a code of 8 bits is a part in 128 of the ends
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_whole_numbers_are_cut_off(dtype: torch.dtype) -> None:
+    """A cast to whole numbers lets no codes through, as one between floating-point types does."""
+
+    class Cut(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = torch.relu(x * 3)
+            return y.to(dtype) * 0.5 * y
+
+    x = images(4, 6)
+    program = narrows.capture(Cut().eval(), (x,))
+    made = narrows.quantize(program, [(x,)]).program(x)
+    assert relative_error(made, program(x)) < 0.05  # a code of 8 bits is a part in 256 of the range

@@ -241,7 +241,8 @@ class Same(Moves):
         if not _floating(operand):
             return "it makes numbers of whole ones"
         dtype = Meta(node).dtype
-        return "" if dtype is not None and dtype.itemsize >= 4 else f"it rounds to {dtype}"
+        keeps = _floating(node) and dtype.itemsize >= 4
+        return "" if keeps else f"it rounds to {dtype}"
 
     def move(self, fold: Fold, node: fx.Node, codes: fx.Node, grid: Grid) -> Call | None:
         return aten.alias.default, (codes,)
