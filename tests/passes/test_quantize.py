@@ -171,6 +171,14 @@ def test_clips_move_to_the_end_of_the_codes() -> None:
     assert relative_error(result(*program.examples), program(*program.examples)) < 1e-12
 
 
+def test_a_clip_whose_ends_are_the_wrong_way_round_is_its_upper_end() -> None:
+    b = Builder((2, 3, 4))
+    y = b.call(aten.clamp.default, b.call(aten.tanh.default, b.inputs[0]), 0.5, 0.25)
+    program = b.program(b.call(aten.mul.Tensor, y, 3.0))
+    made = narrows.quantize(program, [program.examples], method="minmax").program
+    assert torch.equal(made(*program.examples), torch.full((2, 3, 4), 0.75))
+
+
 def test_channels_are_equalized_without_changing_a_bit() -> None:
     b = Builder((2, 3, 6, 6))
     x = b.relu(b.conv(b.inputs[0], "a", 8, 3, bias=True))

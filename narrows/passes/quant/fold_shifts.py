@@ -442,12 +442,13 @@ def _rounds(node: fx.Node) -> bool:
 def _clipped(clip: fx.Node, grid: Grid, rounding: str, low: int, high: int) -> tuple[int, int]:
     """Return the bounds of the codes after one more clip.
 
-    Rounding keeps order, so the code of a clipped number is the clipped code of the number.
+    Rounding keeps order, so the code of a clipped number is the clipped code of the number. Where
+    the largest result is less than the smallest, everything is the largest, as torch has it.
     """
     form = table.integer_form(clip)
     assert isinstance(form, Clip)
     least, most = (grid.code(b, rounding) for b in form.bounds(clip))
-    return min(max(low, least), most), max(min(high, most), least)
+    return min(max(low, least), most), min(max(high, least), most)
 
 
 def _grid(args: dict[str, Any]) -> Grid:
