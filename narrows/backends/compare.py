@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,8 @@ TOLERANCE: dict[torch.dtype, float] = {
     torch.bfloat16: 6e-2,
 }
 
+HELD = 1 << 24  # bytes of outputs that are held whatever the weights take
+
 FLAT = "every output was one and the same number on all checked inputs, so the check tells little"
 
 
@@ -38,12 +40,23 @@ class Case:
     Attributes:
         batch: The batch size; ``None`` where it is not free.
         inputs: The flat inputs.
-        outputs: The flat outputs.
+        given: The flat outputs, or the program where those would take more memory than it does.
     """
 
     batch: int | None
     inputs: list[Any]
-    outputs: list[Any]
+    given: list[Any] | Program
+
+    @property
+    def outputs(self) -> list[Any]:
+        """The flat outputs; `LowerError` if the program does not run."""
+        if not isinstance(self.given, Program):
+            return self.given
+        try:
+            with torch.no_grad():
+                return self.given.run_flat(self.inputs)
+        except (ProgramError, RuntimeError) as error:
+            raise LowerError(f"the program cannot run on {self.size}", why=str(error)) from error
 
     @property
     def size(self) -> str:
@@ -54,6 +67,9 @@ class Case:
 @dataclass(frozen=True)
 class Wanted:
     """What an artifact has to give, as values: whoever holds it need not hold the program.
+
+    Only where all outputs would take more memory than the weights, the rest are computed when they
+    are asked for, and the program is held.
 
     Attributes:
         cases: Inputs and outputs, those of a batch size in a row; the first of each are the
@@ -77,11 +93,15 @@ class Wanted:
         `LowerError` if it does not run on one.
         """
         generator = torch.Generator().manual_seed(0)
-        cases = [
-            _case(program, batch, generator if sample else None)
-            for batch in batches
-            for sample in range(samples)
-        ]
+        cases = []
+        room = max(HELD, sum(t.nbytes for t in program.weights.values()))
+        for batch in batches:
+            for sample in range(samples):
+                inputs = draw_inputs(program, batch, generator if sample else None)
+                case = Case(batch, inputs, program)
+                outputs = case.outputs if room >= 0 else []
+                room -= sum(v.nbytes for v in outputs if isinstance(v, Tensor))
+                cases.append(replace(case, given=outputs) if room >= 0 else case)
         shapes = [e.shape for e in program.examples if isinstance(e, Tensor) and e.dim()]
         return Wanted(
             tuple(cases),
@@ -112,16 +132,6 @@ class Wanted:
             for i in range(0, len(self.cases), self.samples)
         ]
         return {"tolerance": self.tolerance if tolerance is None else tolerance, "checked": checked}
-
-
-def _case(program: Program, batch: int | None, generator: torch.Generator | None) -> Case:
-    inputs = draw_inputs(program, batch, generator)
-    try:
-        with torch.no_grad():
-            return Case(batch, inputs, program.run_flat(inputs))
-    except (ProgramError, RuntimeError) as error:
-        size = Case(batch, [], []).size
-        raise LowerError(f"the program cannot run on {size}", why=str(error)) from error
 
 
 def limit_of(wanted: Any) -> float:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from narrows.backends import lower
-from narrows.backends.compare import draw_inputs, output_error
+from narrows.backends.compare import Wanted, draw_inputs, output_error
 from narrows.backends.onnx import target
 from narrows.errors import LowerError
 from narrows.frontend import capture
@@ -242,3 +242,20 @@ def test_carried_rounding_is_no_excuse_for_a_runtime_that_rewrites_wrongly(
     monkeypatch.setattr("narrows.backends.onnx.rounding.probe", right)
     with pytest.raises(LowerError, match="differs from the program by"):
         held(artifact, faint, 1)
+
+
+def test_outputs_beyond_the_weights_are_not_held_and_are_compared_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    program = capture(nn.Conv2d(1, 4, 1).eval(), (torch.randn(2, 1, 16, 16),))
+    artifact = lower(program, simplify=False)
+    whole = artifact.fidelity
+    one = 4 * 16 * 16 * 4  # bytes of the output for one example
+    monkeypatch.setattr("narrows.backends.compare.HELD", 2 * one)
+    cases = Wanted.of(program, (1, 2, 5), 2).cases
+    assert [isinstance(case.given, list) for case in cases] == [True, True] + 4 * [False]
+    assert lower(program, simplify=False).fidelity == whole
+    corrupt(artifact.folder / "model.onnx", "bias", 1e-3)
+    monkeypatch.setattr("narrows.backends.compare.HELD", 0)
+    with pytest.raises(LowerError, match="differs from the program by"):
+        held(type(artifact)(artifact.folder, artifact.manifest), program, 1)
