@@ -25,6 +25,7 @@ import random
 import resource
 import shutil
 import signal
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -223,8 +224,8 @@ def measure(options: argparse.Namespace, top: Path) -> list[dict[str, Any]]:
     return results
 
 
-def main() -> None:
-    """Run the benchmark."""
+def main() -> int:
+    """Run the benchmark; 1 if there was a fault."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -249,7 +250,8 @@ def main() -> None:
              if isinstance(v, int)), str(len(r["faults"]))] for r in results]  # fmt: skip
     print(table(["part", "command", "how it ended", "faults"], rows))
     write(target, results)
+    return int(any(r["faults"] for r in results))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
