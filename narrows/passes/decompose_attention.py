@@ -41,7 +41,7 @@ class DecomposeAttention(Pass):
         for node in result.nodes:
             if node.target is not aten.scaled_dot_product_attention.default:
                 continue
-            why = _obstacle(arguments(node))
+            why = _obstacle(program, arguments(node))
             if why:
                 notes.append(
                     Note(node.name, "attention", f"left whole: {why}", 0, Meta(node).source)
@@ -54,8 +54,17 @@ class DecomposeAttention(Pass):
         return PassResult(EliminateDead().run(result).program, True, tuple(notes))  # of masks
 
 
-def _obstacle(given: dict[str, Any]) -> str:
-    return "it has dropout" if given["dropout_p"] else ""
+def _obstacle(program: Program, given: dict[str, Any]) -> str:
+    if given["dropout_p"]:
+        return "it has dropout"
+    mask = given["attn_mask"]
+    if mask is None or mask.op != "get_attr":
+        return ""
+    numbers = program.weights[str(mask.target)].detach()
+    hidden = ~numbers if numbers.dtype is torch.bool else numbers == -math.inf
+    if bool(hidden.all(-1).any()):
+        return "its mask hides all keys from a query, which integers would give equal shares of all"
+    return ""
 
 
 def _decompose(program: Draft, node: fx.Node) -> None:

@@ -115,7 +115,9 @@ def test_every_operator_is_the_interpreter(row: Any, sample: Sample) -> None:
     try:
         quantized = narrows.quantize(floats, [floats.examples], check=False)
     except NarrowsError as error:
-        pytest.skip(f"not quantized: {error.what}")
+        if not error.what.startswith("nothing of"):
+            raise
+        pytest.skip(error.what)
     integers = quantized.program
     if quantized.plan.floats:
         with pytest.raises(LowerError, match=f"everywhere: {row.name}") as caught:

@@ -56,6 +56,26 @@ def test_attention_has_no_float_island(name: str) -> None:
     assert relative_error(made.program(*program.examples), expected) < 0.05
 
 
+@pytest.mark.parametrize("kind", ["yes or no", "minus infinity"])
+def test_attention_that_hides_all_keys_from_a_query_stays_whole(kind: str) -> None:
+    b = Builder((2, 3, 5, 4), (2, 3, 6, 4), (2, 3, 6, 4))
+    seen = torch.ones(5, 6, dtype=torch.bool)
+    seen[2] = False
+    additive = torch.zeros(5, 6).masked_fill(~seen, -torch.inf)
+    mask = b.weight("mask", seen if kind == "yes or no" else additive)
+    target = aten.scaled_dot_product_attention.default
+    attention = b.call(target, *b.inputs, mask)
+    program = b.program(b.call(aten.linear.default, attention, b.weight("w", ramp(4, 4))))
+    result = DecomposeAttention().run(program)
+    assert not result.changed
+    (note,) = result.notes
+    assert "hides all keys" in note.message
+    made = narrows.quantize(program, [program.examples], check=False)
+    wanted = program(*program.examples)
+    assert not wanted[:, :, 2].any()  # that query gets no share of anything
+    assert relative_error(made.program(*program.examples), wanted) < 0.05
+
+
 def test_attention_with_dropout_stays_whole() -> None:
     b = Builder((2, 3, 5, 4), (2, 3, 5, 4), (2, 3, 5, 4))
     dropped = b.program(b.call(aten.scaled_dot_product_attention.default, *b.inputs, None, 0.1))
