@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -206,3 +207,37 @@ def test_what_meets_again_is_cut_to_what_is_read(name: str) -> None:
     masks, _ = random_masks(program, 0.6, "input")
     pruned = narrows.apply(program, narrows.plan(program, keep_inputs=masks, zeros=False))
     assert (pruned.parameter_count, program.parameter_count) == (40, 153)
+
+
+LAYERS = {
+    "dense": nn.Conv2d(4, 4, 3, padding=1),
+    "grouped": nn.Conv2d(4, 6, 3, padding=1, groups=2),
+    "depthwise": nn.Conv2d(4, 8, 3, padding=1, groups=4),
+    "transposed": nn.ConvTranspose2d(4, 4, 2),
+    "grouped transposed": nn.ConvTranspose2d(4, 6, 2, groups=2),
+    "linear": nn.Linear(4, 5),
+}
+
+
+@pytest.mark.parametrize("lost", [(0,), (0, 3), (1, 2, 3)])
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_behind_a_barrier_ignores_what_its_mask_says(
+    name: str, lost: tuple[int, ...]
+) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.layer = nn.Conv2d(3, 4, 3, padding=1), copy.deepcopy(LAYERS[name])
+            self.last = nn.LazyConv2d(3, 1)  # folds what a layer makes of nothing
+
+        def forward(self, x: Tensor) -> Tensor:
+            before = torch.cummax(self.first(x), 1).values  # all channels stay
+            return self.last(self.layer(before))
+
+    net, image = Net(), torch.randn(2, 3, 4, 4)
+    net(image)
+    program = narrows.capture(net.double().eval(), (image.double(),))
+    kept = [c for c in range(4) if c not in lost]
+    plan = narrows.plan(program, keep_inputs={"layer.weight": kept}, zeros=False)
+    assert plan.inputs
+    run(program, plan)

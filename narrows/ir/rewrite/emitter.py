@@ -17,6 +17,7 @@ from narrows.ir.graph import add_node
 from narrows.ir.held import Held, RaggedError
 from narrows.ir.labels import Bools, Ints, distinct, is_count
 from narrows.ir.meta import Meta, copy_meta, shape_of
+from narrows.ir.ops import table
 from narrows.ir.ops.args import VIEWS, arguments, call, changed
 from narrows.ir.ops.constants import as_array
 from narrows.ir.ops.contraction import Contraction
@@ -297,6 +298,17 @@ class Emitter:
             return new
 
         return self._stored(c.weight, key, build, origin)
+
+    def masked_weight(self, node: fx.Node) -> dict[str, fx.Node]:
+        """Return the weight of a layer written as it was, by its argument, if its input mask came
+        beside the program: the ignored inputs are zero in it."""
+        ignored = self.facts.ignored.get(node.name)
+        if ignored is None:
+            return {}
+        c = table.contraction(self.facts, node)
+        assert c is not None, f"{node} has a mask and no weight of its own"
+        rows, taken = np.arange(c.outputs), np.arange(c.inputs)
+        return {c.names[1]: self.contracted_weight(c, rows, taken, ignored.reshape(-1))}
 
     def contracted_bias(
         self, node: fx.Node, c: Contraction, rows: Ints, amount: np.ndarray | None

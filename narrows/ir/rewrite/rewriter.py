@@ -299,12 +299,14 @@ class Rewriter(Emitter):
         assert isinstance(target, fx.Node)
 
         def operand(n: fx.Node) -> fx.Node:
+            if n.graph is self.graph:
+                return n
             if isinstance(self.facts.flows[n].value, Value) and not self.facts.is_free(n):
                 return self.entire(node, n).node
             return self.plain(n)
 
         if target not in self._plain or target is node:
-            args, kwargs = map_arg((target.args, target.kwargs), operand)
+            args, kwargs = map_arg(changed(target, self.masked_weight(target)), operand)
             self._plain[target] = self._create(target, args, kwargs)
         new = self._plain[target]
         if target is not node:
