@@ -1,5 +1,7 @@
 """Imports run one way: errors <- files <- ir <- {frontend, passes, backends} <- api <- demo <- cli.
 
+`narrows.registry`, which passes and targets are found through, stands beside files.
+
 And whatever is imported from outside is among the requirements that pyproject.toml states.
 """
 
@@ -23,9 +25,10 @@ SIBLINGS = ("frontend", "passes", "backends")
 ALLOWED: dict[str, set[str]] = {
     "version": set(),
     "errors": set(),
+    "registry": {"errors"},
     "files": {"errors"},
     "ir": {"errors", "files"},
-    **{sibling: {"version", "errors", "files", "ir"} for sibling in SIBLINGS},
+    **{sibling: {"version", "errors", "registry", "files", "ir"} for sibling in SIBLINGS},
     "api": {"errors", "files", "ir", *SIBLINGS},
     "demo": {"errors", "files", "ir", *SIBLINGS, "api"},
     "cli": {"version", "errors", "files", "ir", *SIBLINGS, "api", "demo", "__init__"},
@@ -232,8 +235,7 @@ def test_no_floor_of_the_ir_imports_a_higher_one():
 
 # Registries, and what loads a user's module: who imports by a name escapes the tests above.
 BY_NAME = {
-    "__init__.py", "backends/artifact.py", "backends/base.py", "cli/calibrate.py",
-    "cli/model.py", "cli/parser.py", "passes/catalog.py",
+    "__init__.py", "cli/calibrate.py", "cli/model.py", "cli/parser.py", "registry.py",
 }  # fmt: skip
 
 

@@ -3,24 +3,24 @@
 ``artifact.run(*inputs)`` takes what the model took and returns what it returned, as numpy arrays.
 `load` reads what ``artifact.save`` wrote. Only numpy and the target's runtime are needed.
 
-An artifact of some targets is code (`CODE`). Nothing of it runs unless somebody says that whoever
+An artifact of some targets is code (`narrows.backends.sessions.Runtime`). Nothing of it runs unless somebody says that whoever
 made it is trusted; what this process made is.
 """
 
 from __future__ import annotations
 
-import importlib
 import os
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from narrows.backends.report import describe
+from narrows.backends.sessions import Session, runtime_of
 from narrows.backends.store import (
     hold,
     identity,
@@ -38,31 +38,8 @@ T = TypeVar("T")
 
 BATCH = "b"  # how a manifest writes the free axis
 
-# Target -> "module:function" that opens a folder; see `Session`.
-SESSIONS: dict[str, str] = {
-    "c": "narrows.backends.c.session:open_session",
-    "onnx": "narrows.backends.onnx.session:open_session",
-    "torch": "narrows.backends.torch.session:open_session",
-    "tvm": "narrows.backends.tvm.session:open_session",
-}
-
-# Target -> why its artifacts are code. Those of the others are data to their runtime.
-CODE: dict[str, str] = {
-    "c": "its C files are compiled here and run",
-    "torch": "torch unpickles parts of a .pt2 file and evaluates expressions in it",
-    "tvm": "its library is loaded into the process",
-}
-
 # What this process made, by identity, which covers every byte of it.
 _OWN: set[str] = set()
-
-
-class Session(Protocol):
-    """A loaded model of some target."""
-
-    def run(self, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """Return the output arrays for input arrays by name."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -233,20 +210,20 @@ class Artifact:
         key = threads, optimize
         with self._opening:
             if key not in self._sessions:
-                opener = _opener(self.target)
-                self._refuse_untrusted()
+                runtime = runtime_of(self.target)
+                self._refuse_untrusted(runtime.code)
                 with with_room():
                     self._sessions[key] = self._read(
-                        lambda folder: opener(folder, self.manifest, threads, optimize)
+                        lambda folder: runtime.open(folder, self.manifest, threads, optimize)
                     )
             return self._sessions[key]
 
-    def _refuse_untrusted(self) -> None:
+    def _refuse_untrusted(self, code: str) -> None:
         """Raise `ArtifactError` if it is code, and nobody said that its maker is trusted."""
-        if self.target in CODE and not self.trusted:
+        if code and not self.trusted:
             raise ArtifactError(
                 f"the artifact at {self.folder} is code, and is not trusted",
-                why=f"{CODE[self.target]}, with all that you may do",
+                why=f"{code}, with all that you may do",
                 hint="narrows.load(path, trust=True), or --trust, if you trust who made it",
             )
 
@@ -359,7 +336,7 @@ def load(path: str | os.PathLike[str], *, trust: bool = False) -> Artifact:
 
     Args:
         path: The folder.
-        trust: Whether it may run if it is code (see `CODE`). What this process made may anyway.
+        trust: Whether it may run if it is code. What this process made may anyway.
 
     Raises:
         ArtifactError: There is no artifact, or a file is missing or not the one that was saved.
@@ -377,16 +354,6 @@ def _read_verified(folder: Path) -> tuple[dict[str, Any], tuple[Any, ...]]:
     stamps = stamps_of(folder, manifest)
     verify_files(folder, manifest)
     return manifest, stamps
-
-
-def _opener(target: str) -> Any:
-    if target not in SESSIONS:
-        raise ArtifactError(
-            f"cannot run an artifact of the target {target!r}",
-            why=f"this narrows runs: {', '.join(SESSIONS)}",
-        )
-    module, _, function = SESSIONS[target].partition(":")
-    return getattr(importlib.import_module(module), function)
 
 
 def _result(value: Any, number: bool) -> Any:

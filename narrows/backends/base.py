@@ -1,13 +1,17 @@
 """`Target`: something a program can be lowered to, found by its name.
 
 A target is a frozen dataclass; its fields are its options. `TARGETS` says where each one lives. It
-is imported on use, so that a machine without a target's packages still has the others.
+is imported on use, so that a machine without a target's packages still has the others. A package
+adds its own through an entry point, and says in a second one how its artifacts run
+(`narrows.backends.sessions`)::
+
+    [project.entry-points."narrows.targets"]
+    json = "mypackage.target:JsonTarget"
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,19 +20,24 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from narrows.errors import LowerError, UsageError, suggest, unknown_option
 from narrows.files.folders import with_room
 from narrows.ir.tracing import alone
+from narrows.registry import Registry
 
 if TYPE_CHECKING:
     from narrows.backends.artifact import Artifact
     from narrows.ir.cost import CostTable
     from narrows.ir.program import Program
 
-# Name -> "module:class".
-TARGETS: dict[str, str] = {
-    "c": "narrows.backends.c:CTarget",
-    "onnx": "narrows.backends.onnx:OnnxTarget",
-    "torch": "narrows.backends.torch:TorchTarget",
-    "tvm": "narrows.backends.tvm:TvmTarget",
-}
+TARGETS = Registry(
+    "target",
+    "narrows.targets",
+    {
+        "c": "narrows.backends.c:CTarget",
+        "onnx": "narrows.backends.onnx:OnnxTarget",
+        "torch": "narrows.backends.torch:TorchTarget",
+        "tvm": "narrows.backends.tvm:TvmTarget",
+    },
+    LowerError,
+)
 
 KINDS = "kinds"  # the key, in the metadata of a target's field, of the types that it takes
 
@@ -133,19 +142,19 @@ class Target(ABC):
 
 def target_names() -> list[str]:
     """Return the names of all targets."""
-    return sorted(TARGETS)
+    return sorted(TARGETS.providers())
 
 
 def target_type(name: str) -> type[Target]:
     """Return the class of a target; `UsageError` with a suggestion if there is none."""
-    if name not in TARGETS:
+    known = target_names()
+    if name not in known:
         raise UsageError(
             f"there is no target {name!r}",
-            why=f"the targets are: {', '.join(target_names())}",
-            hint=suggest(name, TARGETS),
+            why=f"the targets are: {', '.join(known)}",
+            hint=suggest(name, known),
         )
-    module, _, attribute = TARGETS[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    return TARGETS.load_class(name)
 
 
 def make_target(target: str | Target = "onnx", **options: Any) -> Target:

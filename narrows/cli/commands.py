@@ -236,11 +236,12 @@ def check(arguments: argparse.Namespace) -> int:
 
     One that is code is not run, nor compiled, unless it is trusted.
     """
-    from narrows.backends.artifact import CODE, load
+    from narrows.backends.artifact import load
+    from narrows.backends.sessions import runtime_of
 
     artifact = load(arguments.artifact, trust=arguments.trust)
-    if artifact.target in CODE and not artifact.trusted:
-        why = CODE[artifact.target]
+    why = "" if artifact.trusted else runtime_of(artifact.target).code
+    if why:
         findings = [f"its files are whole; it was not run, as it is code ({why}): --trust runs it"]
     else:
         findings = [f for batch in (1, 3) for f in _trial(artifact, batch)]

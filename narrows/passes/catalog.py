@@ -8,16 +8,13 @@ A package adds its own passes through the entry point group ``narrows.passes``::
 
 from __future__ import annotations
 
-import importlib
-from importlib import metadata
 from typing import TYPE_CHECKING
 
 from narrows.errors import PassError, UsageError, suggest
+from narrows.registry import Registry
 
 if TYPE_CHECKING:
     from narrows.passes.base import Pass
-
-GROUP = "narrows.passes"
 
 BUILTIN: dict[str, str] = {
     "prune-channels": "narrows.passes.prune_channels:PruneChannels",
@@ -37,23 +34,12 @@ BUILTIN: dict[str, str] = {
 }
 
 
-def providers() -> dict[str, str]:
-    """Return ``name -> "module:Class"`` of every known pass.
+PASSES = Registry("pass", "narrows.passes", BUILTIN, PassError)
 
-    Two providers of one name are a `PassError` that names both: which of them runs must not hang on
-    the order of installation.
-    """
-    found = dict(BUILTIN)
-    for entry in metadata.entry_points(group=GROUP):
-        other = found.get(entry.name)
-        if other is not None and other != entry.value:
-            raise PassError(
-                f"two packages provide the pass {entry.name!r}",
-                why=f"{other} and {entry.value} both claim the name",
-                hint="uninstall one of them",
-            )
-        found[entry.name] = entry.value
-    return found
+
+def providers() -> dict[str, str]:
+    """Return ``name -> "module:Class"`` of every known pass; see `Registry.providers`."""
+    return PASSES.providers()
 
 
 def lookup(name: str) -> type[Pass]:
@@ -64,13 +50,4 @@ def lookup(name: str) -> type[Pass]:
         raise UsageError(
             f"there is no pass {name!r}", why=f"known are {listed}", hint=suggest(name, known)
         )
-    module, _, attribute = known[name].partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as cause:
-        raise PassError(f"cannot import the pass {name!r} from {known[name]}: {cause}") from cause
-    if getattr(found, "name", None) != name:
-        raise PassError(
-            f"the pass {name!r} of {known[name]} calls itself {getattr(found, 'name', None)!r}"
-        )
-    return found
+    return PASSES.load_class(name)

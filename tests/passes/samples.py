@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import pytest
@@ -80,7 +80,9 @@ class Lossy(Scale):
 def register(monkeypatch: pytest.MonkeyPatch) -> None:
     """Put these passes into the catalog, as another package would."""
     own = {c.name: f"{__name__}:{c.__name__}" for c in (Options, Needs, Scale, Lossy)}
-    monkeypatch.setattr(catalog, "BUILTIN", {**catalog.BUILTIN, **own})
+    monkeypatch.setattr(
+        catalog, "PASSES", replace(catalog.PASSES, builtin={**catalog.BUILTIN, **own})
+    )
 
 
 def network() -> Program:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from narrows import registry
 from narrows.errors import PassError, UsageError
 from narrows.passes import catalog
 from narrows.passes.base import Pass
@@ -148,11 +150,11 @@ class Entry:
 
 
 def with_entries(monkeypatch: pytest.MonkeyPatch, *entries: Entry) -> None:
-    monkeypatch.setattr(catalog.metadata, "entry_points", lambda group: list(entries))
+    monkeypatch.setattr(registry.metadata, "entry_points", lambda group: list(entries))
 
 
 def test_a_pass_from_outside_is_found(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(catalog, "BUILTIN", {})
+    monkeypatch.setattr(catalog, "PASSES", replace(catalog.PASSES, builtin={}))
     with_entries(monkeypatch, Entry("options", "tests.passes.samples:Options"))
     assert catalog.lookup("options") is Options
 

@@ -18,6 +18,7 @@ import numpy as np
 from narrows.backends.c.compiler import FAST, PLAIN, build, compiles
 from narrows.backends.c.runner import MODEL, RUNNER, Operand, runner
 from narrows.backends.c.types import CODES
+from narrows.backends.sessions import Runtime
 from narrows.errors import ArtifactError
 from narrows.files.folders import drop, scratch
 
@@ -143,3 +144,6 @@ def open_session(
     Without ``optimize`` it is compiled for a machine without vectors.
     """
     return CSession(folder, manifest, optimize)
+
+
+RUNTIME = Runtime(open_session, code="its C files are compiled here and run")

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from narrows.backends.sessions import Runtime
 from narrows.errors import ArtifactError
 
 MODEL = "model.onnx"
@@ -102,6 +103,9 @@ def open_session(
                 why=f"its manifest says {', '.join(wanted)}",
             )
     return session
+
+
+RUNTIME = Runtime(open_session, code="")
 
 
 def open_mapped(folder: Path, optimize: bool = True) -> OnnxSession:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from narrows.backends.sessions import Runtime
 from narrows.errors import ArtifactError
 
 MODEL = "model.pt2"
@@ -74,6 +75,11 @@ def open_session(
 ) -> TorchSession:
     """Return the session of an artifact's folder; it is optimized already, or not, as it is."""
     return TorchSession(folder / MODEL, manifest, threads)
+
+
+RUNTIME = Runtime(
+    open_session, code="torch unpickles parts of a .pt2 file and evaluates expressions in it"
+)
 
 
 def _spec(text: str) -> Any:

@@ -11,6 +11,7 @@ import numpy as np
 
 from narrows.backends.tvm.link import LIBRARY
 from narrows.backends.tvm.versions import INSTALL, problem
+from narrows.backends.sessions import Runtime
 from narrows.errors import ArtifactError
 
 # TVM reads and writes tensors with instructions that want this alignment, in bytes.
@@ -101,6 +102,9 @@ def open_session(
             hint="copy the library there, and load it with TVM's runtime",
         )
     return TvmSession(path, manifest, threads)
+
+
+RUNTIME = Runtime(open_session, code="its library is loaded into the process")
 
 
 def _line(error: Exception) -> str:

@@ -1,0 +1,74 @@
+"""`Registry`: things of one kind by name, those of narrows and those that other packages add.
+
+A package adds its own through an entry point in the registry's group::
+
+    [project.entry-points."narrows.passes"]
+    merge-heads = "mypackage.merge_heads:MergeHeads"
+
+Each is named as ``"module:attribute"`` and imported when it is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+from narrows.errors import NarrowsError
+
+
+@dataclass(frozen=True)
+class Registry:
+    """Things of one kind by name.
+
+    Attributes:
+        kind: What they are, in errors: ``pass``.
+        group: The group of entry points that adds to them.
+        builtin: Name -> ``"module:attribute"`` of those that narrows has itself.
+        error: What is raised where an entry point is wrong.
+    """
+
+    kind: str
+    group: str
+    builtin: Mapping[str, str]
+    error: type[NarrowsError]
+
+    def providers(self) -> dict[str, str]:
+        """Return ``name -> "module:attribute"`` of everything that is known.
+
+        Two providers of one name are an error that names both: which of them is used must not
+        depend on the order of installation.
+        """
+        found = dict(self.builtin)
+        for entry in metadata.entry_points(group=self.group):
+            other = found.get(entry.name)
+            if other is not None and other != entry.value:
+                raise self.error(
+                    f"two packages provide the {self.kind} {entry.name!r}",
+                    why=f"{other} and {entry.value} both claim the name",
+                    hint="uninstall one of them",
+                )
+            found[entry.name] = entry.value
+        return found
+
+    def load(self, name: str) -> Any:
+        """Return what a known name stands for, imported."""
+        provider = self.providers()[name]
+        module, _, attribute = provider.partition(":")
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as cause:
+            raise self.error(
+                f"cannot import the {self.kind} {name!r} from {provider}: {cause}"
+            ) from cause
+
+    def load_class(self, name: str) -> Any:
+        """Return the class that a known name stands for; its own ``name`` has to be the same."""
+        found = self.load(name)
+        called = getattr(found, "name", None)
+        if called != name:
+            provider = self.providers()[name]
+            raise self.error(f"the {self.kind} {name!r} of {provider} calls itself {called!r}")
+        return found
