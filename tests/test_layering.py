@@ -1,6 +1,7 @@
 """Imports run one way: errors <- files <- ir <- {frontend, passes, backends} <- api <- demo <- cli.
 
-`narrows.registry`, which passes and targets are found through, stands beside files.
+`narrows.registry`, which passes and targets are found through, and `narrows.options` stand beside
+files.
 
 And whatever is imported from outside is among the requirements that pyproject.toml states.
 """
@@ -26,12 +27,13 @@ ALLOWED: dict[str, set[str]] = {
     "version": set(),
     "errors": set(),
     "registry": {"errors"},
+    "options": {"errors"},
     "files": {"errors"},
     "ir": {"errors", "files"},
-    **{sibling: {"version", "errors", "registry", "files", "ir"} for sibling in SIBLINGS},
-    "api": {"errors", "files", "ir", *SIBLINGS},
+    **{sibling: {"version", "errors", "registry", "options", "files", "ir"} for sibling in SIBLINGS},
+    "api": {"errors", "options", "files", "ir", *SIBLINGS},
     "demo": {"errors", "files", "ir", *SIBLINGS, "api"},
-    "cli": {"version", "errors", "files", "ir", *SIBLINGS, "api", "demo", "__init__"},
+    "cli": {"version", "errors", "options", "files", "ir", *SIBLINGS, "api", "demo", "__init__"},
     "__main__": {"cli"},
     # The public names, imported on use.
     "__init__": {"version", "errors", "ir", *SIBLINGS, "api"},

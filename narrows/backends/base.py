@@ -1,6 +1,7 @@
 """`Target`: something a program can be lowered to, found by its name.
 
-A target is a frozen dataclass; its fields are its options. `TARGETS` says where each one lives. It
+A target is a frozen dataclass; its fields are its options, and those made by
+`narrows.options.option` have flags of ``narrows compile``. `TARGETS` says where each one lives. It
 is imported on use, so that a machine without a target's packages still has the others. A package
 adds its own through an entry point, and says in a second one how its artifacts run
 (`narrows.backends.sessions`)::
@@ -104,10 +105,15 @@ class Target(ABC):
     Attributes:
         name: The spelling on the command line.
         summary: One line for a person who chooses among the targets.
+        measuring: The module that measures what operators cost on it, if there is one: it has
+            ``TABLES``, a `narrows.backends.tables.Tables`, and a function ``calibrate``; and
+            ``measure_works`` if it can measure the operators of a model
+            (`narrows.backends.onnx.costs`).
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
+    measuring: ClassVar[str] = ""
 
     @classmethod
     @abstractmethod
@@ -169,6 +175,8 @@ def make_target(target: str | Target = "onnx", **options: Any) -> Target:
         UsageError: The target or an option is unknown, or an option has the wrong type.
     """
     if isinstance(target, Target):
+        if not options:
+            return target
         _check_options(type(target), options)
         return dataclasses.replace(target, **options)
     if not isinstance(target, str):

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from narrows.backends import target_type
 from narrows.cli.commands import print_json, teller
 from narrows.errors import UsageError
 
@@ -16,7 +17,7 @@ from narrows.errors import UsageError
 def calibrate(arguments: argparse.Namespace) -> int:
     """Measure the runtime, and a model's own operators if one is named; keep the table."""
     say = teller(arguments, Path(arguments.output) if arguments.output else None)
-    costs: Any = importlib.import_module(f"narrows.backends.{arguments.runtime}.costs")
+    costs: Any = importlib.import_module(target_type(arguments.runtime).measuring)
     tables = costs.TABLES
     if arguments.artifact is not None:
         raise UsageError("--calibrate times no artifact", hint="run it on its own")
@@ -24,7 +25,7 @@ def calibrate(arguments: argparse.Namespace) -> int:
         raise UsageError(
             f"there is no {tables.runtime} to measure", hint=f"pip install {tables.runtime}"
         )
-    if arguments.calibrate and arguments.runtime != "onnx":
+    if arguments.calibrate and not hasattr(costs, "measure_works"):
         raise UsageError(
             f"a model's own operators are measured in onnxruntime, not in {tables.runtime}",
             hint=f"--calibrate --runtime {arguments.runtime} measures the usual sizes",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from narrows.cli import grids
+from narrows.cli.emitted import parse_target
 from narrows.cli.model import capture_model
 from narrows.errors import ArtifactError, UsageError
 from narrows.files.writing import STDOUT
@@ -30,14 +31,13 @@ def compile_(arguments: argparse.Namespace) -> int:
 def _compile(arguments: argparse.Namespace, stack: contextlib.ExitStack) -> int:
     from narrows import api
     from narrows.api.lowering import lower_freeing
-    from narrows.backends import make_target
     from narrows.cli import dumps
     from narrows.passes.instruments import Progress
     from narrows.passes.pipeline import format_table
 
     output = Path(arguments.output)
     refuse_output(output)
-    target, options = parse_target(arguments.target, tune=arguments.tune, search=arguments.search)
+    target = parse_target(arguments.target, arguments)
     settings = grids.settings_of(arguments)
     asked = [*settings, *([] if arguments.report is None else ["report"])]
     if asked and arguments.quantize is None:
@@ -56,14 +56,13 @@ def _compile(arguments: argparse.Namespace, stack: contextlib.ExitStack) -> int:
             hint=f"leave out --plan, or {', '.join(choosing)}",
         )
     program = capture_model(arguments)
-    emitted = make_target(target, **options)
     images = None if arguments.quantize is None else Path(arguments.quantize)
     data = None if images is None else grids.batches(images, program)
-    chosen = api.plan_for(program, choosing, emitted) if choosing else arguments.plan
+    chosen = api.plan_for(program, choosing, target) if choosing else arguments.plan
     watches: list[Any] = [Progress()]
     dumper = dumps.make_dumper(output, arguments.dump, stack)
     watches += [] if dumper is None else [dumper]
-    how = {"target": emitted, "batch": arguments.batch, "pipeline": arguments.pipeline}
+    how = {"target": target, "batch": arguments.batch, "pipeline": arguments.pipeline}
     result = api.rewrite(program, chosen, **how, double=arguments.double, instruments=watches)
     made, reports = [result.program], (result.initial, *result.reports)
     del result  # `made` holds the program now, until it is lowered
@@ -73,10 +72,10 @@ def _compile(arguments: argparse.Namespace, stack: contextlib.ExitStack) -> int:
         quantized = api.quantize(made[0], data, instruments=watches, **settings)
         found = grids.findings(made.pop(), quantized)
         reports = (*reports, *quantized.passes)
-        artifact = api.lower(quantized.program, target, plan=chosen, **options)
+        artifact = api.lower(quantized.program, target, plan=chosen)
     else:
         again = functools.partial(api.rewrite, program, chosen, **how, check=False)
-        artifact = lower_freeing(made, lambda: again().program, target, plan=chosen, **options)
+        artifact = lower_freeing(made, lambda: again().program, target, plan=chosen)
     dump = dumps.save(artifact, output, dumper, arguments.dump)
     if quantized is not None and images is not None and told is not None:
         found |= grids.report(quantized, grids.batches(images, program), told, artifact)
@@ -111,24 +110,6 @@ def report_folder(output: Path, asked: str | None) -> Path | None:
     return folder
 
 
-def parse_target(text: str, **given: Any) -> tuple[str, dict[str, Any]]:
-    """Return name and options of ``onnx{opset=21}``, which is written like a pass.
-
-    Args:
-        text: The target.
-        **given: Options that the command line has by themselves; ``None`` where it has not.
-    """
-    from narrows.backends import make_target
-    from narrows.passes.spelling import parse_options, read_word
-
-    name, options = parse_options(text)
-    for key, value in given.items():
-        if value is not None:
-            options[key] = read_word(value) if isinstance(value, str) else value
-    make_target(name, **options)  # what is wrong with them shows before any work is done
-    return name, options
-
-
 def refuse_output(output: Path) -> None:
     """Raise before any work is done if the artifact could not be saved at the end."""
     from narrows.backends.store import refuse_foreign
@@ -153,15 +134,13 @@ def refuse_missing_folder(path: Path) -> None:
 def plan(arguments: argparse.Namespace) -> int:
     """Choose channels and save the plan."""
     from narrows import api
-    from narrows.backends import make_target
 
     output = Path(arguments.output)
     refuse_missing_folder(output)
     say = teller(arguments, output)
     choosing = choice(arguments)
     if arguments.target is not None:
-        name, options = parse_target(arguments.target)
-        choosing["target"] = make_target(name, **options)
+        choosing["target"] = parse_target(arguments.target)
     program = capture_model(arguments)
     chosen = api.plan(program, **choosing)
     chosen.save(output)

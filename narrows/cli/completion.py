@@ -23,6 +23,8 @@ def completion(arguments: argparse.Namespace) -> int:
 def read_commands(parser: argparse.ArgumentParser) -> dict[str, dict[str, Any]]:
     """Return per command its summary and its options, each with help and choices."""
     subparsers = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    for command in subparsers.choices.values():
+        command.complete()
     summaries = {a.dest: a.help or "" for a in subparsers._choices_actions}
     return {
         name: {

@@ -18,7 +18,28 @@ EPILOG = "exit codes: 0 done, 1 a finding or a failure, 2 wrong usage"
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that says which word was meant in place of one that it does not know."""
+    """A parser that says which word was meant in place of one that it does not know.
+
+    What is slow to find out, such as the flags that targets have, is added when the parser is used.
+    """
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        self._later: list[Callable[[], None]] = []
+
+    def later(self, add: Callable[[], None]) -> None:
+        """Have a function called, which adds arguments, when the parser is used."""
+        self._later.append(add)
+
+    def complete(self) -> None:
+        """Add what was put off."""
+        while self._later:
+            self._later.pop(0)()
+
+    def format_help(self) -> str:
+        """Return the help of all arguments."""
+        self.complete()
+        return super().format_help()
 
     def error(self, message: str) -> NoReturn:
         """Print the usage and the message, and exit."""
@@ -28,6 +49,16 @@ class Parser(argparse.ArgumentParser):
             hint = suggest(found["word"], known)
             message = f"{message}; {hint}" if hint else message
         super().error(message)
+
+
+class Commands(argparse._SubParsersAction):
+    """The commands; the one that is called gets all of its arguments first."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        """Parse the words of one command."""
+        if values[0] in self.choices:
+            self.choices[values[0]].complete()
+        super().__call__(parser, namespace, values, option_string)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -40,7 +71,9 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
     )
     parser.add_argument("--version", action="version", version=f"narrows {VERSION}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(
+        action=Commands, title="commands", metavar="COMMAND", required=True
+    )
     for add in (
         _compile, _quantize, _demo, _plan, _passes, _ops, _couplings, _why, _show, _diff, _check,
         _bench, _targets, _completion,
@@ -68,7 +101,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     return arguments
 
 
-def _command(commands: Any, name: str, run: str, summary: str) -> argparse.ArgumentParser:
+def _command(commands: Any, name: str, run: str, summary: str) -> Parser:
     """Add a command; ``run`` names its function as ``module:function`` of this package."""
     command = commands.add_parser(name, help=summary, description=summary, epilog=EPILOG)
     command.add_argument("--json", action="store_true", help="print JSON")
@@ -140,20 +173,7 @@ def _compile(commands: Any) -> None:
         "--target",
         default="onnx",
         metavar="TARGET",
-        help="what to emit: onnx, onnx{opset=21}, tvm, tvm:aarch64, torch; see narrows targets",
-    )
-    tuning = command.add_mutually_exclusive_group()
-    tuning.add_argument(
-        "--tune", metavar="TIME", help="time kernels for so long at most: 120, 600s, 10m (tvm)"
-    )
-    tuning.add_argument(
-        "--no-tune", action="store_const", const=0, dest="tune", help="time no kernels (tvm)"
-    )
-    command.add_argument(
-        "--search",
-        choices=("rules", "metaschedule"),
-        help="where kernels' candidates come from; metaschedule: from TVM's own search as well, "
-        "which wants --tune 10m or more (tvm)",
+        help="what to emit: onnx, onnx{opset=21}, tvm:aarch64 or another; see narrows targets",
     )
     command.add_argument(
         "-o", "--output", required=True, metavar="DIR", help="the artifact's folder"
@@ -177,6 +197,7 @@ def _compile(commands: Any) -> None:
     command.add_argument(
         "--double", action="store_true", help="check every pass in float64 as well"
     )
+    command.later(lambda: _target_flags(command))
 
 
 def _quantize(commands: Any) -> None:
@@ -395,7 +416,8 @@ def _trust(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--trust",
         action="store_true",
-        help="run artifacts that are code (c, torch, tvm); they can do whatever you can",
+        help="run artifacts that are code, as those of c, torch and tvm are; they can do whatever "
+        "you can",
     )
 
 
@@ -425,14 +447,28 @@ def _bench(commands: Any) -> None:
         metavar="MODULE:FACTORY",
         help="measure operators on this machine, and exactly those of a model if one is named",
     )
-    measuring.add_argument(
-        "--runtime", choices=("onnx", "torch"), default="onnx", help="what to measure (onnx)"
-    )
     measuring.add_argument("--quick", action="store_true", help="measure few sizes, in seconds")
     measuring.add_argument(
         "-o", "--output", metavar="FILE", help="where the table goes (the user's cache)"
     )
     _source(measuring)
+    command.later(lambda: _runtime(measuring))
+
+
+def _target_flags(command: Parser) -> None:
+    """Add the flags that targets have for their options."""
+    from narrows.cli.emitted import add_target_flags
+
+    add_target_flags(command)
+
+
+def _runtime(group: Any) -> None:
+    """Add which target's costs are measured."""
+    from narrows.cli.emitted import measured
+
+    group.add_argument(
+        "--runtime", choices=measured(), default="onnx", help="what to measure (onnx)"
+    )
 
 
 def _targets(commands: Any) -> None:

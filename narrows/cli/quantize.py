@@ -7,13 +7,13 @@ from pathlib import Path
 
 from narrows.cli import grids
 from narrows.cli.commands import (
-    parse_target,
     print_json,
     refuse_missing_folder,
     refuse_output,
     report_folder,
     teller,
 )
+from narrows.cli.emitted import parse_target
 from narrows.cli.model import capture_model
 from narrows.errors import UsageError
 
@@ -24,7 +24,7 @@ def quantize(arguments: argparse.Namespace) -> int:
 
     output = Path(arguments.output)
     refuse_output(output)
-    target, options = parse_target(arguments.target)
+    target = parse_target(arguments.target)
     told = report_folder(output, arguments.report)
     _refuse_sources(arguments)
     plan = None if arguments.save_plan is None else Path(arguments.save_plan)
@@ -38,7 +38,7 @@ def quantize(arguments: argparse.Namespace) -> int:
     images = None if arguments.data is None else Path(arguments.data)
     data = None if images is None else grids.batches(images, program)
     quantized = api.quantize(program, data, plan=arguments.plan, **settings)
-    artifact = api.lower(quantized.program, target, **options)
+    artifact = api.lower(quantized.program, target)
     artifact.save(output)
     if plan is not None:
         quantized.plan.save(plan)

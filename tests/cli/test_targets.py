@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from narrows.backends.tvm import devices, target, versions
-from narrows.cli.commands import parse_target
+from narrows.backends.tvm import TvmTarget, devices, target, versions
+from narrows.cli.emitted import parse_target
+from narrows.cli.parser import parse
 from narrows.errors import UsageError
 
 
@@ -69,8 +70,14 @@ def test_a_gpu_is_asked_of_its_driver(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_target_may_name_its_device_and_tuning():
-    assert parse_target("tvm", tune="600s", search=None) == ("tvm", {"tune": "600s"})
-    assert parse_target("tvm", tune="600") == ("tvm", {"tune": 600})
-    assert parse_target("tvm:aarch64{batch=4}", tune=0) == ("tvm:aarch64", {"batch": 4, "tune": 0})
+    def emitted(*words: str) -> Any:
+        arguments = parse(["compile", "x:y", "-o", "out", *words])
+        return parse_target(arguments.target, arguments)
+
+    assert emitted("-t", "tvm") == TvmTarget()
+    assert emitted("-t", "tvm", "--tune", "600s") == TvmTarget(tune="600s")
+    assert emitted("-t", "tvm", "--tune", "600") == TvmTarget(tune=600)
+    made = emitted("-t", "tvm:aarch64{batch=4}", "--no-tune")
+    assert made == TvmTarget(device="aarch64", batch=4, tune=0)
     with pytest.raises(UsageError, match="onnx has no option 'tune'"):
-        parse_target("onnx", tune=0)
+        emitted("--no-tune")

@@ -60,6 +60,7 @@ class OnnxTarget(Target):
 
     name: ClassVar[str] = "onnx"
     summary: ClassVar[str] = "one ONNX file, checked in ONNX Runtime"
+    measuring: ClassVar[str] = "narrows.backends.onnx.costs"
 
     opset: int = 20
     simplify: bool = True

@@ -49,6 +49,7 @@ class TorchTarget(Target):
 
     name: ClassVar[str] = "torch"
     summary: ClassVar[str] = "a .pt2 file: an exported program, or compiled by AOTInductor"
+    measuring: ClassVar[str] = "narrows.backends.torch.costs"
 
     form: str = "export"
     check: bool = True

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,6 +20,7 @@ from narrows.backends.tvm.versions import WANTED, problem
 from narrows.errors import LowerError, UsageError, suggest
 from narrows.files.folders import scratch
 from narrows.ir.budget import seconds_of
+from narrows.options import option, whole_or_text
 
 if TYPE_CHECKING:
     from narrows.backends.tvm.describe import Description
@@ -39,8 +40,8 @@ class TvmTarget(Target):
         batch: The batch size where the program leaves it free.
         tune: Seconds that timing candidates on this CPU may take, or a time: ``"600s"``,
             ``"10m"``; 0 takes a fixed choice.
-        search: Where candidates come from: our own ``rules``, or ``metaschedule``, which spends
-            the rest of the time on MetaSchedule's, too.
+        search: Where kernels' candidates come from: our own ``rules``, or ``metaschedule``, which
+            spends the rest of the time on TVM's own search, too, and wants a tune of 10m or more.
         importer: ``narrows``, or ``tvm`` for the importer that TVM brings along, which knows
             other operators but makes slow code.
         check: Whether the library is held to the program, where it can run here.
@@ -53,8 +54,10 @@ class TvmTarget(Target):
     device: str = "llvm"
     mcpu: str = ""
     batch: int = 1
-    tune: int | str = field(default=120, metadata={KINDS: (int, str)})
-    search: str = "rules"
+    tune: int | str = option(
+        120, meta={KINDS: (int, str)}, metavar="TIME", read=whole_or_text, off=0
+    )
+    search: str = option("rules", choices=SEARCHES)
     importer: str = "narrows"
     check: bool = True
     samples: int = 2

@@ -1,0 +1,77 @@
+"""Flags made of options: a dataclass's fields on the command line (`narrows.options`)."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Collection
+from typing import Any
+
+from narrows.options import UNSET, Flag, first_sentence, flags_of, texts_of
+
+
+def add_flags(group: Any, cls: Any, *, mark: str = "", known: Collection[str] = ()) -> None:
+    """Add the flags of a dataclass's options to a parser or a group of one.
+
+    What is not given is ``None``: then the default of the field counts.
+
+    Args:
+        group: The parser or the group.
+        cls: The dataclass.
+        mark: What the help has to add to every flag.
+        known: Flags that are there already, and stay what they are.
+    """
+    texts = texts_of(cls)
+    for field in dataclasses.fields(cls):
+        flag = flags_of(cls).get(field.name)
+        if flag is None or flag.name in known:
+            continue
+        help_ = _help(texts.get(field.name, ""), field.default, mark)
+        if isinstance(field.default, bool):
+            action = argparse.BooleanOptionalAction
+            group.add_argument(f"--{flag.name}", action=action, help=help_)
+            continue
+        how = {"metavar": flag.metavar} if flag.metavar and not flag.choices else {}
+        either = group if flag.off is UNSET else group.add_mutually_exclusive_group()
+        either.add_argument(
+            f"--{flag.name}",
+            choices=flag.choices or None,
+            action="append" if flag.many else "store",
+            help=help_ + ("; repeatable" if flag.many else ""),
+            **how,
+        )
+        if flag.off is not UNSET:
+            either.add_argument(
+                f"--no-{flag.name}",
+                action="store_const",
+                const=flag.off,
+                dest=dest(flag),
+                help=f"the same as --{flag.name} {flag.off}",
+            )
+
+
+def _help(text: str, default: Any, mark: str) -> str:
+    """Return the help of a flag; argparse wants a percent sign doubled."""
+    told = default
+    if isinstance(default, bool):
+        told = "yes" if default else "no"
+    elif default is None or default == () or default is dataclasses.MISSING:
+        told = ""
+    brackets = "; ".join(str(part) for part in (told, mark) if part != "")
+    return (first_sentence(text) + (f" ({brackets})" if brackets else "")).replace("%", "%%")
+
+
+def given(arguments: argparse.Namespace, cls: Any) -> dict[str, Any]:
+    """Return the options of a dataclass that the command line gives, by the names of the fields."""
+    found = {}
+    for name, flag in flags_of(cls).items():
+        value = getattr(arguments, dest(flag), None)
+        if value is not None:
+            text = isinstance(value, str | list)
+            found[name] = flag.read(value, f"--{flag.name}") if text else value
+    return found
+
+
+def dest(flag: Flag) -> str:
+    """Return where argparse keeps what a flag was given."""
+    return flag.name.replace("-", "_")
