@@ -30,7 +30,9 @@ ALLOWED: dict[str, set[str]] = {
     "options": {"errors"},
     "files": {"errors"},
     "ir": {"errors", "files"},
-    **{sibling: {"version", "errors", "registry", "options", "files", "ir"} for sibling in SIBLINGS},
+    **{
+        sibling: {"version", "errors", "registry", "options", "files", "ir"} for sibling in SIBLINGS
+    },
     "api": {"errors", "options", "files", "ir", *SIBLINGS},
     "demo": {"errors", "files", "ir", *SIBLINGS, "api"},
     "cli": {"version", "errors", "options", "files", "ir", *SIBLINGS, "api", "demo", "__init__"},

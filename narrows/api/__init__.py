@@ -143,7 +143,7 @@ def apply(
     program: Program,
     plan: PlanLike = None,
     *,
-    target: str | None = None,
+    target: str | Target | None = None,
     batch: int | None = None,
     pipeline: Pipeline | str | None = None,
     check: bool = True,
@@ -371,13 +371,13 @@ make_integers = quantize  # below, `quantize` is an argument
 
 
 def lower(
-    program: Program, target: str = "onnx", *, plan: PlanLike = None, **options: Any
+    program: Program, target: str | Target = "onnx", *, plan: PlanLike = None, **options: Any
 ) -> Artifact:
     """Return the program as an artifact of a target, checked against the program where it runs.
 
     Args:
         program: The program; batch norms that still stand are folded on the way.
-        target: The target's name.
+        target: The target or its name.
         plan: The plan that made the program, or its path, to be kept with the artifact.
         **options: The target's options.
 
@@ -395,7 +395,7 @@ def compile(
     model: Any,
     inputs: Any,
     plan: PlanLike = None,
-    target: str = "onnx",
+    target: str | Target = "onnx",
     *,
     batch: int | None = None,
     pipeline: Pipeline | str | None = None,
@@ -462,12 +462,10 @@ def compile(
     if integers is not None:
         integers = {"check": check, **integers}
         integers["instruments"] = [*watches, *integers.get("instruments", ())]
-        artifact = lower(
-            make_integers(made.pop(), **integers).program, target, plan=plan, **options
-        )
+        artifact = lower(make_integers(made.pop(), **integers).program, emitted, plan=plan)
     else:
         again = functools.partial(rewrite, program, plan, **how, check=False)
-        artifact = lower_freeing(made, lambda: again().program, target, plan=plan, **options)
+        artifact = lower_freeing(made, lambda: again().program, emitted, plan=plan)
     if dumper is not None:
         dumper.dump.seal(artifact.identity)
     return artifact

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from narrows.backends.artifact import Artifact
-    from narrows.backends.base import Pair, Written
+    from narrows.backends.base import Pair, Target, Written
     from narrows.ir.program import Program
 
 LARGE = 1 << 24  # bytes of weights from which it is worth a few milliseconds to return memory
@@ -22,10 +22,9 @@ LARGE = 1 << 24  # bytes of weights from which it is worth a few milliseconds to
 def lower_freeing(
     made: list[Program],
     again: Callable[[], Program],
-    target: str,
+    target: Target,
     *,
     plan: Any = None,
-    **options: Any,
 ) -> Artifact:
     """Return what `narrows.lower` does, without the program in memory while the artifact is
     checked.
@@ -35,11 +34,11 @@ def lower_freeing(
     Args:
         made: Holds the program, and nothing afterwards; so the caller has to let go of it, too.
         again: Makes it again.
-        target, plan: As for `narrows.lower`.
-        **options: The target's options.
+        target: The target, with its options.
+        plan: As for `narrows.lower`.
     """
     size = sum(t.nbytes for t in made[0].weights.values())
-    written = write(made.pop(), target, plan, options)
+    written = write(made.pop(), target, plan, {})
     if size >= LARGE:
         give_back()
     return written.settled(lambda: pair_of(again()))
@@ -56,7 +55,7 @@ def give_back() -> None:
             trim(0)
 
 
-def write(program: Program, target: str, plan: Any, options: Mapping[str, Any]) -> Written:
+def write(program: Program, target: str | Target, plan: Any, options: Mapping[str, Any]) -> Written:
     """Return what `narrows.lower` does before the check."""
     from narrows.backends.base import write as run
     from narrows.passes.plans.plan import loaded

@@ -3,8 +3,8 @@
 ``artifact.run(*inputs)`` takes what the model took and returns what it returned, as numpy arrays.
 `load` reads what ``artifact.save`` wrote. Only numpy and the target's runtime are needed.
 
-An artifact of some targets is code (`narrows.backends.sessions.Runtime`). Nothing of it runs unless somebody says that whoever
-made it is trusted; what this process made is.
+An artifact of some targets is code (`narrows.backends.sessions.Runtime`). Nothing of it runs unless
+somebody says that whoever made it is trusted; what this process made is.
 """
 
 from __future__ import annotations

@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from narrows.errors import LowerError, ProgramError
+from narrows.errors import ArtifactError, LowerError, ProgramError
 from narrows.ir.compare import relative_error
 from narrows.ir.meta import Meta
 from narrows.ir.program import Program
+
+if TYPE_CHECKING:
+    from narrows.backends.artifact import Artifact
 
 # The largest difference that is taken for rounding, relative to the largest number of an output.
 # The runtime sums in another order and fuses operators, so it differs by a few units in the last
@@ -173,6 +176,33 @@ def output_error(actual: Any, expected: Any) -> float:
     if expected.numel() and not bool(expected.isfinite().any()):
         return math.nan
     return relative_error(got, expected)
+
+
+def held_to(wanted: Wanted, artifact: Artifact) -> dict[str, Any]:
+    """Return how far an artifact is from its program, as JSON data for the manifest.
+
+    `LowerError` if it does not run, or differs by more than rounding.
+    """
+    errors = []
+    for case in wanted.cases:
+        try:
+            actual = artifact.run_flat(case.inputs)
+        except ArtifactError as error:
+            raise LowerError(
+                "the file does not run", why=error.why or error.what, hint=error.hint
+            ) from error
+        worst = 0.0
+        for name, got, expected in zip(wanted.names, actual, case.outputs, strict=True):
+            error_ = output_error(got, expected)
+            if not error_ <= limit_of(expected):
+                raise LowerError(
+                    f"output {name} of the file differs from the program by {error_:.1e}",
+                    where=name,
+                    why="that is relative to the output's largest number",
+                )
+            worst = max(worst, error_)
+        errors.append(worst)
+    return wanted.report(errors)
 
 
 def draw_inputs(

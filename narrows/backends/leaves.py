@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from narrows.errors import LowerError
-from narrows.ir.meta import Meta
+from narrows.ir.meta import Meta, shape_of
 from narrows.ir.program import Program
 
 
@@ -54,6 +54,33 @@ class Leaves:
         if not computed:
             raise LowerError(f"{program.name} computes nothing: it only returns its inputs")
         return Leaves(inputs, outputs, computed)
+
+    def specs(self, program: Program) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Return name, shape and dtype of the tensors that go in, and of those that come out.
+
+        A size that follows the batch is ``"b"``, or says how: ``"2*b + 0"``.
+        """
+
+        def spec(node: fx.Node) -> dict[str, Any]:
+            meta = Meta(node)
+            if meta.shape is None:
+                whole = isinstance(meta.size, int)
+                return {"name": node.name, "shape": [], "dtype": "int64" if whole else "float32"}
+            shape: list[Any] = list(meta.shape)
+            for axis in meta.dynamic if program.dynamic_batch else ():
+                times, rest = divmod(meta.shape[axis], example_batch(program))
+                shape[axis] = "b" if (times, rest) == (1, 0) else f"{times}*b + {rest}"
+            return {"name": node.name, "shape": shape, "dtype": str(meta.dtype).partition(".")[2]}
+
+        pairs = zip(program.placeholders, program.examples, strict=True)
+        inputs = [spec(node) for node, example in pairs if isinstance(example, Tensor)]
+        return inputs, [spec(node) for node in self.computed]
+
+
+def example_batch(program: Program) -> int:
+    """Return the batch size of the program's examples; 0 where none is free."""
+    sizes = (shape_of(n)[a] for n in program.placeholders for a in Meta(n).dynamic)
+    return next(sizes, 0)
 
 
 def _plain(value: Any) -> Any:

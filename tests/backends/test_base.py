@@ -5,15 +5,18 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 import narrows
+from narrows import registry
 from narrows.backends import base, lower, make_target, target_names, target_type
 from narrows.backends.onnx import OnnxTarget
-from narrows.errors import LowerError, UsageError
+from narrows.backends.sessions import runtime_of
+from narrows.errors import ArtifactError, LowerError, UsageError
 from narrows.frontend import capture
 
 ROOT = Path(narrows.__file__).parents[1]
@@ -81,3 +84,45 @@ def test_looking_a_target_up_imports_neither_torch_nor_onnx():
 def test_every_registered_target_exists():
     for name in base.TARGETS.builtin:
         assert target_type(name).name == name
+
+
+class Entry:
+    def __init__(self, name: str, value: str) -> None:
+        self.name, self.value = name, value
+
+
+@pytest.fixture
+def enter(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return what adds an entry point for every group."""
+
+    def add(name: str, value: str) -> None:
+        monkeypatch.setattr(registry.metadata, "entry_points", lambda group: [Entry(name, value)])
+
+    return add
+
+
+def test_two_providers_of_one_name_are_an_error_that_names_both(enter: Any):
+    enter("onnx", "other.package:X")
+    with pytest.raises(LowerError, match=r"(?s)provide the target 'onnx'.*other\.package:X"):
+        target_type("onnx")
+    with pytest.raises(
+        ArtifactError, match=r"(?s)provide the runtime of the target 'onnx'.*uninst"
+    ):
+        runtime_of("onnx")
+
+
+def test_a_target_under_a_false_name_is_refused(enter: Any):
+    enter("other", "narrows.backends.onnx:OnnxTarget")
+    with pytest.raises(LowerError, match=r"target 'other' of .* calls itself 'onnx'"):
+        target_type("other")
+
+
+def test_a_runtime_that_is_wrong_or_not_there_is_told(enter: Any):
+    enter("other", "narrows.backends.onnx:OnnxTarget")
+    with pytest.raises(ArtifactError, match=r"(?s)'other' of narrows.*is no Runtime.*type ABCMeta"):
+        runtime_of("other")
+    with pytest.raises(ArtifactError, match=r"(?s)cannot run .* 'lost'.*runs: c, onnx, torch, tvm"):
+        runtime_of("lost")
+    enter("lost", "no_such_module:X")
+    with pytest.raises(ArtifactError, match="import the runtime of the target 'lost' from no_such"):
+        runtime_of("lost")

@@ -19,12 +19,10 @@ from narrows.backends.artifact import Artifact
 from narrows.backends.base import Pair, Target, Variant, Written
 from narrows.backends.store import describe_files
 from narrows.backends.torch.session import MODEL
-from narrows.errors import ArtifactError, LowerError, UsageError
+from narrows.errors import LowerError, UsageError
 from narrows.files.folders import scratch
 
 if TYPE_CHECKING:
-    from narrows.backends.compare import Wanted
-    from narrows.backends.leaves import Leaves
     from narrows.ir.cost import CostTable
     from narrows.ir.program import Program
 
@@ -92,8 +90,8 @@ class TorchTarget(Target):
 
     def write(self, pair: Pair, plan_json: Any = None) -> Written:
         """Return the program as a torch artifact; see `Target.write`."""
-        from narrows.backends.compare import Wanted
-        from narrows.backends.leaves import Leaves
+        from narrows.backends.compare import Wanted, held_to
+        from narrows.backends.leaves import Leaves, example_batch
         from narrows.backends.manifest import new_manifest
 
         if self.form == "aot" and not find_compiler():
@@ -104,7 +102,7 @@ class TorchTarget(Target):
             )
         program = pair.lowered
         leaves = Leaves.of(program)
-        inputs, outputs = _specs(program, leaves)
+        inputs, outputs = leaves.specs(program)
         manifest = new_manifest(self, program, leaves, inputs, outputs, plan_json, ["torch"])
         folder = scratch()
         artifact = Artifact.owning(folder, manifest)  # from here on the folder goes with it
@@ -113,11 +111,11 @@ class TorchTarget(Target):
         if not self.check:
             return Written(artifact)
         free = pair.reference.dynamic_batch
-        batches = (*BATCHES, _batch(pair.reference)) if free else (None,)
+        batches = (*BATCHES, example_batch(pair.reference)) if free else (None,)
         wanted = Wanted.of(pair.reference, batches, self.samples)
 
         def complete(again: Callable[[], Pair]) -> None:
-            manifest["fidelity"] = _check(artifact, wanted)
+            manifest["fidelity"] = held_to(wanted, artifact)
 
         return Written(artifact, complete)
 
@@ -208,58 +206,3 @@ def _free_axes(program: Program) -> Any:
         if isinstance(example, torch.Tensor) and Meta(node).dynamic:
             shapes[example] = dict.fromkeys(Meta(node).dynamic, batch)
     return shapes
-
-
-def _specs(program: Program, leaves: Leaves) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return name, shape and dtype of what goes in and comes out."""
-    import torch
-
-    from narrows.ir.meta import Meta
-
-    def spec(node: torch.fx.Node) -> dict[str, Any]:
-        meta = Meta(node)
-        if meta.shape is None:
-            whole = isinstance(meta.size, int)
-            return {"name": node.name, "shape": [], "dtype": "int64" if whole else "float32"}
-        shape: list[Any] = list(meta.shape)
-        for axis in meta.dynamic if program.dynamic_batch else ():
-            times, rest = divmod(meta.shape[axis], _batch(program))
-            shape[axis] = "b" if (times, rest) == (1, 0) else f"{times}*b + {rest}"
-        return {"name": node.name, "shape": shape, "dtype": str(meta.dtype).partition(".")[2]}
-
-    pairs = zip(program.placeholders, program.examples, strict=True)
-    inputs = [spec(node) for node, example in pairs if isinstance(example, torch.Tensor)]
-    return inputs, [spec(node) for node in leaves.computed]
-
-
-def _batch(program: Program) -> int:
-    from narrows.ir.meta import Meta, shape_of
-
-    sizes = (shape_of(n)[a] for n in program.placeholders for a in Meta(n).dynamic)
-    return next(sizes, 0)
-
-
-def _check(artifact: Artifact, wanted: Wanted) -> dict[str, Any]:
-    """Return how far the file is from the program, as JSON data for the manifest."""
-    from narrows.backends.compare import limit_of, output_error
-
-    errors = []
-    for case in wanted.cases:
-        try:
-            actual = artifact.run_flat(case.inputs)
-        except ArtifactError as error:
-            raise LowerError(
-                "the file does not run", why=error.why or error.what, hint=error.hint
-            ) from error
-        worst = 0.0
-        for name, got, expected in zip(wanted.names, actual, case.outputs, strict=True):
-            error_ = output_error(got, expected)
-            if not error_ <= limit_of(expected):
-                raise LowerError(
-                    f"output {name} of the file differs from the program by {error_:.1e}",
-                    where=name,
-                    why="that is relative to the output's largest number",
-                )
-            worst = max(worst, error_)
-        errors.append(worst)
-    return wanted.report(errors)

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from narrows.backends.sessions import Runtime
 from narrows.backends.tvm.link import LIBRARY
 from narrows.backends.tvm.versions import INSTALL, problem
-from narrows.backends.sessions import Runtime
 from narrows.errors import ArtifactError
 
 # TVM reads and writes tensors with instructions that want this alignment, in bytes.
