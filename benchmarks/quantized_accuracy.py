@@ -30,9 +30,10 @@ from torch import Tensor
 
 import narrows
 from benchmarks.machine import describe, table
-from narrows.passes.quant.calibrate import Settings, calibrate
+from narrows.passes.quant.calibrate import calibrate
 from narrows.passes.quant.exactness import assert_exact
 from narrows.passes.quant.learning import Learning
+from narrows.passes.quant.options import Quantization
 from narrows.passes.quant.quantization import preparation, quantize
 from narrows.passes.quant.rapq import Reconstruction
 from narrows.passes.quant.reconstruct import Steps
@@ -103,8 +104,8 @@ class Case:
         assert_exact(made.fake, made.program, items[0])
         return made.fake
 
-    def _settings(self, weights: int, activations: int, **more: Any) -> Settings:
-        return Settings(weights=weights, activations=activations, skip=self.skip, **more)
+    def _settings(self, weights: int, activations: int, **more: Any) -> Quantization:
+        return Quantization(weights=weights, activations=activations, skip=self.skip, **more)
 
     def _free(
         self, items: Sequence[Tensor], weights: int, activations: int, learning: Learning

@@ -1,7 +1,7 @@
 """Options that are said once: the fields of a frozen dataclass.
 
 A field's name is its keyword in Python and its key in JSON. Its paragraph under ``Attributes`` in
-the docstring of the class is its text: whole in the documentation of a function (`documented`), the
+the docstring of the class is its text: whole in the documentation of a function (`takes`), the
 first sentence in the help of the command line. ``__post_init__`` checks it. `option` says how the
 command line asks for it.
 """
@@ -9,10 +9,12 @@ command line asks for it.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import os
 import re
-from collections.abc import Callable, Mapping
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -92,22 +94,35 @@ def first_sentence(text: str) -> str:
     return text[:1].lower() + text[1:] if text[1:2].islower() or text[1:2] == " " else text
 
 
-def documented(cls: type) -> Callable[[F], F]:
-    """Return a decorator that puts the texts of options into a function's docstring.
+def takes(cls: type) -> Callable[[F], F]:
+    """Return a decorator for a function whose keywords are options, among others.
 
-    They replace the entry that begins with the first one's name and ``", ...:"``.
+    Their texts go into its docstring, in place of the entry that begins with the first one's name
+    and ``", ...:"``. A keyword that it has not is a `UsageError` with a suggestion.
     """
     texts = texts_of(cls)
     entry = re.compile(rf"^( *){next(iter(texts), '')}, \.\.\.:.*\n(?:\1 +.*\n)*", re.MULTILINE)
 
-    def filled(function: F) -> F:
-        function.__doc__ = entry.sub(
-            lambda found: "".join(f"{found[1]}{name}: {text}\n" for name, text in texts.items()),
-            function.__doc__ or "",
-        )
-        return function
+    def told(found: re.Match[str]) -> str:
+        indent = found[1]
+        paragraphs = (f"{name}: {text}" for name, text in texts.items())
+        hanging = {"initial_indent": indent, "subsequent_indent": f"{indent}    "}
+        return "".join(f"{textwrap.fill(p, 100, **hanging)}\n" for p in paragraphs)
 
-    return filled
+    def decorate(function: F) -> F:
+        first, *known = inspect.signature(function).parameters
+
+        @functools.wraps(function)
+        def refusing(*args: Any, **named: Any) -> Any:
+            for name in named:
+                if name not in (first, *known):
+                    raise unknown_option(function.__name__, name, known)
+            return function(*args, **named)
+
+        refusing.__doc__ = entry.sub(told, function.__doc__ or "")
+        return refusing  # type: ignore[return-value]
+
+    return decorate
 
 
 # ------------------------------------------------------------------ their values
@@ -118,13 +133,22 @@ def gather(cls: Callable[..., T], given: Mapping[str, Any]) -> T:
     return cls(**{f.name: given[f.name] for f in dataclasses.fields(cls)})  # type: ignore[arg-type]
 
 
-def from_json(cls: Callable[..., T], given: Mapping[str, Any], owner: str) -> T:
-    """Return options of JSON data, or of keywords; `UsageError` for what ``owner`` has not."""
-    known = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+def from_json(
+    cls: Callable[..., T], given: Mapping[str, Any], owner: str, others: Sequence[str] = ()
+) -> T:
+    """Return options of JSON data, or of keywords; `UsageError` for what ``owner`` has not.
+
+    Args:
+        cls: The dataclass.
+        given: The options by name.
+        owner: What is said to have no such option.
+        others: What it has besides, and is left alone.
+    """
+    fields = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
     for name in given:
-        if name not in known:
-            raise unknown_option(owner, name, known)
-    return cls(**given)
+        if name not in (*others, *fields):
+            raise unknown_option(owner, name, [*others, *fields])
+    return cls(**{name: given[name] for name in fields if name in given})
 
 
 def to_json(options: Any) -> dict[str, Any]:

@@ -25,7 +25,9 @@ FUNCTIONS = {
     "budget=None, checkpoint=None, loss=None, seed=None, plan=None, check=True, instruments=())",
     "quantize_weights": "(program, calibration=None, *, bits=4, group=32, groups='auto', "
     "method='gptq', skip=())",
-    "plan": "(program, keep_inputs=None, keep_outputs=None, *, target=None, **options)",
+    "plan": "(program, keep_inputs=None, keep_outputs=None, *, target=None, zeros=True, "
+    "criterion='l1', ratio=None, latency=None, costs=None, batch=None, constrained=True, "
+    "side=None, scope='local', include=(), exclude=(), min_width=1)",
 }
 CLASSES = {
     "Artifact": "arrays fidelity gather identity inputs name notes open outputs owning plan report "

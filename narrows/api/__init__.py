@@ -7,18 +7,24 @@ is done in `narrows.frontend`, `narrows.passes` and `narrows.backends`.
 from __future__ import annotations
 
 import functools
-import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from narrows.api.integers import asked_of, quantized
+from narrows.api.planning import plan_for, planned
 from narrows.errors import UsageError
+from narrows.options import gather, takes
+from narrows.passes.plans.options import Choosing
+from narrows.passes.quant.options import Quantization, WeightOnly
 
 if TYPE_CHECKING:
     from narrows.backends.artifact import Artifact
     from narrows.backends.base import Target
+    from narrows.ir.cost import CostTable
     from narrows.ir.program import Program
     from narrows.passes.pipeline import Instrument, Pipeline, PipelineResult
+    from narrows.passes.plans.criteria import Criterion, Score
     from narrows.passes.plans.plan import ChannelPlan
     from narrows.passes.quant.quantization import Quantized
 
@@ -59,13 +65,25 @@ def capture(
     return run(model, example_inputs, kwargs=kwargs, dynamic_batch=dynamic_batch, name=name)
 
 
+@takes(Choosing)
 def plan(
     program: Program,
     keep_inputs: Mapping[str, Any] | None = None,
     keep_outputs: Mapping[str, Any] | None = None,
     *,
     target: str | Target | None = None,
-    **options: Any,
+    zeros: bool = True,
+    criterion: str | Criterion | Score = "l1",
+    ratio: float | Mapping[str, float] | None = None,
+    latency: float | None = None,
+    costs: CostTable | str | os.PathLike[str] | None = None,
+    batch: int | None = None,
+    constrained: bool = True,
+    side: str | None = None,
+    scope: str = "local",
+    include: str | Sequence[str] = (),
+    exclude: str | Sequence[str] = (),
+    min_width: int = 1,
 ) -> ChannelPlan:
     """Return a plan: which channels every consumer reads and every producer makes.
 
@@ -83,32 +101,17 @@ def plan(
             ``out_channels``; the others contribute zero after the norm that follows.
         target: The target whose measured costs a ``latency`` is predicted by. With a ``ratio``,
             channels are kept after all that the target has a place for anyway.
-        **options: How to choose more: ``zeros`` (take the zeros found in the weights; true),
-            ``criterion`` (``"l1"``), ``ratio`` (the share of channels to remove, 0 to 1, or one per
-            glob on weight names), ``latency`` (in its place the predicted latency over that of the
-            unpruned program, above 0 and up to 1, for ``batch`` examples, 1 by default),
-            ``constrained`` (whole couplings; else each layer for itself), ``side``
-            (unconstrained: ``"input"``, ``"output"`` or ``"both"``), ``scope`` (``"local"`` or
-            ``"global"``), ``include`` and ``exclude`` (globs on weight names) and ``min_width``
-            (1). See `narrows.passes.plans.choose.make_plan`.
+        zeros, ...: The options, those of `narrows.passes.plans.options.Choosing`.
 
     Raises:
         PlanError: Nothing can be removed, or the latency cannot be reached; a `PlanUsageError`,
             which is a `UsageError` too, where a weight is unknown or a mask has another length.
         UsageError: An option or the target is unknown, or the target has no cost table.
     """
-    from narrows.api.aims import costs_to_plan_by
-    from narrows.passes.plans.choose import make_plan as run
-    from narrows.passes.plans.choose import refuse_unknown
-
+    choosing = gather(Choosing, locals())
     refuse_model(program, "plan")
-    refuse_unknown(options)
-    if target is not None:
-        options["costs"] = costs_to_plan_by(target, options)
-    return run(program, keep_inputs, keep_outputs, **options)
-
-
-make_plan = plan  # below, `plan` is an argument
+    masks = {"keep_inputs": keep_inputs, "keep_outputs": keep_outputs}
+    return planned(program, masks, choosing, target)
 
 
 def refuse_model(program: Any, function: str) -> None:
@@ -120,23 +123,6 @@ def refuse_model(program: Any, function: str) -> None:
             f"{function} takes a Program, got {type(program).__name__}",
             hint=f"narrows.{function}(narrows.capture(model, inputs), ...)",
         )
-
-
-def plan_for(
-    program: Program, options: Mapping[str, Any], target: str | Target | None
-) -> ChannelPlan:
-    """Return the plan of options as a dict, which are for ``target`` unless they name another."""
-    from narrows.backends import costs_of
-    from narrows.passes.plans.choose import refuse_unknown
-
-    refuse_unknown(options)
-    named = options.get("target") is not None or options.get("costs") is not None
-    aims = options.get("latency") is not None
-    if named or target is None or not (aims or options.get("ratio") is not None):
-        return make_plan(program, **options)
-    if not aims and costs_of(target) is None:
-        return make_plan(program, **options)
-    return make_plan(program, **{**options, "target": target})
 
 
 def apply(
@@ -220,6 +206,7 @@ def _passes(program: Program, plan: PlanLike, target: Any, batch: Any, pipeline:
     return pipeline_for(plan, pipeline, costs, batch or 1, fold=target is not None)
 
 
+@takes(Quantization)
 def quantize(
     program: Program,
     calibration: Iterable[Any] | None = None,
@@ -260,35 +247,7 @@ def quantize(
         program: A captured or pruned program.
         calibration: Inputs like the real ones, streamed once: an iterable of batches, each a tuple
             of positional inputs, a dict of inputs by name, or one tensor.
-        weights: Bits of the weights, 2 to 8: one number, or one per glob on node names, module
-            paths and weight names, of which the first match counts: ``{"head": 8, "*": 4}``. Or
-            ``"pot4"``: signed powers of two, in 4 bits a sign and an exponent; ``"pot4x2"``: sums
-            of two of them. They are shifts where a target has no multiplier, else int8 like others.
-        activations: Bits of the activations, 2 to 16, likewise: ``{"head*": 16, "*": 8}``.
-        method: How exponents are chosen: ``mse`` (the smallest squared error), ``minmax`` (cover
-            all that was seen), ``percentile``, or ``rapq``: block by block, by what the network
-            computes, with the rounding of the weights learned; the calibration data stays in
-            memory, and it runs on CUDA where there is one.
-        percentile: The share of the magnitudes that ``percentile`` covers, in percent.
-        first_last: At least this many bits for the first and the last layers, what they read, the
-            outputs, and what no multiplication is saved by: a layer with one weight a channel,
-            activations that are only added, averaged, gated or scaled channel by channel. ``None``
-            makes no exception of them, ``"float"`` keeps the first and the last layers in float.
-        skip: Globs of what stays floating-point.
-        rounding: How shifts settle ties: ``half_even`` or ``half_up``.
-        align: Whether concatenated tensors share a grid, so that joining them computes nothing.
-        equalize: Whether powers of two move between layers that follow each other through ReLU, to
-            balance their channels' ranges; the float network stays the same bit for bit.
-        correct_bias: Whether the mean error of rounded weights is taken from the biases.
-        strict: Whether an operator without an integer form is an error, not a float island.
-        levels: Whether activations of 5 bits and fewer may be cut into levels of unequal width,
-            where that lowers the errors of block and outputs; the calibration data stays in memory.
-        allow_lost: Whether a part of a concatenation may become one number beside larger ones.
-        budget: For ``rapq``, iterations in all (500 a block), or a time: ``"600s"``, ``"10m"``.
-        checkpoint: For ``rapq``, a file written after every block; the same call goes on from it.
-        loss: For ``rapq``, ``l2`` (the default), or ``norm``: ``L_p`` with a ``p`` by the gains of
-            each block's last batch norm.
-        seed: For ``rapq``, what chance comes from (0).
+        weights, ...: The options, those of `narrows.passes.quant.options.Quantization`.
         plan: A `QuantPlan`, or the path of a saved one, to use in place of calibration. It alone
             determines the integers; one of an older narrows leaves ``equalize`` and bits to you.
         check: Whether every pass is verified and held to its fidelity on the examples.
@@ -301,28 +260,12 @@ def quantize(
         PlanError: The plan is of another program, or of another checkpoint.
         FidelityError: With ``check``, the integers differ from the fake-quantized program.
     """
-    from narrows.passes.instruments import Verify
-    from narrows.passes.proof import Numerics
-    from narrows.passes.quant.asked import globs
-    from narrows.passes.quant.calibrate import Settings
-    from narrows.passes.quant.learning import learning_of
-    from narrows.passes.quant.plan import loaded
-    from narrows.passes.quant.quantization import quantize as run
-
+    options = gather(Quantization, locals())
     refuse_model(program, "quantize")
-    plan = None if plan is None else loaded(plan)
-    settings = Settings(
-        weights=weights, activations=activations, method=method, percentile=percentile,
-        first_last=first_last, skip=globs(skip), rounding=rounding, align=align, equalize=equalize,
-        correct_bias=correct_bias, strict=strict, levels=levels, allow_lost=allow_lost,
-    )  # fmt: skip
-    asked = {"budget": budget, "checkpoint": checkpoint, "loss": loss, "seed": seed}
-    learning = learning_of(method, asked)
-    checks: list[Instrument] = [Verify(), Numerics()] if check else []
-    watches = [*checks, *instruments]
-    return run(program, calibration, settings, plan=plan, instruments=watches, learning=learning)
+    return quantized(program, calibration, options, plan, check, instruments)
 
 
+@takes(WeightOnly)
 def quantize_weights(
     program: Program,
     calibration: Iterable[Any] | None = None,
@@ -346,28 +289,17 @@ def quantize_weights(
         program: A captured program.
         calibration: Inputs like the real ones, as for `quantize`; not needed for
             ``method="nearest"`` with groups along one axis.
-        bits: Of a code, 2 to 8.
-        group: How many weights share a scale.
-        groups: Along which axis they lie: ``input`` (of one output channel), ``output`` (of one
-            input channel), or ``auto``: for every layer the one of the smaller error of its
-            results.
-        method: ``nearest``, or ``gptq``: the error of every rounded weight is made up for by those
-            of the inputs that follow.
-        skip: Globs of layers that stay floating-point.
+        bits, ...: The options, those of `narrows.passes.quant.options.WeightOnly`.
 
     Raises:
         UsageError: There is no calibration data, or an argument is out of range.
         PassError: There is no linear layer, a glob matches none, or a number is not finite.
     """
-    from narrows.passes.quant.asked import globs
+    options = gather(WeightOnly, locals())
     from narrows.passes.quant.weight_only import quantize_weights as run
 
     refuse_model(program, "quantize_weights")
-    how: dict[str, Any] = {"bits": bits, "group": group, "groups": groups, "method": method}
-    return run(program, calibration, **how, skip=globs(skip))
-
-
-make_integers = quantize  # below, `quantize` is an argument
+    return run(program, calibration, options)
 
 
 def lower(
@@ -442,10 +374,8 @@ def compile(
     from narrows.api.lowering import lower_freeing
     from narrows.backends import make_target
     from narrows.passes.instruments import Dumper
-    from narrows.passes.quant.quantization import quantize_options
 
-    known = list(inspect.signature(make_integers).parameters)[1:]
-    integers = None if quantize is None else quantize_options(quantize, known)
+    integers = None if quantize is None else asked_of(quantize, check)
     program = capture(model, inputs, kwargs=kwargs, dynamic_batch=dynamic_batch, name=name)
     emitted = make_target(target, **options)
     if isinstance(plan, Mapping):
@@ -460,9 +390,8 @@ def compile(
     made = [result.program]
     del result
     if integers is not None:
-        integers = {"check": check, **integers}
-        integers["instruments"] = [*watches, *integers.get("instruments", ())]
-        artifact = lower(make_integers(made.pop(), **integers).program, emitted, plan=plan)
+        integers["instruments"] = [*watches, *integers["instruments"]]
+        artifact = lower(quantized(made.pop(), **integers).program, emitted, plan=plan)
     else:
         again = functools.partial(rewrite, program, plan, **how, check=False)
         artifact = lower_freeing(made, lambda: again().program, emitted, plan=plan)

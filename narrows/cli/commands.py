@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from narrows.cli import grids
 from narrows.cli.emitted import parse_target
+from narrows.cli.flags import given
 from narrows.cli.model import capture_model
 from narrows.errors import ArtifactError, UsageError
 from narrows.files.writing import STDOUT
+from narrows.options import to_json
 
 if TYPE_CHECKING:
     from narrows.backends.artifact import Artifact
@@ -34,6 +36,7 @@ def _compile(arguments: argparse.Namespace, stack: contextlib.ExitStack) -> int:
     from narrows.cli import dumps
     from narrows.passes.instruments import Progress
     from narrows.passes.pipeline import format_table
+    from narrows.passes.plans.options import Choosing
 
     output = Path(arguments.output)
     refuse_output(output)
@@ -48,6 +51,7 @@ def _compile(arguments: argparse.Namespace, stack: contextlib.ExitStack) -> int:
         )
     told = report_folder(output, arguments.report)
     choosing = choice(arguments)
+    batch = choosing.get("batch")
     if not {"ratio", "latency"} & choosing.keys():  # then it is about reads and widths alone
         choosing.pop("batch", None)
     if choosing and arguments.plan is not None:
@@ -55,6 +59,7 @@ def _compile(arguments: argparse.Namespace, stack: contextlib.ExitStack) -> int:
             f"--plan {arguments.plan} says what to keep, and other options ask to choose it",
             hint=f"leave out --plan, or {', '.join(choosing)}",
         )
+    Choosing(**choosing)  # what is wrong with them shows before any work is done
     program = capture_model(arguments)
     images = None if arguments.quantize is None else Path(arguments.quantize)
     data = None if images is None else grids.batches(images, program)
@@ -62,7 +67,7 @@ def _compile(arguments: argparse.Namespace, stack: contextlib.ExitStack) -> int:
     watches: list[Any] = [Progress()]
     dumper = dumps.make_dumper(output, arguments.dump, stack)
     watches += [] if dumper is None else [dumper]
-    how = {"target": target, "batch": arguments.batch, "pipeline": arguments.pipeline}
+    how = {"target": target, "batch": batch, "pipeline": arguments.pipeline}
     result = api.rewrite(program, chosen, **how, double=arguments.double, instruments=watches)
     made, reports = [result.program], (result.initial, *result.reports)
     del result  # `made` holds the program now, until it is lowered
@@ -134,19 +139,21 @@ def refuse_missing_folder(path: Path) -> None:
 def plan(arguments: argparse.Namespace) -> int:
     """Choose channels and save the plan."""
     from narrows import api
+    from narrows.passes.plans.options import Choosing
 
     output = Path(arguments.output)
     refuse_missing_folder(output)
     say = teller(arguments, output)
-    choosing = choice(arguments)
-    if arguments.target is not None:
-        choosing["target"] = parse_target(arguments.target)
+    options = choice(arguments)
+    choosing = Choosing(**options)  # what is wrong with them shows before any work is done
+    target = None if arguments.target is None else parse_target(arguments.target)
     program = capture_model(arguments)
-    chosen = api.plan(program, **choosing)
+    chosen = api.plan(program, target=target, **options)
     chosen.save(output)
     kept = {"inputs": _widths(chosen.inputs), "outputs": _widths(chosen.outputs)}
     if arguments.json:
-        print_json({"plan": str(output), **kept, "notes": [vars(n) for n in chosen.notes]})
+        notes = [vars(n) for n in chosen.notes]
+        print_json({"plan": str(output), **kept, "options": to_json(choosing), "notes": notes})
     else:
         for side, widths in kept.items():
             for weight, width in widths.items():
@@ -170,40 +177,14 @@ def teller(arguments: argparse.Namespace, output: Path | None) -> Callable[[str]
     return lambda line: print(line, file=sys.stderr)
 
 
-_CHOICES = (
-    "ratio", "latency", "batch", "criterion", "constrained", "side", "scope", "include", "exclude",
-    "min_width", "zeros",
-)  # fmt: skip
-
-
 def choice(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the options of `narrows.plan` that the command line gives."""
-    given = {name: getattr(arguments, name) for name in _CHOICES}
-    options = {name: value for name, value in given.items() if value is not None}
-    if "ratio" in options:
-        options["ratio"] = parse_ratios(options["ratio"])
+    from narrows.passes.plans.options import Choosing
+
+    options = given(arguments, Choosing)
     if "side" in options:
         options.setdefault("constrained", False)
     return options
-
-
-def parse_ratios(texts: list[str]) -> float | dict[str, float]:
-    """Return one ratio for all weights, or one per glob; one without a glob is for the rest."""
-    ratios: dict[str, float] = {}
-    for text in texts:
-        glob, equals, number = text.rpartition("=")
-        glob = glob if equals else "*"
-        if glob in ratios:
-            raise UsageError(f"--ratio {text}: there is one for {glob!r} already")
-        try:
-            ratios[glob] = float(number)
-        except ValueError:
-            hint = "--ratio 0.5, or --ratio 'layer4.*=0.5'"
-            raise UsageError(f"--ratio {text}: {number!r} is no number", hint=hint) from None
-    if list(ratios) == ["*"]:
-        return ratios["*"]
-    rest = {"*": ratios.pop("*")} if "*" in ratios else {}
-    return {**ratios, **rest}  # the first glob that matches counts
 
 
 def _widths(keeps: Any) -> dict[str, int]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
+from narrows.cli.flags import given
 from narrows.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,51 +20,12 @@ BATCH = 32  # samples of a data file that run at once
 
 
 def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the options of `narrows.quantize` that the command line gives."""
-    from narrows.passes.quant.calibrate import Settings
-    from narrows.passes.quant.learning import Learning
+    """Return the options of `narrows.quantize` that the command line gives, checked."""
+    from narrows.passes.quant.options import Quantization
 
-    given = {
-        "weights": parse_bits(arguments.weight_bits, "--weight-bits"),
-        "activations": parse_bits(arguments.activation_bits, "--activation-bits"),
-        "method": arguments.method,
-        "rounding": arguments.rounding,
-        "skip": tuple(arguments.skip) if arguments.skip else None,
-        "strict": arguments.strict or None,
-        "levels": arguments.levels or None,
-        "allow_lost": arguments.allow_lost or None,
-    }
-    budget = arguments.budget
-    learned = {
-        "budget": int(budget) if budget is not None and budget.isdigit() else budget,
-        "checkpoint": arguments.checkpoint,
-    }
-    settings = {name: value for name, value in given.items() if value is not None}
-    learning = {name: value for name, value in learned.items() if value is not None}
-    Settings(**settings)
-    Learning(**learning)
-    return {**settings, **learning}
-
-
-def parse_bits(texts: list[str] | None, option: str) -> Any:
-    """Return bits for all, or per glob; those without a glob are for the rest.
-
-    What is no number is handed on as a name, such as ``pot4``.
-    """
-    if not texts:
-        return None
-    bits: dict[str, int | str] = {}
-    for text in texts:
-        glob, equals, number = text.rpartition("=")
-        if number.startswith("pot"):
-            bits[glob if equals else "*"] = number
-            continue
-        if not number.isdigit():
-            raise UsageError(f"{option} {text}: {number!r} is no number", hint=f"{option} 8")
-        bits[glob if equals else "*"] = int(number)
-    if list(bits) == ["*"]:
-        return bits["*"]
-    return {**bits, "*": bits.pop("*", 8)}  # the first glob that matches counts
+    settings = given(arguments, Quantization)
+    Quantization(**settings)
+    return settings
 
 
 def batches(path: Path, program: Program) -> Iterator[tuple[Any, ...]]:

@@ -75,8 +75,8 @@ def build_parser() -> argparse.ArgumentParser:
         action=Commands, title="commands", metavar="COMMAND", required=True
     )
     for add in (
-        _compile, _quantize, _demo, _plan, _passes, _ops, _couplings, _why, _show, _diff, _check,
-        _bench, _targets, _completion,
+        _compile, _quantize, _quantize_weights, _demo, _plan, _passes, _ops, _couplings, _why,
+        _show, _diff, _check, _bench, _targets, _completion,
     ):  # fmt: skip
         add(commands)
     return parser
@@ -231,52 +231,34 @@ def _quantize(commands: Any) -> None:
     _grids(command)
 
 
-def _grids(command: argparse.ArgumentParser) -> None:
+def _quantize_weights(commands: Any) -> None:
+    summary = "hold the weights of linear layers in a few bits, as an artifact"
+    command = _command(commands, "quantize-weights", "quantize:quantize_weights", summary)
+    _model(command)
+    command.add_argument(
+        "-o", "--output", required=True, metavar="DIR", help="the artifact's folder"
+    )
+    command.add_argument(
+        "--data",
+        metavar="FILE",
+        help="inputs like the real ones: .npy, or .npz with an array per input; axis 0 counts "
+        "them; --method nearest with --groups input or output needs none",
+    )
+    command.add_argument(
+        "-t",
+        "--target",
+        default="onnx",
+        metavar="TARGET",
+        help="what to emit: onnx, or another; see narrows targets",
+    )
+    group = command.add_argument_group("choosing codes")
+    command.later(lambda: _options(group, "narrows.passes.quant.options", "WeightOnly"))
+
+
+def _grids(command: Parser) -> None:
     """Add how grids are chosen; what is not given is left to `narrows.quantize`."""
     group = command.add_argument_group("choosing grids")
-    powers = ", or pot4 or pot4x2: powers of two, or sums of two"
-    for side, most, more in (("weight", 8, powers), ("activation", 16, "")):
-        group.add_argument(
-            f"--{side}-bits",
-            action="append",
-            metavar="N|GLOB=N",
-            help=f"bits of the {side}s, 2 to {most} (8){more}; for those of a name where there is "
-            "a GLOB",
-        )
-    group.add_argument(
-        "--method",
-        choices=("mse", "minmax", "percentile", "rapq"),
-        help="how exponents are chosen (mse); rapq learns the rounding of the weights, too",
-    )
-    group.add_argument(
-        "--budget",
-        metavar="N|TIME",
-        help="for rapq: iterations in all (500 a block), or a time: 600s, 10m, 2h",
-    )
-    group.add_argument(
-        "--checkpoint",
-        metavar="FILE",
-        help="for rapq: keep what is done in a file, and go on from it",
-    )
-    group.add_argument(
-        "--levels",
-        action="store_true",
-        help="let activations of 5 bits and fewer have levels of unequal width",
-    )
-    group.add_argument(
-        "--rounding", choices=("half_even", "half_up"), help="how shifts settle ties (half_even)"
-    )
-    group.add_argument(
-        "--skip", action="append", metavar="GLOB", help="what stays floating-point; repeatable"
-    )
-    group.add_argument(
-        "--strict", action="store_true", help="refuse operators without an integer form"
-    )
-    group.add_argument(
-        "--allow-lost",
-        action="store_true",
-        help="go on where what is joined to larger numbers becomes one number",
-    )
+    command.later(lambda: _options(group, "narrows.passes.quant.options", "Quantization"))
     group.add_argument(
         "--report",
         nargs="?",
@@ -314,56 +296,17 @@ def _plan(commands: Any) -> None:
     _choice(command)
 
 
-def _choice(command: argparse.ArgumentParser) -> None:
+def _choice(command: Parser) -> None:
     """Add how channels are chosen; what is not given is left to `narrows.plan`."""
     group = command.add_argument_group("choosing channels")
-    group.add_argument(
-        "--ratio",
-        action="append",
-        metavar="R|GLOB=R",
-        help="the share of channels to remove, 0 to 1; for the weights of a name where there is a "
-        "GLOB, of which the first that matches counts: --ratio 'layer4.*=0.7' --ratio 0.5",
-    )
-    group.add_argument(
-        "--latency",
-        type=float,
-        metavar="L",
-        help="in place of a ratio: keep as much as a latency of at most L of the unpruned model's "
-        "allows, by the target's measured costs, above 0 and up to 1",
-    )
-    group.add_argument(
-        "--batch", type=int, metavar="N", help="the number of examples to choose for (1)"
-    )
-    group.add_argument("--criterion", metavar="NAME", help="how channels are scored (l1)")
-    group.add_argument(
-        "--constrained",
-        action=argparse.BooleanOptionalAction,
-        help="remove whole couplings (the default), or let each layer choose for itself",
-    )
-    group.add_argument(
-        "--side",
-        choices=("input", "output", "both"),
-        help="let each layer choose for itself, among these channels of its own (input)",
-    )
-    group.add_argument(
-        "--scope", choices=("local", "global"), help="compare scores by layer (local) or overall"
-    )
-    group.add_argument(
-        "--include", action="append", metavar="GLOB", help="only weights of this name; repeatable"
-    )
-    group.add_argument(
-        "--exclude", action="append", metavar="GLOB", help="no weights of this name; repeatable"
-    )
-    group.add_argument(
-        "--min-width", type=int, metavar="N", help="leave at least this many channels (1)"
-    )
-    group.add_argument(
-        "--no-zeros",
-        action="store_false",
-        dest="zeros",
-        default=None,
-        help="do not take the zeros found in the weights",
-    )
+    command.later(lambda: _options(group, "narrows.passes.plans.options", "Choosing"))
+
+
+def _options(group: Any, module: str, name: str) -> None:
+    """Add the flags of a dataclass of options."""
+    from narrows.cli.flags import add_flags
+
+    add_flags(group, getattr(importlib.import_module(module), name))
 
 
 def _passes(commands: Any) -> None:

@@ -1,9 +1,10 @@
-"""``narrows quantize``: a model and calibration data become an integer artifact."""
+"""``narrows quantize``, ``quantize-weights``: a model and data become an artifact in few bits."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from narrows.cli import grids
 from narrows.cli.commands import (
@@ -14,8 +15,14 @@ from narrows.cli.commands import (
     teller,
 )
 from narrows.cli.emitted import parse_target
+from narrows.cli.flags import given
 from narrows.cli.model import capture_model
 from narrows.errors import UsageError
+from narrows.options import to_json
+from narrows.passes.quant.options import Quantization, WeightOnly
+
+if TYPE_CHECKING:
+    from narrows.backends.artifact import Artifact
 
 
 def quantize(arguments: argparse.Namespace) -> int:
@@ -46,12 +53,48 @@ def quantize(arguments: argparse.Namespace) -> int:
     if told is not None and images is not None:
         found |= grids.report(quantized, grids.batches(images, program), told, artifact)
     if arguments.json:
-        facts = {"artifact": str(output), "bytes": artifact.size, "fidelity": artifact.fidelity}
-        print_json({**facts, **found})
+        asked = to_json(Quantization(**settings)) if arguments.plan is None else None
+        print_json({**_facts(artifact, output), "options": asked, **found})
         return 0
     say(artifact.report)
     say(grids.describe(found))
     say(f"\nsaved in {output}")
+    return 0
+
+
+def _facts(artifact: Artifact, output: Path) -> dict[str, Any]:
+    return {"artifact": str(output), "bytes": artifact.size, "fidelity": artifact.fidelity}
+
+
+def quantize_weights(arguments: argparse.Namespace) -> int:
+    """Hold the weights of a model's linear layers in a few bits, and save the artifact."""
+    from narrows import api
+    from narrows.passes.instruments import compare
+
+    output = Path(arguments.output)
+    refuse_output(output)
+    target = parse_target(arguments.target)
+    asked = given(arguments, WeightOnly)
+    options = WeightOnly(**asked)  # what is wrong with them shows before any work is done
+    if arguments.data is None and options.needs_data:
+        raise UsageError(
+            "there is no calibration data",
+            why="GPTQ and the choice of the axis go by the results of the layers",
+            hint="--data tokens.npy, or --method nearest --groups input",
+        )
+    program = capture_model(arguments)
+    data = None if arguments.data is None else grids.batches(Path(arguments.data), program)
+    smaller = api.quantize_weights(program, data, **asked)
+    artifact = api.lower(smaller, target)
+    artifact.save(output)
+    error = compare(smaller, program)
+    if arguments.json:
+        facts = _facts(artifact, output)
+        print_json({**facts, "options": to_json(options), "error": error})
+        return 0
+    print(artifact.report)
+    print(f"error against the float model on the example: {error:.2g}")
+    print(f"\nsaved in {output}")
     return 0
 
 

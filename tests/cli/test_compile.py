@@ -237,7 +237,7 @@ def test_ratios_by_name(nets, run, words, kept):
         (("--ratio", "0.5", "--ratio", "0.6"), "there is one for '*' already"),
         (("--ratio", "0.5", "-o", "no/folder/p.json"), "the plan's folder does not exist"),
         (("--scope", "layer"), "invalid choice: 'layer'"),
-        (("--latency", "half"), "invalid float value: 'half'"),
+        (("--latency", "half"), "--latency half: 'half' is no number"),
         (("--latency", "0.5", "-t", "onx"), "there is no target 'onx'"),
         (("-t", "onnx"), "a plan has a target only if it has a latency or a ratio"),
     ],

@@ -46,7 +46,7 @@ def test_bash_completes(run):
         return done.stdout.split()
 
     assert complete("narrows", "co") == ["compile", "couplings", "completion"]
-    assert complete("narrows", "plan", "--c") == ["--criterion", "--constrained"]
+    assert complete("narrows", "plan", "--c") == ["--criterion", "--costs", "--constrained"]
     assert complete("narrows", "completion", "f") == ["fish"]
 
 
@@ -70,7 +70,7 @@ def test_every_command_takes_json_and_has_help():
     (subparsers,) = (a for a in build_parser()._actions if a.dest == "command" or a.choices)
     assert set(subparsers.choices) == {
         "bench", "compile", "demo", "plan", "passes", "ops", "couplings", "why", "show", "diff",
-        "check", "completion", "quantize", "targets",
+        "check", "completion", "quantize", "quantize-weights", "targets",
     }  # fmt: skip
     for command in subparsers.choices.values():
         assert "--json" in command.format_help()

@@ -22,9 +22,10 @@ from narrows.ir.integer.library import weight_codes
 from narrows.ir.program import Program
 from narrows.passes.quant import rapq as module
 from narrows.passes.quant.blocks import cut
-from narrows.passes.quant.calibrate import Settings, calibrate
+from narrows.passes.quant.calibrate import calibrate
 from narrows.passes.quant.exactness import assert_exact
 from narrows.passes.quant.learning import Learning
+from narrows.passes.quant.options import Quantization
 from narrows.passes.quant.plan import QuantPlan
 from narrows.passes.quant.quantization import Quantized, preparation
 from narrows.passes.quant.rapq import Reconstruction
@@ -84,7 +85,7 @@ def made() -> Quantized:
 
 def reconstruction(learning: Learning) -> Reconstruction:
     program = captured()
-    settings = Settings(weights=3, activations=4, method="rapq")
+    settings = Quantization(weights=3, activations=4, method="rapq")
     prepared = preparation(4).run(program, []).program
     plan = calibrate(prepared, data(), dataclasses.replace(settings, method="mse"))
     return Reconstruction(program, prepared, data(), plan, settings, learning)
@@ -249,7 +250,7 @@ def test_a_channel_of_nearly_nothing_has_room_beside_every_grid() -> None:
     for name in ("stem.bias", "norm.bias", "norm.running_mean"):
         weights[name][3] = 0.0
     program = program.replace(weights=weights)
-    settings = Settings(weights=3, activations=4, method="rapq")
+    settings = Quantization(weights=3, activations=4, method="rapq")
     prepared = preparation(4).run(program, []).program
     plan = calibrate(prepared, data(), dataclasses.replace(settings, method="mse"))
     work = Reconstruction(program, prepared, data(), plan, settings, Learning(budget=4))

@@ -13,11 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from narrows.errors import UsageError
-from narrows.ir.integer.grid import BITS
+from narrows.ir.integer.grid import check_groups
 from narrows.ir.integer.library import define
-
-GROUPS = range(2, 2**20)
 
 
 @dataclass(frozen=True)
@@ -35,12 +32,7 @@ class Blocks:
     axis: int = 1
 
     def __post_init__(self) -> None:
-        for what, value, known in (("bits", self.bits, BITS), ("group", self.group, GROUPS)):
-            if not isinstance(value, int) or isinstance(value, bool) or value not in known:
-                raise UsageError(
-                    f"{what} goes from {known[0]} to {known[-1]:,}, got {value!r}",
-                    hint="bits=4, group=32",
-                )
+        check_groups(self.bits, self.group)
 
     @property
     def most(self) -> int:

@@ -22,6 +22,7 @@ BITS = range(2, 9)
 # Wide codes are stored in int16 and have their zero at 0, signed or not.
 WIDE_BITS = range(9, 17)
 ACTIVATION_BITS = range(BITS[0], WIDE_BITS[-1] + 1)
+GROUPS = range(2, 2**20)  # how many weights may share a scale and a zero point
 POT_BITS = range(2, 5)  # of one power of two and its sign: up to 2**6, which int8 holds
 POT = re.compile("pot([0-9]+)(x2)?")
 
@@ -264,6 +265,16 @@ class Levels:
 def round_number(value: float, rounding: str) -> int:
     """Return the nearest integer; ties go to the even one, or up."""
     return round(value) if rounding == HALF_EVEN else math.floor(value + 0.5)
+
+
+def check_groups(bits: Any, group: Any) -> None:
+    """Raise `UsageError` unless weights can have codes of ``bits`` bits in groups of ``group``."""
+    for what, value, known in (("bits", bits, BITS), ("group", group, GROUPS)):
+        if not isinstance(value, int) or isinstance(value, bool) or value not in known:
+            raise UsageError(
+                f"{what} goes from {known[0]} to {known[-1]:,}, got {value!r}",
+                hint="bits=4, group=32",
+            )
 
 
 def check_rounding(rounding: Any) -> str:

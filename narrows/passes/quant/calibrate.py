@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,12 +18,10 @@ from torch import Tensor, fx
 from narrows.errors import PassError, UsageError
 from narrows.ir.integer.bounds import SHIFTS
 from narrows.ir.integer.grid import (
-    ACTIVATION_BITS,
     BITS,
     EXPONENTS,
     Grid,
     WeightGrid,
-    check_rounding,
 )
 from narrows.ir.integer.library import weight_codes
 from narrows.ir.meta import Meta, shape_of, where
@@ -32,17 +30,11 @@ from narrows.ir.ops.integer import LayerWeights, Moves
 from narrows.ir.ops.integer_forms import Matmul
 from narrows.ir.program import Note, Program
 from narrows.passes.plans.plan import fingerprint
-from narrows.passes.quant.asked import (
-    Bits,
-    Codings,
-    asked_for,
-    check_bits,
-    check_coding,
-    refuse_unmatched,
-)
+from narrows.passes.quant.asked import asked_for, refuse_unmatched
 from narrows.passes.quant.choose_parts import by_name, choose_parts, scaled
 from narrows.passes.quant.lost_parts import notes_of_borders, notes_of_parts
 from narrows.passes.quant.merges import merges
+from narrows.passes.quant.options import FLOAT, Quantization
 from narrows.passes.quant.parts import find_parts
 from narrows.passes.quant.plan import QuantPlan
 from narrows.passes.quant.survey import SCALE_PARTS, Survey, survey
@@ -51,92 +43,9 @@ from narrows.version import VERSION
 
 BIAS_BITS = 23  # at most for a bias: the accumulator is then a float32 if the products' sum is
 WIDE_BIAS_BITS = 30  # at most for one beside wide codes, whose steps are finer by as much
-LEVEL_BITS = 5  # at most where levels are chosen: with more, their steps are a code or two
-METHODS = ("mse", "minmax", "percentile", "rapq")
-
-FLOAT = "float"
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How grids are chosen; see `narrows.quantize`.
-
-    Attributes:
-        weights: Bits of the weights, or ``pot4``, ``pot4x2`` for sums of one or two signed powers
-            of two: one for all, or one per glob, the first match counts and ``*`` is for the rest.
-        activations: Bits of the activations, likewise; with more than 8 they are stored in int16.
-        method: ``mse``, ``minmax``, ``percentile`` or ``rapq``, which begins with ``mse``.
-        percentile: The share of the magnitudes that ``percentile`` covers, in percent.
-        first_last: At least this many bits for the first and the last layers and what they read,
-            for the outputs, and for what no multiplication is saved by: a layer with one weight a
-            channel, activations that are only added, averaged, gated or scaled channel by channel;
-            ``None`` makes no exception of them. ``float`` keeps the first and the last layers
-            floating-point.
-        skip: Globs of what stays floating-point.
-        rounding: ``half_even`` or ``half_up``.
-        align: Whether tensors that are concatenated share one grid.
-        equalize: Whether powers of two move between layers to balance channel ranges.
-        correct_bias: Whether the mean error of every layer's weights is taken from its bias.
-        strict: Whether an operator without an integer form is an error.
-        levels: Whether activations of 5 bits and fewer may have levels of unequal width.
-        allow_lost: Whether what is joined to larger numbers may become one number.
-    """
-
-    weights: Codings = 8
-    activations: Bits = 8
-    method: str = "mse"
-    percentile: float = 99.99
-    first_last: int | str | None = 8
-    skip: tuple[str, ...] = ()
-    rounding: str = "half_even"
-    align: bool = True
-    equalize: bool = False
-    correct_bias: bool = True
-    strict: bool = False
-    levels: bool = False
-    allow_lost: bool = False
-
-    def __post_init__(self) -> None:
-        check_rounding(self.rounding)
-        if self.method not in METHODS:
-            raise UsageError(f"method is {', '.join(METHODS)}, got {self.method!r}")
-        if not isinstance(self.percentile, int | float) or not 0 < self.percentile <= 100:
-            raise UsageError(f"percentile lies above 0 and up to 100, got {self.percentile!r}")
-        for glob in self.skip:
-            if not isinstance(glob, str):
-                raise UsageError(f"skip takes globs, got {glob!r}", hint="skip=['head', 'norm*']")
-        for what in ("weights", "activations"):
-            given = getattr(self, what)
-            for bits in given.values() if isinstance(given, Mapping) else (given,):
-                if isinstance(bits, str) and what == "weights":
-                    check_coding(bits)
-                else:
-                    check_bits(what, bits, ACTIVATION_BITS if what == "activations" else BITS)
-        if self.first_last not in (None, FLOAT):
-            check_bits("first_last", self.first_last)
-        least = self.activations if isinstance(self.activations, int) else BITS[0]
-        if self.levels and least > LEVEL_BITS:
-            raise UsageError(
-                f"levels of unequal width are for activations of {LEVEL_BITS} bits and fewer",
-                why="their thresholds lie between codes of 8 bits",
-                hint="activations=4",
-            )
-        codings = self.weights.values() if isinstance(self.weights, Mapping) else (self.weights,)
-        named = [coding for coding in codings if isinstance(coding, str)]
-        if named and self.method == "rapq":
-            raise UsageError(
-                f"rapq does not learn weights of the coding {named[0]!r}",
-                why="it rounds to one of the two whole numbers next to a weight",
-                hint="method='mse', or a number of bits",
-            )
-
-    @property
-    def outer(self) -> int:
-        """At least how many bits ``first_last`` asks for."""
-        return self.first_last if isinstance(self.first_last, int) else BITS[0]
-
-
-def calibrate(program: Program, data: Iterable[Any] | None, settings: Settings) -> QuantPlan:
+def calibrate(program: Program, data: Iterable[Any] | None, settings: Quantization) -> QuantPlan:
     """Return the plan that calibration data and settings give.
 
     Args:
@@ -190,7 +99,7 @@ def calibrate(program: Program, data: Iterable[Any] | None, settings: Settings) 
     )
 
 
-def _surveyed(program: Program, settings: Settings) -> Survey:
+def _surveyed(program: Program, settings: Quantization) -> Survey:
     """Return what can work on codes, and may."""
     found = survey(program, settings.skip, strict=settings.strict)
     if settings.first_last != FLOAT:
@@ -203,7 +112,7 @@ def _surveyed(program: Program, settings: Settings) -> Survey:
 
 
 def _activation_grids(
-    found: Survey, watch: Watch, settings: Settings, notes: list[Note]
+    found: Survey, watch: Watch, settings: Quantization, notes: list[Note]
 ) -> dict[str, Grid]:
     """Return the grid of every site; adds a note where one cannot be as wide as asked."""
     grids: dict[fx.Node, Grid] = {}
@@ -318,7 +227,7 @@ def _outer_layers(found: Survey) -> set[fx.Node]:
 
 
 def _weight_grids(
-    program: Program, found: Survey, activations: Mapping[str, Grid], settings: Settings
+    program: Program, found: Survey, activations: Mapping[str, Grid], settings: Quantization
 ) -> dict[str, WeightGrid]:
     grids: dict[str, WeightGrid] = {}
     outer = _outer_layers(found)
@@ -465,4 +374,4 @@ def _offsets(
     return {n: o for n, o in offsets.items() if users[n] == 1 and any(o)}
 
 
-__all__ = ["METHODS", "Settings", "calibrate"]
+__all__ = ["calibrate"]

@@ -22,7 +22,7 @@ from narrows.errors import UsageError
 from narrows.ir.integer.grid import EXPONENTS, Grid, Levels
 from narrows.ir.meta import Meta
 from narrows.ir.program import Note, Program
-from narrows.passes.quant.calibrate import LEVEL_BITS
+from narrows.passes.quant.options import LEVEL_BITS
 from narrows.passes.quant.plan import QuantPlan
 from narrows.passes.quant.reconstruct import GAIN, Block, Values, apart, distance, on
 from narrows.passes.quant.survey import survey

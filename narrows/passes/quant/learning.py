@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from narrows.errors import UsageError
 from narrows.ir.budget import seconds_of
@@ -62,17 +60,4 @@ class Learning:
         return seconds
 
 
-def learning_of(method: str, asked: Mapping[str, Any]) -> Learning | None:
-    """Return how a method learns; `UsageError` if it learns nothing, and was asked how."""
-    given = {name: value for name, value in asked.items() if value is not None}
-    if method == "rapq":
-        return Learning(**given)
-    for name in given:
-        raise UsageError(
-            f"{name} is an option of method='rapq', not of {method!r}",
-            why="the other methods learn nothing",
-        )
-    return None
-
-
-__all__ = ["LOSSES", "Learning", "learning_of"]
+__all__ = ["LOSSES", "Learning"]

@@ -9,13 +9,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
-from narrows.errors import PassError, unknown_option
+from narrows.errors import PassError
 from narrows.ir.meta import Meta
 from narrows.ir.program import Program
 from narrows.passes.convert_batch_norm import ConvertBatchNorm
@@ -24,13 +24,14 @@ from narrows.passes.eliminate_dead import EliminateDead
 from narrows.passes.fold_batch_norm import FoldBatchNorm
 from narrows.passes.pipeline import Instrument, PassReport, Pipeline
 from narrows.passes.quant.batches import kept
-from narrows.passes.quant.calibrate import Settings, calibrate
+from narrows.passes.quant.calibrate import calibrate
 from narrows.passes.quant.choose_levels import choose_levels
 from narrows.passes.quant.equalize_channels import EqualizeChannels
 from narrows.passes.quant.exactness import assert_exact
 from narrows.passes.quant.fold_shifts import FoldShifts
 from narrows.passes.quant.learning import Learning
 from narrows.passes.quant.measure import SAMPLES, measure
+from narrows.passes.quant.options import Quantization
 from narrows.passes.quant.plan import Preparation, QuantPlan
 from narrows.passes.quant.quantize import Quantize
 from narrows.passes.quant.rapq import rapq
@@ -94,7 +95,7 @@ def preparation(bits: int = 8, *, equalize: bool = False) -> Pipeline:
 def quantize(
     program: Program,
     calibration: Iterable[Any] | None,
-    settings: Settings,
+    settings: Quantization,
     *,
     plan: QuantPlan | None = None,
     instruments: Iterable[Instrument] = (),
@@ -105,10 +106,10 @@ def quantize(
     Args:
         program: A captured or pruned program in float32 or float64.
         calibration: Its inputs, batch by batch; not read if there is a plan.
-        settings: How grids are chosen.
+        settings: The options.
         plan: A plan to use in place of calibration.
         instruments: What watches the passes.
-        learning: How the method ``rapq`` learns.
+        learning: How ``rapq`` learns, in place of what the options say; for experiments.
 
     Raises:
         PassError: The program is quantized already, or cannot be.
@@ -126,7 +127,9 @@ def quantize(
         chosen = plan
     elif settings.method == "rapq" or settings.levels:
         stored = kept(calibration)
-        chosen = _reconstructed(program, begun.program, stored, settings, learning)
+        chosen = _reconstructed(
+            program, begun.program, stored, settings, learning or settings.learning
+        )
     else:
         chosen = calibrate(begun.program, calibration, settings)
     scale = [ScaleParts(chosen)] if chosen.parts else []
@@ -143,7 +146,7 @@ def quantize(
     return Quantized(folded.program, chosen, fake.program, prepared.program, reports)
 
 
-def _how(plan: QuantPlan | None, settings: Settings) -> Preparation:
+def _how(plan: QuantPlan | None, settings: Quantization) -> Preparation:
     """Return how to prepare a program: as the plan says, or as the settings ask for."""
     if plan is not None and plan.preparation is not None:
         return plan.preparation
@@ -167,7 +170,7 @@ def _reconstructed(
     program: Program,
     prepared: Program,
     data: list[Any],
-    settings: Settings,
+    settings: Quantization,
     learning: Learning | None,
 ) -> QuantPlan:
     """Return the plan of the methods that look at what blocks compute, and keep the data for it."""
@@ -179,19 +182,4 @@ def _reconstructed(
     return choose_levels(fitting, plan, data) if settings.levels else plan
 
 
-def quantize_options(
-    given: Iterable[Any] | Mapping[str, Any], known: Sequence[str]
-) -> dict[str, Any]:
-    """Return the options of `quantize` that ``compile(..., quantize=given)`` asks for.
-
-    `UsageError` with a suggestion if one is not among the ``known``.
-    """
-    if not isinstance(given, Mapping):
-        return {"calibration": given}
-    for name in given:
-        if name not in known:
-            raise unknown_option("quantize", name, known)
-    return dict(given)
-
-
-__all__ = ["Quantized", "preparation", "quantize", "quantize_options"]
+__all__ = ["Quantized", "preparation", "quantize"]

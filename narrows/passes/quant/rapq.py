@@ -31,8 +31,9 @@ from narrows.ir.meta import shape_of
 from narrows.ir.ops.args import arguments
 from narrows.ir.program import Note, Program, aten
 from narrows.passes.quant import resume
-from narrows.passes.quant.calibrate import Settings, calibrate
+from narrows.passes.quant.calibrate import calibrate
 from narrows.passes.quant.learning import Learning
+from narrows.passes.quant.options import Quantization
 from narrows.passes.quant.plan import QuantPlan
 from narrows.passes.quant.reconstruct import (
     POWERS_OF_TWO,
@@ -61,7 +62,7 @@ def rapq(
     program: Program,
     prepared: Program,
     data: Iterable[Any] | None,
-    settings: Settings,
+    settings: Quantization,
     learning: Learning,
 ) -> QuantPlan:
     """Return the plan of a prepared program: exponents, codes of the weights, offsets of biases.
@@ -78,7 +79,7 @@ def rapq(
         PassError: As `narrows.passes.quant.calibrate.calibrate`.
     """
     items = list(data) if data is not None else None
-    start = dataclasses.replace(settings, method="mse", correct_bias=False)
+    start = settings.unlearned(method="mse", correct_bias=False)
     plan = calibrate(prepared, items, start)
     assert items is not None
     prepared = ScaleParts(plan).run(prepared).program
@@ -105,7 +106,7 @@ class Reconstruction:
         prepared: Program,
         items: Sequence[Any],
         plan: QuantPlan,
-        settings: Settings,
+        settings: Quantization,
         learning: Learning,
         steps: Steps = POWERS_OF_TWO,
     ) -> None:
@@ -120,7 +121,7 @@ class Reconstruction:
         self.spans = spans_of(self.trial, self.found)
         self.groups = _groups(self.trial, self.found, settings)
         plain = dataclasses.replace(learning, budget=None, checkpoint=None, device=None)
-        given = dataclasses.replace(settings, levels=False)  # they come afterwards
+        given = settings.unlearned(levels=False)  # they come afterwards
         self.key = resume.key(prepared, self.inputs, repr((given, plain, steps)))
         self.searched = holding(self.inputs, SEARCHED)
         self.told = 0.0
@@ -312,7 +313,7 @@ def _exponent(step: float) -> int:
     return exponent
 
 
-def _groups(trial: Trial, found: Survey, settings: Settings) -> list[list[Site]]:
+def _groups(trial: Trial, found: Survey, settings: Quantization) -> list[list[Site]]:
     """Return the sites that change together, in execution order."""
     by_name: dict[str, Site] = {s.name: s for s in trial.sites.values()}
     groups: list[list[Site]] = []

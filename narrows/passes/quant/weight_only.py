@@ -17,16 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from narrows.errors import PassError, PassUsageError, UsageError
+from narrows.errors import PassError, PassUsageError
 from narrows.ir.integer.blocks import Blocks, dequantize_blocks
 from narrows.ir.meta import Meta, copy_meta, shape_of, where
 from narrows.ir.ops.args import arguments, changed
 from narrows.ir.program import Note, Program, aten
 from narrows.passes.quant.batches import batches
+from narrows.passes.quant.options import AXES, WeightOnly
 from narrows.passes.quant.survey import SKIPPED, matches
 
-AXES = {"input": (1,), "output": (0,), "auto": (1, 0)}
-METHODS = ("nearest", "gptq")
 DAMPING = 0.01  # of the mean of the diagonal, so that GPTQ's matrix has an inverse
 
 
@@ -57,29 +56,12 @@ class Coded:
         )
 
 
-def quantize_weights(
-    program: Program,
-    data: Iterable[Any] | None,
-    *,
-    bits: int = 4,
-    group: int = 32,
-    groups: str = "auto",
-    method: str = "gptq",
-    skip: Sequence[str] = (),
-) -> Program:
+def quantize_weights(program: Program, data: Iterable[Any] | None, options: WeightOnly) -> Program:
     """Return the program with coded weights; `narrows.quantize_weights` tells of the arguments."""
-    if groups not in AXES:
-        raise UsageError(f"groups is {', '.join(AXES)}, got {groups!r}")
-    if method not in METHODS:
-        raise UsageError(f"method is {', '.join(METHODS)}, got {method!r}")
-    if data is None and (method == "gptq" or groups == "auto"):
-        raise UsageError(
-            "there is no calibration data",
-            why="GPTQ and the choice of the axis go by the results of the layers",
-            hint="calibration=[tokens], or method='nearest', groups='input'",
-        )
-    choices = [Blocks(bits, group, axis) for axis in AXES[groups]]
-    layers, notes = _layers(program, skip)
+    options.check_data(data)
+    bits, group = options.bits, options.group
+    choices = [Blocks(bits, group, axis) for axis in AXES[options.groups]]
+    layers, notes = _layers(program, options.skip)
     if not layers:
         raise PassError(
             f"{program.name} has no linear layer to quantize",
@@ -93,7 +75,7 @@ def quantize_weights(
             end = "\n" if count == len(layers) else ""
             print(f"\rweights: {count} of {len(layers)}", end=end, file=sys.stderr, flush=True)
         weight = program.weights[name].detach()
-        tried = [_coded(weight, moments.get(name), b, method) for b in choices]
+        tried = [_coded(weight, moments.get(name), b, options.method) for b in choices]
         found[name] = best = min(tried, key=lambda coded: coded.error)
         along = ("output channels", "inputs")[best.blocks.axis]
         text = f"{bits} bits, groups of {group} {along}"
@@ -106,9 +88,6 @@ def _layers(program: Program, skip: Sequence[str]) -> tuple[dict[str, list[fx.No
     """Return the linear layers by their weights, and notes on weights that stay."""
     layers: dict[str, list[fx.Node]] = {}
     notes: list[Note] = []
-    for glob in skip:
-        if not isinstance(glob, str):
-            raise UsageError(f"skip takes globs, got {glob!r}", hint="skip=['head', 'norm*']")
     unmatched = set(skip)
     for node in program.graph.nodes:
         if node.target is not aten.linear.default:

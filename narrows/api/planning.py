@@ -1,0 +1,77 @@
+"""What `narrows.plan` does: its target's costs, and options given as a dict."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from narrows.errors import UsageError
+from narrows.options import from_json
+from narrows.passes.plans.options import Choosing
+
+if TYPE_CHECKING:
+    from narrows.backends.base import Target
+    from narrows.ir.cost import CostTable
+    from narrows.ir.program import Program
+    from narrows.passes.plans.plan import ChannelPlan
+
+MASKS = ("keep_inputs", "keep_outputs")  # what a plan is given beside options and a target
+
+
+def planned(
+    program: Program,
+    masks: Mapping[str, Any],
+    choosing: Choosing,
+    target: str | Target | None = None,
+) -> ChannelPlan:
+    """Return a plan.
+
+    Args:
+        program: The program.
+        masks: ``keep_inputs`` and ``keep_outputs``, as for `narrows.plan`.
+        choosing: The options.
+        target: The target whose costs count.
+    """
+    from narrows.passes.plans.choose import make_plan
+
+    if target is not None:
+        choosing = dataclasses.replace(choosing, costs=costs_to_plan_by(target, choosing))
+    return make_plan(program, masks.get(MASKS[0]), masks.get(MASKS[1]), choosing)
+
+
+def plan_for(
+    program: Program, given: Mapping[str, Any], target: str | Target | None
+) -> ChannelPlan:
+    """Return the plan of arguments as a dict, which are for ``target`` unless they name another."""
+    from narrows.backends import costs_of
+
+    choosing = from_json(Choosing, given, "plan", (*MASKS, "target"))
+    named = given.get("target")
+    if named is None and choosing.costs is None:
+        aims, ranks = choosing.latency is not None, choosing.ratio is not None
+        if target is not None and (aims or (ranks and costs_of(target) is not None)):
+            named = target
+    return planned(program, given, choosing, named)
+
+
+def costs_to_plan_by(target: str | Target, choosing: Choosing) -> CostTable:
+    """Return the cost table of a target; `UsageError` where there is no use for one, or none."""
+    from narrows.backends import costs_of
+
+    if choosing.latency is None and choosing.ratio is None:
+        raise UsageError(
+            "a plan has a target only if it has a latency or a ratio",
+            hint="plan(program, latency=0.8, target=...), or leave out the target",
+        )
+    if choosing.costs is not None:
+        raise UsageError("target and costs exclude each other", why="a target has its own costs")
+    costs = costs_of(target)
+    if costs is None:
+        name = target if isinstance(target, str) else target.name
+        raise UsageError(
+            f"the target {name!r} has no cost table",
+            why="a latency is predicted by one",
+            hint="plan with a ratio, or give a table as costs=CostTable.load(path)",
+        )
+    return costs

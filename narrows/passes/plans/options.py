@@ -1,0 +1,147 @@
+"""`Choosing`: the options of `narrows.plan`; torch is not imported."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from narrows.errors import PlanUsageError
+from narrows.options import number, option, per_glob, several, whole
+
+if TYPE_CHECKING:
+    from narrows.ir.cost import CostTable
+
+Ratio = float | Mapping[str, float]
+
+SIDES = ("input", "output", "both")
+SCOPES = ("local", "global")
+
+
+def _ratios(texts: list[str], flag: str) -> Ratio:
+    return per_glob(texts, flag, float, "0.5")
+
+
+@dataclass(frozen=True)
+class Choosing:
+    """How channels are chosen.
+
+    Attributes:
+        zeros: Whether to take channels whose weights are zero, and such whose contribution is zero
+            already. They change nothing that the program computes.
+        criterion: How channels are scored: ``l1`` or ``l2``. In Python also a `Criterion`, or a
+            function ``(program, use, side) -> scores``.
+        ratio: The share of channels to remove, 0 to 1; for the weights of a name where there is a
+            glob. It is rounded down. Of several globs the first that matches counts:
+            ``{"layer4.*": 0.7, "*": 0.5}``.
+        latency: In place of a ratio: keep as much as a latency of at most this share of the
+            unpruned program's allows, above 0 and up to 1. Both are what the target's costs
+            predict. Whole couplings lose channels, so that as much score mass stays as can; see
+            `narrows.passes.plans.latency`.
+        costs: A cost table to predict by in place of the target's own, or its file. With a ratio,
+            channels are kept after all that a target of these costs has a place for anyway
+            (`narrows.passes.plans.take_back.take_back`).
+        batch: The number of examples that costs are asked for, 1 unless given.
+        constrained: Whether to remove whole couplings, or else let each layer choose for itself. A
+            coupling goes by the sum of a channel's scores in every weight that makes or reads it,
+            averaged over those weights, so that no tensor has to be copied.
+        side: Unconstrained: which of its own channels each layer chooses among, ``input`` unless
+            given. The model's own inputs and outputs are left alone.
+        scope: Whether scores are compared by layer, ``local``, or overall, ``global``. The first
+            takes the ratio from every coupling or layer; the second ranks the channels of all of
+            them together, or of all that one glob gives its ratio, their scores divided by the mean
+            of their coupling or layer.
+        include: Globs on weight names: only layers of these names. Constrained, only couplings that
+            one of these weights makes.
+        exclude: Globs on weight names: no layer, and no coupling with a layer, of these names.
+        min_width: How many channels to leave at least.
+    """
+
+    zeros: bool = option(True)
+    criterion: Any = option("l1", metavar="NAME")
+    ratio: Ratio | None = option(None, metavar="R|GLOB=R", many=True, read=_ratios)
+    latency: float | None = option(None, metavar="L", read=number)
+    costs: CostTable | str | os.PathLike[str] | None = option(None, metavar="FILE")
+    batch: int | None = option(None, metavar="N", read=whole)
+    constrained: bool = option(True)
+    side: str | None = option(None, choices=SIDES)
+    scope: str = option("local", choices=SCOPES)
+    include: str | Sequence[str] = option((), metavar="GLOB", many=True, read=several)
+    exclude: str | Sequence[str] = option((), metavar="GLOB", many=True, read=several)
+    min_width: int = option(1, metavar="N", read=whole)
+
+    def __post_init__(self) -> None:
+        for name, value in (("costs", self.costs), ("batch", self.batch)):
+            if value is not None and self.latency is None and self.ratio is None:
+                why = f"{name} has no effect without a latency or a ratio"
+                raise PlanUsageError(why, hint="latency=0.8")
+        for name, value in (("batch", self.batch), ("min_width", self.min_width)):
+            if value is not None and not _counts(value):
+                raise PlanUsageError(f"{name} is a whole number of at least 1, got {value!r}")
+        if self.scope not in SCOPES:
+            raise PlanUsageError(f"scope is 'local' or 'global', got {self.scope!r}")
+        self._check_aims()
+        self._check_side()
+        if self.ratio is None and self.latency is None:
+            self._refuse_idle()
+
+    def _check_aims(self) -> None:
+        """Raise unless ratio and latency are shares, and at most one of them is given."""
+        ratios: Mapping[str, Any] = self.ratio if isinstance(self.ratio, Mapping) else {}
+        if self.ratio is not None and not isinstance(self.ratio, Mapping):
+            ratios = {"*": self.ratio}
+        for glob, value in ratios.items():
+            if not _is_number(value) or not 0 <= value <= 1:
+                what = f"a ratio is a share from 0 to 1, got {value!r}"
+                raise PlanUsageError(what, where=repr(glob))
+        if self.latency is None:
+            return
+        if self.ratio is not None:
+            raise PlanUsageError(
+                "ratio and latency exclude each other",
+                why="a ratio says how many channels go, a latency lets the costs say so",
+                hint="leave one of them out",
+            )
+        if not _is_number(self.latency) or not 0 < self.latency <= 1:
+            why = "it is relative to the unpruned program's"
+            raise PlanUsageError(f"a latency is above 0 and up to 1, got {self.latency!r}", why=why)
+        if not self.constrained:
+            raise PlanUsageError(
+                "a latency takes whole couplings",
+                why="layers that choose for themselves make copies, which cost time",
+                hint="leave out constrained=False",
+            )
+        if self.scope == "global":
+            why = "a latency compares the channels of all couplings anyway"
+            raise PlanUsageError("scope has no effect with a latency", why=why)
+
+    def _check_side(self) -> None:
+        """Raise for a side that is none, or that nothing asks for."""
+        if self.side is not None and self.side not in SIDES:
+            raise PlanUsageError(f"side is one of {', '.join(SIDES)}, got {self.side!r}")
+        if self.side is not None and self.constrained:
+            raise PlanUsageError(
+                f"side={self.side!r} has no effect",
+                why="a coupling goes with all that makes and reads it",
+                hint="constrained=False ranks one side of each layer",
+            )
+
+    def _refuse_idle(self) -> None:
+        """Raise for an option that does nothing without a ratio or a latency."""
+        given = {
+            "include": self.include, "exclude": self.exclude, "side": self.side,
+            "scope": self.scope == "global", "min_width": self.min_width > 1,
+        }  # fmt: skip
+        for name, value in given.items():
+            if value:
+                why = f"{name} has no effect without a ratio or a latency"
+                raise PlanUsageError(why, hint="ratio=0.5")
+
+
+def _counts(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
