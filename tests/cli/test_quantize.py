@@ -48,6 +48,30 @@ def test_options_reach_the_plan(data: str, capsys) -> None:
     capsys.readouterr()
 
 
+def test_every_kind_of_option_has_its_effect(data: str, capsys) -> None:
+    words = ["--data", data, "-o", "out", "--weight-bits", "4", "--save-plan", "q.json", "--json"]
+    plans, told = [], []
+    for more in (
+        [],
+        ["--first-last", "none", "--no-correct-bias"],
+        ["--method", "percentile", "--percentile", "60", "--no-align", "--equalize"],
+    ):
+        assert main(["quantize", *SPEC, *words, *more]) == 0
+        plans.append(json.loads(Path("q.json").read_text()))
+        told.append(json.loads(capsys.readouterr().out)["options"])
+    usual, bare, cut = plans
+    assert usual["weights"]["conv.weight"]["bits"] == 8
+    assert usual["offsets"]
+    assert bare["weights"]["conv.weight"]["bits"] == 4
+    assert not bare["offsets"]
+    assert cut["activations"]["x"]["exponent"] > usual["activations"]["x"]["exponent"]
+    assert [(t["weights"], t["first_last"], t["align"]) for t in told] == [
+        (4, 8, True),
+        (4, None, True),
+        (4, 8, False),
+    ]
+
+
 def test_levels_are_asked_for(data: str, capsys) -> None:
     assert main(["quantize", *SPEC, "--data", data, "--levels", "-o", "no"]) == 2
     assert "for activations of 5 bits and fewer" in capsys.readouterr().err
@@ -231,3 +255,32 @@ def test_numbers_in_another_order_of_bytes_are_the_same(data: str, capsys) -> No
     for name, plan in (("images.npy", "one.json"), ("swapped.npy", "two.json")):
         assert main(["quantize", *SPEC, "--data", name, "-o", "out", "--save-plan", plan]) == 0
     assert Path("one.json").read_text() == Path("two.json").read_text()
+
+
+MODEL = """
+from torch import nn
+
+def tokens():
+    return nn.Sequential(nn.Embedding(50, 64), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 50))
+"""
+
+
+def test_weights_alone_are_quantized(data: str, capsys) -> None:
+    Path("text_nets.py").write_text(MODEL)
+    np.save("tokens.npy", np.random.default_rng(0).integers(0, 50, (6, 12)))
+    spec = ("text_nets.py:tokens", "-i", "i64[2,12]:50")
+    words = ["--data", "tokens.npy", "--bits", "3", "--skip", "3.*", "-o", "out", "--json"]
+    assert main(["quantize-weights", *spec, *words]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["options"]["bits"] == 3
+    assert 0 < found["error"] < 1
+    manifest = json.loads(Path("out/manifest.json").read_text())
+    told = {note["where"]: note["message"] for note in manifest["notes"]}
+    assert told["1.weight"].startswith("3 bits, groups of 32 ")
+    assert told["3.weight"].startswith("stays floating-point")
+    assert main(["check", "out"]) == 0
+    nearest = ["--method", "nearest", "--groups", "input", "-o", "near"]
+    assert main(["quantize-weights", *spec, *nearest]) == 0
+    assert "error against the float model" in capsys.readouterr().out
+    assert main(["quantize-weights", *spec, "-o", "no"]) == 2
+    assert "--method nearest --groups input" in capsys.readouterr().err
