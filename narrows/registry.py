@@ -59,7 +59,7 @@ class Registry:
         module, _, attribute = provider.partition(":")
         try:
             return getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as cause:
+        except Exception as cause:  # importing runs the package's code, which may raise anything
             raise self.error(
                 f"cannot import the {self.kind} {name!r} from {provider}: {cause}"
             ) from cause

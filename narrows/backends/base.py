@@ -160,7 +160,10 @@ def target_type(name: str) -> type[Target]:
             why=f"the targets are: {', '.join(known)}",
             hint=suggest(name, known),
         )
-    return TARGETS.load_class(name)
+    found = TARGETS.load_class(name)
+    if not isinstance(found, type) or not issubclass(found, Target):
+        raise LowerError(f"the target {name!r} of {TARGETS.providers()[name]} is no Target")
+    return found
 
 
 def make_target(target: str | Target = "onnx", **options: Any) -> Target:

@@ -117,6 +117,21 @@ def test_a_target_under_a_false_name_is_refused(enter: Any):
         target_type("other")
 
 
+class Namesake:
+    name = "namesake"
+
+
+def test_a_target_that_is_none_is_refused(enter: Any, tmp_path: Path, monkeypatch: Any):
+    enter("namesake", f"{__name__}:Namesake")
+    with pytest.raises(LowerError, match=r"target 'namesake' of .*:Namesake is no Target"):
+        target_type("namesake")
+    (tmp_path / "raises_when_imported.py").write_text("raise ValueError('not here')")
+    monkeypatch.syspath_prepend(tmp_path)
+    enter("namesake", "raises_when_imported:X")
+    with pytest.raises(LowerError, match=r"cannot import the target 'namesake' .*: not here"):
+        target_type("namesake")
+
+
 def test_a_runtime_that_is_wrong_or_not_there_is_told(enter: Any):
     enter("other", "narrows.backends.onnx:OnnxTarget")
     with pytest.raises(ArtifactError, match=r"(?s)'other' of narrows.*is no Runtime.*type ABCMeta"):
