@@ -206,6 +206,15 @@ def test_flags_are_made_of_fields(capsys: Any):
         parser.parse_args(["--no-size", "--size", "4"])
 
 
+def test_a_flag_of_a_target_that_the_command_has_too_stays_the_command_s():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--json", action="store_true")
+    add_flags(parser, Sample, prefix="target_", known=["json"])
+    arguments = parser.parse_args(["--json", "--size", "4"])
+    assert arguments.json
+    assert given(arguments, Sample, "target_") == {"size": 4}
+
+
 def test_what_lives_in_memory_has_a_name_in_json():
     assert to_json(Sample(kept=object()))["kept"] == "<object>"
     assert to_json(Sample(kept=Path("a") / "b"))["kept"] == "a/b"

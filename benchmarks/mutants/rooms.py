@@ -60,13 +60,19 @@ ROOMS: dict[str, Room] = {
     ),
     "passes": Room(
         ("narrows/passes/**/*.py",),
-        ("tests/passes/test_*.py", *EXACT, "tests/test_api.py", "tests/cli/test_inspect.py"),
+        (
+            "tests/passes/test_*.py", *EXACT, "tests/test_api.py", "tests/test_options.py",
+            "tests/cli/test_inspect.py",
+        ),
         ("narrows/passes/quant/**/*.py",),
         INTEGERS,
     ),
     "quant": Room(
         ("narrows/ir/integer/**/*.py", "narrows/passes/quant/**/*.py"),
-        (*INTEGERS, "tests/cli/test_quantize.py", "tests/backends/test_onnx_integer.py"),
+        (
+            *INTEGERS, "tests/test_options.py", "tests/cli/test_quantize.py",
+            "tests/backends/test_onnx_integer.py",
+        ),
     ),
     "c": Room(
         ("narrows/backends/c/**/*.py", "narrows/backends/c/kernels/*.c"),

@@ -11,6 +11,8 @@ from narrows.cli.flags import add_flags, dest, given
 from narrows.errors import LowerError, unknown_option
 from narrows.options import flags_of
 
+PREFIX = "target_"  # of the places where argparse keeps the flags of targets
+
 
 def types() -> Iterator[type[Target]]:
     """Yield the classes of the targets.
@@ -34,7 +36,7 @@ def add_target_flags(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("options of one target")
     for kind in types():
         known = {flag.removeprefix("--") for flag in command._option_string_actions}
-        add_flags(group, kind, mark=kind.name, known=known)
+        add_flags(group, kind, mark=kind.name, prefix=PREFIX, known=known)
 
 
 def parse_target(text: str, arguments: argparse.Namespace | None = None) -> Target:
@@ -54,11 +56,11 @@ def parse_target(text: str, arguments: argparse.Namespace | None = None) -> Targ
 
 def _flagged(arguments: argparse.Namespace, kind: type[Target]) -> dict[str, Any]:
     """Return the options of a target that flags give; `UsageError` for a flag of another one."""
-    options = given(arguments, kind)
+    options = given(arguments, kind, PREFIX)
     own = {dest(flag) for flag in flags_of(kind).values()}
     for other in types():
         for name, flag in flags_of(other).items():
-            if dest(flag) not in own and getattr(arguments, dest(flag), None) is not None:
+            if dest(flag) not in own and getattr(arguments, dest(flag, PREFIX), None) is not None:
                 raise unknown_option(kind.name, name, kind.__dataclass_fields__)
     return options
 

@@ -10,7 +10,9 @@ from typing import Any
 from narrows.options import UNSET, Flag, first_sentence, flags_of, texts_of
 
 
-def add_flags(group: Any, cls: Any, *, mark: str = "", known: Collection[str] = ()) -> None:
+def add_flags(
+    group: Any, cls: Any, *, mark: str = "", prefix: str = "", known: Collection[str] = ()
+) -> None:
     """Add the flags of a dataclass's options to a parser or a group of one.
 
     What is not given is ``None``: then the default of the field counts.
@@ -19,6 +21,7 @@ def add_flags(group: Any, cls: Any, *, mark: str = "", known: Collection[str] = 
         group: The parser or the group.
         cls: The dataclass.
         mark: What the help has to add to every flag.
+        prefix: What sets the places where argparse keeps them apart from others'.
         known: Flags that are there already, and stay what they are.
     """
     texts = texts_of(cls)
@@ -29,12 +32,13 @@ def add_flags(group: Any, cls: Any, *, mark: str = "", known: Collection[str] = 
         help_ = _help(texts.get(field.name, ""), field.default, mark)
         if isinstance(field.default, bool):
             action = argparse.BooleanOptionalAction
-            group.add_argument(f"--{flag.name}", action=action, help=help_)
+            group.add_argument(f"--{flag.name}", action=action, dest=dest(flag, prefix), help=help_)
             continue
         how = {"metavar": flag.metavar} if flag.metavar and not flag.choices else {}
         either = group if flag.off is UNSET else group.add_mutually_exclusive_group()
         either.add_argument(
             f"--{flag.name}",
+            dest=dest(flag, prefix),
             choices=flag.choices or None,
             action="append" if flag.many else "store",
             help=help_ + ("; repeatable" if flag.many else ""),
@@ -45,7 +49,7 @@ def add_flags(group: Any, cls: Any, *, mark: str = "", known: Collection[str] = 
                 f"--no-{flag.name}",
                 action="store_const",
                 const=flag.off,
-                dest=dest(flag),
+                dest=dest(flag, prefix),
                 help=f"the same as --{flag.name} {flag.off}",
             )
 
@@ -61,17 +65,17 @@ def _help(text: str, default: Any, mark: str) -> str:
     return (first_sentence(text) + (f" ({brackets})" if brackets else "")).replace("%", "%%")
 
 
-def given(arguments: argparse.Namespace, cls: Any) -> dict[str, Any]:
+def given(arguments: argparse.Namespace, cls: Any, prefix: str = "") -> dict[str, Any]:
     """Return the options of a dataclass that the command line gives, by the names of the fields."""
     found = {}
     for name, flag in flags_of(cls).items():
-        value = getattr(arguments, dest(flag), None)
+        value = getattr(arguments, dest(flag, prefix), None)
         if value is not None:
             text = isinstance(value, str | list)
             found[name] = flag.read(value, f"--{flag.name}") if text else value
     return found
 
 
-def dest(flag: Flag) -> str:
+def dest(flag: Flag, prefix: str = "") -> str:
     """Return where argparse keeps what a flag was given."""
-    return flag.name.replace("-", "_")
+    return prefix + flag.name.replace("-", "_")
