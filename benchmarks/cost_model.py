@@ -31,7 +31,7 @@ from narrows.backends.onnx.calibrate import cpu_time
 from narrows.backends.onnx.session import MODEL
 from narrows.backends.onnx.steady import Quiet
 from narrows.errors import NarrowsError
-from narrows.ir.cost import CostTable
+from narrows.ir.costfiles import load_costs
 from narrows.ir.program import Program
 from tests.networks import random_masks
 from tests.networks.zoo import MODELS
@@ -94,7 +94,7 @@ def programs(name: str, options: argparse.Namespace) -> Iterator[tuple[str, Prog
 
 def run(options: argparse.Namespace) -> Iterator[Result]:
     """Yield a result per model and form."""
-    costs = CostTable.load(Path(options.table)) if options.table else make_target("onnx").costs()
+    costs = load_costs(options.table) if options.table else make_target("onnx").costs()
     assert costs is not None
     quiet = Quiet()
     for name in options.models:

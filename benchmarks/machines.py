@@ -33,10 +33,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.machine import write
+from narrows.backends.measured.table import CostTable
 from narrows.backends.onnx.costs import TABLES as ONNX
 from narrows.backends.tables import Tables, cpu_name
 from narrows.backends.torch.costs import TABLES as TORCH
-from narrows.ir.cost import CostTable
 
 ROOT = Path(__file__).parent.parent
 

@@ -32,10 +32,10 @@ from torch import nn
 import narrows
 from benchmarks.fuzz.judge import OWN_FAULT, found_by_itself
 from benchmarks.machine import table, write
+from narrows.backends.onnx.staircase import StairTable
 from narrows.backends.store import MANIFEST, encode_manifest
 from narrows.cli import main as command
 from narrows.errors import NarrowsError
-from narrows.ir.cost import CostTable
 from narrows.passes.plans.plan import ChannelPlan
 from narrows.passes.quant.plan import QuantPlan
 
@@ -197,7 +197,7 @@ def costs(folder: Path) -> Any:
     data["works"] = data["works"][:2]
 
     def use(data: Any) -> None:
-        CostTable.from_json(data).predict(kept)
+        StairTable.from_json(data).predict(kept)
 
     return data, use
 

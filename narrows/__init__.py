@@ -30,6 +30,7 @@ from narrows.errors import (
     ProgramError,
     UsageError,
 )
+from narrows.ir.costfiles import READERS
 from narrows.version import VERSION
 
 if TYPE_CHECKING:
@@ -50,6 +51,12 @@ if TYPE_CHECKING:
     from narrows.passes.quant.quantization import Quantized
 
 __version__ = VERSION
+
+# Which backends' cost tables a pass may be given the path of.
+READERS.update(
+    onnxruntime="narrows.backends.onnx.staircase:StairTable",
+    torch="narrows.backends.torch.eager:EagerTable",
+)
 
 _LAZY = {
     "capture": "narrows.api",

@@ -14,7 +14,7 @@ import narrows
 from narrows.backends import costs_of
 from narrows.errors import PlanError
 from narrows.ir.compare import relative_error
-from narrows.ir.cost import CostTable
+from narrows.ir.costs import Costs
 from narrows.ir.program import Program
 from narrows.ir.verify import verify
 from narrows.passes.base import TOLERANCE, Fidelity
@@ -72,7 +72,7 @@ def test_pruned_equals_masked(
 @bounded(12)
 @given(steps, heads, kinds, seeds, tables)
 def test_the_form_for_any_costs_equals_masked(
-    drawn: list[Step], head: str, kind: str, seed: int, table: CostTable
+    drawn: list[Step], head: str, kind: str, seed: int, table: Costs
 ) -> None:
     """Whatever copies and widths cost: wider reads, added channels, producers made twice."""
     program = narrows.capture(built(drawn, head, seed), (images(2, 0),))

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 import narrows
+from narrows.backends.onnx.staircase import StairTable
 from narrows.cli.dumps import open_dump
-from narrows.ir.cost import CostTable
 from narrows.passes.plans.plan import ChannelPlan
 from narrows.passes.quant.plan import QuantPlan
 
@@ -85,7 +85,7 @@ def reported() -> Any:
 def calibrated() -> Any:
     """Return what ``bench --calibrate`` left, but for the times, which no two runs have in common:
     what was measured, and at which sizes."""
-    table = CostTable.load("table.json")
+    table = StairTable.load("table.json")
     grids = {str(key): grid.axes for key, grid in table.grids.items()}
     return table.runtime, table.cpu, table.threads, grids, sorted(map(str, table.works))
 

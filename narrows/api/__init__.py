@@ -21,7 +21,7 @@ from narrows.passes.quant.options import Quantization, WeightOnly
 if TYPE_CHECKING:
     from narrows.backends.artifact import Artifact
     from narrows.backends.base import Target
-    from narrows.ir.cost import CostTable
+    from narrows.ir.costs import Costs
     from narrows.ir.program import Program
     from narrows.passes.pipeline import Instrument, Pipeline, PipelineResult
     from narrows.passes.plans.criteria import Criterion, Score
@@ -76,7 +76,7 @@ def plan(
     criterion: str | Criterion | Score = "l1",
     ratio: float | Mapping[str, float] | None = None,
     latency: float | None = None,
-    costs: CostTable | str | os.PathLike[str] | None = None,
+    costs: Costs | str | os.PathLike[str] | None = None,
     batch: int | None = None,
     constrained: bool = True,
     side: str | None = None,

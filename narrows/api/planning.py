@@ -12,7 +12,7 @@ from narrows.passes.plans.options import Choosing
 
 if TYPE_CHECKING:
     from narrows.backends.base import Target
-    from narrows.ir.cost import CostTable
+    from narrows.ir.costs import Costs
     from narrows.ir.program import Program
     from narrows.passes.plans.plan import ChannelPlan
 
@@ -55,7 +55,7 @@ def plan_for(
     return planned(program, given, choosing, named)
 
 
-def costs_to_plan_by(target: str | Target, choosing: Choosing) -> CostTable:
+def costs_to_plan_by(target: str | Target, choosing: Choosing) -> Costs:
     """Return the cost table of a target; `UsageError` where there is no use for one, or none."""
     from narrows.backends import costs_of
 
@@ -72,6 +72,6 @@ def costs_to_plan_by(target: str | Target, choosing: Choosing) -> CostTable:
         raise UsageError(
             f"the target {name!r} has no cost table",
             why="a latency is predicted by one",
-            hint="plan with a ratio, or give a table as costs=CostTable.load(path)",
+            hint="plan with a ratio, or give costs: a Costs, or the path of a saved table",
         )
     return costs

@@ -25,7 +25,7 @@ from narrows.registry import Registry
 
 if TYPE_CHECKING:
     from narrows.backends.artifact import Artifact
-    from narrows.ir.cost import CostTable
+    from narrows.ir.costs import Costs
     from narrows.ir.program import Program
 
 TARGETS = Registry(
@@ -137,7 +137,7 @@ class Target(ABC):
             LowerError: The target cannot express the program.
         """
 
-    def costs(self) -> CostTable | None:
+    def costs(self) -> Costs | None:
         """Return what operators cost on this target, here; ``None`` where that is not known.
 
         The table is measured on this machine where someone has calibrated, else it is one that
@@ -225,7 +225,7 @@ def lower(
     return write(pair, target, plan_json, **options).settled(lambda: pair)
 
 
-def costs_of(target: str | Target) -> CostTable | None:
+def costs_of(target: str | Target) -> Costs | None:
     """Return a target's cost table, or ``None`` if it has none."""
     return make_target(target).costs()
 

@@ -16,28 +16,32 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
 from narrows.errors import NarrowsError, UsageError
 
 if TYPE_CHECKING:
-    from narrows.ir.cost import CostTable
-    from narrows.ir.grid import Grid
+    from narrows.backends.measured.grid import Grid
+    from narrows.backends.measured.table import CostTable
+
+T = TypeVar("T", bound="CostTable")
 
 
 @dataclass(frozen=True)
-class Tables:
+class Tables(Generic[T]):
     """The cost tables of one runtime.
 
     Attributes:
         runtime: The package that runs programs.
         file: The table that comes with narrows.
+        kind: The class of the tables.
     """
 
     runtime: str
     file: Path
+    kind: type[T]
 
     def version(self) -> str:
         """Return the installed version of the runtime, or nothing."""
@@ -52,27 +56,27 @@ class Tables:
         digest = hashlib.sha256(key.encode()).hexdigest()[:16]
         return cache_folder() / f"{self.runtime}-{digest}.json"
 
-    def current(self, threads: int = 1) -> CostTable:
+    def current(self, threads: int = 1) -> T:
         """Return the table measured on this machine, else the shipped one."""
         return self.cached(threads) or self.shipped()
 
-    def cached(self, threads: int = 1) -> CostTable | None:
+    def cached(self, threads: int = 1) -> T | None:
         """Return the table measured on this machine, or ``None``; one that is damaged is none."""
         path = self.path(threads)
         try:
             stamp = path.stat().st_mtime_ns
         except OSError:
             return None
-        table = _load(path, stamp)
+        table = _load(self.kind, path, stamp)
         if table is None or (table.runtime, table.cpu) != (self.version(), cpu_name()):
             return None
         return table if table.threads == threads else None
 
-    def shipped(self) -> CostTable:
+    def shipped(self) -> T:
         """Return the table that comes with narrows; its ``made`` says where it was measured."""
-        return _shipped(self.file)
+        return _shipped(self.kind, self.file)
 
-    def keep(self, table: CostTable, path: Path | None = None) -> Path:
+    def keep(self, table: T, path: Path | None = None) -> Path:
         """Write a table to the cache, or to ``path``, and return the file."""
         path = path or self.path(table.threads)
         try:
@@ -81,7 +85,7 @@ class Tables:
             raise UsageError(f"cannot write {path}", why=str(error.strerror)) from error
         return table.save(path)
 
-    def filled(self, table: CostTable) -> CostTable:
+    def filled(self, table: T) -> T:
         """Return a table with what it lacks taken from the one that there is, scaled to it.
 
         A grid with fewer points than the known one gives way to it, at the scale of its own points;
@@ -128,20 +132,16 @@ def cpu_name() -> str:
 
 
 @cache
-def _load(path: Path, stamp: int) -> CostTable | None:
-    from narrows.ir.cost import CostTable
-
+def _load(kind: type[CostTable], path: Path, stamp: int) -> Any:
     try:
-        return CostTable.load(path)
+        return kind.load(path)
     except NarrowsError:
         return None
 
 
 @cache
-def _shipped(path: Path) -> CostTable:
-    from narrows.ir.cost import CostTable
-
-    return CostTable.load(path)
+def _shipped(kind: type[CostTable], path: Path) -> Any:
+    return kind.load(path)
 
 
 def _ratios(measured: Grid, known: Grid) -> list[float]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from narrows.backends.artifact import Artifact, TensorSpec
-    from narrows.ir.grid import Layout
+    from narrows.backends.measured.layout import Layout
 
 ROUNDS = 15
 WARM = 2

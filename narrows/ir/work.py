@@ -1,6 +1,6 @@
 """`Work`: what one operator has to do, as the sizes that its time depends on.
 
-A work says nothing of a machine: a cost table (`narrows.ir.cost`) turns it into seconds, and its
+A work says nothing of a machine: a target's `narrows.ir.costs.Costs` turn it into seconds, and its
 multiply-accumulates are arithmetic. Rows of the op table describe their operators so
 (`narrows.ir.ops.works`).
 """

@@ -1,7 +1,7 @@
 """`ChooseKernels`: operators are spelled as the target computes them fastest.
 
 A runtime picks its kernel by how an operator is called, and the same function can be called in
-several ways. The cost table knows which of them is fastest (`narrows.ir.kernels`):
+several ways. The costs say which of them is fastest (`Costs.spelling`):
 
 * ``dilated``: a 1x1 convolution with a dilation, which means nothing for a window of one. Eager
   PyTorch then takes oneDNN in place of a product of matrices, on one thread.
@@ -20,8 +20,7 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
-from narrows.ir.cost import CostTable
-from narrows.ir.kernels import CHANNELS_LAST, DILATED
+from narrows.ir.costs import CHANNELS_LAST, DILATED, Costs
 from narrows.ir.meta import Meta, copy_meta, shape_of
 from narrows.ir.ops.args import arguments, changed, first_tensor
 from narrows.ir.program import Program, aten
@@ -44,7 +43,7 @@ class ChooseKernels(Pass):
 
     name: ClassVar[str] = "choose-kernels"
     fidelity: ClassVar[Fidelity] = Fidelity.EXACT
-    costs: CostTable | str | os.PathLike | None = None
+    costs: Costs | str | os.PathLike | None = None
     batch: int = 1
 
     def run(self, program: Program) -> PassResult:
@@ -66,7 +65,7 @@ class ChooseKernels(Pass):
         ]
         return PassResult(result, True, tuple(notes))
 
-    def _chosen(self, table: CostTable, node: fx.Node) -> str:
+    def _chosen(self, table: Costs, node: fx.Node) -> str:
         """Return the faster spelling of a node, empty where it stays."""
         work = work_of(node)
         if work is None or work.kind not in (*CONVOLUTIONS, "pool"):

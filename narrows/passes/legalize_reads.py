@@ -12,14 +12,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
 from narrows.errors import PassError
 from narrows.ir.channels import Facts
-from narrows.ir.cost import CostTable
+from narrows.ir.costfiles import load_costs
+from narrows.ir.costs import Costs
 from narrows.ir.labels import Bools
 from narrows.ir.meta import Meta, shape_of
 from narrows.ir.ops import table
@@ -51,7 +51,7 @@ class LegalizeReads(Pass):
     name: ClassVar[str] = "legalize-reads"
     fidelity: ClassVar[Fidelity] = Fidelity.EXACT
     requires: ClassVar[tuple[str, ...]] = ("prune-channels",)
-    costs: CostTable | str | os.PathLike | None = None
+    costs: Costs | str | os.PathLike | None = None
     batch: int = 1
     fill: bool = False
 
@@ -103,7 +103,7 @@ class Form:
     decisions: Sequence[Decision]
 
     @staticmethod
-    def of(base: Base, table: CostTable, batch: int, fill: bool) -> Form:
+    def of(base: Base, table: Costs, batch: int, fill: bool) -> Form:
         """Return the form that costs least, space by space."""
         chooser = Chooser(base.facts, base.choose(Choices()).demand, table, batch, fill)
         return Form(base, chooser, chooser.run())
@@ -130,12 +130,12 @@ class AlignChannels(Pass):
         return _result(program, made, tuple(_width_notes(program, made)))
 
 
-def table_of(costs: CostTable | str | os.PathLike | None, name: str) -> CostTable | None:
+def table_of(costs: Costs | str | os.PathLike | None, name: str) -> Costs | None:
     """Return the cost table that a pass called ``name`` was given, or that a path names."""
-    if costs is None or isinstance(costs, CostTable):
+    if costs is None or isinstance(costs, Costs):
         return costs
     if isinstance(costs, str | os.PathLike):
-        return CostTable.load(Path(costs))
+        return load_costs(costs)
     raise PassError(
         f"{name} takes a cost table or its path, got {type(costs).__name__}",
         hint="a target has one: narrows.backends.make_target('onnx').costs()",

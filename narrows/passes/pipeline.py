@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import fx
 
 from narrows.errors import PassError, PassUsageError, UsageError
-from narrows.ir.cost import CostTable
+from narrows.ir.costs import Costs
 from narrows.ir.graph import without_collection
 from narrows.ir.meta import Meta, shape_of
 from narrows.ir.program import Draft, Mark, Note, Program
@@ -181,7 +181,7 @@ class Pipeline:
         if costs is not None:
             reads = LegalizeReads(costs=costs, batch=batch)
             first = (PruneChannels(plan=plan), reads, AlignChannels(), ReorderChannels())
-            if not isinstance(costs, CostTable) or costs.has_spellings:
+            if not isinstance(costs, Costs) or costs.has_spellings:
                 last = (ChooseKernels(costs=costs, batch=batch),)
         folds = (FoldBatchNorm(),) if (costs is not None if fold is None else fold) else ()
         return Pipeline((*first, *folds, EliminateDead(), *last))
@@ -258,7 +258,7 @@ class Pipeline:
 def pipeline_for(
     plan: ChannelPlan | str | os.PathLike[str] | None,
     pipeline: Pipeline | str | None,
-    costs: CostTable | None = None,
+    costs: Costs | None = None,
     batch: int = 1,
     fold: bool | None = None,
 ) -> Pipeline:

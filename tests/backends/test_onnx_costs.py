@@ -10,14 +10,16 @@ import onnx
 import pytest
 
 from narrows.backends import make_target
+from narrows.backends.measured.grid import Grid
+from narrows.backends.measured.layout import Layout
 from narrows.backends.onnx import calibrate, costs, sweep
 from narrows.backends.onnx.probes import NARROW, Bench, Point
 from narrows.backends.onnx.profile import work_of_node
+from narrows.backends.onnx.staircase import StairTable
 from narrows.backends.onnx.stairs import Layer, read_layers, reasons
 from narrows.backends.onnx.steady import Quiet
 from narrows.backends.tables import cache_folder, cpu_name
-from narrows.ir.cost import CostTable, Layout, Work
-from narrows.ir.grid import Grid
+from narrows.ir.work import Work
 
 CONV = Work(
     "conv", "conv2d", inputs=64, outputs=64, kernel=(3, 3), stride=(1, 1), space=(28, 28),
@@ -45,7 +47,7 @@ def test_the_shipped_table_is_small_and_knows_the_stairs():
     assert table.seconds(CONV.resized(inputs=62)) > 1.1 * table.seconds(CONV)
     deep = dataclasses.replace(CONV, kind="depthwise", groups=64)
     assert table.seconds(deep.resized(outputs=63)) > 3 * table.seconds(deep)
-    copies = {k: table.copy_seconds(k, 64, 64, (28, 28), blocked=False) for k in ("gather", "pick")}
+    copies = {k: table.copy_seconds(k, 64, 64, (28, 28), plain=True) for k in ("gather", "pick")}
     assert 10 * copies["gather"] < copies["pick"]
     assert table.copy_seconds("gather", 64, 64, (28, 28)) < table.seconds(CONV)
 
@@ -67,7 +69,7 @@ def test_the_target_answers_with_it(cache):
 # ---------------------------------------------------------------------- the cache
 
 
-def own(**changes) -> CostTable:
+def own(**changes) -> StairTable:
     here = {"runtime": costs.TABLES.version(), "cpu": cpu_name()}
     return dataclasses.replace(costs.TABLES.shipped(), **(here | changes))
 

@@ -9,8 +9,8 @@ import torch
 
 from narrows.backends import make_target
 from narrows.backends.torch import costs, probes
+from narrows.backends.torch.eager import EagerTable
 from narrows.backends.torch.probes import Probe
-from narrows.ir.cost import CostTable
 from narrows.ir.work import Work
 
 CONV = Work(
@@ -43,7 +43,7 @@ def test_a_slice_of_one_example_is_cheaper_than_of_several() -> None:
 
 
 def test_the_target_has_it_for_eager_code_alone() -> None:
-    assert isinstance(make_target("torch").costs(), CostTable)
+    assert isinstance(make_target("torch").costs(), EagerTable)
     assert make_target("torch", form="aot").costs() is None
 
 

@@ -10,9 +10,9 @@ import msgspec
 import pytest
 
 import narrows
+from narrows.backends.onnx.staircase import StairTable
 from narrows.errors import ArtifactError, PlanError, UsageError
 from narrows.files.reading import DEPTH, fit, parse_json, read_json
-from narrows.ir.cost import CostTable
 from narrows.ir.dump import Dump
 from narrows.passes.plans.plan import ChannelPlan
 from narrows.passes.quant.plan import QuantPlan
@@ -64,7 +64,7 @@ READERS = {
     "artifact": (lambda p: narrows.load(p.parent), "manifest.json", ArtifactError),
     "channel plan": (ChannelPlan.load, "p.json", PlanError),
     "quantization plan": (QuantPlan.load, "p.json", PlanError),
-    "cost table": (CostTable.load, "p.json", UsageError),
+    "cost table": (StairTable.load, "p.json", UsageError),
     "dump": (lambda p: Dump.open(p.parent), "index.json", ArtifactError),
 }
 

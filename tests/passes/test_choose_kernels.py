@@ -11,9 +11,11 @@ import torch
 from torch import nn
 
 import narrows
+from narrows.backends.measured.grid import Grid
+from narrows.backends.measured.layout import Layout
+from narrows.backends.torch.eager import AMONG_OTHERS, EagerTable
 from narrows.ir.compare import relative_error
-from narrows.ir.cost import CostTable, Grid, Layout
-from narrows.ir.kernels import AMONG_OTHERS, CHANNELS_LAST, DILATED, SPELLINGS
+from narrows.ir.costs import CHANNELS_LAST, DILATED, SPELLINGS
 from narrows.ir.program import Program, aten
 from narrows.ir.verify import verify
 from narrows.passes.base import TOLERANCE, Fidelity
@@ -21,7 +23,7 @@ from narrows.passes.choose_kernels import ChooseKernels
 from narrows.passes.pipeline import Pipeline
 
 
-def costs(other: float) -> CostTable:
+def costs(other: float) -> EagerTable:
     """Return a table in which every usual spelling takes 10 us, and another one ``other``."""
     at = (("positions", (1.0, 1e6)), ("inputs", (1.0, 1e6)), ("outputs", (1.0, 1e6)))
     usual = {
@@ -34,7 +36,7 @@ def costs(other: float) -> CostTable:
     others |= {
         f"{CHANNELS_LAST} {n}": g.scaled(other / 10) for n, g in usual.items() if "pool" in n
     }
-    return CostTable("made up", "1", "cpu", Layout(align=16), 1e-9, {**usual, **others})
+    return EagerTable("made up", "1", "cpu", Layout(align=16), 1e-9, {**usual, **others})
 
 
 @pytest.fixture(scope="module")

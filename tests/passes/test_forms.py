@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +13,11 @@ import torch
 from torch import Tensor, nn
 
 import narrows
+from narrows.backends.measured.grid import Grid
+from narrows.backends.measured.layout import Layout
+from narrows.backends.onnx.staircase import StairTable
 from narrows.errors import PassError, UsageError
 from narrows.ir.compare import relative_error
-from narrows.ir.cost import CostTable, Grid, Layout
 from narrows.ir.meta import Meta
 from narrows.ir.program import Program
 from narrows.passes.base import TOLERANCE, Fidelity
@@ -28,7 +31,7 @@ EXACT = TOLERANCE[Fidelity.EXACT][torch.float64]
 COPIES = {"aten.index_select.default", "aten.slice.Tensor"}
 
 
-def costs(gather: float, block: int = 1) -> CostTable:
+def costs(gather: float, block: int = 1) -> StairTable:
     """Return a table in which work takes time in proportion, and a gathered element ``gather``."""
 
     def linear(name: str, rate: float) -> Grid:
@@ -46,7 +49,7 @@ def costs(gather: float, block: int = 1) -> CostTable:
     grids |= {n: linear("elements", 1e-3) for n in ("reorder in", "reorder out", "scale")}
     grids |= {"linear": product("rows", "inputs", "outputs"), "pointwise": grids["copy"]}
     layout = Layout(block, 1, 1, ("relu",), ("relu", "add"))
-    return CostTable("made up", "1", "cpu", layout, 1e-9, grids)
+    return StairTable("made up", "1", "cpu", layout, 1e-9, grids)
 
 
 class Fork(nn.Module):
@@ -177,7 +180,7 @@ def test_any_other_change_ends_what_may_be_chosen() -> None:
 
 def test_costs_come_from_a_file_in_a_spelled_pipeline(tmp_path: Path) -> None:
     path = tmp_path / "costs.json"
-    costs(1e3).save(path)
+    replace(costs(1e3), name="onnxruntime").save(path)
     program, plan = fork(EVENS, LOW, HIGH)
     spelling = f"prune-channels, legalize-reads{{costs={path}}}, align-channels"
     pipeline = Pipeline.parse(spelling)
@@ -193,6 +196,10 @@ def test_wrong_costs_are_refused(tmp_path: Path) -> None:
         LegalizeReads(3).run(pruned)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="cannot be read"):
         LegalizeReads(str(tmp_path / "none.json")).run(pruned)
+    for name, why in (("onnxruntim", "did you mean 'onnxruntime'"), (3, "it has no name")):
+        (tmp_path / "odd.json").write_text(json.dumps({"name": name}))
+        with pytest.raises(UsageError, match=why):
+            LegalizeReads(str(tmp_path / "odd.json")).run(pruned)
     with pytest.raises(UsageError, match="there is no target 'onyx'"):
         narrows.apply(program, plan, target="onyx")
     with pytest.raises(PassError, match="align-channels needs legalize-reads before it"):
@@ -307,13 +314,13 @@ def test_what_reaches_an_output_keeps_its_order() -> None:
 
 def test_what_no_form_makes_faster_stays_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     program, plan = fork(EVENS, LOW, HIGH)
-    predict = CostTable.predict
+    predict = StairTable.predict
 
-    def pruned_is_slow(table: CostTable, p: Program, batch: int | None = None) -> list:
+    def pruned_is_slow(table: StairTable, p: Program, batch: int | None = None) -> list:
         slow = p.parameter_count < program.parameter_count
         return [(n, s * (1e6 if slow else 1)) for n, s in predict(table, p, batch)]
 
-    monkeypatch.setattr(CostTable, "predict", pruned_is_slow)
+    monkeypatch.setattr(StairTable, "predict", pruned_is_slow)
     result = run(program, plan, LegalizeReads(costs(1.0)), AlignChannels(), ReorderChannels())
     assert result.parameter_count == program.parameter_count
     notes = LegalizeReads(costs(1.0)).run(PruneChannels(plan).run(program).program).notes

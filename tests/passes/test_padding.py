@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 import narrows
+from narrows.backends.measured.layout import Layout
+from narrows.backends.onnx.staircase import StairTable
 from narrows.ir.compare import relative_error
-from narrows.ir.cost import CostTable, Layout
 from narrows.ir.meta import Meta
 from narrows.ir.program import Program
 from narrows.ir.rewrite import Base
@@ -24,7 +25,7 @@ from tests.passes.test_forms import EXACT, X, costs
 SLOW_PLAIN = 100.0
 
 
-def table() -> CostTable:
+def table() -> StairTable:
     """Return costs by which convolutions of whole blocks of 4 channels are 100 times faster."""
     made = costs(1e-3, 4)
     plain = made.grids["plain conv 3x3/1"]

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 import narrows
+from narrows.backends.onnx.staircase import StairTable
 from narrows.ir.compare import relative_error
-from narrows.ir.cost import CostTable
 from narrows.ir.program import Program
 from narrows.passes.pipeline import Pipeline
 from narrows.passes.quant.exactness import assert_exact
@@ -28,7 +28,7 @@ from tests.passes.test_forms import (
 ODDS = {*range(1, 20, 2)}
 
 
-def made(program: Program, plan: narrows.ChannelPlan, table: CostTable) -> Program:
+def made(program: Program, plan: narrows.ChannelPlan, table: StairTable) -> Program:
     result = Pipeline.default(plan, table).run(program).program
     assert relative_error(result(X), plan.masked(program)(X)) <= EXACT
     return result

@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
+from narrows.backends.measured.layout import Layout
 from narrows.backends.onnx.probes import POINTWISE, Bench, Point, random_feeds
 from narrows.backends.onnx.steady import Quiet, quietest
 from narrows.backends.onnx.sweep import Job, exact, jobs
 from narrows.files.folders import temporary
-from narrows.ir.grid import Layout
 from narrows.ir.work import Work
 
 WARM = 2  # runs that no one counts

@@ -8,15 +8,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from narrows.backends.measured.grid import Grid
+from narrows.backends.onnx.staircase import StairTable
 from narrows.backends.tables import Tables, cpu_name
-from narrows.ir.cost import CostTable
-from narrows.ir.grid import Grid
 
 if TYPE_CHECKING:
     from narrows.backends.onnx.calibrate import Times
     from narrows.ir.work import Work
 
-TABLES = Tables("onnxruntime", Path(__file__).with_name("costs.json"))
+TABLES = Tables("onnxruntime", Path(__file__).with_name("costs.json"), StairTable)
 ROUNDS, QUICK_ROUNDS = 8, 6
 PATIENT, QUICK_PATIENT = 120.0, 10.0  # seconds to wait for quiet moments on a busy machine
 DISAGREE = 1.25  # a time that exceeds another measurement of it by this factor was disturbed
@@ -25,7 +25,7 @@ SWEEPS = 2  # a full calibration goes through all sizes twice, so that a bad mom
 
 def calibrate(
     *, quick: bool = False, tell: Callable[[int, int], None] = lambda done, all: None
-) -> tuple[CostTable, bool]:
+) -> tuple[StairTable, bool]:
     """Measure ONNX Runtime on this machine.
 
     Args:
@@ -64,7 +64,7 @@ def calibrate(
         complete = False
     axes = axes_of(list(times))
     grids = {name: Grid.of(axes[name], points) for name, points in times.items()}
-    table = CostTable(
+    table = StairTable(
         name=TABLES.runtime,
         runtime=TABLES.version(),
         cpu=cpu_name(),
@@ -83,11 +83,11 @@ def _agreed(one: float, other: float) -> float:
 
 
 def measure_works(
-    table: CostTable,
+    table: StairTable,
     works: Sequence[Work],
     *,
     tell: Callable[[int, int], None] = lambda done, all: None,
-) -> tuple[CostTable, bool]:
+) -> tuple[StairTable, bool]:
     """Return a table with exactly these works measured, and whether all of them are."""
     from narrows.backends.onnx import calibrate as measuring
     from narrows.backends.onnx.steady import Quiet

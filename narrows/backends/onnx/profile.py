@@ -13,13 +13,13 @@ from narrows.ir.work import Work
 if TYPE_CHECKING:
     import numpy as np
 
-    from narrows.ir.cost import CostTable
+    from narrows.backends.onnx.staircase import StairTable
 
 ROUNDS = 8
 
 
 def profiled(
-    folder: Path, feeds: dict[str, np.ndarray], table: CostTable | None = None
+    folder: Path, feeds: dict[str, np.ndarray], table: StairTable | None = None
 ) -> list[dict[str, Any]]:
     """Return the nodes of an artifact's optimized graph, in order.
 
@@ -51,7 +51,7 @@ def _shapes(node: Node) -> str:
     return f"{text(node.inputs[0]) if node.inputs else ''}{weight} -> {text(node.outputs[0])}"
 
 
-def _predicted(node: Node, table: CostTable | None) -> float | None:
+def _predicted(node: Node, table: StairTable | None) -> float | None:
     if table is None:
         return None
     if node.op in ("ReorderInput", "ReorderOutput"):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from narrows.ir.grid import Layout
+from narrows.backends.measured.layout import Layout
 
 COPIES = ("Gather", "Slice", "Concat", "Split", "Transpose", "ScatterND", "GatherND", "Pad")
 WASTE = 0.05  # a layer is told of if more than this share of its arithmetic is padding

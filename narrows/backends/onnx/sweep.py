@@ -9,9 +9,9 @@ from functools import partial
 from itertools import product
 from typing import Any
 
+from narrows.backends.measured.layout import Layout
 from narrows.backends.onnx import probes
 from narrows.backends.onnx.probes import Bench, Point
-from narrows.ir.grid import Layout
 from narrows.ir.work import CONVOLUTIONS, Work
 
 SIDES = (1, 7, 14, 28, 56, 112)

@@ -23,7 +23,7 @@ from narrows.files.folders import scratch
 if TYPE_CHECKING:
     from narrows.backends.leaves import Leaves
     from narrows.backends.onnx.export import Exported
-    from narrows.ir.cost import CostTable
+    from narrows.backends.onnx.staircase import StairTable
     from narrows.ir.program import Program
 
 PACKAGES = ("torch", "onnx", "onnxruntime", "onnxscript", "onnxsim")
@@ -103,7 +103,7 @@ class OnnxTarget(Target):
             )
         ]
 
-    def costs(self) -> CostTable:
+    def costs(self) -> StairTable:
         """Return the costs measured on this machine, else those that narrows ships."""
         from narrows.backends.onnx.costs import TABLES
 

@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from narrows.backends.measured.grid import Grid
+from narrows.backends.measured.layout import Layout
 from narrows.backends.tables import Tables, cpu_name
-from narrows.ir.cost import CostTable
-from narrows.ir.grid import Grid, Layout
+from narrows.backends.torch.eager import EagerTable
 
-TABLES = Tables("torch", Path(__file__).with_name("costs.json"))
+TABLES = Tables("torch", Path(__file__).with_name("costs.json"), EagerTable)
 WARM, ROUNDS, QUICK_ROUNDS = 2, 14, 6
 ALIGN = 16  # channels that oneDNN computes together
 EVICTED = 2**22  # numbers of four bytes that are read between runs: more than one core's caches
@@ -27,7 +28,7 @@ EVICTED = 2**22  # numbers of four bytes that are read between runs: more than o
 
 def calibrate(
     *, quick: bool = False, tell: Callable[[int, int], None] = lambda done, all: None
-) -> tuple[CostTable, bool]:
+) -> tuple[EagerTable, bool]:
     """Measure eager PyTorch on this machine, one thread.
 
     Args:
@@ -63,7 +64,7 @@ def calibrate(
         torch.set_num_threads(threads)
     axes = {p.grid: p.names for p in wanted}
     grids = {n: Grid.of(axes[n], found) for n, found in points.items() if not left[n]}
-    table = CostTable(
+    table = EagerTable(
         name=TABLES.runtime, runtime=TABLES.version(), cpu=cpu_name(), layout=Layout(align=ALIGN),
         overhead=overhead, grids=grids,
         made=f"{'quick' if quick else 'full'} calibration, {platform.system()}, one thread",

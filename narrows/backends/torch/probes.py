@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from narrows.ir.kernels import CHANNELS_LAST, DILATED
+from narrows.ir.costs import CHANNELS_LAST, DILATED
 
 LARGEST_MACS = 300_000_000  # a point larger than this follows from a smaller one
 CHANNELS = 64

@@ -23,7 +23,7 @@ from narrows.errors import LowerError, UsageError
 from narrows.files.folders import scratch
 
 if TYPE_CHECKING:
-    from narrows.ir.cost import CostTable
+    from narrows.backends.torch.eager import EagerTable
     from narrows.ir.program import Program
 
 FORMS = ("export", "aot")
@@ -82,7 +82,7 @@ class TorchTarget(Target):
             ),
         ]  # fmt: skip
 
-    def costs(self) -> CostTable | None:
+    def costs(self) -> EagerTable | None:
         """Return the costs of eager code; what AOTInductor makes of a program, no table tells."""
         from narrows.backends.torch.costs import TABLES
 

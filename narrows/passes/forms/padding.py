@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx
 
 from narrows.ir.channels import Facts
-from narrows.ir.cost import CostTable
+from narrows.ir.costs import Costs, rounded
 from narrows.ir.couplings import Coupling, couplings
 from narrows.ir.editing import infer_shapes
 from narrows.ir.labels import Bools, Ints, Value
@@ -36,21 +36,20 @@ from narrows.ir.workload import work_of
 Gaps = dict[int, int]
 
 
-def padded(base: Base, table: CostTable) -> Base | None:
-    """Return a base whose widths meet the blocks of a target, or ``None`` if all do anyway.
+def padded(base: Base, costs: Costs) -> Base | None:
+    """Return a base whose widths meet the steps of a target, or ``None`` if all do anyway.
 
     Args:
         base: What a program is pruned from.
-        table: The target's costs.
+        costs: The target's costs.
     """
     program = base.program
-    slow = {node.name for node in program.graph.nodes if _is_slow(node, table)}
+    slow = {node.name for node in program.graph.nodes if _is_slow(node, costs)}
     if not slow:
         return None
     grown = [c for c in couplings(program) if slow & _near(program, c) and _can_grow(base.facts, c)]
     while grown:
-        block = table.layout.block
-        wider = _padded(program, {c: -c.width % block for c in grown}, base)
+        wider = _padded(program, {c: -c.width % costs.step for c in grown}, base)
         spoilt = _not_constant(base.facts, wider.facts, {n for c in grown for n in c.nodes})
         if not spoilt:
             return wider
@@ -58,14 +57,14 @@ def padded(base: Base, table: CostTable) -> Base | None:
     return None
 
 
-def _is_slow(node: fx.Node, table: CostTable) -> bool:
-    """Whether a convolution would run in blocks if it had a few channels more."""
+def _is_slow(node: fx.Node, costs: Costs) -> bool:
+    """Whether a convolution would have a fast kernel if it had a few channels more."""
     work = work_of(node) if isinstance(ops.find(node), Contract) else None
     if work is None or work.kind not in CONVOLUTIONS or work.kind == "grouped":
         return False
-    block = table.layout.block
-    more = work.resized(inputs=work.inputs + -work.inputs % block)
-    return table.form(work) == "plain" and table.form(more) != "plain"
+    if costs.fits(work):
+        return False
+    return costs.fits(work.resized(inputs=rounded(work.inputs, costs.step)))
 
 
 def _near(program: Program, coupling: Coupling) -> set[str]:

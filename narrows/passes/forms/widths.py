@@ -5,7 +5,7 @@ hold just the live channels, or more of them, up to a width that the target like
 needs a part of what they hold can have that part copied together (a gather), perhaps with a few
 more channels to meet a better width, or read everything, with zero weights for what counts as zero.
 A concat can take just what its readers need of each operand, or all of it. `Chooser` weighs these
-by the seconds of a `CostTable`, space by space, from the inputs on.
+by the seconds of the target's `Costs`, space by space, from the inputs on.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from torch import fx
 
-from narrows.ir.account import unblocked
 from narrows.ir.channels import Facts
-from narrows.ir.cost import CostTable
+from narrows.ir.costs import Costs, rounded
 from narrows.ir.labels import Bools, Ints, Value, how_many, same
 from narrows.ir.liveness import Demand
 from narrows.ir.meta import shape_of
@@ -26,12 +25,12 @@ from narrows.ir.ops import table as ops
 from narrows.ir.ops.constants import as_array
 from narrows.ir.ops.contract import Contract
 from narrows.ir.ops.join import Join
-from narrows.ir.work import CONVOLUTIONS, SUMMING, Work
+from narrows.ir.work import SUMMING, Work
 from narrows.ir.workload import work_of
 from narrows.passes.forms.spaces import Reader, Space, spaces_of
 
-# Widths that targets like: vector registers, blocks of a layout, sets of blocks.
-STEPS = (4, 8, 16, 32, 64)
+# What a width that is not chosen yet is taken for: the next multiple of that.
+LIKELY = 16
 # Seconds that weigh more than anything, for what is to be done only where nothing else can be.
 AVOIDED = 1.0
 
@@ -81,7 +80,7 @@ class Entered:
     Attributes:
         seconds: What that costs beyond its operators.
         cut: Whether it takes less than comes.
-        plain: Whether its tensors lie in the plain layout, although the target has a blocked one.
+        plain: Whether its tensors lie plain, although the target has a layout of its own.
     """
 
     seconds: float
@@ -96,7 +95,7 @@ class Chooser:
     Attributes:
         facts: The analysis.
         demand: The liveness of the smallest form.
-        table: The target's costs.
+        costs: The target's costs.
         batch: The number of examples to choose for.
         fill: Whether channels stay wherever that costs nothing, those first that their readers
             weigh most; else only where it saves time, the first ones first.
@@ -104,12 +103,12 @@ class Chooser:
 
     facts: Facts
     demand: Demand
-    table: CostTable
+    costs: Costs
     batch: int = 1
     fill: bool = False
     _held: dict[fx.Node, Bools] = field(default_factory=dict)
     _taken: dict[fx.Node, int] = field(default_factory=dict)
-    _blocked: set[fx.Node] = field(default_factory=set)
+    _whole: set[fx.Node] = field(default_factory=set)
     _works: dict[fx.Node, Work | None] = field(default_factory=dict)
     _ranks: dict[Space, Ints] = field(default_factory=dict)
     _known: dict[tuple[fx.Node, int, int, int, bool], float] = field(default_factory=dict)
@@ -117,9 +116,9 @@ class Chooser:
     def run(self) -> list[Decision]:
         """Return a decision per space, in execution order.
 
-        What a concat joins goes on in blocks only if every operand comes in whole blocks. So the
-        spaces that concats join are weighed together, with those that their makers read: all of
-        them in blocks, or each as it is best by itself.
+        On some targets a concat hands on its layout only if every operand has a width that allows
+        it. So the spaces that concats join are weighed together, with those that their makers read:
+        all of them at such widths, or each as it is best by itself.
         """
         spaces = spaces_of(self.facts, self.demand, even=True)
         families = self._families(spaces)
@@ -143,12 +142,12 @@ class Chooser:
     def _decide(self, spaces: list[Space], whole: frozenset[Space]) -> list[Decision]:
         self._held.clear()
         self._taken.clear()
-        self._blocked = {node for space in whole for node in space.makers}
+        self._whole = {node for space in whole for node in space.makers}
         return [self.decide(space, space in whole) for space in spaces]
 
     def _families(self, spaces: list[Space]) -> dict[Space, Space]:
         """Return the spaces that concats join, each with the first one of its family."""
-        if self.table.layout.block == 1:
+        if self.costs.join_step == 1:
             return {}
         of = {node: space for space in spaces for node in space.nodes}
         first: dict[Space, Space] = {}
@@ -170,7 +169,8 @@ class Chooser:
     def decide(self, space: Space, whole: bool = False) -> Decision:
         """Return the cheapest form of one space, and remember it for the spaces after it.
 
-        With ``whole``, its width is one of whole blocks where it has the channels for that.
+        With ``whole``, its width is a multiple of the `Costs.join_step` where it has the channels
+        for that.
         """
         decision = self.weigh(space, whole)
         for node in space.nodes:
@@ -186,7 +186,7 @@ class Chooser:
         free = self._free(space)
         widths = self._candidates(how_many(space.live), how_many(free), space)
         if whole:
-            widths = [w for w in widths if w % self.table.layout.block == 0] or widths
+            widths = [w for w in widths if w % self.costs.join_step == 0] or widths
         best: Decision | None = None
         for width in widths:
             hold = widened(space.live, width, free, self._rank(space))
@@ -223,7 +223,7 @@ class Chooser:
     def _candidates(self, least: int, most: int, space: Space) -> list[int]:
         if any(r.rigid for r in space.readers) or any(_is_grouped(n) for n in space.makers):
             return sorted({least, most})
-        return candidates(least, most)
+        return self.costs.widths(least, most)
 
     def _made(self, space: Space, width: int, plain: bool) -> float:
         """Return the seconds of making a space at a width."""
@@ -260,20 +260,20 @@ class Chooser:
         wants = readers[0].wants & hold
         least, most = how_many(wants), how_many(hold)
         rigid = any(r.rigid for r in readers)
-        widths = [] if least == most else [least] if rigid else candidates(least, most - 1)
+        widths = [] if least == most else [least] if rigid else self.costs.widths(least, most - 1)
         parts = [(w, widened(wants, w, hold, rank)) for w in widths]
         best, takes = 0.0, []
         for reader in readers:
             seconds, take = self._reading(reader, hold, hold, plain), Take(hold, hold)
             for width, part in parts if reader.tail else ():
                 cost = self._reading(reader, part, hold, plain)
-                cost += self.copy_seconds(reader.tail[-1], most, width, blocked=not plain)
+                cost += self.copy_seconds(reader.tail[-1], most, width, plain)
                 if cost < seconds:
                     seconds, take = cost, Take(part, hold)
             best += seconds
             takes.append(take)
         for width, part in parts:
-            cost = self.copy_seconds(x, most, width, blocked=not plain)
+            cost = self.copy_seconds(x, most, width, plain)
             cost += sum(self._reading(r, part, part, True) for r in readers)
             if cost < best:
                 best, takes = cost, [Take(part, part)] * len(readers)
@@ -290,9 +290,8 @@ class Chooser:
             seconds += self.seconds(reader.node, inputs=inputs, outputs=outputs)
             self._known[key] = seconds
         work = self.work(reader.node)
-        if reader.node in self._blocked and work is not None:
-            made = work.resized(inputs=inputs)
-            seconds += AVOIDED if self.table.form(made) == "plain" else 0.0
+        if reader.node in self._whole and work is not None:
+            seconds += 0.0 if self.costs.fits(work.resized(inputs=inputs)) else AVOIDED
         return seconds
 
     # ------------------------------------------------------------------ what comes from elsewhere
@@ -315,11 +314,7 @@ class Chooser:
         return found
 
     def _enter(self, space: Space, hold: Bools) -> Entered:
-        """Return what taking ``hold`` of what the sources hold costs, and what comes of it.
-
-        A concat takes and gives blocks if every operand comes in whole blocks. Else it is in the
-        plain layout, and so is what follows up to the next convolution.
-        """
+        """Return what taking ``hold`` of what the sources hold costs, and what comes of it."""
         total, cut, plain = 0.0, False, False
         for entry in space.entries:
             joined = isinstance(ops.find(entry), Join)
@@ -331,17 +326,12 @@ class Chooser:
                     parts.append((read.operand, how_many(held), how_many(wanted)))
             cuts = [(x, have, take) for x, have, take in parts if 0 < take < have]
             cut |= bool(cuts)
-            total += sum(self.copy_seconds(*c, blocked=not joined) for c in cuts)
+            total += sum(self.copy_seconds(*c, plain=joined) for c in cuts)
             work = self.work(entry)
-            block = self.table.layout.block
-            if not joined or work is None or block == 1 or len(work.space) != 2:
-                continue
-            if cuts or any(take % block for _, _, take in parts):
-                plain = True
-                for _, have, take in parts:
-                    if take == have:
-                        total += self.table.reorder_seconds(work.resized(inputs=take), out=True)
-                total += self.table.reorder_seconds(work.resized(inputs=how_many(hold)), out=False)
+            if joined and work is not None:
+                widths = [(have, take) for _, have, take in parts]
+                made = self.costs.join(work, widths, how_many(hold))
+                total, plain = total + made.seconds, plain or made.plain
         return Entered(total, cut, plain)
 
     # ------------------------------------------------------------------ seconds
@@ -354,14 +344,14 @@ class Chooser:
         if not isinstance(ops.find(node), Contract) or not isinstance(flow.facts, tuple):
             return None
         _, columns = flow.facts
-        return rounded(int(self.demand.required(node, 0)[columns].any(0).sum()))
+        return rounded(int(self.demand.required(node, 0)[columns].any(0).sum()), LIKELY)
 
     def _outputs(self, node: fx.Node) -> int:
         held = self._held.get(node)
         if held is not None:
             return how_many(held)
         need = self.demand.needed(node)
-        return min(len(need), rounded(how_many(need)))
+        return min(len(need), rounded(how_many(need), LIKELY))
 
     def work(self, node: fx.Node) -> Work | None:
         """Return a node's work, for the batch to choose for."""
@@ -391,7 +381,7 @@ class Chooser:
         if work.groups > 1:
             inputs = None if inputs is None else max(work.groups, inputs)
             outputs = max(work.groups, outputs)
-        return self.table.seconds(work.resized(inputs=inputs, outputs=outputs))
+        return self.costs.seconds(work.resized(inputs=inputs, outputs=outputs))
 
     def passing_seconds(self, node: fx.Node, width: int, plain: bool = False) -> float:
         """Return the seconds of an operator that hands channels on; 0 where it is fused."""
@@ -404,11 +394,7 @@ class Chooser:
             return 0.0
         if work.kind in ("pointwise", "scale") and self._is_fused(node, work):
             return 0.0
-        work = work.resized(inputs=width)
-        if work.kind == "concat" or (plain and work.kind not in CONVOLUTIONS):
-            # What a concat in the plain layout pays for that is counted where it is entered.
-            return self.table.seconds(unblocked(self.table, work) if plain else work, alone=True)
-        return self.table.seconds(work)
+        return self.costs.passing_seconds(work.resized(inputs=width), plain=plain)
 
     def _is_fused(self, node: fx.Node, work: Work) -> bool:
         """Whether an operator goes into the convolution before it."""
@@ -417,37 +403,24 @@ class Chooser:
             return False
         (before,) = operands
         if isinstance(ops.find(before), Contract):
-            return work.kind == "scale" or work.op in self.table.layout.fused
+            return work.kind == "scale" or self.costs.fuses(work)
         inner = self.work(before)
-        return work.op in self.table.layout.fused and inner is not None and inner.kind == "scale"
+        return self.costs.fuses(work) and inner is not None and inner.kind == "scale"
 
-    def copy_seconds(self, x: fx.Node, have: int, take: int, blocked: bool = True) -> float:
+    def copy_seconds(self, x: fx.Node, have: int, take: int, plain: bool = False) -> float:
         """Return the seconds of gathering ``take`` of the ``have`` channels of ``x``."""
         shape = shape_of(x)
         axes = self.facts.value(x).axes
         axis = axes[0] if len(axes) == 1 and axes[0] else 1
         kind = "pick" if math.prod(shape[axis + 1 :]) == 1 else "gather"
         space = (*shape[1:axis], *shape[axis + 1 :])
-        blocked = blocked and len(shape) == 4 and axis == 1
-        return self.table.copy_seconds(kind, have, take, space, self.batch, blocked=blocked)
+        plain = plain or len(shape) != 4 or axis != 1
+        return self.costs.copy_seconds(kind, have, take, space, self.batch, plain=plain)
 
 
 def _is_grouped(node: fx.Node) -> bool:
     work = work_of(node)
     return work is not None and work.kind == "grouped"
-
-
-def rounded(width: int, step: int = 16) -> int:
-    """Return the next multiple of ``step``."""
-    return -(-width // step) * step
-
-
-def candidates(least: int, most: int) -> list[int]:
-    """Return the widths worth looking at between two."""
-    if most <= least:
-        return [least]
-    found = {least, most, *(rounded(least, s) for s in STEPS)}
-    return sorted(w for w in found if least <= w <= most)
 
 
 def widened(mask: Bools, width: int, among: Bools, rank: Ints) -> Bools:

@@ -13,7 +13,8 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from narrows.errors import PlanError, PlanUsageError, suggest
-from narrows.ir.cost import CostTable
+from narrows.ir.costfiles import load_costs
+from narrows.ir.costs import Costs
 from narrows.ir.program import Note, Program
 from narrows.passes.plans import criteria
 from narrows.passes.plans.latency import Aim, aimed
@@ -77,13 +78,15 @@ def make_plan(
     return made.with_notes(*hardly(program, made, options))
 
 
-def _costs(choosing: Choosing) -> CostTable | None:
+def _costs(choosing: Choosing) -> Costs | None:
     """Return the cost table to choose by; `PlanUsageError` where a latency has none."""
     costs = choosing.costs
     if isinstance(costs, str | os.PathLike):
-        costs = CostTable.load(costs)
-    if costs is not None and not isinstance(costs, CostTable):
-        raise PlanUsageError(f"costs is a CostTable, got {type(costs).__name__}")
+        costs = load_costs(costs)
+    if costs is not None and not isinstance(costs, Costs):
+        raise PlanUsageError(
+            f"costs is a cost table (Costs) or its path, got {type(costs).__name__}"
+        )
     if costs is None and choosing.latency is not None:
         raise PlanUsageError(
             "a latency is one of a target, and none is named",

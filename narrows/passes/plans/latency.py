@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from narrows.errors import PlanError
-from narrows.ir.cost import CostTable
+from narrows.ir.costs import Costs
 from narrows.ir.program import Note, Program
 from narrows.passes.legalize_reads import AlignChannels, LegalizeReads
 from narrows.passes.pipeline import Pipeline
@@ -48,7 +48,7 @@ class Aim:
     """
 
     share: float
-    costs: CostTable
+    costs: Costs
     batch: int = 1
 
     def seconds(self, program: Program) -> float:

@@ -1,6 +1,6 @@
 """`LatencyModel`: the seconds of a program when its couplings keep fewer channels.
 
-It starts from the account of the program as it is (`narrows.ir.account`) and asks the cost table
+It starts from the account of the program as it is (`Costs.account`) and asks the target's costs
 again for every operator whose widths change. How an operator is computed stays as it is there: what
 is fused stays fused. So it is quick, near the truth, and no more than that: the truth is the
 prediction for the program that the passes make.
@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
-from narrows.ir.account import OpCost, account, unblocked
-from narrows.ir.cost import CostTable
+from narrows.ir.costs import Costs, OpCost
 from narrows.ir.couplings import Coupling
 from narrows.ir.meta import shape_of
 from narrows.ir.program import Program
@@ -72,7 +71,7 @@ class LatencyModel:
     """Seconds of a program by the widths of its couplings.
 
     Attributes:
-        table: The target's costs.
+        costs: The target's costs.
         widths: Per coupling how many channels it has.
         nodes: Per coupling the operators whose time depends on it, by their numbers, each with how
             many channels more it reads and makes for one channel more of the coupling.
@@ -85,10 +84,10 @@ class LatencyModel:
         program: Program,
         uses: Mapping[str, tuple[Use, ...]],
         couplings: Sequence[Coupling],
-        table: CostTable,
+        costs: Costs,
         batch: int = 1,
     ) -> None:
-        self.table = table
+        self.costs = costs
         self.widths = [c.width for c in couplings]
         self.nodes: list[list[tuple[int, int, int]]] = [[] for _ in couplings]
         self.fixed = 0.0
@@ -97,7 +96,7 @@ class LatencyModel:
         holds, members = _held(couplings), _members(couplings)
         places = {node.name: node for node in program.graph.nodes}
         layers = {u.node.name: u for found in uses.values() for u in found}
-        for cost in account(table, program, batch):
+        for cost in costs.account(program, batch):
             made = holds.get(cost.node, ())
             use = layers.get(cost.node)
             read = made
@@ -126,8 +125,8 @@ class LatencyModel:
 
     def _step(self, each: set[int]) -> int:
         """Return the step for a coupling whose channels are so many of a layer's."""
-        block = self.table.layout.block
-        return max([block // math.gcd(block, n) for n in each], default=block)
+        step = self.costs.step
+        return max([step // math.gcd(step, n) for n in each], default=step)
 
     # ------------------------------------------------------------------ seconds
 
@@ -175,24 +174,15 @@ class LatencyModel:
         if at == node.full:
             return cost.total
         reads, makes = (a / f if f else 1.0 for a, f in zip(at, node.full, strict=True))
-        overhead = self.table.overhead
-        layout = max(overhead, cost.layout * reads) if cost.layout else 0.0
+        least = self.costs.least_seconds
+        layout = max(least, cost.layout * reads) if cost.layout else 0.0
         if work is None or work.kind == "view" or cost.form == "none":
             return cost.seconds + layout
         if cost.form == "fused":
             return cost.seconds * makes + layout
         if work.kind not in (*SIZED, *PASSING):
-            return max(min(overhead, cost.seconds), cost.seconds * makes) + layout
-        return self._computed(cost, _resized(work, reads, makes)) + layout
-
-    def _computed(self, cost: OpCost, work: Work) -> float:
-        """Return the seconds of an operator at other widths, in the layout it had."""
-        table = self.table
-        if cost.form in ("blocked", "direct"):
-            # Off the blocked layout its operands and its result change layout, too.
-            return table.seconds(work, alone=table.form(work) == "direct")
-        kept = work if work.kind in CONVOLUTIONS else unblocked(table, work)
-        return table.seconds(kept, alone=True)
+            return max(min(least, cost.seconds), cost.seconds * makes) + layout
+        return self.costs.again(cost, _resized(work, reads, makes)) + layout
 
 
 # ---------------------------------------------------------------------- what holds what

@@ -74,8 +74,8 @@ class WidthSearch:
         full, step = len(choice.values), self.model.steps[choice.coupling]
         step *= -(-full // (step * STOPS))
         inside = [w for w in range(step, full, step) if w >= choice.least]
-        align = self.model.table.layout.align
-        small = [w for w in range(align, min(step, full), align) if w >= choice.least]
+        least = self.model.costs.least_step
+        small = [w for w in range(least, min(step, full), least) if w >= choice.least]
         return sorted({choice.least, *small, *inside, full})
 
     def _neighbours(self) -> list[list[int]]:

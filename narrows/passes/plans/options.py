@@ -11,7 +11,7 @@ from narrows.errors import PlanUsageError
 from narrows.options import number, option, per_glob, several, whole
 
 if TYPE_CHECKING:
-    from narrows.ir.cost import CostTable
+    from narrows.ir.costs import Costs
 
 Ratio = float | Mapping[str, float]
 
@@ -62,7 +62,7 @@ class Choosing:
     criterion: Any = option("l1", metavar="NAME")
     ratio: Ratio | None = option(None, metavar="R|GLOB=R", many=True, read=_ratios)
     latency: float | None = option(None, metavar="L", read=number)
-    costs: CostTable | str | os.PathLike[str] | None = option(None, metavar="FILE")
+    costs: Costs | str | os.PathLike[str] | None = option(None, metavar="FILE")
     batch: int | None = option(None, metavar="N", read=whole)
     constrained: bool = option(True)
     side: str | None = option(None, choices=SIDES)

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from narrows.ir.cost import CostTable
+from narrows.ir.costs import Costs
 from narrows.ir.program import Note, Program
 from narrows.passes.legalize_reads import AlignChannels, LegalizeReads
 from narrows.passes.plans.plan import ChannelPlan
@@ -21,7 +21,7 @@ from narrows.passes.plans.uses import uses_of
 from narrows.passes.prune_channels import PruneChannels
 
 
-def take_back(program: Program, plan: ChannelPlan, costs: CostTable, batch: int = 1) -> ChannelPlan:
+def take_back(program: Program, plan: ChannelPlan, costs: Costs, batch: int = 1) -> ChannelPlan:
     """Return a plan that keeps the channels, too, for which the target's form has a place.
 
     Weights with explicit masks (`ChannelPlan.reasons` says ``given``) keep them as they are, and so
@@ -60,7 +60,7 @@ def take_back(program: Program, plan: ChannelPlan, costs: CostTable, batch: int 
     return fuller if after <= before * (1 + 1e-6) else plan
 
 
-def _formed(program: Program, plan: ChannelPlan, costs: CostTable, batch: int) -> Program:
+def _formed(program: Program, plan: ChannelPlan, costs: Costs, batch: int) -> Program:
     for pass_ in (PruneChannels(plan), LegalizeReads(costs, batch, fill=True), AlignChannels()):
         program = pass_.run(program).program
     return program

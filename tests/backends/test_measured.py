@@ -12,9 +12,12 @@ import torch
 from torch import nn
 
 import narrows
+from narrows.backends.measured.grid import Grid
+from narrows.backends.measured.layout import Layout
+from narrows.backends.onnx.staircase import StairTable
 from narrows.errors import UsageError
-from narrows.ir.cost import CostTable, Grid, Layout, Work, work_of
-from narrows.ir.workload import macs, works_of
+from narrows.ir.work import Work
+from narrows.ir.workload import macs, work_of, works_of
 
 WINDOWED = ("positions", "inputs", "outputs")
 CONV = Work(
@@ -34,7 +37,7 @@ def grid(names: tuple[str, ...], *axes: tuple[float, ...], rate: float = 1e-3) -
 
 
 @pytest.fixture
-def costs() -> CostTable:
+def costs() -> StairTable:
     elements = grid(("elements",), (1e3, 1e5, 1e6), rate=1e-4)
     conv = grid(WINDOWED, (49, 784), (16, 64, 256), (16, 32, 48, 64, 256), rate=1e-5)
     slow = Grid(conv.axes, conv.us * 1.7)
@@ -46,7 +49,7 @@ def costs() -> CostTable:
         "plain depthwise 3x3/1": grid(("positions", "outputs"), (49, 784), (15, 255), rate=8e-3),
         **dict.fromkeys(["reorder in", "reorder out", "copy", "gather", "pointwise"], elements),
     }
-    return CostTable("test", "1", "cpu", LAYOUT, 1e-6, grids)
+    return StairTable("test", "1", "cpu", LAYOUT, 1e-6, grids)
 
 
 # ---------------------------------------------------------------------- works
@@ -178,7 +181,7 @@ def test_widths_in_one_block_cost_the_same_and_the_next_costs_more(costs):
         assert times[o] > times[o - 1]
     whole = [costs.seconds(CONV.resized(inputs=i)) for i in range(16, 257, 4)]
     assert whole == sorted(whole)
-    assert costs.step(CONV) == (16, 16)
+    assert (costs.step, costs.least_step, costs.join_step) == (16, 4, 16)
 
 
 def test_a_width_off_the_alignment_pays_for_the_layout(costs):
@@ -196,7 +199,7 @@ def test_a_window_that_was_not_measured_follows_from_the_nearest(costs):
 
 
 def test_copies_cost_more_among_blocks(costs):
-    alone = costs.copy_seconds("gather", 64, 48, (14, 14), blocked=False)
+    alone = costs.copy_seconds("gather", 64, 48, (14, 14), plain=True)
     assert costs.copy_seconds("gather", 64, 48, (14, 14)) > 2 * alone
 
 
@@ -214,13 +217,13 @@ def test_a_runtime_without_blocks_has_no_stairs(costs):
     plain = dataclasses.replace(costs, layout=Layout())
     times = [plain.seconds(CONV.resized(outputs=o)) for o in (31, 32, 33)]
     assert times[0] < times[1] < times[2]
-    assert plain.step(CONV)[1] == 1
+    assert (plain.step, plain.least_step, plain.join_step) == (1, 1, 1)
 
 
 def test_a_table_is_kept(costs, tmp_path: Path):
     costs = costs.with_works({CONV: 1e-4})
     costs.save(tmp_path / "t.json")
-    again = CostTable.load(tmp_path / "t.json")
+    again = StairTable.load(tmp_path / "t.json")
     assert again.layout == costs.layout
     assert again.works == pytest.approx(costs.works)
     assert again.seconds(CONV.resized(outputs=99)) == pytest.approx(
@@ -232,14 +235,14 @@ def test_a_table_is_kept(costs, tmp_path: Path):
 def test_what_is_no_table_is_refused(text: str, tmp_path: Path):
     (tmp_path / "t.json").write_text(text)
     with pytest.raises(UsageError, match="cost table"):
-        CostTable.load(tmp_path / "t.json")
+        StairTable.load(tmp_path / "t.json")
 
 
 def test_a_table_with_a_broken_grid_is_refused(costs, tmp_path: Path):
     data = json.loads(json.dumps(costs.to_json()))
     data["grids"]["copy"]["us"].pop()
     with pytest.raises(UsageError, match="no cost table"):
-        CostTable.from_json(data)
+        StairTable.from_json(data)
 
 
 # ---------------------------------------------------------------------- programs
@@ -310,5 +313,5 @@ def test_a_gather_of_innermost_channels_is_a_pick(costs):
     )
     assert slow.seconds(last, alone=True) > 5 * costs.seconds(last, alone=True)  # it has no picks
     assert slow.seconds(inner, alone=True) == costs.seconds(inner, alone=True)
-    one, other = (t.copy_seconds("pick", 64, 48, (14, 14), blocked=False) for t in (slow, costs))
+    one, other = (t.copy_seconds("pick", 64, 48, (14, 14), plain=True) for t in (slow, costs))
     assert one == pytest.approx(10 * other, rel=0.01)

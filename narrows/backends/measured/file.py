@@ -11,10 +11,12 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from narrows.backends.measured.grid import Grid
+from narrows.backends.measured.layout import Layout
 from narrows.errors import UsageError
-from narrows.files.reading import Count, fit, read_json
-from narrows.files.writing import as_path, write_text
-from narrows.ir.grid import Grid, Layout
+from narrows.files.reading import Count, fit
+from narrows.files.writing import write_text
+from narrows.ir import costfiles
 from narrows.ir.work import Work
 
 FORMAT = 1
@@ -46,7 +48,7 @@ class CostFile(msgspec.Struct):
 
 
 def encode(table: Any) -> dict[str, Any]:
-    """Return a `narrows.ir.cost.CostTable` as JSON values."""
+    """Return a `CostTable` as JSON values."""
     return {
         "format": FORMAT,
         "name": table.name,
@@ -108,11 +110,4 @@ def _lines(lines: Iterable[str]) -> str:
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return the fields of the table in a file; `UsageError` if there is none."""
-    place = as_path(path, "a cost table", UsageError)
-    try:
-        data = read_json(place)
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            "the cost table cannot be read", where=str(path), why=str(error)
-        ) from error
-    return decode(data)
+    return decode(costfiles.read(path))

@@ -7,9 +7,9 @@ import json
 
 import pytest
 
+from narrows.backends.measured.file import decode, encode
 from narrows.backends.onnx.costs import TABLES
 from narrows.errors import UsageError
-from narrows.ir.costfile import decode, encode
 from narrows.ir.work import Work
 
 

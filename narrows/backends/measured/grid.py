@@ -1,4 +1,4 @@
-"""`Grid`: measured times over one or more sizes, and what lies between; `Layout`: its staircase."""
+"""`Grid`: measured times over one or more sizes, and what lies between."""
 
 from __future__ import annotations
 
@@ -20,29 +20,6 @@ STEEPEST = 1.0
 
 # Sizes and times; NaN is none, and neither is what overflows when it is scaled.
 Positive = Annotated[float, msgspec.Meta(gt=0, le=1e15)]
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What a runtime does with the layout of channels.
-
-    Attributes:
-        block: The channels of one block of the blocked layout; 1 where there is none.
-        align: What a width must be a multiple of to be blocked at all.
-        sets: How many blocks of outputs a kernel makes at once.
-        fused: Operators that a convolution before them takes in, in either layout.
-        blocked: Operators that run on blocks.
-    """
-
-    block: int = 1
-    align: int = 1
-    sets: int = 1
-    fused: tuple[str, ...] = ()
-    blocked: tuple[str, ...] = ()
-
-    def padded(self, width: int) -> int:
-        """Return ``width`` rounded up to whole blocks."""
-        return -(-width // self.block) * self.block
 
 
 @dataclass(frozen=True)
