@@ -30,7 +30,7 @@ from narrows.errors import (
     ProgramError,
     UsageError,
 )
-from narrows.ir.costfiles import READERS
+from narrows.ir.costfiles import BUILTIN as COSTS
 from narrows.version import VERSION
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 __version__ = VERSION
 
 # Which backends' cost tables a pass may be given the path of.
-READERS.update(
+COSTS.update(
     onnxruntime="narrows.backends.onnx.staircase:StairTable",
     torch="narrows.backends.torch.eager:EagerTable",
 )

@@ -5,7 +5,11 @@ What a class leaves out has the answer of a runtime that computes operator by op
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +17,11 @@ import torch
 from torch import Tensor, nn
 
 import narrows
+from narrows import registry
 from narrows.backends.onnx import OnnxTarget
 from narrows.ir.account import account
 from narrows.ir.compare import relative_error
+from narrows.ir.costfiles import load_costs
 from narrows.ir.costs import Costs, rounded
 from narrows.ir.meta import Meta
 from narrows.ir.program import Program
@@ -34,6 +40,10 @@ class Flat(Costs):
     mac: float = 1e-12
     byte: float = 1e-11
     call: float = 1e-9
+
+    @classmethod
+    def from_json(cls, data: Any) -> Flat:
+        return cls(**data)
 
     def seconds(self, work: Work) -> float:
         moved = work.elements + work.batch * work.positions * work.inputs
@@ -156,6 +166,20 @@ def test_a_model_is_compiled_by_it() -> None:
     artifact = narrows.compile(model, (x,), plan=plan, target=Elsewhere())
     got, wanted = artifact.run(x.numpy()), plan.masked(program)(x)
     np.testing.assert_allclose(got, wanted.detach().numpy(), rtol=1e-3, atol=1e-4)
+
+
+def test_a_file_is_read_by_the_class_that_an_entry_point_names(
+    program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = metadata.EntryPoint("made up", f"{__name__}:Flat", "narrows.costs")
+    monkeypatch.setattr(registry.metadata, "entry_points", lambda group: [entry])
+    (tmp_path / "flat.json").write_text(json.dumps({"name": "made up", "byte": 1e-6}))
+    assert load_costs(tmp_path / "flat.json") == Flat(byte=1e-6)
+    passes = f"prune-channels, legalize-reads{{costs={tmp_path / 'flat.json'}}}, align-channels"
+    made = narrows.apply(program, masks(program), pipeline=passes)
+    assert copies(made) == copies(
+        narrows.apply(program, masks(program), target=Elsewhere(own="dear"))
+    )
 
 
 def test_an_account_without_layouts_adds_up_and_folds_norms(program: Program) -> None:
