@@ -93,8 +93,8 @@ def test_the_seed_decides_what_is_drawn() -> None:
 def test_rows_claim_what_they_are_not() -> None:
     row = next(r for r in table.rows() if r.name == "relu.default")
     claims = {(trait, name) for trait, _, name in others(row)}
-    assert {("partial", "True"), ("even", "False"), ("absorbs", "True")} <= claims
-    assert {("integer", "None"), ("moves", "'view'")} <= claims
+    assert {("partial", "True"), ("any_width", "False"), ("absorbs", "True")} <= claims
+    assert {("integer", "None"), ("work_kind", "'view'")} <= claims
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # a process that forks has threads
@@ -177,7 +177,7 @@ def test_of_rows_as_many_count_as_are_asked_for(
         [f"row {i}" for i in range(9)],
         iter(["killed", "not viable", "survived", "killed"]),
     )
-    found = [Claim(row, "even", 0, "even: True -> False", UNSAFE) for row in rows]
+    found = [Claim(row, "any_width", 0, "any_width: True -> False", UNSAFE) for row in rows]
     monkeypatch.setattr(command.claims, "listed", lambda tree: found)
     monkeypatch.setattr(trial, "claim", lambda claim: {"how": next(ways)})
     try_rows(trial, Namespace(mutants=2, seed=0, only=[]))

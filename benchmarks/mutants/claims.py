@@ -20,7 +20,7 @@ UNSAFE, PESSIMISTIC, COSTS = "unsafe", "pessimistic", "costs"
 
 # What a claim is that leaves something alone: (trait, the value claimed).
 CAREFUL = {
-    ("partial", "True"), ("even", "False"), ("absorbs", "False"), ("integer", "None"),
+    ("partial", "True"), ("any_width", "False"), ("absorbs", "False"), ("integer", "None"),
     ("skips_zeros", "False"), ("centered", "False"), ("ordered", "True"), ("gain", "''"),
     ("constants", "never"), ("constants", "zero_only"), ("value", "None"),
 }  # fmt: skip
@@ -75,12 +75,9 @@ def _others(row: Any, trait: str, value: Any) -> Iterator[tuple[Any, str]]:
         yield value[:-1], str(value[:-1])
 
 
-def _moves(row: Any, value: str) -> Iterator[tuple[Any, str]]:
-    from narrows.ir.ops import works
-
-    now = value or works.KINDS.get(row.kind)
-    if now is not None and row.costs is None:
-        yield from ((kind, repr(kind)) for kind in KINDS if kind != now)
+def _kinds_of_work(row: Any, value: str) -> Iterator[tuple[Any, str]]:
+    if value and row.costs is None:
+        yield from ((kind, repr(kind)) for kind in KINDS if kind != value)
 
 
 def _constants(row: Any, value: Any) -> Iterator[tuple[Any, str]]:
@@ -116,7 +113,7 @@ def _integer(_row: Any, value: Any) -> Iterator[tuple[Any, str]]:
 
 
 TRAITS: dict[str, Callable[[Any, Any], Iterator[tuple[Any, str]]]] = {
-    "moves": _moves, "constants": _constants, "costs": _costs, "integer": _integer,
+    "work_kind": _kinds_of_work, "constants": _constants, "costs": _costs, "integer": _integer,
 }  # fmt: skip
 
 # What pooling and statistics are asked with where a claim is compared with what a row says.
@@ -131,7 +128,9 @@ def claims() -> Iterator[Claim]:
         for number, (trait, _, name) in enumerate(others(row)):
             old = getattr(row, trait)
             careful = (trait, name) in CAREFUL
-            danger = PESSIMISTIC if careful else COSTS if trait in ("moves", "costs") else UNSAFE
+            danger = (
+                PESSIMISTIC if careful else COSTS if trait in ("work_kind", "costs") else UNSAFE
+            )
             shown = getattr(old, "__name__", repr(old))
             yield Claim(row.name, trait, number, f"{trait}: {shown} -> {name}", danger)
 

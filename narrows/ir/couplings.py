@@ -173,7 +173,7 @@ class _Joined:
                     (own, inner, f"{node.name}: they are spread over other channels")
                 )
         self._rules(node, row)
-        if row.kind not in _MOVES:
+        if not row.rearranges:
             for n in (node, *(r.operand for r in flow.reads)):
                 if n not in self._grids and len(self.facts.value(n).axes) > 1:
                     self._grids[n] = self.facts.value(n)
@@ -219,7 +219,7 @@ class _Joined:
     def _broadcasts(self, row: Row, value: Value, read: Read) -> bool:
         """Whether an element-wise operand is repeated along an axis on which the result has
         channels."""
-        if row.kind != "pointwise" or not read.couples:
+        if not row.broadcasts or not read.couples:
             return False
         operand = self.facts.value(read.operand)
         if value.count <= operand.count:
@@ -378,7 +378,6 @@ class _Joined:
         return [self._barriers[i][1] if i >= 0 else "" for i in number[roots].tolist()]
 
 
-_MOVES = frozenset({"layout", "selection"})
 _END = {"placeholder": "part of a model input", "output": "part of a model output"}
 
 

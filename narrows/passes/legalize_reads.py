@@ -31,7 +31,6 @@ from narrows.passes.forms.splitting import apart, split_notes
 from narrows.passes.forms.widths import Chooser, Decision
 from narrows.passes.prune_channels import emit, is_idle
 
-MAKERS = ("contraction", "lookup")  # the kinds of rows that make channels, not pass them on
 NO_COSTS = "it was given no costs of a target"
 WHOLE = "no channel is removed: by the target's costs no pruned form is faster"
 FULL = "prune-channels removed nothing right before it, and no width is in the way"
@@ -195,7 +194,7 @@ def _width_notes(before: Program, after: Program) -> Iterator[Note]:
             continue
         grown = [(a, b) for a, b in zip(old, new, strict=True) if b > a]
         row = table.find(node)
-        if grown and row is not None and row.kind in MAKERS:
+        if grown and row is not None and row.makes_channels:
             ((a, b), *_) = grown
             yield Note(
                 node.name, "width", f"{b} channels wide instead of {a}: faster on this target",

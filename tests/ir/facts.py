@@ -21,7 +21,6 @@ from narrows.ir.ops.integer_forms import Lookup
 from narrows.ir.ops.pointwise import PerChannel, Pointwise
 from narrows.ir.ops.row import Row
 from narrows.ir.ops.samples import Given, Made, Sample, Size, Weight
-from narrows.ir.ops.works import KINDS
 from narrows.ir.program import Program
 from tests.ir.bench import Bench
 
@@ -80,15 +79,15 @@ def _with_hard_numbers(row: Row, sample: Sample) -> Iterator[tuple[tuple[Any, ..
                 yield (*sample.args[:i], number, *sample.args[i + 1 :]), sample.kwargs
 
 
-# ------------------------------------------------------------------ even
+# ------------------------------------------------------------------ any_width
 
 
 def width_law(row: Row) -> None:
-    """``even``: with more channels the operator does to the first ones what it did before."""
-    if not row.even and not isinstance(row, Pointwise | PerChannel):
+    """``any_width``: with more channels the operator does to the first ones what it did before."""
+    if not row.any_width and not isinstance(row, Pointwise | PerChannel):
         return  # it may take any width all the same
     found = [takes_more(row, sample) for sample in row.samples]
-    if row.even:
+    if row.any_width:
         assert False not in found, f"not at another width: {row.samples[found.index(False)]}"
     else:
         assert False in found, "it takes any width"
@@ -139,13 +138,13 @@ def _begins_with(after: Tensor, before: Tensor) -> bool:
     return torch.allclose(after.double(), before.double(), equal_nan=True, **SAME)
 
 
-# ------------------------------------------------------------------ moves
+# ------------------------------------------------------------------ work_kind
 
 
 def work_law(row: Row) -> None:
-    """``moves``: the kind of work, which says what its results may have to do with its operands."""
-    kind = row.moves or KINDS.get(row.kind)
-    if kind is None:
+    """``work_kind``: what its results may have to do with its operands."""
+    kind = row.work_kind
+    if not kind:
         return
     benches = [Bench(row, sample) for sample in row.samples]
     stays = [_stays(bench) for bench in benches]

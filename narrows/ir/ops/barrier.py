@@ -25,6 +25,7 @@ class Barrier(Row):
     """
 
     kind = "barrier"
+    work_kind: str = "copy"
     reason: str = ""
 
     def flow(self, facts: Channels, node: fx.Node) -> Flow:

@@ -39,6 +39,8 @@ class Contract(Row):
     """
 
     kind = "contraction"
+    makes_channels = True
+    reads_masked = True
     x: str = "input"
     weight: str = "weight"
     bias: str = "bias"

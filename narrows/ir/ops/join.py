@@ -28,6 +28,7 @@ class Join(Row):
     """
 
     kind = "join"
+    work_kind: str = "concat"
     stacks: bool = False
 
     def flow(self, facts: Channels, node: fx.Node) -> Flow:

@@ -49,6 +49,9 @@ class Layout(Row):
     """
 
     kind = "layout"
+    passes_on = True
+    rearranges = True
+    work_kind: str = "copy"
     sizes: str = ""
     sizes_at: str = ""
 
@@ -126,6 +129,8 @@ class Pad(Row):
     ones."""
 
     kind = "pad"
+    passes_on = True
+    work_kind: str = "copy"
 
     def flow(self, facts: Channels, node: fx.Node) -> Flow:
         args = arguments(node)
@@ -242,6 +247,7 @@ class Glu(Row):
     halves."""
 
     kind = "gate"
+    work_kind: str = "pointwise"
 
     def flow(self, facts: Channels, node: fx.Node) -> Flow:
         x = first_tensor(node)

@@ -25,6 +25,8 @@ class Lookup(Row):
     """``embedding``: rows of a table by index; the table's columns are the channels."""
 
     kind = "lookup"
+    makes_channels = True
+    work_kind: str = "copy"
 
     def flow(self, facts: Channels, node: fx.Node) -> Flow:
         args = arguments(node)

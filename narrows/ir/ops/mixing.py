@@ -52,7 +52,9 @@ class Spatial(Row):
     """
 
     kind = "spatial"
-    even: bool = True
+    passes_on = True
+    work_kind: str = "pool"
+    any_width: bool = True
     trailing: int = 0
     dims: str = ""
     constants: Callable[[dict[str, Any]], str] = constant
@@ -112,7 +114,9 @@ class Mixing(Spatial):
     """
 
     kind = "mixing"
-    even: bool = False
+    passes_on = False
+    work_kind: str = "norm"
+    any_width: bool = False
     parameters: tuple[str, ...] = ()
     shape_arg: str = ""
     ordered: bool = False
@@ -255,6 +259,7 @@ class GroupNorm(Row):
     """``group_norm``: statistics over groups of channels, so whole groups stay or go."""
 
     kind = "mixing"
+    work_kind: str = "norm"
 
     def flow(self, facts: Channels, node: fx.Node) -> Flow:
         args = arguments(node)
@@ -352,6 +357,7 @@ class Reduce(Spatial):
     """
 
     kind = "reduction"
+    work_kind: str = "reduce"
     skips_zeros: bool = False
     keep: str = "keepdim"
 

@@ -33,7 +33,10 @@ class Pointwise(Row):
     """
 
     kind = "pointwise"
-    even: bool = True
+    passes_on = True
+    broadcasts = True
+    work_kind: str = "pointwise"
+    any_width: bool = True
     absorbs: bool = False
     partial: bool = False
 
@@ -147,7 +150,9 @@ class PerChannel(Row):
     """
 
     kind = "per-channel"
-    even: bool = True
+    passes_on = True
+    work_kind: str = "scale"
+    any_width: bool = True
     parameters: tuple[str, ...]
     axis: int = 1
     gain: str = ""

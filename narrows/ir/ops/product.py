@@ -76,6 +76,8 @@ class Product(Contract):
     """``a @ b``; a contraction where one of them is one matrix made of weights."""
 
     kind = "product"
+    makes_channels = False  # where its factors are both computed
+    reads_masked = False
     left: str = "self"
     right: str = "other"
 

@@ -29,7 +29,7 @@ from narrows.ir.ops.flow import Flow
 from narrows.ir.ops.integer import IntegerForm
 from narrows.ir.ops.protocols import Builder, Channels, Needs
 from narrows.ir.ops.samples import Sample
-from narrows.ir.ops.works import KINDS, elementwise
+from narrows.ir.ops.works import elementwise
 from narrows.ir.work import Work
 
 
@@ -76,28 +76,41 @@ class Shared:
 class Row(ABC):
     """One operator of the table.
 
+    What holds for every operator of a kind stands in its class, what differs in the row's fields.
+
     Attributes:
+        kind: The heading under which ``narrows ops`` lists it; nothing is decided by it.
+        passes_on: Whether a result channel is a channel of each operand, whatever that holds.
+        broadcasts: Whether operands are repeated along the axes that they lack.
+        rearranges: Whether it picks or moves elements of one operand and computes none.
+        makes_channels: Whether its result has channels of its own, made of a weight.
+        reads_masked: Whether an input mask of its weight can be handed to the analysis beside the
+            program (`narrows.ir.channels.Facts.ignored`).
         target: The ATen overload.
         summary: One line for ``narrows ops``.
         samples: Example calls; the table's test runs the operator on them.
         costs: The work of what sums over a weight or another activation, from the operand and
             result shapes; the multiply-accumulates follow from it.
-        moves: What kind of work it is otherwise, where the row's kind does not tell (see
-            `narrows.ir.work`).
+        work_kind: What kind of work it is otherwise (see `narrows.ir.work`); empty for none.
         integer: What becomes of it when its operands are codes; ``None`` keeps it floating-point.
-        even: Whether it does the same to every channel it passes on, however many there are, and no
-            argument but a weight tells their number.
+        any_width: Whether it takes any number of channels: it does the same to each that it passes
+            on, and no literal argument tells how many there are.
     """
 
     kind: ClassVar[str]
+    passes_on: ClassVar[bool] = False
+    broadcasts: ClassVar[bool] = False
+    rearranges: ClassVar[bool] = False
+    makes_channels: ClassVar[bool] = False
+    reads_masked: ClassVar[bool] = False
 
     target: Any
     summary: str = ""
     samples: tuple[Sample, ...] = ()
     costs: Callable[[fx.Node], Work] | None = field(default=None)
-    moves: str = ""
+    work_kind: str = ""
     integer: IntegerForm | None = None
-    even: bool = False
+    any_width: bool = False
 
     @property
     def name(self) -> str:
@@ -147,8 +160,7 @@ class Row(ABC):
         """Return what ``node`` has to do at the example's sizes; ``None`` for nothing."""
         if self.costs is not None:
             return self.costs(node)
-        kind = self.moves or KINDS.get(self.kind)
-        return None if kind is None else elementwise(node, kind)
+        return elementwise(node, self.work_kind) if self.work_kind else None
 
 
 def labels_along(value: Value, axis: int) -> Tensor:

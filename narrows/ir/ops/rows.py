@@ -92,7 +92,7 @@ def _pointwise() -> Iterator[Row]:
         Pointwise,
         "dropout feature_dropout alpha_dropout feature_alpha_dropout",
         "identity in eval mode",
-        moves="view",
+        work_kind="view",
     )
     yield from _rows(
         Pointwise,
@@ -111,7 +111,7 @@ def _pointwise() -> Iterator[Row]:
         PerChannel,
         "instance_norm",
         "each channel normalised by its own statistics",
-        moves="norm",
+        work_kind="norm",
         parameters=statistics,
         gain="weight",
         centered=True,
@@ -121,7 +121,7 @@ def _pointwise() -> Iterator[Row]:
         "prelu",
         "leaky with a slope per channel",
         parameters=("weight",),
-        moves="pointwise",
+        work_kind="pointwise",
     )
 
 
@@ -144,7 +144,7 @@ _PARTS = """
 
 def _layout() -> Iterator[Row]:
     shape = "another shape for the same elements"
-    view: dict[str, Any] = {"moves": "view"}
+    view: dict[str, Any] = {"work_kind": "view"}
     yield from _rows(Layout, "view _unsafe_view", shape, sizes="size", **view)
     yield from _rows(Layout, "reshape", shape, sizes="shape", **view)
     yield from _rows(
@@ -157,10 +157,10 @@ def _layout() -> Iterator[Row]:
     )
     yield from _rows(Layout, "expand", "an axis of size 1 repeated without a copy", sizes="size")
     yield from _rows(Layout, _MOVES, "elements moved, none computed")
-    yield from _rows(Layout, _VIEWS, "elements moved, none computed", even=True, **view)
+    yield from _rows(Layout, _VIEWS, "elements moved, none computed", any_width=True, **view)
     yield from _rows(Squeeze, "squeeze", "every axis of size 1 taken away", **view)
     yield from _rows(Selection, _PARTS, "a part of an axis")
-    yield from _rows(Selection, "index_select", "a part of an axis", moves="gather")
+    yield from _rows(Selection, "index_select", "a part of an axis", work_kind="gather")
     yield from _rows(
         Selection, "select.int unbind.int", "one index of an axis, which goes away", drops=True
     )
@@ -242,7 +242,7 @@ def _mixing() -> Iterator[Row]:
         Mixing,
         "softmax.int _softmax _safe_softmax log_softmax.int _log_softmax",
         "normalised over an axis",
-        moves="softmax",
+        work_kind="softmax",
         **along,
     )
     yield from _rows(Mixing, "cumsum cumprod", "running over an axis", ordered=True, **along)
@@ -271,7 +271,7 @@ def _spatial() -> Iterator[Row]:
     for n, names in _RESIZING.items():
         yield from _rows(Spatial, f"max_pool{n}d adaptive_avg_pool{n}d", pooling, trailing=n)
         yield from _rows(Spatial, f"avg_pool{n}d", pooling, trailing=n, constants=_padded_mean)
-        yield from _rows(Spatial, names, resizing, trailing=n, moves="copy")
+        yield from _rows(Spatial, names, resizing, trailing=n, work_kind="copy")
     yield from _rows(
         Spatial, "tril triu", "zeros beside a diagonal", trailing=2, constants=zero_only
     )

@@ -30,6 +30,8 @@ class Selection(Row):
     """
 
     kind = "selection"
+    rearranges = True
+    work_kind: str = "slice"
     drops: bool = False
     axis: str = "dim"
 
@@ -76,6 +78,8 @@ class Item(Row):
     """``getitem`` on the result of a split: a selection from the split's own input."""
 
     kind = "selection"
+    rearranges = True
+    work_kind: str = "slice"
 
     @property
     def name(self) -> str:

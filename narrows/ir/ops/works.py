@@ -12,13 +12,6 @@ from narrows.ir.meta import Meta, shape_of
 from narrows.ir.ops.args import settled_arguments
 from narrows.ir.work import Work
 
-# The kind of work of a row's kind, where the row does not say it.
-KINDS = {
-    "pointwise": "pointwise", "per-channel": "scale", "gate": "pointwise", "layout": "copy",
-    "selection": "slice", "join": "concat", "pad": "copy", "mixing": "norm", "spatial": "pool",
-    "reduction": "reduce", "lookup": "copy", "barrier": "copy",
-}  # fmt: skip
-
 
 def itemsize(node: fx.Node) -> int:
     """Return the bytes of one element of a node's result; 4 where it has no dtype."""

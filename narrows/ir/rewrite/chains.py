@@ -18,9 +18,7 @@ from narrows.ir.held import Held, RaggedError, evened
 from narrows.ir.labels import Bools, Ints, match
 from narrows.ir.ops import table
 from narrows.ir.ops.args import arguments, call
-from narrows.ir.ops.layout import Layout
 from narrows.ir.ops.protocols import Builder
-from narrows.ir.ops.selection import Item, Selection
 
 
 class Chaining(Builder, Protocol):
@@ -38,7 +36,7 @@ class Chaining(Builder, Protocol):
 def replay(rewriter: Chaining, node: fx.Node, mask: Bools) -> Held:
     """Emit a chain of layout operators anew, on just the channels that its end needs."""
     row = table.find(node)
-    if not isinstance(row, Layout | Selection | Item):
+    if row is None or not row.rearranges:
         raise RaggedError(node, None)
     read = rewriter.facts.flows[node].reads[0]
     inner = read.reached(mask, rewriter.facts.value(read.operand).count)
@@ -80,7 +78,8 @@ def collapse(rewriter: Chaining, node: fx.Node, mask: Bools) -> Held:
     chain, position = [node], np.arange(value.tensor.numel())
     root = node
     while root in rewriter.virtual or root is node:
-        if not isinstance(table.find(root), Layout | Selection | Item):
+        row = table.find(root)
+        if row is None or not row.rearranges:
             raise RaggedError(node, None)
         came = rewriter.facts.came(root)
         if came.numel() != rewriter.facts.value(root).tensor.numel():

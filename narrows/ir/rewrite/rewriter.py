@@ -20,8 +20,6 @@ from narrows.ir.liveness import Demand
 from narrows.ir.meta import Meta, shape_of
 from narrows.ir.ops import table
 from narrows.ir.ops.args import arguments, changed, invoke
-from narrows.ir.ops.layout import Layout
-from narrows.ir.ops.selection import Item, Selection
 from narrows.ir.rewrite.aligned import aligned, in_step
 from narrows.ir.rewrite.chains import collapse, replay
 from narrows.ir.rewrite.choices import Choices
@@ -110,7 +108,7 @@ class Rewriter(Emitter):
         row = table.find(node) or table.BARRIER
         if self.facts.flows[node].barrier:
             row = table.BARRIER
-        moves = isinstance(row, Layout | Selection | Item)
+        moves = row.rearranges
         attempts: list[Callable[[], Held]] = [lambda: row.rewrite(self, node)]
         if moves:
             needed = self.demand.needed(node)

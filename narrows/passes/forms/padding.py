@@ -110,7 +110,7 @@ def _takes_more(facts: Facts, node: fx.Node, inside: bool) -> bool:
         return inside and work is not None and work.groups == work.inputs == work.outputs
     if isinstance(row, Join) and inside and not row.stacks:
         return facts.value(node).axes == (arguments(node)["dim"] % len(shape_of(node)),)
-    return inside and row is not None and row.even
+    return inside and row is not None and row.any_width
 
 
 def _is_tied(facts: Facts, node: fx.Node, grown: set[str], inside: bool) -> bool:

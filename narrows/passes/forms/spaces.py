@@ -26,9 +26,6 @@ from narrows.ir.ops.join import Join
 from narrows.ir.ops.layout import Layout
 from narrows.ir.ops.selection import Selection
 
-# Kinds of operators whose result has the channels of their operands, whatever the channels hold.
-PASSING = frozenset({"pointwise", "per-channel", "spatial", "reduction", "layout", "pad"})
-
 
 @dataclass(eq=False)
 class Reader:
@@ -127,7 +124,7 @@ def spaces_of(facts: Facts, demand: Demand, *, even: bool = False) -> list[Space
             for slot in inside
         ):
             continue
-        if table.contraction(facts, node) is not None or _is_lookup(node):
+        if _makes_channels(facts, node):
             space.makers.append(node)
         else:
             space.entries.append(node)
@@ -142,9 +139,11 @@ def _tensors(facts: Facts, demand: Demand) -> Iterator[fx.Node]:
             yield node
 
 
-def _is_lookup(node: fx.Node) -> bool:
+def _makes_channels(facts: Facts, node: fx.Node) -> bool:
+    if table.contraction(facts, node) is not None:
+        return True
     row = table.find(node)
-    return row is not None and row.kind == "lookup"
+    return row is not None and row.makes_channels and not facts.flows[node].barrier
 
 
 def handed(facts: Facts, node: fx.Node) -> tuple[int, ...]:
@@ -153,7 +152,7 @@ def handed(facts: Facts, node: fx.Node) -> tuple[int, ...]:
     if row is None or flow.barrier or not flow.reads:
         return ()
     depthwise = isinstance(row, Contract) and flow.reads[0].source is not None
-    if row.kind not in PASSING and not depthwise:
+    if not row.passes_on and not depthwise:
         return ()
     count = facts.value(node).count
     return tuple(
@@ -198,4 +197,4 @@ def _tail(facts: Facts, reader: fx.Node, node: fx.Node, space: Space) -> list[fx
     return list(reversed(tail))
 
 
-__all__ = ["PASSING", "Reader", "Space", "handed", "spaces_of"]
+__all__ = ["Reader", "Space", "handed", "spaces_of"]

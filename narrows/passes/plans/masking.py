@@ -281,7 +281,7 @@ def _plain_inputs(slots: list[Slot]) -> Bools | None:
     """Return the mask, if it is of inputs alone and one layer reads the weight as it is."""
     (first, *others) = slots
     row = table.find(first.node)
-    if others or first.chain or row is None or row.kind != "contraction":
+    if others or first.chain or row is None or not row.reads_masked:
         return None
     return first.inputs
 

@@ -19,6 +19,7 @@ from narrows.ir.labels import free
 from narrows.ir.meta import op_name, shape_of, where
 from narrows.ir.ops import table
 from narrows.ir.ops.args import arguments, call, is_tensor
+from narrows.ir.ops.contract import Contract
 from narrows.ir.ops.contraction import Contraction
 from narrows.ir.ops.flow import Flow
 from narrows.ir.ops.layout import Layout
@@ -215,6 +216,6 @@ def _why_not(program: Program, readers: list[fx.Node], side: str) -> str:
         return f"{op_name(node)} has no row in the op table and is a barrier"
     if isinstance(row, Lookup):
         return "a lookup sums over no channels"
-    if row.kind in ("contraction", "product"):
+    if isinstance(row, Contract):
         return f"{op_name(node)} reads another weight as its input, or one computed from inputs"
     return f"{op_name(node)} makes no channels with it"
