@@ -26,13 +26,11 @@ from narrows.frontend.lifted import Lifted
 from narrows.frontend.memory import schema_args
 from narrows.frontend.provenance import is_user_file, short_path
 from narrows.ir.meta import Meta, shape_of
-from narrows.ir.ops.args import arguments
+from narrows.ir.ops.args import arguments, training_flag
 from narrows.ir.program import Note, Program
 
 aten = torch.ops.aten
 
-# The schema's names of the flag that makes an operator behave as in training.
-_TRAINING_FLAGS = frozenset({"train", "training"})
 # Dropout's probability, where it stands beside other work (attention).
 _PROBABILITY = "dropout_p"
 _BATCH_STATISTICS = frozenset(
@@ -146,9 +144,9 @@ def _check_operator(lifted: Lifted, node: fx.Node) -> None:
     if not isinstance(target, OpOverload):
         return
     given = {a.name: v for a, v in schema_args(node)}
-    flag = next((f for f in _TRAINING_FLAGS if f in given), None)
+    flag = training_flag(target)
     keeps_statistics = given.get("running_mean") is not None
-    training = target in _BATCH_STATISTICS or (flag is not None and given[flag])
+    training = target in _BATCH_STATISTICS or bool(flag is not None and given[flag])
     if training and keeps_statistics:  # with none kept, it is a plain function of its input
         raise CaptureError(
             "BatchNorm uses batch statistics and updates its running ones",
@@ -169,7 +167,7 @@ def _is_random(target: OpOverload, given: dict[str, Any]) -> bool:
         return False
     arguments = target._schema.arguments
     value = {a.name: a.default_value for a in arguments if a.has_default_value()} | given
-    flag = next((f for f in _TRAINING_FLAGS if f in value), None)
+    flag = training_flag(target)
     if flag is not None:
         return bool(value[flag]) and value.get("p") != 0
     return value.get(_PROBABILITY) != 0

@@ -11,22 +11,11 @@ from torch.fx import traceback as fx_traceback
 
 from narrows.ir.graph import interpret
 from narrows.ir.meta import Meta
+from narrows.ir.ops.args import training_flag, with_argument
 from narrows.ir.program import Program
-
-aten = torch.ops.aten
 
 # The annotation by which a traced operator remembers the program's node that it is.
 ANNOTATION = "narrows"
-
-# Position of the ``training`` flag of the operators that behave differently in train mode.
-TRAINING_FLAG = {
-    aten.batch_norm.default: 5,
-    aten.dropout.default: 2,
-    aten.feature_dropout.default: 2,
-    aten.alpha_dropout.default: 2,
-    aten.feature_alpha_dropout.default: 2,
-    aten.instance_norm.default: None,  # always uses the statistics of its input
-}
 
 
 class ProgramModule(nn.Module):
@@ -66,9 +55,9 @@ class ProgramModule(nn.Module):
         return pytree.tree_unflatten(result, self._program.out_spec)
 
     def _call(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        position = TRAINING_FLAG.get(node.target)  # type: ignore[arg-type]
-        if position is not None and self.training:
-            args = (*args[:position], True, *args[position + 1 :])
+        flag = training_flag(node.target)
+        if flag is not None and self.training:
+            args, kwargs = with_argument(node.target, args, kwargs, flag, True)
         meta = Meta(node)
         origin = {
             "name": node.name, "source": meta.source, "code": meta.code, "module": meta.module

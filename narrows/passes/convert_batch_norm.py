@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from narrows.ir.meta import Meta, copy_meta, shape_of
+from narrows.ir.ops import table
 from narrows.ir.ops.args import arguments
 from narrows.ir.program import Draft, Program, aten
 from narrows.passes.base import Fidelity, Pass, PassResult
@@ -37,7 +38,7 @@ class ConvertBatchNorm(Pass):
 
 
 def _fits(node: fx.Node) -> bool:
-    if node.target is not aten.batch_norm.default:
+    if not table.is_affine(node):
         return False
     given = arguments(node)
     statistics = [given[k] for k in ("weight", "bias", "running_mean", "running_var")]

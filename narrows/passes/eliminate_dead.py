@@ -5,8 +5,8 @@ clean:
 
 * an *identity* is replaced by its input. Its strides must be the input's, too: a ``view`` further
   down may rely on a copy that has no other purpose;
-* a selection (``index_select``, ``slice``) of the same channels of the same tensor is computed
-  once;
+* a selection (``index_select``, ``slice``, ``select``) of the same channels of the same tensor is
+  computed once;
 * then whatever nothing reads is dropped: nodes, and weights with their other names.
 
 A dropout in eval mode stays, because `Program.to_module` may train it; so does a multiplication by
@@ -15,24 +15,20 @@ a trained parameter that happens to be one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, fx
 
 from narrows.ir.blank import run_blank
 from narrows.ir.graph import live_nodes
 from narrows.ir.meta import Meta, shape_of
-from narrows.ir.ops.args import arguments
-from narrows.ir.program import Program, aten
+from narrows.ir.ops import table
+from narrows.ir.ops.args import arguments, first_tensor
+from narrows.ir.ops.selection import Selection
+from narrows.ir.program import Program
 from narrows.passes.base import Fidelity, Pass, PassResult
-
-# torch spells "to the end" with the largest int64.
-TO_THE_END = 2**62
-
-Rule = Callable[[Program, fx.Node, dict[str, Any]], bool]
 
 
 @dataclass(frozen=True)
@@ -90,8 +86,8 @@ class _Finder:
 
 def identity_of(program: Program, node: fx.Node) -> fx.Node | None:
     """Return the operand whose values ``node`` passes on, or ``None``."""
-    rule = IDENTITIES.get(node.target) if node.op == "call_function" else None
-    if rule is None:
+    row = table.find(node)
+    if row is None or row.identity is None:
         return None
     given = arguments(node)
     source = next(iter(given.values()))
@@ -99,7 +95,7 @@ def identity_of(program: Program, node: fx.Node) -> fx.Node | None:
         return None
     if source.op != "call_function" and any(u.op == "output" for u in node.users):
         return None  # a copy keeps an output from being an input or a weight itself
-    return source if rule(program, node, given) else None
+    return source if row.identity(program, node, given) else None
 
 
 def _same_kind(node: fx.Node, source: fx.Node) -> bool:
@@ -109,84 +105,6 @@ def _same_kind(node: fx.Node, source: fx.Node) -> bool:
         return False
     # With one free axis at most, equal element counts and equal other axes make it equal as well.
     return tuple(a.dynamic) == tuple(b.dynamic) and len(a.dynamic) <= 1
-
-
-def _always(program: Program, node: fx.Node, given: dict[str, Any]) -> bool:
-    """Whether the shape decides alone, as for a view."""
-    return True
-
-
-def _times_one(program: Program, node: fx.Node, given: dict[str, Any]) -> bool:
-    """Whether the other operand is one: a number, or a constant that is not trained."""
-    other = given["other"]
-    if isinstance(other, int | float):
-        return other == 1 and given.get("rounding_mode") is None
-    if not isinstance(other, fx.Node) or other.op != "get_attr":
-        return False
-    return str(other.target) in program.buffers and bool((program.tensor(other) == 1).all())
-
-
-def _plus_zero(program: Program, node: fx.Node, given: dict[str, Any]) -> bool:
-    return isinstance(given["other"], int | float) and given["other"] == 0
-
-
-def _selects_all(program: Program, node: fx.Node, given: dict[str, Any]) -> bool:
-    """Whether an ``index_select`` reads every index in order."""
-    shape, index = shape_of(node), given["index"]
-    axis = given["dim"] % len(shape)
-    if axis in Meta(node).dynamic or index.op != "get_attr":
-        return False
-    return torch.equal(program.tensor(index).cpu(), torch.arange(shape[axis]))
-
-
-def _slices_all(program: Program, node: fx.Node, given: dict[str, Any]) -> bool:
-    """Whether a ``slice`` spans the axis, at every size of a free one."""
-    shape, end = shape_of(node), given["end"]
-    axis = given["dim"] % len(shape)
-    if given["start"] not in (None, 0) or given["step"] != 1:
-        return False
-    if end is None or (isinstance(end, int) and end >= TO_THE_END):
-        return True
-    return axis not in Meta(node).dynamic and isinstance(end, int) and end >= shape[axis]
-
-
-def _in_order(program: Program, node: fx.Node, given: dict[str, Any]) -> bool:
-    """Whether a ``permute`` leaves every axis where it is."""
-    rank = len(given["dims"])
-    return [d % rank for d in given["dims"]] == list(range(rank))
-
-
-def _same_axis(program: Program, node: fx.Node, given: dict[str, Any]) -> bool:
-    rank = max(1, len(shape_of(node)))
-    return given["dim0"] % rank == given["dim1"] % rank
-
-
-IDENTITIES: dict[Any, Rule] = {
-    aten.mul.Tensor: _times_one,
-    aten.mul.Scalar: _times_one,
-    aten.div.Tensor: _times_one,
-    aten.div.Scalar: _times_one,
-    aten.add.Tensor: _plus_zero,
-    aten.add.Scalar: _plus_zero,
-    aten.sub.Tensor: _plus_zero,
-    aten.sub.Scalar: _plus_zero,
-    aten.index_select.default: _selects_all,
-    aten.slice.Tensor: _slices_all,
-    aten.permute.default: _in_order,
-    aten.transpose.int: _same_axis,
-    aten.view.default: _always,
-    aten.reshape.default: _always,
-    aten.flatten.using_ints: _always,
-    aten.expand.default: _always,
-    aten.clone.default: _always,
-    aten.contiguous.default: _always,
-    aten.alias.default: _always,
-    aten.detach.default: _always,
-    aten.to.dtype: _always,
-    aten.to.device: _always,
-    aten.to.dtype_layout: _always,
-    aten._to_copy.default: _always,
-}
 
 
 def strides_of(program: Program) -> dict[str, tuple[int, ...]]:
@@ -206,19 +124,16 @@ def strides_of(program: Program) -> dict[str, tuple[int, ...]]:
 
 def _selection_key(program: Program, node: fx.Node) -> Hashable | None:
     """Return what a selection computes: equal keys, equal results. ``None`` for other nodes."""
-    if node.op != "call_function" or node.target not in (
-        aten.index_select.default,
-        aten.slice.Tensor,
-    ):
+    if not isinstance(table.find(node), Selection) or shape_of(node) is None:
         return None
     given = arguments(node)
-    rank = len(shape_of(node) or ())
+    rank = len(shape_of(first_tensor(node)))
     key: list[Hashable] = [node.target]
     for name, value in given.items():
-        if name == "index" and value.op == "get_attr":
+        if name == "index" and isinstance(value, fx.Node) and value.op == "get_attr":
             key.append(tuple(program.tensor(value).tolist()))
         else:
-            key.append(value % rank if name == "dim" and rank else value)
+            key.append(value % rank if name == "dim" and isinstance(value, int) else value)
     return tuple(key)
 
 

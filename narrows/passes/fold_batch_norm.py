@@ -9,36 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, fx
 
 from narrows.ir.meta import Meta, copy_meta, shape_of
+from narrows.ir.ops import table
 from narrows.ir.ops.args import arguments, changed
-from narrows.ir.program import Draft, Note, Program, aten
+from narrows.ir.ops.contract import Contract
+from narrows.ir.program import Draft, Note, Program
 from narrows.passes.base import Fidelity, Pass, PassResult
-
-# The operators a norm folds into, with the number of spatial axes (``None``: the channels come
-# last).
-PRODUCERS: dict[Any, int | None] = {
-    aten.linear.default: None,
-    aten.conv1d.default: 1,
-    aten.conv1d.padding: 1,
-    aten.conv2d.default: 2,
-    aten.conv2d.padding: 2,
-    aten.conv3d.default: 3,
-    aten.conv3d.padding: 3,
-    aten.conv_transpose1d.default: 1,
-    aten.conv_transpose2d.input: 2,
-    aten.conv_transpose3d.input: 3,
-}
-TRANSPOSED = {
-    aten.conv_transpose1d.default,
-    aten.conv_transpose2d.input,
-    aten.conv_transpose3d.input,
-}
-
 
 BLOCK = 1 << 18  # elements of a weight that are scaled at a time
 
@@ -89,7 +70,7 @@ def fold(program: Program) -> tuple[Program, tuple[Fold, ...], tuple[Note, ...]]
         note = _obstacle(by_name[name])
         if note is None:
             layer = _fold(result, by_name[name])
-            folds.append(Fold(name, layer.name, str(arguments(layer)["bias"].target)))
+            folds.append(Fold(name, layer.name, str(arguments(layer)[_row(layer).bias].target)))
         else:
             notes.append(note)
     if not folds:
@@ -100,12 +81,12 @@ def fold(program: Program) -> tuple[Program, tuple[Fold, ...], tuple[Note, ...]]
 
 def _feeds_norm(node: fx.Node) -> bool:
     """Whether ``node`` is a batch norm over a layer that it could fold into."""
-    if node.op != "call_function" or node.target is not aten.batch_norm.default:
+    if not table.is_affine(node):
         return False
     before = arguments(node)["input"]
-    while before.target is aten.batch_norm.default:
+    while table.is_affine(before):
         before = arguments(before)["input"]  # norms in a row fold one after the other
-    return before.target in PRODUCERS
+    return table.layer_of(before) is not None
 
 
 def _obstacle(norm: fx.Node) -> Note | None:
@@ -116,7 +97,8 @@ def _obstacle(norm: fx.Node) -> Note | None:
     def note(reason: str, message: str) -> Note:
         return Note(norm.name, reason, f"not folded: {message}", 0, Meta(norm).source)
 
-    if layer.target not in PRODUCERS:
+    row = table.layer_of(layer)
+    if row is None:
         return note("norm", f"{layer.name} before it was not folded")
     if given["training"] or given["running_mean"] is None or given["running_var"] is None:
         return note("training", "it normalises by the statistics of its input")
@@ -124,13 +106,14 @@ def _obstacle(norm: fx.Node) -> Note | None:
         others = [user for user in layer.users if user is not norm]
         return note("branch", f"the output of {layer.name} is also read by {_named(others)}")
     rank = len(shape_of(layer) or ())
-    spatial = PRODUCERS[layer.target]
-    if rank != (2 if spatial is None else spatial + 2):
+    if rank != row.spatial + 2:
         return note("axis", f"it normalises another axis than the output channels of {layer.name}")
-    for role in ("weight", "bias"):
-        unfit = _unfit(layer, role)
+    for role, argument in (("weight", row.weight), ("bias", row.bias)):
+        unfit = _unfit(layer, role, argument)
         if unfit is not None:
             return note(*unfit)
+    if not _adds_its_bias(layer, row):
+        return note("bias", f"{layer.name} multiplies its terms, or its bias is no vector")
     for role in ("weight", "bias", "running_mean", "running_var"):
         source = given[role]
         if source is not None and source.op != "get_attr":
@@ -138,9 +121,17 @@ def _obstacle(norm: fx.Node) -> Note | None:
     return None
 
 
-def _unfit(layer: fx.Node, role: str) -> tuple[str, str] | None:
+def _adds_its_bias(layer: fx.Node, row: Contract) -> bool:
+    """Whether a layer is ``W x + b`` with one number of ``b`` per channel (addmm may be more)."""
+    given = arguments(layer)
+    bias = given[row.bias]
+    vector = bias is None or len(shape_of(bias)) == 1
+    return vector and given.get("alpha", 1) == 1 and given.get("beta", 1) == 1
+
+
+def _unfit(layer: fx.Node, role: str, argument: str) -> tuple[str, str] | None:
     """Return why a layer's weight cannot take the norm's scale: a note's reason and message."""
-    source = arguments(layer)[role]
+    source = arguments(layer)[argument]
     if source is None:
         return None
     if source.op != "get_attr":
@@ -162,7 +153,8 @@ def _named(nodes: Sequence[fx.Node]) -> str:
 def _fold(program: Draft, norm: fx.Node) -> fx.Node:
     """Fold ``norm`` into the layer before it, which is returned."""
     layer = arguments(norm)["input"]
-    weight_node, bias_node = (arguments(layer)[r] for r in ("weight", "bias"))
+    row, given = _row(layer), arguments(layer)
+    weight_node, bias_node = given[row.weight], given[row.bias]
     weight = program.tensor(weight_node)
     parts = parts_of(program, norm)
     bias = torch.zeros_like(parts.mean) if bias_node is None else _double(program, bias_node)
@@ -172,7 +164,7 @@ def _fold(program: Draft, norm: fx.Node) -> fx.Node:
     program.weights[name] = scaled(layer, weight, parts.scale)
     if bias_node is None:
         bias_node = _add_bias(program, layer, name, weight.dtype, shifted)
-        layer.args, layer.kwargs = changed(layer, {"bias": bias_node})
+        layer.args, layer.kwargs = changed(layer, {row.bias: bias_node})
     program.weights[str(bias_node.target)] = shifted.to(weight.dtype)
 
     norm.replace_all_uses_with(layer)
@@ -183,6 +175,12 @@ def _fold(program: Draft, norm: fx.Node) -> fx.Node:
             program.graph.erase_node(source)
             _drop(program, str(source.target))
     return layer
+
+
+def _row(layer: fx.Node) -> Contract:
+    row = table.layer_of(layer)
+    assert row is not None
+    return row
 
 
 def _double(program: Program, node: fx.Node) -> Tensor:
@@ -226,9 +224,9 @@ def scaled(layer: fx.Node, weight: Tensor, scale: Tensor) -> Tensor:
     It is rounded once, and some rows at a time: a whole copy in float64 is twice its size.
     """
     weight, rows = weight.detach(), len(weight)
-    # Transposed, [in, out / groups, ...]: the g-th block of input channels makes the g-th block of
-    # outputs. Else every row is an output channel.
-    groups = arguments(layer)["groups"] if layer.target in TRANSPOSED else rows
+    # [in, out / groups, ...]: the g-th block of input channels makes the g-th block of outputs.
+    # Else every row is an output channel.
+    groups = arguments(layer).get("groups", 1) if _row(layer).out_axis else rows
     factors = scale.view(groups, -1, *[1] * (weight.dim() - 2))
     step = max(1, BLOCK * rows // max(1, weight.numel()))
     made = torch.empty_like(weight)

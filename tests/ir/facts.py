@@ -1,5 +1,6 @@
 """Laws for the facts of a row that no channel shows: where an operator ends, whether it takes any
-width, what kind of work it is, and what its integer form computes.
+width, what kind of work it is, when it changes nothing, what it is put together of, what its
+parameters do, and what its integer form computes.
 
 Each raises an `AssertionError` if the operator does not do what the row says.
 """
@@ -17,11 +18,13 @@ import narrows
 from narrows.errors import NarrowsError
 from narrows.ir.channels import analyse
 from narrows.ir.compare import relative_error
+from narrows.ir.ops.args import arguments
 from narrows.ir.ops.integer_forms import Lookup
 from narrows.ir.ops.pointwise import PerChannel, Pointwise
 from narrows.ir.ops.row import Row
 from narrows.ir.ops.samples import Given, Made, Sample, Size, Weight
 from narrows.ir.program import Program
+from narrows.passes.eliminate_dead import identity_of
 from tests.ir.bench import Bench
 
 # Numbers at which functions end: where they turn, where powers and logarithms have poles, and where
@@ -205,6 +208,137 @@ def _adds_up_to_one(bench: Bench) -> bool:
     return any(torch.allclose(s, torch.ones_like(s), **SAME) for s in sums)
 
 
+# ------------------------------------------------------------------ identity
+
+
+def identity_law(row: Row) -> None:
+    """``identity``: where the rule says so, the result is the first operand."""
+    found = 0
+    for sample in row.samples:
+        for tried in (sample, *_with_neutral_numbers(row, sample)):
+            bench = Bench(row, tried)
+            if identity_of(bench.program(), bench.node) is not None:
+                assert torch.equal(bench.values[bench.node], _first(bench)), f"not: {tried}"
+                found += 1
+    assert found, "no sample hands its operand on"
+
+
+def _with_neutral_numbers(row: Row, sample: Sample) -> Iterator[Sample]:
+    """Yield a call with zero and with one for an operand that is a number, or could be one."""
+    names = [a.name for a in row.target._schema.arguments[: len(sample.args)]]
+    for number in (0, 1) if "other" in names else ():
+        at = names.index("other")
+        yield Sample((*sample.args[:at], number, *sample.args[at + 1 :]), sample.kwargs)
+
+
+# ------------------------------------------------------------------ parts
+
+
+def parts_law(row: Row) -> None:
+    """``parts``: each element of the result is one of these arguments', or a number given."""
+    for sample in row.samples:
+        bench = Bench(row, sample)
+        given = arguments(bench.node)
+        leaves = pytree.tree_leaves([given[name] for name in row.parts])
+        tensors = [bench.values[x].flatten() for x in leaves if isinstance(x, fx.Node)]
+        flat = [x for x in pytree.tree_leaves(given) if not isinstance(x, fx.Node)]
+        numbers = [float(x) for x in flat if isinstance(x, int | float)]
+        beside = [bench.values[x] for x in pytree.tree_leaves(given) if isinstance(x, fx.Node)]
+        scalars = [x.flatten() for x in beside if x.shape == ()]
+        known = torch.cat([*tensors, *scalars, torch.tensor(numbers, dtype=torch.float64)])
+        assert bool(torch.isin(bench.values[bench.node], known).all()), (
+            f"not put together: {sample}"
+        )
+
+
+# ------------------------------------------------------------------ gain
+
+
+def gain_law(row: Row) -> None:
+    """``gain``: where an entry is zero the result is the bias; other weights have no such effect.
+
+    `Row.parameter_axis` says along which axis of the operand an entry lies.
+    """
+    found = [_is_silent(row, sample, row.gain or "weight") for sample in row.samples]
+    if row.gain:
+        assert True in found, "no sample has a gain"
+        assert False not in found, f"something comes through: {row.samples[found.index(False)]}"
+    else:
+        assert False in found, "it has a gain"
+
+
+def _is_silent(row: Row, sample: Sample, gain: str) -> bool | None:
+    """Whether nothing comes through the first entry of a gain that is zero; ``None`` without."""
+    bench = Bench(row, sample)
+    given, values = arguments(bench.node), dict(bench.values)
+    if not isinstance(given.get(gain), fx.Node):
+        return None
+    weight, bias, rank = values[given[gain]], given.get("bias"), _first(bench).dim()
+    lies = [row.parameter_axis(axis, rank, weight.dim()) for axis in range(rank)]
+    axis, own = next((axis, own) for axis, own in enumerate(lies) if own is not None)
+    silent = weight.clone()
+    silent.select(own, 0).zero_()
+    values[given[gain]] = silent
+    args, kwargs = fx.node.map_arg((bench.node.args, bench.node.kwargs), values.__getitem__)
+    result = row.target(*args, **kwargs).select(axis, 0)
+    wanted = torch.zeros(()) if bias is None else values[bias].select(own, 0)
+    return torch.allclose(result, wanted.double(), **SAME)
+
+
+# ------------------------------------------------------------------ affine
+
+
+def affine_law(row: Row) -> None:
+    """``affine``: half way between two operands is half way between their results, and each channel
+    of axis 1 is moved and scaled by numbers of its own."""
+    for sample in row.samples:
+        bench = Bench(row, sample)
+        x = next(iter(bench.made.values()))
+        one = bench.values[x]
+        two = bench.uniform(tuple(one.shape), -3.0, 3.0)
+
+        def run(value: Tensor, bench: Bench = bench, x: fx.Node = x) -> Tensor:
+            args, kwargs = fx.node.map_arg(
+                (bench.node.args, bench.node.kwargs),
+                lambda n: value if n is x else bench.values[n],
+            )
+            return row.target(*args, **kwargs)
+
+        middle = (run(one) + run(two)) / 2
+        torch.testing.assert_close(run((one + two) / 2), middle, **SAME)
+        assert _is_local(bench), "elements depend on others"
+        steps = (run(one) - run(two)) / (one - two)
+        lines = steps.movedim(1, 0).flatten(1)
+        torch.testing.assert_close(lines, lines[:, :1].expand_as(lines), rtol=1e-9, atol=1e-9)
+
+
+# ------------------------------------------------------------------ keeps_axes
+
+
+def axes_law(row: Row) -> None:
+    """``keeps_axes``: the indices along an operand's axis are those along one axis of the result,
+    or the same everywhere."""
+    for sample in row.samples:
+        bench = Bench(row, sample)
+        x = next(iter(bench.made.values()))
+        shape = tuple(bench.values[x].shape)
+        for axis, size in enumerate(shape):
+            view = [-1 if a == axis else 1 for a in range(len(shape))]
+            ruler = torch.arange(size).view(view).expand(shape)
+            args, kwargs = fx.node.map_arg(
+                (bench.node.args, bench.node.kwargs),
+                lambda n, x=x, ruler=ruler, bench=bench: ruler if n is x else bench.values[n],
+            )
+            result = row.target(*args, **kwargs)
+            along = [
+                a for a in range(result.dim()) if bool((result != result.narrow(a, 0, 1)).any())
+            ]
+            assert len(along) <= 1, f"an axis lies on several: {sample}"
+            for own in along:
+                line = result.movedim(own, 0).flatten(1)[:, 0]
+                assert torch.equal(line, torch.arange(size)), f"an axis is mixed: {sample}"
+
+
 # ------------------------------------------------------------------ integer
 
 
@@ -250,4 +384,14 @@ def is_clip(row: Row, sample: Sample) -> bool:
     return bool(torch.equal(y, x.clamp(float(y.min()), float(y.max()))))
 
 
-__all__ = ["integer_law", "partial_law", "width_law", "work_law"]
+__all__ = [
+    "affine_law",
+    "axes_law",
+    "gain_law",
+    "identity_law",
+    "integer_law",
+    "partial_law",
+    "parts_law",
+    "width_law",
+    "work_law",
+]

@@ -36,6 +36,7 @@ from narrows.ir.labels import Bools, Value
 from narrows.ir.meta import Meta
 from narrows.ir.ops import samples, table
 from narrows.ir.ops.contract import Contract
+from narrows.ir.ops.identities import always, plus_zero, times_one
 from narrows.ir.ops.integer import Clip
 from narrows.ir.ops.integer_forms import Add, Lookup
 from narrows.ir.ops.mixing import Reduce, Spatial
@@ -49,7 +50,17 @@ from narrows.ir.verify import verify
 from narrows.passes.base import TOLERANCE, Fidelity
 from tests.backends.test_c_ops import program as alone
 from tests.ir.bench import Bench
-from tests.ir.facts import integer_law, partial_law, width_law, work_law
+from tests.ir.facts import (
+    affine_law,
+    axes_law,
+    gain_law,
+    identity_law,
+    integer_law,
+    partial_law,
+    parts_law,
+    width_law,
+    work_law,
+)
 
 aten = torch.ops.aten
 EXACT = TOLERANCE[Fidelity.EXACT][torch.float64]
@@ -332,6 +343,31 @@ def test_kind_of_work(row: Row) -> None:
     work_law(row)
 
 
+@pytest.mark.parametrize("row", rows(lambda row: row.identity is not None))
+def test_identity(row: Row) -> None:
+    identity_law(row)
+
+
+@pytest.mark.parametrize("row", rows(lambda row: bool(row.parts)))
+def test_parts(row: Row) -> None:
+    parts_law(row)
+
+
+@pytest.mark.parametrize("row", rows(lambda row: bool(getattr(row, "parameters", ()) or row.gain)))
+def test_gain(row: Row) -> None:
+    gain_law(row)
+
+
+@pytest.mark.parametrize("row", rows(lambda row: row.affine))
+def test_affine(row: Row) -> None:
+    affine_law(row)
+
+
+@pytest.mark.parametrize("row", rows(lambda row: getattr(row, "keeps_axes", False)))
+def test_axes(row: Row) -> None:
+    axes_law(row)
+
+
 @pytest.mark.parametrize("row", rows(lambda row: row.integer is not None))
 def test_integer_form(row: Row) -> None:
     try:
@@ -449,6 +485,19 @@ WRONG_FACTS: dict[str, tuple[Callable[[Any], None], Any, dict[str, Any]]] = {
     "a softmax is no norm": (work_law, aten.softmax.int, {"work_kind": "norm"}),
     "a sum along an axis is no softmax": (work_law, aten.cumsum.default, {"work_kind": "softmax"}),
     "resizing is no pooling": (work_law, aten.upsample_nearest2d.default, {"work_kind": "pool"}),
+    "a rectifier changes numbers": (identity_law, aten.relu.default, {"identity": always}),
+    "a flip moves elements": (identity_law, aten.flip.default, {"identity": always}),
+    "a sum with one is none": (identity_law, aten.add.Tensor, {"identity": times_one}),
+    "a product with zero is none": (identity_law, aten.mul.Tensor, {"identity": plus_zero}),
+    "a sum is no part": (parts_law, aten.add.Tensor, {"parts": ("self", "other")}),
+    "both sides are parts": (parts_law, aten.where.self, {"parts": ("self",)}),
+    "a slope is no gain": (gain_law, aten.prelu.default, {"gain": "weight"}),
+    "a batch norm has a gain": (gain_law, aten.batch_norm.default, {"gain": ""}),
+    "a norm of its own is not affine": (affine_law, aten.instance_norm.default, {"affine": True}),
+    "a slope is not affine": (affine_law, aten.prelu.default, {"affine": True}),
+    "a shuffle mixes axes": (axes_law, aten.pixel_shuffle.default, {"keeps_axes": True}),
+    "a flip turns an axis around": (axes_law, aten.flip.default, {"keeps_axes": True}),
+    "a view joins axes": (axes_law, aten.view.default, {"keeps_axes": True}),
     "a rectifier is a clip": (on_codes, aten.relu.default, {"integer": Lookup()}),
     "a pooling clips nothing": (on_codes, aten.max_pool2d.default, {"integer": Clip(lo=0.0)}),
     "a sum is no difference": (on_codes, aten.add.Tensor, {"integer": Add(sign=-1)}),

@@ -83,6 +83,17 @@ def computes_numbers(node: fx.Node) -> bool:
     return any(Meta(n).size is not None for n in node.all_input_nodes)
 
 
+# The schema's names of the flag that makes an operator behave as in training.
+TRAINING_FLAGS = frozenset({"train", "training"})
+
+
+def training_flag(target: Any) -> str | None:
+    """Return the argument that makes an operator behave as in training, if it has one."""
+    if not isinstance(target, torch._ops.OpOverload):
+        return None
+    return next((name for name in _schema(target).defaults if name in TRAINING_FLAGS), None)
+
+
 def is_tensor(value: Any) -> bool:
     """Whether an argument is a node that stands for one tensor."""
     return isinstance(value, fx.Node) and shape_of(value) is not None
@@ -113,7 +124,13 @@ def with_argument(
     return args, {**kwargs, name: value} if name in schema.defaults else kwargs
 
 
-VIEWS = frozenset({torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default})
+aten = torch.ops.aten
+VIEWS = frozenset({aten.view.default, aten._unsafe_view.default})
+
+
+def without_strides(target: Any) -> Any:
+    """Return the operator that does what ``target`` does wherever its operand lies in memory."""
+    return aten.reshape.default if target in VIEWS else target
 
 
 def invoke(target: Any, args: Any, kwargs: Any) -> Any:

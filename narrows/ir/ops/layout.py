@@ -46,12 +46,15 @@ class Layout(Row):
     Attributes:
         sizes: The argument that spells sizes of the result, to be rewritten when channels go.
         sizes_at: The argument that says at which axis those sizes start; 0 if empty.
+        keeps_axes: Whether every axis of the result is one of the operand's, in its order, or holds
+            each element over and over.
     """
 
     kind = "layout"
     passes_on = True
     rearranges = True
     work_kind: str = "copy"
+    keeps_axes: bool = False
     sizes: str = ""
     sizes_at: str = ""
 

@@ -280,6 +280,9 @@ class GroupNorm(Row):
         along, group = facts.flows[node].facts
         return Shared(arguments(node)["input"], along, group, "its statistics need every channel")
 
+    def parameter_axis(self, axis: int, rank: int, parameter_rank: int) -> int | None:
+        return 0 if axis == 1 else None
+
     def input_axis(self, node: fx.Node, operand: fx.Node) -> int | str | None:
         return 1
 

@@ -143,8 +143,6 @@ class PerChannel(Row):
     Attributes:
         parameters: The arguments that hold one number per channel.
         axis: The channel axis of the input.
-        gain: The argument whose zero makes the result constant (BatchNorm's weight), or an empty
-            string.
         centered: Whether the operator subtracts the channel's own mean (InstanceNorm), so that a
             constant channel becomes its bias.
     """
@@ -155,7 +153,6 @@ class PerChannel(Row):
     any_width: bool = True
     parameters: tuple[str, ...]
     axis: int = 1
-    gain: str = ""
     centered: bool = False
 
     def flow(self, facts: Channels, node: fx.Node) -> Flow:
@@ -180,6 +177,9 @@ class PerChannel(Row):
         if dead.any() or source.known().any():
             value.const = self._constants(facts, node, args, source, along, dead)
         return Flow(value, read, facts=silent)
+
+    def parameter_axis(self, axis: int, rank: int, parameter_rank: int) -> int | None:
+        return 0 if axis == self.axis else None
 
     def demand(self, demand: Needs, node: fx.Node) -> None:
         silent = demand.facts.flows[node].facts

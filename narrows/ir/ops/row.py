@@ -26,6 +26,7 @@ from torch import Tensor, fx
 from narrows.ir.held import Held
 from narrows.ir.labels import Ints, Value
 from narrows.ir.ops.flow import Flow
+from narrows.ir.ops.identities import Identity
 from narrows.ir.ops.integer import IntegerForm
 from narrows.ir.ops.protocols import Builder, Channels, Needs
 from narrows.ir.ops.samples import Sample
@@ -95,6 +96,14 @@ class Row(ABC):
         integer: What becomes of it when its operands are codes; ``None`` keeps it floating-point.
         any_width: Whether it takes any number of channels: it does the same to each that it passes
             on, and no literal argument tells how many there are.
+        identity: When it hands its first operand on (`narrows.ir.ops.identities`); ``None`` for
+            never.
+        parts: The arguments whose elements its result is put together of, each element of one;
+            empty for what computes, or moves the elements of one operand.
+        gain: The argument whose zero entries make the result the ``bias`` there, whatever comes in
+            (a norm's weight); empty if it has none.
+        affine: Whether it is a scale and a shift per channel of axis 1 by weights alone, where it
+            is not in training (batch norm).
     """
 
     kind: ClassVar[str]
@@ -111,6 +120,10 @@ class Row(ABC):
     work_kind: str = ""
     integer: IntegerForm | None = None
     any_width: bool = False
+    identity: Identity | None = None
+    parts: tuple[str, ...] = ()
+    gain: str = ""
+    affine: bool = False
 
     @property
     def name(self) -> str:
@@ -136,6 +149,14 @@ class Row(ABC):
         """Return which axis of ``operand`` the operator sums over, or ``same`` if it passes axes
         on."""
         return None
+
+    def parameter_axis(self, axis: int, rank: int, parameter_rank: int) -> int | None:
+        """Return the axis of a parameter that runs along ``axis`` of the operand, if one does.
+
+        Parameters of a norm lie on its trailing axes unless its kind says otherwise.
+        """
+        own = axis - rank + parameter_rank
+        return own if own >= 0 else None
 
     def shared(self, facts: Channels, node: fx.Node) -> Shared | None:
         """Return which channels of an operand can only go together, besides what ``reads`` says."""

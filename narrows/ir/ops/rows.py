@@ -14,6 +14,15 @@ import torch
 
 from narrows.ir.ops.contract import Contract
 from narrows.ir.ops.fill import Fill
+from narrows.ir.ops.identities import (
+    always,
+    in_order,
+    plus_zero,
+    same_axis,
+    selects_all,
+    slices_all,
+    times_one,
+)
 from narrows.ir.ops.join import Join
 from narrows.ir.ops.layout import Glu, Layout, Pad, Squeeze
 from narrows.ir.ops.lookup import Lookup
@@ -57,12 +66,11 @@ _UNARY = """
     isfinite
 """
 _BINARY = """
-    add.Tensor add.Scalar sub.Tensor sub.Scalar subtract.Tensor rsub.Tensor rsub.Scalar maximum
-    minimum max.other min.other fmax fmin logaddexp atan2 eq.Tensor eq.Scalar ne.Tensor ne.Scalar
+    rsub.Tensor rsub.Scalar maximum minimum max.other min.other fmax fmin logaddexp atan2
+    eq.Tensor eq.Scalar ne.Tensor ne.Scalar
     lt.Tensor lt.Scalar le.Tensor le.Scalar gt.Tensor gt.Scalar ge.Tensor ge.Scalar logical_and
     logical_or logical_xor bitwise_and.Tensor bitwise_or.Tensor bitwise_xor.Tensor __and__.Tensor
-    __or__.Tensor where.self where.ScalarOther where.ScalarSelf where.Scalar masked_fill.Scalar
-    masked_fill.Tensor lerp.Scalar lerp.Tensor addcmul
+    __or__.Tensor where.Scalar lerp.Scalar lerp.Tensor addcmul
 """
 # Infinite or undefined for some finite inputs.
 _PARTIAL_UNARY = """
@@ -70,8 +78,8 @@ _PARTIAL_UNARY = """
     erfinv sinh cosh
 """
 _PARTIAL_BINARY = """
-    div.Tensor div.Scalar div.Tensor_mode div.Scalar_mode divide.Tensor true_divide.Tensor
-    floor_divide floor_divide.Scalar remainder.Tensor remainder.Scalar fmod.Tensor fmod.Scalar
+    div.Tensor_mode div.Scalar_mode floor_divide floor_divide.Scalar remainder.Tensor
+    remainder.Scalar fmod.Tensor fmod.Scalar
     pow.Tensor_Scalar pow.Tensor_Tensor pow.Scalar addcdiv
 """
 
@@ -82,12 +90,21 @@ def _pointwise() -> Iterator[Row]:
     yield from _rows(Pointwise, _PARTIAL_UNARY, unary, partial=True)
     yield from _rows(Pointwise, _BINARY, binary)
     yield from _rows(Pointwise, _PARTIAL_BINARY, binary, partial=True)
+    sums = "add.Tensor add.Scalar sub.Tensor sub.Scalar subtract.Tensor"
+    yield from _rows(Pointwise, sums, binary, identity=plus_zero)
+    quotients = "div.Tensor div.Scalar divide.Tensor true_divide.Tensor"
+    yield from _rows(Pointwise, quotients, binary, partial=True, identity=times_one)
     yield from _rows(
         Pointwise,
         "mul.Tensor mul.Scalar multiply.Tensor multiply.Scalar",
         "y = a * b; a zero channel makes a zero channel",
         absorbs=True,
+        identity=times_one,
     )
+    chosen = {"where.self": "self other", "where.ScalarOther": "self", "where.ScalarSelf": "other",
+              "masked_fill.Scalar": "self", "masked_fill.Tensor": "self"}  # fmt: skip
+    for name, parts in chosen.items():
+        yield from _rows(Pointwise, name, binary, parts=tuple(parts.split()))
     yield from _rows(
         Pointwise,
         "dropout feature_dropout alpha_dropout feature_alpha_dropout",
@@ -96,8 +113,14 @@ def _pointwise() -> Iterator[Row]:
     )
     yield from _rows(
         Pointwise,
-        "to.dtype to.dtype_layout to.device _to_copy positive zeros_like ones_like full_like",
-        "the same elements or the same shape, perhaps in another dtype",
+        "to.dtype to.dtype_layout to.device _to_copy positive",
+        "the same elements, perhaps in another dtype",
+        identity=always,
+    )
+    yield from _rows(
+        Pointwise,
+        "zeros_like ones_like full_like",
+        "the same shape, perhaps in another dtype",
     )
     statistics = ("weight", "bias", "running_mean", "running_var")
     yield from _rows(
@@ -106,6 +129,7 @@ def _pointwise() -> Iterator[Row]:
         "scale and shift per channel, by running statistics",
         parameters=statistics,
         gain="weight",
+        affine=True,
     )
     yield from _rows(
         PerChannel,
@@ -128,16 +152,15 @@ def _pointwise() -> Iterator[Row]:
 # ---------------------------------------------------------------------- moving
 
 _MOVES = """
-    permute transpose.int t numpy_T mT adjoint swapaxes swapdims movedim.int movedim.intlist
-    moveaxis.int moveaxis.intlist roll flip rot90 pixel_shuffle pixel_unshuffle channel_shuffle
-    repeat repeat_interleave.self_int tile unfold narrow_copy
+    numpy_T mT adjoint swapaxes swapdims movedim.int movedim.intlist moveaxis.int moveaxis.intlist
+    roll flip rot90 pixel_shuffle pixel_unshuffle channel_shuffle repeat repeat_interleave.self_int
+    tile unfold narrow_copy
 """
-_VIEWS = """
-    flatten.using_ints squeeze.dim squeeze.dims unsqueeze clone contiguous detach alias
-    lift_fresh_copy
-"""
+# Each axis stays one.
+_TURNS = {"permute": in_order, "transpose.int": same_axis, "t": None}
+_COPIES = "clone contiguous detach alias lift_fresh_copy"
 _PARTS = """
-    slice.Tensor narrow split.Tensor split.sizes split_with_sizes chunk
+    narrow split.Tensor split.sizes split_with_sizes chunk
     tensor_split.sections tensor_split.indices
 """
 
@@ -145,8 +168,9 @@ _PARTS = """
 def _layout() -> Iterator[Row]:
     shape = "another shape for the same elements"
     view: dict[str, Any] = {"work_kind": "view"}
-    yield from _rows(Layout, "view _unsafe_view", shape, sizes="size", **view)
-    yield from _rows(Layout, "reshape", shape, sizes="shape", **view)
+    same: dict[str, Any] = {"identity": always}
+    yield from _rows(Layout, "view _unsafe_view", shape, sizes="size", **view, **same)
+    yield from _rows(Layout, "reshape", shape, sizes="shape", **view, **same)
     yield from _rows(
         Layout,
         "unflatten.int",
@@ -155,19 +179,32 @@ def _layout() -> Iterator[Row]:
         sizes_at="dim",
         **view,
     )
-    yield from _rows(Layout, "expand", "an axis of size 1 repeated without a copy", sizes="size")
-    yield from _rows(Layout, _MOVES, "elements moved, none computed")
-    yield from _rows(Layout, _VIEWS, "elements moved, none computed", any_width=True, **view)
-    yield from _rows(Squeeze, "squeeze", "every axis of size 1 taken away", **view)
-    yield from _rows(Selection, _PARTS, "a part of an axis")
-    yield from _rows(Selection, "index_select", "a part of an axis", work_kind="gather")
+    repeated = "an axis of size 1 repeated without a copy"
+    yield from _rows(Layout, "expand", repeated, sizes="size", keeps_axes=True, **same)
+    moving = "elements moved, none computed"
+    yield from _rows(Layout, _MOVES, moving)
+    for name, rule in _TURNS.items():
+        yield from _rows(Layout, name, moving, keeps_axes=True, identity=rule)
+    view["any_width"] = True
+    yield from _rows(Layout, "flatten.using_ints", moving, **view, **same)
+    yield from _rows(Layout, "squeeze.dim", moving, keeps_axes=True, **view, **same)
+    yield from _rows(Layout, "squeeze.dims", moving, **view, **same)
+    yield from _rows(Layout, "unsqueeze", moving, keeps_axes=True, **view)
+    yield from _rows(Layout, _COPIES, moving, keeps_axes=True, **view, **same)
+    del view["any_width"]
+    gone = "every axis of size 1 taken away"
+    yield from _rows(Squeeze, "squeeze", gone, keeps_axes=True, **view, **same)
+    part = "a part of an axis"
+    yield from _rows(Selection, "slice.Tensor", part, identity=slices_all)
+    yield from _rows(Selection, _PARTS, part)
+    yield from _rows(Selection, "index_select", part, work_kind="gather", identity=selects_all)
     yield from _rows(
         Selection, "select.int unbind.int", "one index of an axis, which goes away", drops=True
     )
     beside = "tensors side by side along an axis"
-    yield from _rows(Join, "cat concat", beside)
-    yield from _rows(Join, "stack", beside, stacks=True)
-    yield from _rows(Pad, "pad constant_pad_nd", "constants around the elements")
+    yield from _rows(Join, "cat concat", beside, parts=("tensors",))
+    yield from _rows(Join, "stack", beside, stacks=True, parts=("tensors",))
+    yield from _rows(Pad, "pad constant_pad_nd", "constants around the elements", parts=("self",))
     yield from _rows(Glu, "glu", "first half of an axis times the sigmoid of the second")
 
 
@@ -228,6 +265,7 @@ def _mixing() -> Iterator[Row]:
         "layer_norm",
         "normalised over trailing axes",
         parameters=("weight", "bias"),
+        gain="weight",
         **trailing,
     )
     yield from _rows(
@@ -235,6 +273,7 @@ def _mixing() -> Iterator[Row]:
         "rms_norm",
         "scaled by the root mean square of trailing axes",
         parameters=("weight",),
+        gain="weight",
         **trailing,
     )
     along: dict[str, Any] = {"dims": "dim", "constants": never}
@@ -246,7 +285,7 @@ def _mixing() -> Iterator[Row]:
         **along,
     )
     yield from _rows(Mixing, "cumsum cumprod", "running over an axis", ordered=True, **along)
-    yield from _rows(GroupNorm, "group_norm", "normalised over groups of channels")
+    yield from _rows(GroupNorm, "group_norm", "normalised over groups of channels", gain="weight")
 
 
 _RESIZING = {

@@ -163,6 +163,7 @@ _add("to.dtype", _image(), torch.float64)
 _add("to.dtype", _image(dtype=BOOL), torch.float64)
 _add("to.dtype", _image(low=-9.0, high=9.0), INT)
 _add("to.dtype_layout _to_copy", _image(dtype=BOOL), dtype=torch.float64)
+_add("to.dtype_layout _to_copy", _image(), dtype=torch.float64, note="nothing changes")
 _add("to.device", _image(), device=torch.device("cpu"), dtype=torch.float64)
 
 for _names, _low, _high in (
@@ -257,6 +258,7 @@ _add("instance_norm", _image(), *_affine, *_running, note="running statistics")
 # ---------------------------------------------------------------------- layout
 
 _add("view reshape _unsafe_view", _image(), [2, -1])
+_add("view reshape _unsafe_view expand", _image(), [2, 6, 4, 4], note="nothing changes")
 _add("view reshape", _image(), [2, 96])
 _add("view reshape", _image(), [2, 6, 16])
 _add("view reshape", _image(), [2, 2, 3, 4, 4])
@@ -271,15 +273,20 @@ _add("expand", Made((1, 6), (1,)), [4, 2, 6])
 _add("expand", Made((2, 1, 4, 4)), [2, 5, 4, 4], note="one channel becomes five")
 _add("flatten.using_ints", _image(), 1)
 _add("flatten.using_ints", _image(), 2)
+_add("flatten.using_ints", Made((5, 6)), 1, note="nothing changes")
 _add("flatten.using_ints", Made((2, 6, 1, 1)), 1)
 _add("flatten.using_ints", _grid(), 1, 2)
 _add("permute", _image(), [0, 2, 3, 1])
 _add("permute", _heads(), [0, 2, 1, 3])
+_add("permute", _image(), [0, 1, -2, 3], note="nothing changes")
+_add("transpose.int", _image(), 1, -3, note="nothing changes")
 _add("transpose.int swapaxes swapdims movedim.int moveaxis.int", _image(), 1, 3)
 _add("movedim.intlist moveaxis.intlist", _image(), [1, 2], [3, 0])
 _add("t numpy_T", Made((5, 6)))
 _add("mT adjoint", _tokens())
 _add("squeeze", Made((2, 6, 1, 1)))
+_add("squeeze", _image(), note="nothing changes")
+_add("squeeze.dims", _image(), [2, 3], note="nothing changes")
 _add("squeeze.dim", Made((2, 6, 1, 4)), 2)
 _add("squeeze.dim", _image(), 2, note="nothing to squeeze")
 _add("squeeze.dims", Made((2, 6, 1, 1)), [2, 3])
@@ -302,12 +309,20 @@ _add("narrow_copy", _image(), 1, 1, 3)
 _add("unfold", _image(), 2, 2, 2)
 
 _add("slice.Tensor", _image(), 1, 1, 5)
+_add("slice.Tensor", _image(), 1, 0, 9223372036854775807, note="nothing changes")
 _add("slice.Tensor", _image(), 1, 0, 6, 2)
 _add("slice.Tensor", _image(), 1, -3, 9223372036854775807)
 _add("slice.Tensor", _image(), 2, 1, 3)
 _add("slice.Tensor", _heads(), 3, 0, 2)
 _add("narrow", _image(), 1, 1, 3)
 _add("index_select", _image(), 1, Weight((4,), values=(5, 0, 3, 3), dtype=INT))
+_add(
+    "index_select",
+    _image(),
+    1,
+    Weight((6,), values=(0, 1, 2, 3, 4, 5), dtype=INT),
+    note="nothing changes",
+)
 _add("index_select", _image(), 2, Weight((3,), values=(1, 0, 1), dtype=INT))
 _add("split.Tensor", _image(), 4, 1)
 _add("split.Tensor", _image(), 2, 2)

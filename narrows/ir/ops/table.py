@@ -60,6 +60,18 @@ def find(node: fx.Node) -> Row | None:
     return _ROWS.get(id(node.target))
 
 
+def is_affine(node: fx.Node) -> bool:
+    """Whether a node is a scale and a shift per channel by weights, where it is not in training."""
+    row = find(node)
+    return row is not None and row.affine
+
+
+def layer_of(node: fx.Node) -> Contract | None:
+    """Return the row of a convolution or a linear layer, whose operands have fixed arguments."""
+    row = find(node)
+    return row if type(row) is Contract else None
+
+
 def rows() -> list[Row]:
     """Return all rows, by name."""
     return sorted(_ROWS.values(), key=lambda r: r.name)

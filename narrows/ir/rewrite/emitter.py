@@ -18,9 +18,10 @@ from narrows.ir.held import Held, RaggedError
 from narrows.ir.labels import Bools, Ints, distinct, is_count
 from narrows.ir.meta import Meta, copy_meta, shape_of
 from narrows.ir.ops import table
-from narrows.ir.ops.args import VIEWS, arguments, call, changed
+from narrows.ir.ops.args import arguments, call, changed, without_strides
 from narrows.ir.ops.constants import as_array
 from narrows.ir.ops.contraction import Contraction
+from narrows.ir.ops.layout import Layout
 from narrows.ir.program import Note, Origin, Program
 
 aten = torch.ops.aten
@@ -113,7 +114,7 @@ class Emitter:
 
     def _create(self, node: fx.Node, args: Any, kwargs: Any) -> fx.Node:
         # A view of what is now a slice may need a copy; reshape decides at run time.
-        target = aten.reshape.default if node.target in VIEWS else node.target
+        target = without_strides(node.target)
         new = add_node(self.graph, node.op, target, args, kwargs, node.name)
         new.meta = dict(node.meta)
         return new
@@ -203,7 +204,9 @@ class Emitter:
         """Slice the weight behind a chain of axis moves instead of what comes out of it."""
         chain, root = [], node
         while root.op != "get_attr":
-            if root.target not in _AXIS_MOVES or len(self.free_data(root)) != 1:
+            row = table.find(root)
+            keeps = isinstance(row, Layout) and row.keeps_axes
+            if not keeps or len(self.free_data(root)) != 1:
                 return None
             chain.append(root)
             root = next(n for n in root.all_input_nodes if self.facts.is_free(n))
@@ -392,19 +395,6 @@ class Emitter:
             graph=self.graph, weights=ordered, aliases=aliases, buffers=frozenset(buffers),
             origins=origins, notes=(*old.notes, *notes),
         )  # fmt: skip
-
-
-_AXIS_MOVES = {
-    aten.expand.default,
-    aten.unsqueeze.default,
-    aten.permute.default,
-    aten.transpose.int,
-    aten.t.default,
-    aten.contiguous.default,
-    aten.clone.default,
-    aten.squeeze.dim,
-    aten.squeeze.default,
-}
 
 
 def _gather_rows(data: Tensor, first: int, second: int, local: Tensor) -> Tensor:

@@ -30,15 +30,6 @@ from narrows.passes.plans.uses import Use, positions
 Ints = tuple[int, ...]
 Zero = Callable[[Tensor], Tensor]
 
-# Per norm whether its parameters lie on axis 1; those of the others lie on the trailing axes.
-NORMS: dict[Any, bool] = {
-    aten.batch_norm.default: True,
-    aten.instance_norm.default: True,
-    aten.group_norm.default: True,
-    aten.layer_norm.default: False,
-    aten.rms_norm.default: False,
-}
-
 
 @dataclass
 class Slot:
@@ -211,9 +202,10 @@ def followers(use: Use) -> tuple[list[tuple[fx.Node, Tensor]], bool]:
     while queue:
         node, labels = queue.pop()
         for user in node.users:
-            if isinstance(table.find(user), Layout) or _joins_one(user):
+            row = table.find(user)
+            if isinstance(row, Layout) or _joins_one(user):
                 queue.append((user, call(user, {node: labels})))
-            elif user.target in NORMS and first_tensor(user) is node:
+            elif row is not None and row.gain and first_tensor(user) is node:
                 norms.append((user, compact(labels)))
             else:
                 others = True
@@ -237,16 +229,17 @@ def _mask_norm(edits: Edits, norm: fx.Node, labels: Tensor, dead: Ints) -> None:
 
 def _parameters(norm: fx.Node, gone: Tensor) -> Iterator[Slot]:
     """Yield the slots of gain and bias, if zeroing entries of those is what the mask amounts to."""
-    args = arguments(norm)
+    args, row = arguments(norm), table.find(norm)
     axes = varying(gone)
-    if len(axes) != 1 or not is_tensor(args["weight"]):
+    assert row is not None
+    if len(axes) != 1 or not is_tensor(args[row.gain]):
         return
     (axis,) = axes
-    given = [p for p in ("weight", "bias") if is_tensor(args.get(p))]
+    given = [p for p in (row.gain, "bias") if is_tensor(args.get(p))]
     for name in given:
         parameter = args[name]
-        own = 0 if NORMS[norm.target] else axis - gone.dim() + len(shape_of(parameter))
-        if (NORMS[norm.target] and axis != 1) or own < 0 or parameter.op != "get_attr":
+        own = row.parameter_axis(axis, gone.dim(), len(shape_of(parameter)))
+        if own is None or parameter.op != "get_attr":
             yield Slot(norm, "", parameter)  # nobody's slot: `_is_only_reader` refuses it
             return
         dead = torch.nonzero(gone.flatten()).flatten().tolist()

@@ -12,24 +12,21 @@ Equalization and Bias Correction", ICCV 2019, with the factors rounded to powers
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 
+from narrows.ir.channels import Facts, analyse
+from narrows.ir.labels import Value
 from narrows.ir.meta import shape_of
 from narrows.ir.ops import table
-from narrows.ir.ops.args import arguments
-from narrows.ir.ops.integer import Clip, LayerWeights
-from narrows.ir.ops.integer_forms import AveragePool, Layer, Lookup, Mean, Slope
-from narrows.ir.program import Draft, Program, aten
+from narrows.ir.ops.integer import LayerWeights
+from narrows.ir.program import Draft, Program
 from narrows.passes.base import Fidelity, Pass, PassResult
 from narrows.passes.quant.widen_clips import own_weights
 
-# What keeps every channel of axis 1 to itself and commutes with a positive factor, besides ReLU and
-# averages.
-PER_CHANNEL = {aten.max_pool1d.default, aten.max_pool2d.default, aten.max_pool3d.default,
-               aten.dropout.default, aten.clone.default}  # fmt: skip
 LARGEST = 8  # bits a channel is moved at most
 
 
@@ -49,67 +46,71 @@ class EqualizeChannels(Pass):
     def run(self, program: Program) -> PassResult:
         """Return the program with its channels equalized."""
         result = program.copy()
+        facts = analyse(program)
+        pairs = [
+            (before, after)
+            for old, node in zip(program.graph.nodes, result.graph.nodes, strict=True)
+            if (before := _layer(node)) is not None and (after := _behind(facts, old, node))
+        ]
         changed = False
         for _ in range(self.rounds):
-            for node in result.graph.nodes:
-                before = own_weights(node) if node.op == "call_function" else None
-                if before is None or before.axis != 0:
-                    continue
-                after = _behind(node)
-                changed |= bool(after) and _balance(result, before, after)
+            for before, after in pairs:
+                changed |= _balance(result, before, after)
         return PassResult(result if changed else program, changed)
 
 
-def _behind(node: fx.Node) -> list[tuple[LayerWeights, bool]]:
+def _layer(node: fx.Node) -> LayerWeights | None:
+    """Return the weights of a layer whose rows are its channels, if nothing else reads them."""
+    weights = own_weights(node) if node.op == "call_function" else None
+    return weights if weights is not None and weights.axis == 0 else None
+
+
+def _behind(facts: Facts, old: fx.Node, node: fx.Node) -> list[tuple[LayerWeights, bool]]:
     """Return the layers that a tensor's channels end in, each with whether it is depthwise.
 
-    Empty where a channel is also read otherwise.
+    Empty where a channel is also read otherwise. ``old`` is the node in the analysed program.
     """
     found: list[tuple[LayerWeights, bool]] = []
-    for user in node.users:
+    for before, user in zip(old.users, node.users, strict=True):
         if user.op != "call_function":
             return []
         layer = own_weights(user)
         if layer is not None:
-            kind = _reads_channels(node, user, layer)
+            kind = _reads_channels(facts, before, layer)
             if not kind:
                 return []
             found.append((layer, kind == "depthwise"))
             continue
-        further = _behind(user) if _keeps_channels(user) else []
+        further = _behind(facts, before, user) if _keeps_channels(facts, before) else []
         if not further:
             return []
         found += further
     return found
 
 
-def _reads_channels(node: fx.Node, user: fx.Node, layer: LayerWeights) -> str:
-    """Return how a layer reads axis 1 of its operand: ``dense``, ``depthwise``, or not at all."""
-    form: Any = table.integer_form(user)
-    assert isinstance(form, Layer)
-    if form.operands(user)[0] is not node or form.swapped or form.transposed:
+def _reads_channels(facts: Facts, user: fx.Node, layer: LayerWeights) -> str:
+    """Return how a layer reads the channels of its operand, which lie in their order: ``dense``,
+    ``depthwise``, or not at all."""
+    c = table.contraction(facts, user)
+    if c is None or facts.flows[user].barrier or (c.out_axis, c.in_axis) != (0, 1):
         return ""
-    if not form.spatial:
-        return "dense" if len(shape_of(node)) == 2 else ""
-    groups, shape = arguments(user)["groups"], shape_of(layer.weight)
-    if groups == 1:
+    columns, value = facts.flows[user].facts[1], facts.value(c.x)
+    if len(columns) != 1 or not np.array_equal(columns[0], np.arange(value.count)):
+        return ""
+    if c.groups == 1:
         return "dense"
-    return "depthwise" if groups == shape[0] and shape[1] == 1 else ""
+    return "depthwise" if shape_of(layer.weight)[:2] == (c.groups, 1) else ""
 
 
-def _keeps_channels(node: fx.Node) -> bool:
-    """Whether every channel of axis 1 stays one, and is only multiplied by a factor with it."""
-    form = table.integer_form(node)
-    if isinstance(form, Clip | Lookup | Slope):
-        return form.homogeneous(node)
-    if isinstance(form, Mean):
-        rank = len(shape_of(node.all_input_nodes[0]))
-        return not form.obstacle(node) and all(d % rank > 1 for d in arguments(node)["dim"])
-    if isinstance(form, AveragePool):
-        return not form.obstacle(node)
-    if node.target is aten.flatten.using_ints:
-        return all(s == 1 for s in shape_of(node.all_input_nodes[0])[2:])
-    return node.target in PER_CHANNEL
+def _keeps_channels(facts: Facts, node: fx.Node) -> bool:
+    """Whether every channel stays one, and is only multiplied by a factor with it."""
+    form, flow = table.integer_form(node), facts.flows[node]
+    if form is None or form.obstacle(node) or not form.homogeneous(node):
+        return False
+    if flow.barrier or len(flow.reads) != 1 or not isinstance(flow.value, Value):
+        return False
+    (read,) = flow.reads
+    return read.straight and flow.value.count == facts.value(read.operand).count
 
 
 def _balance(program: Draft, before: LayerWeights, after: list[tuple[LayerWeights, bool]]) -> bool:

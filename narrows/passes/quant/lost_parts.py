@@ -20,7 +20,7 @@ from narrows.ir.ops.integer_forms import Softmax
 from narrows.ir.ops.integer_padding import Padding
 from narrows.ir.program import Note
 from narrows.passes.quant.figures import LOW
-from narrows.passes.quant.merges import MERGES
+from narrows.passes.quant.merges import parts_of
 from narrows.passes.quant.observe import Histogram
 from narrows.passes.quant.survey import Survey
 from narrows.passes.quant.watch import Watch
@@ -62,7 +62,7 @@ def notes_of_parts(
         part = _Part(cat, name, watch.joined[cat][label][1], power, grid, reason)
         yield from part.notes(allowed)
     for site, parts in watch.merged.items():
-        for operand in parts if site.target in MERGES else ():
+        for operand in parts if parts_of(site) else ():
             others = [watch.histograms[site]]
             part = _Part(site, operand.name, watch.beside[operand], 0, grids[site.name],
                          _neighbours(others))  # fmt: skip

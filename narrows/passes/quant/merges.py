@@ -15,20 +15,13 @@ import torch
 from torch import fx
 
 from narrows.ir.meta import shape_of
+from narrows.ir.ops import table
 from narrows.ir.ops.args import arguments
 from narrows.ir.ops.integer import Moves
 from narrows.ir.ops.integer_forms import Add, Concat, Softmax
-from narrows.ir.program import Program, aten
+from narrows.ir.program import Program
 from narrows.passes.quant.observe import Histogram
 from narrows.passes.quant.survey import Survey
-
-# Which arguments hold what is put together; a number beside them is no part.
-MERGES: dict[Any, tuple[str, ...]] = {
-    aten.where.self: ("self", "other"), aten.where.ScalarOther: ("self",),
-    aten.where.ScalarSelf: ("other",), aten.masked_fill.Scalar: ("self",),
-    aten.masked_fill.Tensor: ("self",), aten.stack.default: ("tensors",),
-    aten.constant_pad_nd.default: ("self",), aten.pad.default: ("self",),
-}  # fmt: skip
 
 MASKED = 64.0  # a number so far below zero that is added to scores takes them away
 ROOM = 12.0  # how far below the smallest score a masked one has to lie: exp(-12) is nothing
@@ -42,7 +35,7 @@ def merges(program: Program, found: Survey) -> dict[fx.Node, list[fx.Node]]:
             continue
         if isinstance(found.forms.get(node), Moves | Concat):
             continue
-        names = MERGES.get(node.target, ())
+        names = parts_of(node)
         if isinstance(found.forms.get(node), Add) and _only_softmax(found, node):
             names = ("self", "other")
         site = found.tail(node) if node in found.forms else node
@@ -52,6 +45,12 @@ def merges(program: Program, found: Survey) -> dict[fx.Node, list[fx.Node]]:
         if parts:
             made[site] = parts
     return made
+
+
+def parts_of(node: fx.Node) -> tuple[str, ...]:
+    """Return which arguments hold what a node puts together; a number beside them is no part."""
+    row = table.find(node)
+    return () if row is None else row.parts
 
 
 def _listed(value: Any) -> list[Any]:

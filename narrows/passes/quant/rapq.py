@@ -28,8 +28,9 @@ from torch import fx
 from narrows.ir.integer.codes import WeightCodes
 from narrows.ir.integer.grid import WeightGrid
 from narrows.ir.meta import shape_of
+from narrows.ir.ops import table
 from narrows.ir.ops.args import arguments
-from narrows.ir.program import Note, Program, aten
+from narrows.ir.program import Note, Program
 from narrows.passes.quant import resume
 from narrows.passes.quant.calibrate import calibrate
 from narrows.passes.quant.learning import Learning
@@ -351,7 +352,7 @@ def _norm_powers(program: Program) -> dict[str, float]:
     """
     powers: dict[str, float] = {}
     for node in program.graph.nodes:
-        if node.target is not aten.batch_norm.default:
+        if not table.is_affine(node):
             continue
         given = arguments(node)
         weights = [n for n in given["input"].all_input_nodes if n.op == "get_attr"]
