@@ -303,3 +303,36 @@ def test_whatever_is_required_has_an_exact_version():
 def test_imports_from_outside_are_found():
     source = "import os, onnx.checker\ndef f():\n    from sklearn import x\n    from . import y"
     assert outside(source) == {"onnx", "scikit-learn"}
+
+
+# ------------------------------------------------------------------ who names operators
+
+# Rooms that may: the table and what it writes, what codes mean, the readers of other dialects, and
+# the backends, whose rules are their own.
+NAMING = ("ir/ops", "ir/integer", "frontend", "backends")
+
+
+def operators(source: str) -> Iterator[tuple[int, str]]:
+    """Yield the line and the name of every ATen operator that a file names."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute):
+            text = ast.unparse(node)
+            if re.fullmatch(r"(torch\.ops\.)?aten\.\w+", text):
+                yield node.lineno, text
+
+
+def test_the_table_alone_names_operators() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{line}: {name}"
+        for path in sorted(ROOT.rglob("*.py"))
+        if not str(path.relative_to(ROOT)).startswith(NAMING)
+        for line, name in operators(path.read_text(encoding="utf-8"))
+    ]
+    assert found == [], "say it with a trait of the row, or with narrows.ir.ops.dialect"
+
+
+@pytest.mark.parametrize(
+    "text", ["x = aten.relu.default", "f(torch.ops.aten.add.Tensor)", "t = {aten.mul: 1}"]
+)
+def test_a_named_operator_is_seen(text: str) -> None:
+    assert list(operators(text))

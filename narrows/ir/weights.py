@@ -12,8 +12,9 @@ from torch import Tensor, fx
 
 from narrows.errors import ProgramError, suggest
 from narrows.ir.meta import Meta, copy_meta
+from narrows.ir.ops import dialect
 from narrows.ir.ops.args import arguments, changed
-from narrows.ir.program import Program, aten
+from narrows.ir.program import Program
 
 
 def with_state(program: Program, state: Mapping[str, Tensor]) -> Program:
@@ -130,7 +131,7 @@ def _say_dtype(graph: fx.Graph, node: fx.Node, dtype: torch.dtype) -> None:
         node.args, node.kwargs = changed(node, {"dtype": dtype})
         return
     with graph.inserting_after(node):
-        made = graph.call_function(aten.to.dtype, (node, dtype))
+        made = graph.call_function(dialect.CAST, (node, dtype))
     copy_meta(node, made)
     Meta(made).shape, Meta(made).dtype = Meta(node).shape, dtype
     node.replace_all_uses_with(made, delete_user_cb=lambda user: user is not made)

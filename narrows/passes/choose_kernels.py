@@ -22,8 +22,9 @@ from torch import fx
 
 from narrows.ir.costs import CHANNELS_LAST, DILATED, Costs
 from narrows.ir.meta import Meta, copy_meta, shape_of
+from narrows.ir.ops import dialect
 from narrows.ir.ops.args import arguments, changed, first_tensor
-from narrows.ir.program import Program, aten
+from narrows.ir.program import Program
 from narrows.ir.work import CONVOLUTIONS
 from narrows.ir.workload import work_of
 from narrows.passes.base import Fidelity, Note, Pass, PassResult
@@ -80,7 +81,7 @@ def _is_spelled(node: fx.Node, spelling: str) -> bool:
     """Whether a node has the spelling already, or another one of its own."""
     if spelling == DILATED:
         return set(arguments(node)["dilation"]) != {1}
-    return first_tensor(node).target is aten.contiguous.default
+    return first_tensor(node).target is dialect.CONTIGUOUS
 
 
 def _dilate(node: fx.Node) -> None:
@@ -93,12 +94,12 @@ def _lay_out(node: fx.Node) -> None:
     graph = node.graph
     with graph.inserting_before(node):
         turned = graph.create_node(
-            "call_function", aten.contiguous.default, (before,),
+            "call_function", dialect.CONTIGUOUS, (before,),
             {"memory_format": torch.channels_last}, name=f"{node.name}_last",
         )  # fmt: skip
     with graph.inserting_after(node):
         name = f"{node.name}_first"
-        back = graph.create_node("call_function", aten.contiguous.default, (node,), name=name)
+        back = graph.create_node("call_function", dialect.CONTIGUOUS, (node,), name=name)
     node.replace_all_uses_with(back, delete_user_cb=lambda user: user is not back)
     node.replace_input_with(before, turned)
     for made, like in ((turned, before), (back, node)):

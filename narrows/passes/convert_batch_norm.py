@@ -13,12 +13,10 @@ import torch
 from torch import Tensor, fx
 
 from narrows.ir.meta import Meta, copy_meta, shape_of
-from narrows.ir.ops import table
+from narrows.ir.ops import dialect, table
 from narrows.ir.ops.args import arguments
-from narrows.ir.program import Draft, Program, aten
+from narrows.ir.program import Draft, Program
 from narrows.passes.base import Fidelity, Pass, PassResult
-
-CONVOLUTIONS = {3: aten.conv1d.default, 4: aten.conv2d.default, 5: aten.conv3d.default}
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ def _fits(node: fx.Node) -> bool:
     statistics = [given[k] for k in ("weight", "bias", "running_mean", "running_var")]
     known = all(s is None or s.op == "get_attr" for s in statistics)
     fixed = not given["training"] and given["running_mean"] is not None
-    return known and fixed and len(shape_of(node)) in CONVOLUTIONS
+    return known and fixed and len(shape_of(node)) in dialect.CONVOLUTION
 
 
 def _convert(program: Draft, norm: fx.Node) -> None:
@@ -66,7 +64,7 @@ def _convert(program: Draft, norm: fx.Node) -> None:
     one = [1] * (rank - 2)
     args: Any = (given["input"], weight, bias, one, [0] * (rank - 2), one, len(scale))
     with program.graph.inserting_before(norm):
-        made = program.graph.create_node("call_function", CONVOLUTIONS[rank], args, {})
+        made = program.graph.create_node("call_function", dialect.CONVOLUTION[rank], args, {})
     copy_meta(norm, made)
     Meta(made).shape, Meta(made).dtype = shape_of(norm), Meta(norm).dtype
     norm.replace_all_uses_with(made)

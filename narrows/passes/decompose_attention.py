@@ -15,12 +15,12 @@ from torch import fx
 
 from narrows.ir.editing import add_weight
 from narrows.ir.meta import Meta, copy_meta, shape_of
+from narrows.ir.ops import dialect, table
 from narrows.ir.ops.args import arguments
-from narrows.ir.program import Draft, Note, Program, aten
+from narrows.ir.ops.product import Attention
+from narrows.ir.program import Draft, Note, Program
 from narrows.passes.base import Fidelity, Pass, PassResult
 from narrows.passes.eliminate_dead import EliminateDead
-
-SAFE: Any = aten._safe_softmax.default  # shares of a row that is masked wholly are 0, not NaN
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class DecomposeAttention(Pass):
         result = program.copy()
         notes, changed = [], False
         for node in result.nodes:
-            if node.target is not aten.scaled_dot_product_attention.default:
+            if not isinstance(table.find(node), Attention):
                 continue
             why = _obstacle(program, arguments(node))
             if why:
@@ -86,25 +86,25 @@ def _decompose(program: Draft, node: fx.Node) -> None:
         if times == 1:
             return operand
         whole = (*sizes[:-3], shape[-3], *sizes[-2:])
-        return call(aten.repeat_interleave.self_int, (operand, times, rank - 3), whole, suffix)
+        return call(dialect.REPEAT_EACH, (operand, times, rank - 3), whole, suffix)
 
     with graph.inserting_before(node):
         key, value = shared(key, "shared_keys"), shared(value, "shared_values")
         keys = shape_of(key)
         scores = (*shape_of(node)[:-2], shape[-2], keys[-2])
-        scaled = call(aten.mul.Tensor, (query, scale), shape, "scaled")
-        turned = call(aten.transpose.int, (key, rank - 2, rank - 1),
+        scaled = call(dialect.MULTIPLY, (query, scale), shape, "scaled")
+        turned = call(dialect.TRANSPOSE, (key, rank - 2, rank - 1),
                       (*keys[:-2], keys[-1], keys[-2]), "keys")  # fmt: skip
-        products = call(aten.matmul.default, (scaled, turned), scores, "scores")
+        products = call(dialect.MATMUL, (scaled, turned), scores, "scores")
         mask = _mask(program, node, given, scores[-2:])
-        softmax: Any = aten.softmax.int if given["attn_mask"] is None else SAFE
+        softmax: Any = dialect.SOFTMAX if given["attn_mask"] is None else dialect.SAFE_SOFTMAX
         if mask is not None and Meta(mask).dtype is torch.bool:
             hidden = (mask, products, -math.inf)
-            products = call(aten.where.ScalarOther, hidden, scores, "masked")
+            products = call(dialect.CHOOSE, hidden, scores, "masked")
         elif mask is not None:
-            products = call(aten.add.Tensor, (products, mask), scores, "masked")
+            products = call(dialect.ADD, (products, mask), scores, "masked")
         weights = call(softmax, (products, -1), scores, "weights")
-        result = call(aten.matmul.default, (weights, value), shape_of(node), "mixed")
+        result = call(dialect.MATMUL, (weights, value), shape_of(node), "mixed")
     node.replace_all_uses_with(result)
     graph.erase_node(node)
 

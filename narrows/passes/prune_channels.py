@@ -19,7 +19,8 @@ from torch import fx
 from narrows.errors import PassError
 from narrows.ir.labels import Bools
 from narrows.ir.meta import shape_of
-from narrows.ir.program import Note, Program, aten
+from narrows.ir.ops import dialect
+from narrows.ir.program import Note, Program
 from narrows.ir.rewrite import Base, rewrite
 from narrows.passes.base import Fidelity, Pass, PassResult
 from narrows.passes.eliminate_dead import identity_of
@@ -149,7 +150,7 @@ def _without_gates(program: Program) -> Program:
 
 def _is_idle_gate(program: Program, node: fx.Node) -> bool:
     """Whether a node multiplies by a literal, one that no checkpoint holds, and changes nothing."""
-    if node.target is not aten.mul.Tensor or identity_of(program, node) is None:
+    if node.target is not dialect.MULTIPLY or identity_of(program, node) is None:
         return False
     gate = node.args[1]
     return isinstance(gate, fx.Node) and str(gate.target) not in program.stored

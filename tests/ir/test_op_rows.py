@@ -65,6 +65,7 @@ from tests.ir.facts import (
 aten = torch.ops.aten
 EXACT = TOLERANCE[Fidelity.EXACT][torch.float64]
 DOCUMENT = Path(__file__).parents[2] / "docs" / "ops.md"
+GUIDE = DOCUMENT.with_name("adding-an-op.md")
 
 # A sum in another order, of numbers that are each rounded to 5e-4 and 4e-3.
 NARROW = {torch.float16: 5e-3, torch.bfloat16: 4e-2}
@@ -385,6 +386,13 @@ def test_every_row_is_told_and_tried() -> None:
     assert [r.name for r in rows if not r.samples] == [], "see narrows/ir/ops/samples.py"
     summing = [r.name for r in rows if r.kind in ("contraction", "product", "attention")]
     assert [r.name for r in rows if r.costs] == summing
+
+
+def test_every_trait_is_explained() -> None:
+    text = GUIDE.read_text(encoding="utf-8")
+    fields = {f.name for f in dataclasses.fields(Row)} - {"target", "summary", "samples"}
+    kinds = {n for n, v in vars(Row).items() if isinstance(v, bool)} - fields
+    assert [name for name in (*fields, *kinds) if f"`{name}`" not in text] == []
 
 
 def test_samples_belong_to_rows() -> None:

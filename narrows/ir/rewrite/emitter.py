@@ -17,14 +17,12 @@ from narrows.ir.graph import add_node
 from narrows.ir.held import Held, RaggedError
 from narrows.ir.labels import Bools, Ints, distinct, is_count
 from narrows.ir.meta import Meta, copy_meta, shape_of
-from narrows.ir.ops import table
+from narrows.ir.ops import dialect, table
 from narrows.ir.ops.args import arguments, call, changed, without_strides
 from narrows.ir.ops.constants import as_array
 from narrows.ir.ops.contraction import Contraction
 from narrows.ir.ops.layout import Layout
 from narrows.ir.program import Note, Origin, Program
-
-aten = torch.ops.aten
 
 
 class Line:
@@ -188,7 +186,7 @@ class Emitter:
             place = self.constant(f"{node.name}_index", torch.from_numpy(positions.copy()))
             chosen = self.graph.create_node(
                 "call_function",
-                aten.index_select.default,
+                dialect.PICK,
                 (new, axis, place),
                 {},
                 name=f"{node.name}_take",

@@ -18,14 +18,12 @@ from narrows.ir.held import Held, RaggedError, Side, line
 from narrows.ir.labels import Bools, Ints, Value, count_to, is_count, match, runs, some
 from narrows.ir.liveness import Demand
 from narrows.ir.meta import Meta, shape_of
-from narrows.ir.ops import table
+from narrows.ir.ops import dialect, table
 from narrows.ir.ops.args import arguments, changed, invoke
 from narrows.ir.rewrite.aligned import aligned, in_step
 from narrows.ir.rewrite.chains import collapse, replay
 from narrows.ir.rewrite.choices import Choices
 from narrows.ir.rewrite.emitter import Emitter
-
-aten = torch.ops.aten
 
 
 class Rewriter(Emitter):
@@ -356,7 +354,7 @@ class Rewriter(Emitter):
     def squeezed(self, node: fx.Node, held: Held, places: Tensor, axis: int) -> Held:
         """Emit the removal of an axis of size 1; ``places`` still has it."""
         new = self.graph.create_node(
-            "call_function", aten.squeeze.dim, (held.node, axis), {}, name=node.name
+            "call_function", dialect.SQUEEZE, (held.node, axis), {}, name=node.name
         )
         shape = (*held.shape[:axis], *held.shape[axis + 1 :])
         return self._tagged(node, new, places.squeeze(axis), shape)
@@ -380,11 +378,11 @@ class Rewriter(Emitter):
         if span is not None:
             start, stop, step = span
             args: tuple[Any, ...] = (held.node, axis, start, stop, step)[: 5 if step > 1 else 4]
-            new = add_node(self.graph, "call_function", aten.slice.Tensor, args, name=name)
+            new = add_node(self.graph, "call_function", dialect.SLICE, args, name=name)
         else:
             place = self.constant(f"{name}_index", torch.from_numpy(index.copy()))
             args = (held.node, axis, place)
-            new = add_node(self.graph, "call_function", aten.index_select.default, args, name=name)
+            new = add_node(self.graph, "call_function", dialect.PICK, args, name=name)
         new.meta = dict(held.node.meta)
         Meta(new).shape = shape
         return new

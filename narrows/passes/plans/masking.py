@@ -20,11 +20,11 @@ from torch import Tensor, fx
 from narrows.ir.editing import add_weight
 from narrows.ir.labels import Bools, compact, varying
 from narrows.ir.meta import Meta, copy_meta, shape_of
-from narrows.ir.ops import table
+from narrows.ir.ops import dialect, table
 from narrows.ir.ops.args import arguments, call, changed, first_tensor, is_tensor
 from narrows.ir.ops.join import Join
 from narrows.ir.ops.layout import Layout
-from narrows.ir.program import Draft, Program, aten
+from narrows.ir.program import Draft, Program
 from narrows.passes.plans.uses import Use, positions
 
 Ints = tuple[int, ...]
@@ -348,7 +348,7 @@ def _gated(program: Draft, source: fx.Node, keep: Tensor) -> fx.Node:
     """Add the product of a tensor and a mask where the graph is being written."""
     mask = add_weight(program, f"{source.name}_mask", keep.to(Meta(source).dtype))
     node = program.graph.create_node(
-        "call_function", aten.mul.Tensor, (source, mask), name=f"{source.name}_masked"
+        "call_function", dialect.MULTIPLY, (source, mask), name=f"{source.name}_masked"
     )
     copy_meta(source, node)
     Meta(node).shape, Meta(node).dtype = shape_of(source), Meta(source).dtype

@@ -23,11 +23,11 @@ from narrows.ir.integer.bounds import EXACT, SAFE, SHIFTS, WIDE_SAFE, accumulato
 from narrows.ir.integer.grid import HALF_EVEN, Grid, WeightGrid
 from narrows.ir.integer.library import weight_codes
 from narrows.ir.meta import Meta, copy_meta, where
-from narrows.ir.ops import table
+from narrows.ir.ops import dialect, table
 from narrows.ir.ops.args import arguments
 from narrows.ir.ops.integer import Clip, IntegerForm, LayerWeights, Moves, Settled, Tests
 from narrows.ir.ops.integer_choices import flags
-from narrows.ir.program import Note, Program, aten
+from narrows.ir.program import Note, Program
 from narrows.passes.base import Fidelity, Pass, PassResult
 from narrows.passes.quant.islands import widened
 
@@ -202,7 +202,7 @@ class _Folder:
         have = self.grids[codes]
         grid = form.regrid(node, have)
         if grid != have:  # the same codes under another exponent
-            made = self._call(aten.alias.default, (codes,), {}, node.name)
+            made = self._call(dialect.ALIAS, (codes,), {}, node.name)
             return self._on(made, grid)
         call = form.move(self, node, codes, have)
         if call is not None:
@@ -244,7 +244,7 @@ class _Folder:
         if made.target is not ops.dequantize.default or dtype in (None, torch.float32):
             return made
         if (made, dtype) not in self.casts:
-            cast = self._call(torch.ops.aten.to.dtype, (made, dtype), {}, f"{made.name}_cast")
+            cast = self._call(dialect.CAST, (made, dtype), {}, f"{made.name}_cast")
             self.casts[made, dtype] = cast
         return self.casts[made, dtype]
 

@@ -13,9 +13,9 @@ import torch.utils._pytree as pytree
 from torch import fx
 
 from narrows.ir.meta import Meta, copy_meta, shape_of
-from narrows.ir.ops import table
+from narrows.ir.ops import dialect, table
 from narrows.ir.ops.integer import Moves
-from narrows.ir.program import Program, aten
+from narrows.ir.program import Program
 
 NARROW = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -79,7 +79,7 @@ def _widen(graph: fx.Graph, node: fx.Node, dtype: torch.dtype) -> None:
 
 
 def _cast(graph: fx.Graph, value: fx.Node, dtype: torch.dtype) -> fx.Node:
-    made = graph.call_function(aten.to.dtype, (value, dtype))
+    made = graph.call_function(dialect.CAST, (value, dtype))
     copy_meta(value, made)
     Meta(made).shape, Meta(made).dtype = shape_of(value), dtype
     return made

@@ -19,9 +19,10 @@ import narrows.ir.integer.library  # noqa: F401  (defines torch.ops.narrows)
 from narrows.errors import PlanError
 from narrows.ir.editing import add_weight
 from narrows.ir.meta import Meta, copy_meta, shape_of
+from narrows.ir.ops import dialect
 from narrows.ir.ops.args import arguments, changed
 from narrows.ir.ops.integer import LayerWeights
-from narrows.ir.program import Draft, Program, aten
+from narrows.ir.program import Draft, Program
 from narrows.passes.base import Fidelity, Pass, PassResult
 from narrows.passes.quant.parts import NOTHING, Labels, Parts, columns, find_parts
 from narrows.passes.quant.plan import QuantPlan, of_pass
@@ -138,7 +139,7 @@ class Scaling:
         cat.args, cat.kwargs = changed(cat, {"tensors": operands})
 
     def _times(self, x: fx.Node, power: int, name: str, origin: fx.Node) -> fx.Node:
-        made = self.graph.create_node("call_function", aten.mul.Tensor, (x, 2.0**power), name=name)
+        made = self.graph.create_node("call_function", dialect.MULTIPLY, (x, 2.0**power), name=name)
         return _like(made, x, origin)
 
     def _absorb(self, node: fx.Node) -> None:
@@ -188,7 +189,7 @@ class Scaling:
 def unscaled(operand: fx.Node) -> tuple[fx.Node, float]:
     """Return what an operand of a concatenation was before it was scaled, and by which factor."""
     (reader, *_) = operand.users
-    if operand.target is aten.mul.Tensor and operand.name.startswith(f"{reader.name}_part"):
+    if operand.target is dialect.MULTIPLY and operand.name.startswith(f"{reader.name}_part"):
         return operand.args[0], float(operand.args[1])  # type: ignore[return-value, arg-type]
     return operand, 1.0
 

@@ -20,8 +20,9 @@ from torch import Tensor, fx
 from narrows.errors import PassError, PassUsageError
 from narrows.ir.integer.blocks import Blocks, dequantize_blocks
 from narrows.ir.meta import Meta, copy_meta, shape_of, where
+from narrows.ir.ops import dialect
 from narrows.ir.ops.args import arguments, changed
-from narrows.ir.program import Note, Program, aten
+from narrows.ir.program import Note, Program
 from narrows.passes.quant.batches import batches
 from narrows.passes.quant.options import AXES, WeightOnly
 from narrows.passes.quant.survey import SKIPPED, matches
@@ -90,7 +91,7 @@ def _layers(program: Program, skip: Sequence[str]) -> tuple[dict[str, list[fx.No
     notes: list[Note] = []
     unmatched = set(skip)
     for node in program.graph.nodes:
-        if node.target is not aten.linear.default:
+        if node.target is not dialect.LINEAR:
             continue
         weight = arguments(node)["weight"]
         globs = {glob for glob in skip if matches(node, glob)}
@@ -99,7 +100,7 @@ def _layers(program: Program, skip: Sequence[str]) -> tuple[dict[str, list[fx.No
             continue
         name = str(weight.target)
         readers = program.users_of(name)
-        others = [n for n in readers if n.target is not aten.linear.default]
+        others = [n for n in readers if n.target is not dialect.LINEAR]
         if globs or others:
             why = SKIPPED if globs else f"{others[0].name} reads it, too"
             notes.append(Note(name, "float", f"stays floating-point: {why}", 0, Meta(node).source))
@@ -247,7 +248,7 @@ def _rewritten(
             )
         copy_meta(old, made)
         Meta(made).shape, Meta(made).dtype = shape_of(old), Meta(old).dtype
-        for reader in [n for n in result.graph.nodes if n.target is aten.linear.default]:
+        for reader in [n for n in result.graph.nodes if n.target is dialect.LINEAR]:
             if str(getattr(arguments(reader)["weight"], "target", "")) == name:
                 reader.args, reader.kwargs = changed(reader, {"weight": made})
     for node in [n for n in result.graph.nodes if n.op == "get_attr" and not n.users]:

@@ -15,11 +15,11 @@ from typing import Any, ClassVar
 from torch import fx
 
 from narrows.ir.integer.grid import Grid
-from narrows.ir.ops import table
+from narrows.ir.ops import dialect, table
 from narrows.ir.ops.args import arguments
 from narrows.ir.ops.integer import Clip, LayerWeights
 from narrows.ir.ops.integer_forms import Layer
-from narrows.ir.program import Draft, Program, aten
+from narrows.ir.program import Draft, Program
 from narrows.passes.base import Fidelity, Pass, PassResult
 
 
@@ -58,7 +58,7 @@ class WidenClips(Pass):
                 continue
             _scale(result, before, after, top / high)
             node.target, node.args, node.kwargs = (
-                aten.clamp.default, (form.operands(node)[0], 0.0, top), {},
+                dialect.CLAMP, (form.operands(node)[0], 0.0, top), {},
             )  # fmt: skip
             remarks[node.name] = f"clipped at {top:g}, was {high:g}"
         done = bool(remarks)
