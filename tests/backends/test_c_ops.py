@@ -22,7 +22,7 @@ from narrows.ir.meta import Meta
 from narrows.ir.ops import table
 from narrows.ir.ops.integer import Moves
 from narrows.ir.ops.integer_forms import Lookup
-from narrows.ir.ops.samples import Given, Made, Sample, Size, Weight
+from narrows.ir.ops.sample import Given, Made, Sample, Size, Weight
 from narrows.ir.program import Draft, Program
 from tests.backends.several_forms import PROGRAMS, integers
 

@@ -19,7 +19,7 @@ from narrows.backends import lower
 from narrows.ir.graph import interpret
 from narrows.ir.ops import table
 from narrows.ir.ops.row import Row
-from narrows.ir.ops.samples import Given, Made, Sample, Size, Weight
+from narrows.ir.ops.sample import Given, Made, Sample, Size, Weight
 from narrows.ir.program import Program
 from tests.backends.marks import NEEDS_TVM
 

@@ -14,7 +14,7 @@ from narrows.ir.graph import interpret
 from narrows.ir.labels import Bools, Value
 from narrows.ir.meta import Meta
 from narrows.ir.ops.row import Row
-from narrows.ir.ops.samples import Given, Made, Sample, Size, Weight
+from narrows.ir.ops.sample import Given, Made, Sample, Size, Weight
 from narrows.ir.program import Draft, Program
 
 aten = torch.ops.aten

@@ -22,7 +22,7 @@ from narrows.ir.ops.args import arguments
 from narrows.ir.ops.integer_forms import Lookup
 from narrows.ir.ops.pointwise import PerChannel, Pointwise
 from narrows.ir.ops.row import Row
-from narrows.ir.ops.samples import Given, Made, Sample, Size, Weight
+from narrows.ir.ops.sample import Given, Made, Sample, Size, Weight
 from narrows.ir.program import Program
 from narrows.passes.eliminate_dead import identity_of
 from tests.ir.bench import Bench

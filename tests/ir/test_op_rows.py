@@ -42,7 +42,7 @@ from narrows.ir.ops.integer_forms import Add, Lookup
 from narrows.ir.ops.mixing import Reduce, Spatial
 from narrows.ir.ops.pointwise import Pointwise
 from narrows.ir.ops.row import Row
-from narrows.ir.ops.samples import Made, Sample, Weight
+from narrows.ir.ops.sample import Made, Sample, Weight
 from narrows.ir.ops.works import elementwise
 from narrows.ir.program import Program
 from narrows.ir.rewrite import Base, rewrite

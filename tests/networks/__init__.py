@@ -3,7 +3,7 @@
 Start at `NETWORKS`; each family of networks has a file of its own.
 """
 
-from . import attention, branches, layout, norms, operators, placement
+from . import attention, branches, layout, norms, operators, picking, placement
 from .masks import (
     KINDS,
     Contraction,
@@ -28,4 +28,4 @@ __all__ = [
     "random_masks",
     "randomise",
 ]
-del attention, branches, layout, norms, operators, placement
+del attention, branches, layout, norms, operators, picking, placement

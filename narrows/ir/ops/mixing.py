@@ -357,11 +357,14 @@ class Reduce(Spatial):
 
     Attributes:
         skips_zeros: Whether a zero channel may simply be left out (a sum).
+        numbers: Whether its result says which element it is (``argmax``), so that over the channel
+            axis none may go.
     """
 
     kind = "reduction"
     work_kind: str = "reduce"
     skips_zeros: bool = False
+    numbers: bool = False
     keep: str = "keepdim"
 
     def flow(self, facts: Channels, node: fx.Node) -> Flow:
@@ -379,6 +382,8 @@ class Reduce(Spatial):
         return labels.reshape([labels.shape[a] for a in kept])
 
     def across(self, facts: Channels, node: fx.Node, x: fx.Node, source: Value) -> Flow:
+        if self.numbers:
+            return barrier_flow(facts, node, "its result is the number of a channel")
         axes = sorted(self.axes(node, len(source.shape)) & set(source.axes))
         tensor = source.tensor.movedim(axes, list(range(-len(axes), 0)))
         rows = tensor.reshape(*tensor.shape[: -len(axes)], -1)

@@ -139,6 +139,10 @@ class Builder(Gathers, Protocol):
         more."""
         ...
 
+    def entire(self, user: fx.Node, node: fx.Node) -> Held:
+        """Return an operand of ``user`` with all its channels in their order."""
+        ...
+
     def whole(self, node: fx.Node) -> Held:
         """Emit a barrier: the operator as it was, on whole operands."""
         ...

@@ -29,7 +29,7 @@ from narrows.ir.ops.flow import Flow
 from narrows.ir.ops.identities import Identity
 from narrows.ir.ops.integer import IntegerForm
 from narrows.ir.ops.protocols import Builder, Channels, Needs
-from narrows.ir.ops.samples import Sample
+from narrows.ir.ops.sample import Sample
 from narrows.ir.ops.works import elementwise
 from narrows.ir.work import Work
 

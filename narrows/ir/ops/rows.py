@@ -27,10 +27,13 @@ from narrows.ir.ops.join import Join
 from narrows.ir.ops.layout import Glu, Layout, Pad, Squeeze
 from narrows.ir.ops.lookup import Lookup
 from narrows.ir.ops.mixing import GroupNorm, Mixing, Reduce, Spatial, never, zero_only
+from narrows.ir.ops.picking import Gather, Indexed, Sampled
 from narrows.ir.ops.pointwise import PerChannel, Pointwise
 from narrows.ir.ops.product import Attention, Product
 from narrows.ir.ops.row import Row
 from narrows.ir.ops.selection import Selection
+from narrows.ir.ops.several import Ranked
+from narrows.ir.ops.windows import Columns, Folded
 from narrows.ir.ops.works import attention, convolution, linear, product
 
 aten = torch.ops.aten
@@ -44,6 +47,7 @@ def standard_rows() -> Iterator[Row]:
     yield from _mixing()
     yield from _spatial()
     yield from _reductions()
+    yield from _picking()
     yield from _fills()
 
 
@@ -329,12 +333,34 @@ _STATISTICS = """
 """
 
 
+def _picking() -> Iterator[Row]:
+    where = "elements from where an index says"
+    yield from _rows(Gather, "gather", where)
+    yield from _rows(Gather, "take_along_dim", where)
+    written = "elements written where an index says"
+    yield from _rows(Gather, "scatter.src scatter.value scatter_add", written, picks=False)
+    yield from _rows(Indexed, "index.Tensor", where)
+    yield from _rows(Sampled, "grid_sampler", "read between pixels where a grid says")
+    best = "elements in their order, and where they were"
+    ranks = "topk sort sort.stable max.dim min.dim median.dim kthvalue cummax cummin"
+    yield from _rows(Ranked, ranks, best, dims="dim")
+    yield from _rows(
+        Spatial, "argsort argsort.stable", "where elements in their order are", dims="dim",
+        constants=never, work_kind="copy", any_width=False,
+    )  # fmt: skip
+    yield from _rows(Columns, "im2col", "windows as columns")
+    yield from _rows(Folded, "col2im", "columns summed into an image")
+
+
 def _reductions() -> Iterator[Row]:
     total: dict[str, Any] = {"constants": zero_only, "skips_zeros": True}
     yield from _rows(Reduce, "mean.dim amax amin", "mean or extremum over axes", dims="dim")
     yield from _rows(Reduce, "mean max min", "mean or extremum of everything")
     yield from _rows(Reduce, "sum.dim_IntList", "sum over axes", dims="dim", **total)
     yield from _rows(Reduce, "sum", "sum of everything", **total)
+    yield from _rows(
+        Reduce, "argmax argmin", "where an extremum is", dims="dim", constants=never, numbers=True
+    )
     yield from _rows(Reduce, _STATISTICS, "statistic over axes", dims="dim", constants=never)
 
 

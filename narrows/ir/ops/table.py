@@ -24,6 +24,7 @@ from narrows.ir.ops.row import Row
 from narrows.ir.ops.rows import standard_rows
 from narrows.ir.ops.samples import samples_of
 from narrows.ir.ops.selection import Item
+from narrows.ir.ops.several import RESULT, Ranked
 from narrows.ir.program import Program
 
 ITEM = Item(target=operator.getitem, summary="one result of a split", integer=Moves())
@@ -56,7 +57,8 @@ def find(node: fx.Node) -> Row | None:
     if node.op != "call_function":
         return None
     if node.target is operator.getitem:
-        return ITEM
+        parent: Any = node.args[0]
+        return RESULT if isinstance(find(parent), Ranked) else ITEM
     return _ROWS.get(id(node.target))
 
 
