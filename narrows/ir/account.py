@@ -16,13 +16,11 @@ from typing import Protocol
 from torch import fx
 
 from narrows.ir.meta import Meta, shape_of
+from narrows.ir.ops import dialect, table
+from narrows.ir.ops.args import first_tensor
 from narrows.ir.program import Program
 from narrows.ir.work import CONVOLUTIONS, Work
 from narrows.ir.workload import Works, works_of
-
-ADDS = ("add",)
-IDENTITY = ("dropout", "feature_dropout", "alpha_dropout", "clone", "contiguous", "detach", "alias",
-            "lift_fresh_copy", "to", "_to_copy", "positive")  # fmt: skip
 
 
 class Prices(Protocol):
@@ -96,18 +94,20 @@ class Walk:
         costs: What operators cost.
         scale: How many times as many examples there are as in the program's example inputs.
         works: What the nodes do.
+        program: Whose nodes they are.
         held: The tensors so far.
     """
 
     costs: Prices
     scale: float
     works: Works
+    program: Program
     held: dict[fx.Node, Held] = field(default_factory=dict)
 
-    def run(self, program: Program) -> list[OpCost]:
+    def run(self) -> list[OpCost]:
         """Return what every node costs that depends on an input."""
         costs: list[OpCost] = []
-        for node in program.graph.nodes:
+        for node in self.program.graph.nodes:
             if node.op == "placeholder":
                 self.held[node] = self.given(())
             elif node.op == "output":
@@ -124,10 +124,15 @@ class Walk:
             self.held[node] = self.given(operands)
             return OpCost(node.name, None, "none", 0.0)
         work = self.sized(work)
-        if work.op in IDENTITY:
+        if self.hands_on(node, work):
             self.held[node] = self.held[operands[0]]
             return OpCost(node.name, work, "none", 0.0)
         return self.fused(node, work, operands) or self.computed(node, work, operands)
+
+    def hands_on(self, node: fx.Node, work: Work) -> bool:
+        """Whether a runtime has nothing to do: a dropout that does not train, a copy, no cast."""
+        same = shape_of(node) == shape_of(first_tensor(node)) if work.kind == "view" else False
+        return same or table.identity_of(self.program, node) is not None
 
     def operands(self, node: fx.Node) -> Iterator[fx.Node]:
         """Yield the operands of a node that depend on an input."""
@@ -177,7 +182,7 @@ class Walk:
             if self.costs.fuses(work) and "activation" in one.room:
                 self.held[node] = one.after()
                 return OpCost(node.name, work, "fused", self.inside(work, one))
-        if work.op in ADDS and len(operands) == 2 and self.costs.fuses_sums:
+        if node.target is dialect.ADD and len(operands) == 2 and self.costs.fuses_sums:
             return self._added(node, work, operands)
         return None
 
@@ -201,7 +206,7 @@ class Walk:
 
 def account(costs: Prices, program: Program, batch: int | None = None) -> list[OpCost]:
     """Return what every node costs on a target that keeps tensors as the program has them."""
-    return Walk(costs, scale_of(program, batch), works_of(program)).run(program)
+    return Walk(costs, scale_of(program, batch), works_of(program), program).run()
 
 
 def scale_of(program: Program, batch: int | None) -> float:

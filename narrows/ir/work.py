@@ -13,6 +13,9 @@ import math
 from dataclasses import dataclass
 
 CONVOLUTIONS = ("conv", "depthwise", "grouped")
+# Kinds whose time is known at other widths: at two of them, or at one that is read and made.
+TWO_WIDTHS = (*CONVOLUTIONS, "conv_transpose", "linear")
+ONE_WIDTH = ("pool", "pointwise", "scale", "concat", "reduce", "norm")
 SUMMING = (*CONVOLUTIONS, "conv_transpose", "linear", "matmul", "attention")
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, fx
 
 from narrows.ir.blank import run_blank
 from narrows.ir.graph import live_nodes
-from narrows.ir.meta import Meta, shape_of
+from narrows.ir.meta import shape_of
 from narrows.ir.ops import table
 from narrows.ir.ops.args import arguments, first_tensor
 from narrows.ir.ops.selection import Selection
@@ -85,26 +85,12 @@ class _Finder:
 
 
 def identity_of(program: Program, node: fx.Node) -> fx.Node | None:
-    """Return the operand whose values ``node`` passes on, or ``None``."""
-    row = table.find(node)
-    if row is None or row.identity is None:
-        return None
-    given = arguments(node)
-    source = next(iter(given.values()))
-    if not isinstance(source, fx.Node) or not _same_kind(node, source):
-        return None
-    if source.op != "call_function" and any(u.op == "output" for u in node.users):
-        return None  # a copy keeps an output from being an input or a weight itself
-    return source if row.identity(program, node, given) else None
-
-
-def _same_kind(node: fx.Node, source: fx.Node) -> bool:
-    """Whether both are one tensor of the same shape and dtype, at every size of the free axes."""
-    a, b = Meta(node), Meta(source)
-    if a.shape is None or a.shape != b.shape or a.dtype != b.dtype:
-        return False
-    # With one free axis at most, equal element counts and equal other axes make it equal as well.
-    return tuple(a.dynamic) == tuple(b.dynamic) and len(a.dynamic) <= 1
+    """Return the operand that can stand in for ``node``, or ``None``."""
+    source = table.identity_of(program, node)
+    if source is None or source.op == "call_function":
+        return source
+    # A copy keeps an output from being an input or a weight itself.
+    return None if any(user.op == "output" for user in node.users) else source
 
 
 def strides_of(program: Program) -> dict[str, tuple[int, ...]]:

@@ -116,7 +116,7 @@ class StairTable(CostTable):
 
     def account(self, program: Program, batch: int | None = None) -> list[OpCost]:
         """Return what every node costs, and what the changes of layout before it do."""
-        return LayoutWalk(self, scale_of(program, batch), works_of(program)).run(program)
+        return LayoutWalk(self, scale_of(program, batch), works_of(program), program).run()
 
     # ------------------------------------------------------------------ widths
 

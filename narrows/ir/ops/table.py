@@ -14,7 +14,7 @@ from torch import fx
 
 from narrows.errors import OpError
 from narrows.ir.meta import Meta, op_name, where
-from narrows.ir.ops.args import computes_numbers
+from narrows.ir.ops.args import arguments, computes_numbers
 from narrows.ir.ops.barrier import BARRIER as BARRIER
 from narrows.ir.ops.contract import Contract
 from narrows.ir.ops.contraction import Contraction
@@ -60,6 +60,27 @@ def find(node: fx.Node) -> Row | None:
         parent: Any = node.args[0]
         return RESULT if isinstance(find(parent), Ranked) else ITEM
     return _ROWS.get(id(node.target))
+
+
+def identity_of(program: Program, node: fx.Node) -> fx.Node | None:
+    """Return the operand whose values ``node`` passes on, or ``None``."""
+    row = find(node)
+    if row is None or row.identity is None:
+        return None
+    given = arguments(node)
+    source = next(iter(given.values()))
+    if not isinstance(source, fx.Node) or not _same_kind(node, source):
+        return None
+    return source if row.identity(program, node, given) else None
+
+
+def _same_kind(node: fx.Node, source: fx.Node) -> bool:
+    """Whether both are one tensor of the same shape and dtype, at every size of the free axes."""
+    a, b = Meta(node), Meta(source)
+    if a.shape is None or a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    # With one free axis at most, equal element counts and equal other axes make it equal as well.
+    return tuple(a.dynamic) == tuple(b.dynamic) and len(a.dynamic) <= 1
 
 
 def is_affine(node: fx.Node) -> bool:

@@ -19,16 +19,12 @@ from narrows.ir.costs import Costs, OpCost
 from narrows.ir.couplings import Coupling
 from narrows.ir.meta import shape_of
 from narrows.ir.program import Program
-from narrows.ir.work import CONVOLUTIONS, Work
+from narrows.ir.work import CONVOLUTIONS, ONE_WIDTH, TWO_WIDTHS, Work
 from narrows.passes.plans.mass import sums
 from narrows.passes.plans.uses import Use
 
 # Couplings by their number, each with how many channels of a tensor one of its channels is.
 Holds = tuple[tuple[int, int], ...]
-# Kinds of work that the cost table is asked for again at other widths, those with two widths and
-# those with one. Anything else takes time in proportion to its width.
-SIZED = (*CONVOLUTIONS, "conv_transpose", "linear")
-PASSING = ("pool", "pointwise", "scale", "concat", "reduce", "norm")
 
 
 @dataclass
@@ -180,7 +176,7 @@ class LatencyModel:
             return cost.seconds + layout
         if cost.form == "fused":
             return cost.seconds * makes + layout
-        if work.kind not in (*SIZED, *PASSING):
+        if work.kind not in (*TWO_WIDTHS, *ONE_WIDTH):
             return max(min(least, cost.seconds), cost.seconds * makes) + layout
         return self.costs.again(cost, _resized(work, reads, makes)) + layout
 
@@ -219,7 +215,7 @@ def _resized(work: Work, reads: float, makes: float) -> Work:
     outputs = max(1, round(work.outputs * makes))
     if work.kind == "grouped" and inputs % work.groups == outputs % work.groups == 0:
         return dataclasses.replace(work, inputs=inputs, outputs=outputs)
-    if work.kind in SIZED and work.kind != "depthwise":
+    if work.kind in TWO_WIDTHS and work.kind != "depthwise":
         return work.resized(inputs=inputs, outputs=outputs)
     return work.resized(outputs=outputs)
 
