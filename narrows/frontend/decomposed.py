@@ -7,26 +7,26 @@ stays as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import fx
 
 from narrows.frontend.lifted import Lifted, is_item, val
+from narrows.frontend.spellings import SPELLINGS, Call, Rule, renamed
 
 aten = torch.ops.aten
 
-# An overload, its arguments and keyword arguments; or None where the rule does not fit.
-Call = tuple[Any, tuple[Any, ...], dict[str, Any]] | None
-
 
 def recompose(lifted: Lifted) -> None:
-    """Replace decomposed operators by those of the dialect, in place."""
+    """Replace decomposed operators and second names by those of the dialect, in place."""
     for node in list(lifted.graph.nodes):
         rule = _RULES.get(node.target) if node.op == "call_function" else None
         call = rule(*node.args, **node.kwargs) if rule is not None else None
         if call is None:
+            continue
+        if node.target in SPELLINGS:  # the same results under another name
+            node.target, node.args, node.kwargs = call
             continue
         old = node
         if isinstance(val(node), (tuple, list)):  # only the first result is known to the dialect
@@ -99,8 +99,6 @@ def _mm(x: Any, weight: Any) -> Call:
 
 def _transposed(node: fx.Node) -> Any:
     """Return ``w`` where ``node`` is the transpose of the matrix ``w``."""
-    if node.target is aten.t.default:
-        return node.args[0]
     if node.target is aten.permute.default and [a % 2 for a in node.args[1]] == [1, 0]:  # type: ignore
         return node.args[0]
     if node.target is aten.transpose.int and {a % 2 for a in node.args[1:]} == {0, 1}:  # type: ignore
@@ -148,11 +146,8 @@ def _copy(x: fx.Node, source: fx.Node) -> Call:
     return aten.expand_as.default, (source, x), {}
 
 
-def _renamed(target: Any) -> Callable[..., Call]:
-    return lambda *args, **kwargs: (target, args, kwargs)
-
-
-_RULES: dict[Any, Callable[..., Call]] = {
+_RULES: dict[Any, Rule] = {
+    **SPELLINGS,
     aten.convolution.default: _convolution,
     aten._native_batch_norm_legit_no_training.default: _batch_norm,
     aten._native_batch_norm_legit.no_stats: _batch_norm_of_input,
@@ -164,15 +159,15 @@ _RULES: dict[Any, Callable[..., Call]] = {
     aten._log_softmax.default: _log_softmax,
     aten.native_dropout.default: _dropout,
     aten._scaled_dot_product_flash_attention_for_cpu.default: _attention,
-    aten.max_pool2d_with_indices.default: _renamed(aten.max_pool2d.default),
-    aten.max_pool3d_with_indices.default: _renamed(aten.max_pool3d.default),
-    aten._adaptive_avg_pool2d.default: _renamed(aten.adaptive_avg_pool2d.default),
-    aten._adaptive_avg_pool3d.default: _renamed(aten.adaptive_avg_pool3d.default),
-    aten.view.default: _renamed(aten.reshape.default),
-    aten._unsafe_view.default: _renamed(aten.reshape.default),
+    aten.max_pool2d_with_indices.default: renamed(aten.max_pool2d.default),
+    aten.max_pool3d_with_indices.default: renamed(aten.max_pool3d.default),
+    aten._adaptive_avg_pool2d.default: renamed(aten.adaptive_avg_pool2d.default),
+    aten._adaptive_avg_pool3d.default: renamed(aten.adaptive_avg_pool3d.default),
+    aten.view.default: renamed(aten.reshape.default),
+    aten._unsafe_view.default: renamed(aten.reshape.default),
     aten._to_copy.default: _to_copy,
     aten.clone.default: _dense_copy,
     aten.copy.default: _copy,
-    aten.fill.Scalar: _renamed(aten.full_like.default),
-    aten.zero.default: _renamed(aten.zeros_like.default),
+    aten.fill.Scalar: renamed(aten.full_like.default),
+    aten.zero.default: renamed(aten.zeros_like.default),
 }

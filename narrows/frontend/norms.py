@@ -24,8 +24,8 @@ from narrows.frontend.simplify import drop_unread, substitute
 aten = torch.ops.aten
 
 _PROVENANCE = ("stack_trace", "nn_module_stack", "custom")
-_MULTIPLIED = {aten.mul.Tensor, aten.mul.Scalar}
-_ADDED = {aten.add.Tensor, aten.add.Scalar}
+_MULTIPLIED = {aten.mul.Tensor}
+_ADDED = {aten.add.Tensor}
 _VIEWS = {aten.view.default, aten.reshape.default, aten.unsqueeze.default}
 
 
@@ -155,11 +155,9 @@ def _alike(a: Any, b: fx.Node) -> bool:
 
 def _variance(node: Any) -> tuple[Any, tuple[int, ...] | None] | None:
     """Return ``x`` and the axes where a node is its variance, divided by the count."""
-    if not (_is(node, aten.var.correction) or _is(node, aten.var.dim)):
+    if not _is(node, aten.var.correction):
         return None
-    given = _given(node)
-    biased = given.get("correction", None) == 0 or given.get("unbiased", True) is False
-    return (node.args[0], _axes(node)) if biased else None
+    return (node.args[0], _axes(node)) if _given(node).get("correction") == 0 else None
 
 
 def _difference(node: Any) -> tuple[Any, tuple[int, ...] | None] | None:

@@ -146,7 +146,7 @@ def drop_empty(lifted: Lifted) -> None:
     Rotary embeddings of whole heads, and prefixes of no tokens, concatenate such a part.
     """
     for node in lifted.graph.nodes:
-        if node.target not in (aten.cat.default, aten.concat.default):
+        if node.target is not aten.cat.default:
             continue
         parts: Any = node.args[0]
         full = [n for n in parts if not _is_empty(val(n))]

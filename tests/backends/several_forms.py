@@ -144,7 +144,7 @@ def quotients() -> Program:
     """Quotients of every sign, by zero, by what broadcasts; and norms."""
     b = images((2, 3, 5, 6))
     (x,) = b.inputs
-    above, part = b.call(aten.relu.default, x), b.call(aten.narrow.default, x, 1, 0, 1)
+    above, part = b.call(aten.relu.default, x), b.call(aten.slice.Tensor, x, 1, 0, 1)
     total = b.call(aten.sum.dim_IntList, b.call(aten.exp.default, x), [-1], True)
     size = b.call(aten.linalg_vector_norm.default, x, 2, [1], True)
     least = b.call(aten.clamp_min.default, size, 1e-12)
@@ -188,8 +188,8 @@ def choices() -> Program:
         b.call(aten.tril.default, x, 1),
         b.call(aten.mul.Tensor, number, y),
         b.call(aten.maximum.default, x, z),
-        b.call(aten.minimum.default, z, b.call(aten.narrow.default, x, 1, 0, 1)),
-        b.call(aten.max.other, x, b.weight("least", torch.tensor(0.2))),
+        b.call(aten.minimum.default, z, b.call(aten.slice.Tensor, x, 1, 0, 1)),
+        b.call(aten.maximum.default, x, b.weight("least", torch.tensor(0.2))),
         b.call(aten.clamp.Tensor, x, b.call(aten.neg.default, z), b.call(aten.abs.default, y)),
         b.call(aten.clamp_min.Tensor, x, b.weight("ends", torch.rand(3, 1, 1))),
     ]

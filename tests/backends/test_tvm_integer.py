@@ -186,7 +186,7 @@ def choices(rounding: str) -> Program:
         b.add("vector_norm", x, 2.0, [2], False, by, 100, 0, 0, 250)
     b.add("vector_norm", x, 1.0, [1], False, 8, 128, 128, 0, 255)
     b.add("vector_norm", x, float("inf"), [-1], True, 0, 128, 0, 0, 255)
-    part = b.call(aten.narrow.default, other, 2, 0, 1)
+    part = b.call(aten.slice.Tensor, other, 2, 0, 1)
     tests = [b.call(ops.compare.default, x, part, how, 2, 0, 128, 0) for how in ("lt", "eq", "ge")]
     tests += [b.call(ops.compare_number.default, x, how, 130) for how in ("le", "ne", "gt")]
     told = b.call(aten.bitwise_and.Tensor, tests[0], tests[4])

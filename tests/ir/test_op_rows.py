@@ -476,7 +476,6 @@ def on_codes(row: Row) -> None:
 WRONG_FACTS: dict[str, tuple[Callable[[Any], None], Any, dict[str, Any]]] = {
     "a logarithm ends": (partial_law, aten.log.default, {"partial": False}),
     "a quotient ends": (partial_law, aten.div.Tensor, {"partial": False}),
-    "a quotient by a number ends": (partial_law, aten.div.Scalar, {"partial": False}),
     "an exponential ends": (partial_law, aten.exp.default, {"partial": False}),
     "a rectifier does not": (partial_law, aten.relu.default, {"partial": True}),
     "a rectifier takes any width": (width_law, aten.relu.default, {"any_width": False}),

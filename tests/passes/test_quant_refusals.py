@@ -226,7 +226,7 @@ ISLANDS: dict[str, Callable[[Builder, Any, Any], Any]] = {
     "its slopes are computed, by ": lambda b, x, ids: b.call(
         aten.prelu.default,
         x,
-        b.call(aten.narrow.default, b.call(aten.mean.dim, x, [0, 2]), 0, 0, 3),
+        b.call(aten.slice.Tensor, b.call(aten.mean.dim, x, [0, 2]), 0, 0, 3),
     ),
     "a norm of order 3 has no integer form": lambda b, x, ids: b.call(
         aten.linalg_vector_norm.default, x, 3, [1]

@@ -62,8 +62,8 @@ def _extreme(sketch: Sketch, node: fx.Node, args: dict[str, Any]) -> View:
 
 # Functions of truth values, by what they make of 0 0, 0 1, 1 0 and 1 1: the bits 0 to 3.
 LOGIC = {
-    **dict.fromkeys(("logical_and.default", "bitwise_and.Tensor", "__and__.Tensor"), 0b1000),
-    **dict.fromkeys(("logical_or.default", "bitwise_or.Tensor", "__or__.Tensor"), 0b1110),
+    **dict.fromkeys(("logical_and.default", "bitwise_and.Tensor"), 0b1000),
+    **dict.fromkeys(("logical_or.default", "bitwise_or.Tensor"), 0b1110),
     **dict.fromkeys(("logical_xor.default", "bitwise_xor.Tensor", "ne.Tensor"), 0b0110),
     "eq.Tensor": 0b1001,
     **dict.fromkeys(("logical_not.default", "bitwise_not.default"), 0b0001),

@@ -257,20 +257,17 @@ class Softmax(IntegerForm):
 
 _MOVES = """
     view _unsafe_view reshape unflatten.int flatten.using_ints squeeze squeeze.dim squeeze.dims
-    unsqueeze clone contiguous detach alias expand permute transpose.int t numpy_T mT movedim.int
-    movedim.intlist moveaxis.int moveaxis.intlist swapaxes roll flip pixel_shuffle
-    pixel_unshuffle channel_shuffle repeat tile
-    repeat_interleave.self_int slice.Tensor narrow split.Tensor split.sizes split_with_sizes chunk
-    tensor_split.sections tensor_split.indices index_select select.int unbind.int
-    swapdims narrow_copy adjoint
+    unsqueeze clone contiguous detach alias expand permute transpose.int roll flip pixel_shuffle
+    pixel_unshuffle channel_shuffle repeat tile repeat_interleave.self_int slice.Tensor split.Tensor
+    split.sizes chunk tensor_split.sections tensor_split.indices index_select select.int unbind.int
     max_pool2d max_pool3d amax amin max min dropout
     feature_dropout alpha_dropout feature_alpha_dropout embedding lift_fresh_copy
 """
 _LOOKUPS = """
     silu gelu sigmoid tanh hardswish hardsigmoid leaky_relu elu selu celu mish softplus log_sigmoid
     hardshrink softshrink threshold abs neg sign square sin cos atan asinh erf erfc floor ceil round
-    trunc frac exp exp2 expm1 tan sinh cosh sgn rrelu absolute negative pow.Scalar
-    rsub.Scalar sub.Scalar add.Scalar remainder.Scalar fmod.Scalar floor_divide.Scalar
+    trunc frac exp exp2 expm1 tan sinh cosh sgn rrelu pow.Scalar
+    rsub.Scalar remainder.Scalar fmod.Scalar floor_divide.Scalar
     floor_divide div.Scalar_mode div.Tensor_mode
 """
 # Functions that end somewhere, or have a pole, by where they are defined.
@@ -303,7 +300,7 @@ def _standard() -> dict[str, IntegerForm]:
     put(_LOOKUPS, Lookup())
     for name in ("sigmoid", "tanh", "gelu", "silu", "hardsigmoid"):
         put(name, Lookup(function=name))
-    put("leaky_relu abs absolute neg negative", Lookup(scales=True))
+    put("leaky_relu abs neg", Lookup(scales=True))
     for names, domain in _DOMAINS.items():
         put(names, Lookup(domain=domain))
     put("pow.Tensor_Scalar", Power())
@@ -316,7 +313,7 @@ def _standard() -> dict[str, IntegerForm]:
     put("relu", Clip(lo=0.0))
     put("relu6", Clip(lo=0.0, hi=6.0))
     put("hardtanh", Clip(lo="min_val", hi="max_val"))
-    put("clamp clip", Clip(lo="min", hi="max"))
+    put("clamp", Clip(lo="min", hi="max"))
     put("clamp_min", Clip(lo="min"))
     put("clamp_max", Clip(hi="max"))
     for n in (1, 2, 3):
@@ -326,9 +323,9 @@ def _standard() -> dict[str, IntegerForm]:
     put("addmm", Layer(swapped=True))
     put("matmul mm bmm", Matmul())
     put("add.Tensor", Add())
-    put("sub.Tensor subtract.Tensor", Add(sign=-1))
-    put("mul.Tensor mul.Scalar multiply.Tensor multiply.Scalar", Mul())
-    put("div.Tensor div.Scalar divide.Tensor true_divide.Tensor", Mul(inverse=True))
+    put("sub.Tensor", Add(sign=-1))
+    put("mul.Tensor", Mul())
+    put("div.Tensor", Mul(inverse=True))
     for how in ANSWERS:
         put(f"{how}.Tensor {how}.Scalar", Compare(how))
     put("isnan isinf", Compare("lt", -math.inf))
@@ -337,20 +334,20 @@ def _standard() -> dict[str, IntegerForm]:
     put("where.self where.ScalarOther where.ScalarSelf where.Scalar", Where())
     put("masked_fill.Scalar masked_fill.Tensor", Where("mask", "value", "self"))
     largest, smallest = aten.maximum.default, aten.minimum.default
-    put("maximum max.other fmax", Extreme((("other", largest),)))
-    put("minimum min.other fmin", Extreme((("other", smallest),)))
+    put("maximum fmax", Extreme((("other", largest),)))
+    put("minimum fmin", Extreme((("other", smallest),)))
     put("clamp.Tensor", Extreme((("min", largest), ("max", smallest))))
     put("clamp_min.Tensor", Extreme((("min", largest),)))
     put("clamp_max.Tensor", Extreme((("max", smallest),)))
     put("to.dtype to.dtype_layout to.device _to_copy", Cast())
-    put("nan_to_num positive", Same())
+    put("nan_to_num", Same())
     put("tril triu", Triangle())
     put("zeros_like", Constant(lo=0.0, hi=0.0))
     put("ones_like", Constant(lo=1.0, hi=1.0))
     put("full_like", Constant(lo="fill_value", hi="fill_value"))
     put("linalg_vector_norm", VectorNorm())
     put("norm.ScalarOpt_dim", VectorNorm("p"))
-    put("cat concat", Concat())
+    put("cat", Concat())
     put("stack", Stack())
     put("mean.dim mean", Mean())
     put("sum.dim_IntList sum", Mean(total=True))

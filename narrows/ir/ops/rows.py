@@ -64,17 +64,16 @@ def _rows(kind: Callable[..., Row], names: str, summary: str, **facts: Any) -> I
 
 _UNARY = """
     relu relu6 silu gelu sigmoid tanh hardtanh hardswish hardsigmoid leaky_relu elu selu celu mish
-    softplus log_sigmoid hardshrink softshrink threshold rrelu abs absolute neg negative sign sgn
+    softplus log_sigmoid hardshrink softshrink threshold rrelu abs neg sign sgn
     square sin cos tan atan asinh erf erfc floor ceil round trunc frac clamp clamp.Tensor clamp_min
-    clamp_max clamp_min.Tensor clamp_max.Tensor clip nan_to_num logical_not bitwise_not isnan isinf
+    clamp_max clamp_min.Tensor clamp_max.Tensor nan_to_num logical_not bitwise_not isnan isinf
     isfinite
 """
 _BINARY = """
-    rsub.Tensor rsub.Scalar maximum minimum max.other min.other fmax fmin logaddexp atan2
-    eq.Tensor eq.Scalar ne.Tensor ne.Scalar
-    lt.Tensor lt.Scalar le.Tensor le.Scalar gt.Tensor gt.Scalar ge.Tensor ge.Scalar logical_and
-    logical_or logical_xor bitwise_and.Tensor bitwise_or.Tensor bitwise_xor.Tensor __and__.Tensor
-    __or__.Tensor where.Scalar lerp.Scalar lerp.Tensor addcmul
+    rsub.Tensor rsub.Scalar maximum minimum fmax fmin logaddexp atan2
+    eq.Tensor eq.Scalar ne.Tensor ne.Scalar lt.Tensor lt.Scalar le.Tensor le.Scalar gt.Tensor
+    gt.Scalar ge.Tensor ge.Scalar logical_and logical_or logical_xor bitwise_and.Tensor
+    bitwise_or.Tensor bitwise_xor.Tensor where.Scalar lerp.Scalar lerp.Tensor addcmul
 """
 # Infinite or undefined for some finite inputs.
 _PARTIAL_UNARY = """
@@ -94,13 +93,13 @@ def _pointwise() -> Iterator[Row]:
     yield from _rows(Pointwise, _PARTIAL_UNARY, unary, partial=True)
     yield from _rows(Pointwise, _BINARY, binary)
     yield from _rows(Pointwise, _PARTIAL_BINARY, binary, partial=True)
-    sums = "add.Tensor add.Scalar sub.Tensor sub.Scalar subtract.Tensor"
+    sums = "add.Tensor sub.Tensor"
     yield from _rows(Pointwise, sums, binary, identity=plus_zero)
-    quotients = "div.Tensor div.Scalar divide.Tensor true_divide.Tensor"
+    quotients = "div.Tensor"
     yield from _rows(Pointwise, quotients, binary, partial=True, identity=times_one)
     yield from _rows(
         Pointwise,
-        "mul.Tensor mul.Scalar multiply.Tensor multiply.Scalar",
+        "mul.Tensor",
         "y = a * b; a zero channel makes a zero channel",
         absorbs=True,
         identity=times_one,
@@ -117,7 +116,7 @@ def _pointwise() -> Iterator[Row]:
     )
     yield from _rows(
         Pointwise,
-        "to.dtype to.dtype_layout to.device _to_copy positive",
+        "to.dtype to.dtype_layout to.device _to_copy",
         "the same elements, perhaps in another dtype",
         identity=always,
     )
@@ -156,15 +155,14 @@ def _pointwise() -> Iterator[Row]:
 # ---------------------------------------------------------------------- moving
 
 _MOVES = """
-    numpy_T mT adjoint swapaxes swapdims movedim.int movedim.intlist moveaxis.int moveaxis.intlist
     roll flip rot90 pixel_shuffle pixel_unshuffle channel_shuffle repeat repeat_interleave.self_int
-    tile unfold narrow_copy
+    tile unfold
 """
 # Each axis stays one.
-_TURNS = {"permute": in_order, "transpose.int": same_axis, "t": None}
+_TURNS = {"permute": in_order, "transpose.int": same_axis}
 _COPIES = "clone contiguous detach alias lift_fresh_copy"
 _PARTS = """
-    narrow split.Tensor split.sizes split_with_sizes chunk
+    split.Tensor split.sizes chunk
     tensor_split.sections tensor_split.indices
 """
 
@@ -206,7 +204,7 @@ def _layout() -> Iterator[Row]:
         Selection, "select.int unbind.int", "one index of an axis, which goes away", drops=True
     )
     beside = "tensors side by side along an axis"
-    yield from _rows(Join, "cat concat", beside, parts=("tensors",))
+    yield from _rows(Join, "cat", beside, parts=("tensors",))
     yield from _rows(Join, "stack", beside, stacks=True, parts=("tensors",))
     yield from _rows(Pad, "pad constant_pad_nd", "constants around the elements", parts=("self",))
     yield from _rows(Glu, "glu", "first half of an axis times the sigmoid of the second")
@@ -328,7 +326,7 @@ def _padded_mean(args: dict[str, Any]) -> str:
 # ---------------------------------------------------------------------- reductions
 
 _STATISTICS = """
-    var.correction std.correction var.dim std.dim logsumexp norm.ScalarOpt_dim linalg_vector_norm
+    var.correction std.correction logsumexp norm.ScalarOpt_dim linalg_vector_norm
     prod.dim_int any.dim all.dim
 """
 

@@ -65,37 +65,20 @@ def _permute(graph: Graph, node: fx.Node) -> None:
     graph.add("Transpose", [_first(graph, node)], node.name, perm=perm)
 
 
-@moves("transpose.int", "swapaxes", "swapdims", "t", "mT", "adjoint", "numpy_T")
+@moves("transpose.int")
 def _transpose(graph: Graph, node: fx.Node) -> None:
-    rank = _rank(node)
-    perm = list(range(rank))
-    if op_name(node) == "numpy_T.default":
-        perm.reverse()
-    elif rank > 1:
-        args = list(given(node).values())[1:]
-        a, b = (d % rank for d in args) if args else (rank - 2, rank - 1)
-        perm[a], perm[b] = perm[b], perm[a]
+    perm, args = list(range(_rank(node))), given(node)
+    a, b = args["dim0"], args["dim1"]
+    perm[a], perm[b] = perm[b], perm[a]
     graph.add("Transpose", [_first(graph, node)], node.name, perm=perm)
 
 
-@moves("movedim.int", "movedim.intlist", "moveaxis.int", "moveaxis.intlist")
-def _movedim(graph: Graph, node: fx.Node) -> None:
-    rank = _rank(node)
-    _, *ends = given(node).values()
-    source, destination = ([d % rank for d in np.atleast_1d(end).tolist()] for end in ends)
-    perm = np.moveaxis(np.empty(range(rank)), source, destination).shape  # sizes tell axes apart
-    graph.add("Transpose", [_first(graph, node)], node.name, perm=perm)
-
-
-@moves("slice.Tensor", "narrow", "narrow_copy")
+@moves("slice.Tensor")
 def _slice(graph: Graph, node: fx.Node) -> None:
     args = given(node)
     shape = shape_of(_source(node))
     axis = args["dim"] % len(shape)
-    if "length" in args:
-        start, end, step = args["start"], args["start"] + args["length"], 1
-    else:
-        start, end, step = args["start"] or 0, args["end"], args["step"]
+    start, end, step = args["start"] or 0, args["end"], args["step"]
     whole = 2**62
     end = whole if end is None or (isinstance(end, int) and end > whole) else end
     _cut(graph, node, axis, start, end, step, node.name)
@@ -138,7 +121,7 @@ def _index_select(graph: Graph, node: fx.Node) -> None:
     graph.add("Gather", inputs, node.name, axis=args["dim"] % _rank(node))
 
 
-@moves("split.Tensor", "split.sizes", "split_with_sizes", "chunk", "unbind.int",
+@moves("split.Tensor", "split.sizes", "chunk", "unbind.int",
        "tensor_split.sections", "tensor_split.indices")  # fmt: skip
 def _split(graph: Graph, node: fx.Node) -> None:
     """Nothing: every part that is read is cut out on its own, by ``getitem``."""

@@ -26,10 +26,7 @@ def _reshape(low: Lowering, call: Call) -> Value:
     return low.reshaped(call.args["self"], call.shape)
 
 
-@rule(
-    "permute transpose.int t numpy_T mT adjoint swapaxes swapdims movedim.int movedim.intlist "
-    "moveaxis.int moveaxis.intlist"
-)
+@rule("permute transpose.int")
 def _permute(low: Lowering, call: Call) -> Value:
     x = call.args["self"]
     return x.permuted(_axes(call, x.rank))
@@ -37,21 +34,9 @@ def _permute(low: Lowering, call: Call) -> Value:
 
 def _axes(call: Call, rank: int) -> tuple[int, ...]:
     """Return per result axis the operand's axis."""
-    kind, args = call.op.partition(".")[0], call.args
-    if kind == "permute":
-        return tuple(d % rank for d in args["dims"])
-    if kind in ("t", "numpy_T"):
-        return tuple(reversed(range(rank)))
-    if kind in ("movedim", "moveaxis"):
-        source, place = ([d] if isinstance(d, int) else d for d in
-                         (args["source"], args["destination"]))  # fmt: skip
-        moved = {p % rank: s % rank for s, p in zip(source, place, strict=True)}
-        rest = iter(a for a in range(rank) if a not in moved.values())
-        return tuple(moved[i] if i in moved else next(rest) for i in range(rank))
-    pairs = {"transpose": ("dim0", "dim1"), "swapdims": ("dim0", "dim1"),
-             "swapaxes": ("axis0", "axis1")}  # fmt: skip
-    first, second = (args[k] for k in pairs[kind]) if kind in pairs else (-1, -2)
-    axes = list(range(rank))
+    if "dims" in call.args:
+        return tuple(d % rank for d in call.args["dims"])
+    axes, first, second = list(range(rank)), call.args["dim0"], call.args["dim1"]
     axes[first], axes[second] = axes[second], axes[first]
     return tuple(axes)
 
@@ -209,14 +194,7 @@ def _slice(low: Lowering, call: Call) -> Value:
     return part(low, x, axis, *bounds.indices(x.shape[axis]))
 
 
-@rule("narrow narrow_copy")
-def _narrow(low: Lowering, call: Call) -> Value:
-    x, axis = call.args["self"], call.args["dim"]
-    start = call.args["start"] % x.shape[axis]
-    return part(low, x, axis, start, start + call.args["length"])
-
-
-@rule("split.Tensor split.sizes split_with_sizes chunk tensor_split.sections tensor_split.indices")
+@rule("split.Tensor split.sizes chunk tensor_split.sections tensor_split.indices")
 def _split(low: Lowering, call: Call) -> list[Value]:
     x, axis = call.args["self"], call.args["dim"]
     sizes = [shape[axis] for shape in call.shape]  # type: ignore[index]
@@ -278,7 +256,7 @@ def joined(low: Lowering, values: list[Value], axis: int) -> Value:
     return Value(shape, leader.dtype, order, width, expr)
 
 
-@rule("cat concat")
+@rule("cat")
 def _cat(low: Lowering, call: Call) -> Value:
     tensors = call.args["tensors"]
     kept = [low.cast(t, call.dtype) for t in tensors if t.shape != (0,)]

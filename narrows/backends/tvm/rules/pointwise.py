@@ -69,13 +69,13 @@ def _const(low: Lowering, call: Call, number: float) -> Any:
 
 _DIRECT: dict[str, Callable[[Any], Any]] = {
     "relu": nn.relu, "sigmoid": op.sigmoid, "tanh": op.tanh, "abs": op.abs,
-    "absolute": op.abs, "neg": op.negative, "negative": op.negative, "sign": op.sign,
+    "neg": op.negative, "sign": op.sign,
     "sgn": op.sign, "square": lambda x: op.multiply(x, x), "sin": op.sin, "cos": op.cos,
     "atan": op.atan, "erf": op.erf, "floor": op.floor, "ceil": op.ceil,
     "trunc": op.trunc, "exp": op.exp, "log": op.log, "sqrt": op.sqrt, "rsqrt": op.rsqrt,
     "tan": op.tan, "asin": op.asin, "acos": op.acos, 
     "isnan": op.isnan, "isinf": op.isinf,
-    "isfinite": op.isfinite, "positive": lambda x: x,
+    "isfinite": op.isfinite,
 }  # fmt: skip
 
 # In terms of x, and c: numbers of the operand's dtype.
@@ -188,7 +188,7 @@ def _nan_to_num(low: Lowering, call: Call) -> Value:
     return unary(low, x, replaced)
 
 
-@rule("hardtanh clamp clip clamp_min clamp_max")
+@rule("hardtanh clamp clamp_min clamp_max")
 def _clamp(low: Lowering, call: Call) -> Value:
     low_end = call.args.get("min", call.args.get("min_val"))
     high_end = call.args.get("max", call.args.get("max_val"))
@@ -309,10 +309,10 @@ def _filled(low: Lowering, call: Call) -> Value:
 # ---------------------------------------------------------------------- two operands
 
 _BINARY: dict[str, Callable[[Any, Any], Any]] = {
-    "mul.Tensor mul.Scalar multiply.Tensor multiply.Scalar": op.multiply,
-    "maximum max.other fmax": op.maximum,
-    "minimum min.other fmin": op.minimum,
-    "div.Tensor div.Scalar divide.Tensor true_divide.Tensor": op.divide,
+    "mul.Tensor": op.multiply,
+    "maximum fmax": op.maximum,
+    "minimum fmin": op.minimum,
+    "div.Tensor": op.divide,
     "pow.Tensor_Tensor": op.power,
     "atan2": op.atan2,
     "fmod.Tensor fmod.Scalar": op.mod,
@@ -364,7 +364,7 @@ def _enter_binary() -> None:
 _enter_binary()
 
 
-@rule("add.Tensor add.Scalar sub.Tensor sub.Scalar subtract.Tensor rsub.Tensor rsub.Scalar")
+@rule("add.Tensor sub.Tensor rsub.Tensor rsub.Scalar")
 def _add(low: Lowering, call: Call) -> Value:
     a, b = _pair(low, call, call.dtype)
     alpha = call.args.get("alpha", 1)

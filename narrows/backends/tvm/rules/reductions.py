@@ -104,11 +104,11 @@ def _logsumexp(low: Lowering, call: Call) -> Value:
     return y if keep else low.reshaped(y, call.shape)
 
 
-@rule("var.correction std.correction var.dim std.dim")
+@rule("var.correction std.correction")
 def _variance(low: Lowering, call: Call) -> Value:
     x, axes, keep = _operand(low, call)
-    correction = call.args.get("correction", int(bool(call.args.get("unbiased", True))))
-    correction = 1 if correction is None else correction
+    given = call.args["correction"]
+    correction = 1 if given is None else given
     count = math.prod(x.shape[a] for a in axes)
     centre = mean(low, x, axes, True)
     moved = binary(low, x, centre, op.subtract)
