@@ -14,6 +14,7 @@ from narrows.frontend.simplify import (
     drop_no_ops,
     drop_unread,
     inline_contexts,
+    respell_extrema,
     respell_indices,
     unify_sizes,
 )
@@ -39,6 +40,7 @@ def normalise(lifted: Lifted) -> bool:
     recompose(lifted)
     drop_empty(lifted)
     respell_indices(lifted)
+    respell_extrema(lifted)
     drop_no_ops(lifted)
     drop_unread(lifted)
     recognise_norms(lifted)

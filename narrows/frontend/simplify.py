@@ -84,6 +84,20 @@ def drop_unread(lifted: Lifted) -> None:
             lifted.graph.erase_node(node)
 
 
+def respell_extrema(lifted: Lifted) -> None:
+    """Write ``x.max(dim).values`` as ``amax`` where nobody asks where the largest is."""
+    named = {aten.max.dim: aten.amax.default, aten.min.dim: aten.amin.default}
+    for node in list(lifted.graph.nodes):
+        if node.target not in named or not all(is_item(u) and u.args[1] == 0 for u in node.users):
+            continue
+        for item in list(node.users):
+            given = dict(schema_args(node))
+            args = {a.name: value for a, value in given.items()}
+            item.target = named[node.target]
+            item.args = (args["self"], [args["dim"]], args.get("keepdim", False))
+        lifted.graph.erase_node(node)
+
+
 def respell_indices(lifted: Lifted) -> None:
     """Write ``x[:, index]`` as ``index_select`` or ``select`` where the index is known.
 

@@ -84,3 +84,25 @@ def test_one_spelling_reaches_the_program(name: str) -> None:
 
 def test_a_second_name_has_no_row() -> None:
     assert [row.name for row in table.rows() if row.target in SPELLINGS] == []
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_the_largest_alone_needs_no_index(keep: bool) -> None:
+    def both(x: Tensor, y: Tensor) -> Tensor:
+        return x.max(-1, keepdim=keep).values + y.min(dim=2 if keep else -1, keepdim=keep)[0]
+
+    net = Net(both).double().eval()
+    program = narrows.capture(net, (torch.randn(2, 3, 4, 4).double(),))
+    names = {n.target for n in program.nodes}
+    assert {aten.amax.default, aten.amin.default} <= names
+    assert aten.max.dim not in names
+    x = torch.randn(2, 3, 4, 4).double()
+    torch.testing.assert_close(program(x), net(x), rtol=0, atol=0)
+
+
+def test_the_largest_with_its_index_stays() -> None:
+    net = Net(lambda x, y: x.max(2).values + x.max(2).indices * y.mean(2)).double().eval()
+    program = narrows.capture(net, (torch.randn(2, 3, 4, 4).double(),))
+    assert aten.max.dim in {n.target for n in program.nodes}
+    x = torch.randn(2, 3, 4, 4).double()
+    torch.testing.assert_close(program(x), net(x), rtol=0, atol=0)
