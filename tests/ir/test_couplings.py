@@ -248,7 +248,7 @@ def test_a_gate_of_one_channel_joins_nothing_and_stays():
         ("softmax_channels", "stem_0", "softmax: it needs every channel it normalises over"),
         ("mean_channels_gate", "stem_0", "mean: it reduces over the channels"),
         ("group_norm_one_block", "feature_0", "feature_1: its statistics need every channel"),
-        ("sort_channels", "stem_0", "sort: sort.default has no row in the op table"),
+        ("sort_channels", "stem_0", "sort: which of the channels come first is computed"),
         ("linear_over_space", "stem_0", "head: it sums over an axis beside theirs"),
         ("sum_channels", "stem_0", ""),
         ("linear_over_tokens", "embed", "norm: it needs every channel it normalises over"),

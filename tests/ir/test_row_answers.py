@@ -142,14 +142,21 @@ FLOATS = {
         arange.default arange.start arange.start_step eye.default eye.m full.default
         linspace.default ones.default zeros.default""",
     "it is of truth values, which are no codes": """
-        __and__.Tensor __or__.Tensor all.dim any.dim bitwise_and.Tensor bitwise_not.default
+        all.dim any.dim bitwise_and.Tensor bitwise_not.default
         bitwise_or.Tensor bitwise_xor.Tensor logical_and.default logical_or.default
         logical_xor.default""",
     "nobody has written it": """
         _log_softmax.default addcdiv.default addcmul.default atan2.default cumprod.default
         cumsum.default fmod.Tensor glu.default lerp.Scalar lerp.Tensor log_softmax.int
         logaddexp.default logsumexp.default pow.Tensor_Tensor prod.dim_int remainder.Tensor
-        rot90.default rsub.Tensor std.correction std.dim unfold.default var.correction var.dim""",
+        rot90.default rsub.Tensor std.correction unfold.default var.correction""",
+    "its result is numbers of places, which are no codes": """
+        argmax.default argmin.default argsort.default argsort.stable""",
+    "where it reads follows from codes only once it runs": """
+        col2im.default cummax.default cummin.default gather.default grid_sampler.default
+        im2col.default index.Tensor kthvalue.default max.dim median.dim min.dim scatter.src
+        scatter.value scatter_add.default sort.default sort.stable take_along_dim.default
+        topk.default""",
 }
 
 

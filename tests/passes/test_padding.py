@@ -15,10 +15,11 @@ from narrows.backends.measured.layout import Layout
 from narrows.backends.onnx.staircase import StairTable
 from narrows.ir.compare import relative_error
 from narrows.ir.meta import Meta
-from narrows.ir.program import Program
+from narrows.ir.program import Origin, Program
 from narrows.ir.rewrite import Base
-from narrows.passes.forms.padding import padded
+from narrows.passes.forms.padding import longer_origin, padded
 from narrows.passes.pipeline import Pipeline
+from narrows.passes.plans.state import place_of, without_zeros
 from narrows.passes.plans.take_back import take_back
 from tests.passes.test_forms import EXACT, X, costs
 
@@ -240,3 +241,32 @@ def test_the_usual_widths_need_nothing() -> None:
     net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 3, padding=1))
     assert padded(Base(captured(net)), table()) is None
     assert padded(Base(captured(Odd())), costs(1.0)) is None  # a target without blocks
+
+
+NESTED = Origin("w", (12, 6, 3, 3), ((4, 9), ((1,), (4,)), None, None))
+
+
+def test_rows_of_zeros_have_no_columns_of_their_own() -> None:
+    rows = longer_origin(NESTED, "w", torch.zeros(2, 1, 3, 3), 0, np.array([0, 1, 2, 2]))
+    assert rows.index[:2] == ((4, 9, -1, -1), ((1,), (4,), (-1,), (-1,)))
+    columns = longer_origin(NESTED, "w", torch.zeros(2, 1, 3, 3), 1, np.array([0, 1]))
+    assert columns.index[:2] == ((4, 9), ((1, -1), (4, -1)))
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        Origin("w", (12, 6), ((4, 9, -1), (5, 1, -1, -1))),
+        Origin("w", (12, 6), ((4, 9, -1), ((1, -1), (4, -1), (-1, -1)))),
+        Origin("w", (12, 6), ((4, 9), None)),
+    ],
+)
+def test_zeros_that_were_added_do_not_go_back(origin: Origin) -> None:
+    original = torch.arange(72.0).view(12, 6)
+    taken = original[place_of(origin)]
+    sizes = [6 if i is None else len(i) for i in origin.index]
+    if isinstance(origin.index[1][0] if origin.index[1] else 0, tuple):
+        sizes[1] = 2
+    wide = torch.zeros(sizes)
+    wide[: taken.shape[0], : taken.shape[1]] = taken
+    assert torch.equal(without_zeros(wide, origin), taken)

@@ -129,7 +129,8 @@ class LayoutWalk(Walk):
             widths = [shape_of(n)[1] for n in operands if len(shape_of(n)) == 4]
             return arguments(node).get("dim", 0) in (1, -3) and not any(w % block for w in widths)
         if work.kind == "reduce":
-            return set(arguments(node).get("dim") or ()) in ({2, 3}, {-1, -2})
+            axes = arguments(node).get("dim")
+            return isinstance(axes, list | tuple) and set(axes) in ({2, 3}, {-1, -2})
         if work.kind == "pointwise" and len(operands) > 1:
             return len({shape_of(n) for n in operands}) == 1
         return True

@@ -57,8 +57,9 @@ def find(node: fx.Node) -> Row | None:
     if node.op != "call_function":
         return None
     if node.target is operator.getitem:
-        parent: Any = node.args[0]
-        return RESULT if isinstance(find(parent), Ranked) else ITEM
+        parent = node.args[0]
+        several = isinstance(parent, fx.Node) and isinstance(find(parent), Ranked)
+        return RESULT if several else ITEM
     return _ROWS.get(id(node.target))
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -153,7 +154,7 @@ def _padded(program: Program, extra: Mapping[Coupling, int], base: Base) -> Base
         zeros = torch.zeros_like(tensor.narrow(axis, 0, 1)).detach()
         taken = torch.cat([tensor.detach(), zeros], dim=axis)
         weights[name] = taken.index_select(axis, torch.from_numpy(index))
-        origins[name] = _origin(origins.get(name), name, tensor, axis, index)
+        origins[name] = longer_origin(origins.get(name), name, tensor, axis, index)
     longer = dict(base.ignored)
     for old, node in zip(program.graph.nodes, wider.graph.nodes, strict=True):
         c = ops.contraction(base.facts, old)
@@ -178,14 +179,26 @@ def _index(width: int, added: Gaps) -> Ints:
     return np.insert(np.arange(width), places, width)
 
 
-def _origin(before: Origin | None, name: str, tensor: Tensor, axis: int, index: Ints) -> Origin:
+def longer_origin(
+    before: Origin | None, name: str, tensor: Tensor, axis: int, index: Ints
+) -> Origin:
     """Return where a weight came from that has channels of zeros more: they have no place, -1."""
     if before is None:
         before = Origin(name, tuple(tensor.shape), (None,) * tensor.dim())
-    old = before.index[axis]
-    places = (*(range(tensor.shape[axis]) if old is None else old), -1)
-    taken = tuple(places[i] for i in index)
-    return replace(before, index=(*before.index[:axis], taken, *before.index[axis + 1 :]))
+    made: list[Any] = list(before.index)
+    nested = [a for a, old in enumerate(made) if old and isinstance(old[0], tuple)]
+    for other in nested:  # each row of an axis has columns of its own on this one
+        rows = made[other]
+        if other == axis:
+            made[other] = tuple(tuple((*row, -1)[i] for i in index) for row in rows)
+        else:
+            gone = (-1,) * len(rows[0])
+            made[other] = tuple((*rows, gone)[i] for i in index)
+    if axis not in nested:
+        old = made[axis]
+        places = (*(range(tensor.shape[axis]) if old is None else old), -1)
+        made[axis] = tuple(places[i] for i in index)
+    return replace(before, index=tuple(made))
 
 
 def _not_constant(before: Facts, after: Facts, inside: set[str]) -> set[str]:

@@ -110,7 +110,7 @@ def restore(
             _drop_made(name, tensor, pruned)
             continue
         place = place_of(origin)
-        tensor, before = _original(tensor, origin), _original(before, origin)
+        tensor, before = without_zeros(tensor, origin), without_zeros(before, origin)
         old = masked.weights[target][place]
         moved = old + (tensor - before) if tensor.is_floating_point() else tensor
         new = torch.where(before == old, tensor, moved)
@@ -220,15 +220,25 @@ def _program_of(module: torch.nn.Module, pruned: Program | None) -> Program | No
     return pruned if held is None or held.folded else held
 
 
-def _original(tensor: Tensor, origin: Origin) -> Tensor:
+def without_zeros(tensor: Tensor, origin: Origin) -> Tensor:
     """Return a tensor without the channels of zeros that were added to it."""
     for axis, index in enumerate(origin.index):
-        if index is not None and -1 in index:
-            tensor = tensor.index_select(axis, torch.tensor(_there(index)))
+        if index is not None and len(places := _places(index)) < tensor.shape[axis]:
+            tensor = tensor.index_select(axis, torch.tensor(places))
     return tensor
 
 
+def _places(index: tuple[Any, ...]) -> list[int]:
+    """Return at which places of an axis there is something of the original."""
+    if index and isinstance(index[0], tuple):  # every row that is there has them at the same ones
+        index = next(row for row in index if any(i != -1 for i in row))
+    return [place for place, i in enumerate(index) if i != -1]
+
+
 def _there(index: tuple[Any, ...]) -> list[Any]:
+    """Return the original indices of what is there; of rows, those that are."""
+    if index and isinstance(index[0], tuple):
+        return [there for row in index if (there := _there(row))]
     return [i for i in index if i != -1]
 
 
@@ -273,4 +283,4 @@ def _write(
     written[name][place] = True
 
 
-__all__ = ["place_of", "pruned_by", "restore", "shrink"]
+__all__ = ["place_of", "pruned_by", "restore", "shrink", "without_zeros"]
