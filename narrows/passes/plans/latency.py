@@ -4,7 +4,7 @@ Every layer that sums over channels has a score mass of 1 (`narrows.passes.plans
 channel is worth the sum of its shares in the layers that read it. Whole couplings lose channels,
 those that are worth the least first. How many each one loses is found with a quick model of the
 seconds (`narrows.passes.plans.latency_model`, `narrows.passes.plans.latency_search`), so that much
-mass stays and no coupling is left with next to none. The passes are then really run, and the
+mass stays and no coupling is left with next to none. Pruning is then really done, and the
 latency predicted for their result corrects the model, until it is within `SLACK` below the one that
 was asked for.
 """
@@ -31,7 +31,7 @@ from narrows.passes.pruning.form import emit
 from narrows.passes.pruning.stages import fastest, order
 
 SLACK = 0.01  # how much less than asked for is near enough
-TURNS = 6  # trials, at most; every one runs the passes
+TURNS = 6  # trials, at most; every one really prunes
 MARGIN = 0.001  # what the model aims below the request, so that it seldom has to be corrected
 ROUNDING = 1e-9
 
