@@ -22,7 +22,7 @@ import narrows
 from benchmarks.machine import table, write
 from benchmarks.reorder.timing import interleaved, ratio, spread
 from narrows.backends import make_target
-from narrows.passes import legalize_reads
+from narrows.passes.pruning import stages
 
 SIZES = ((16, 16), (16, 64), (64, 64))  # channels into the producer, out of each reader
 WIDTH, IMAGE = 128, 56
@@ -53,7 +53,7 @@ def measure(inputs: int, outputs: int, rounds: int, budget: float) -> dict[str, 
     }
     plan = narrows.plan(program, keep_inputs=keep, zeros=False)
     forms = {"split": narrows.apply(program, plan, target="onnx")}
-    with mock.patch.object(legalize_reads, "apart", return_value=None):
+    with mock.patch.object(stages, "apart", return_value=None):
         forms["one"] = narrows.apply(program, plan, target="onnx")
     costs = make_target("onnx").costs()
     assert costs is not None

@@ -16,10 +16,10 @@ import narrows
 from narrows.errors import PlanError, PlanUsageError
 from narrows.ir.compare import relative_error
 from narrows.ir.program import Program
-from narrows.passes import prune_channels
 from narrows.passes.instruments import fingerprint
 from narrows.passes.plans import planfile
 from narrows.passes.plans.plan import ChannelPlan
+from narrows.passes.pruning import form
 
 
 class Net(nn.Module):
@@ -292,7 +292,7 @@ def test_an_interrupted_apply_leaves_the_program_alone(
     monkeypatch.chdir(tmp_path)
     plan, before = narrows.plan(program, ratio=0.5), fingerprint(program)
     with monkeypatch.context() as patch:
-        patch.setattr(prune_channels, "rewrite", interrupt)
+        patch.setattr(form, "rewrite", interrupt)
         with pytest.raises(KeyboardInterrupt):
             narrows.apply(program, plan)
     assert fingerprint(program) == before

@@ -14,18 +14,20 @@ import torch
 
 import narrows
 from narrows.ir.channels import analyse
+from narrows.ir.choices import Choices
 from narrows.ir.compare import relative_error
 from narrows.ir.labels import Value
 from narrows.ir.liveness import Demand
 from narrows.ir.ops import table
-from narrows.ir.program import Program
-from narrows.ir.rewrite import Base, Choices, everything
+from narrows.ir.program import Program, Pruning
+from narrows.ir.rewrite import everything, facts_of
 from narrows.ir.verify import verify
 from narrows.passes.base import TOLERANCE, Fidelity
 from narrows.passes.forms.spaces import spaces_of
 from narrows.passes.forms.splitting import Split, can_split, taken_apart
-from narrows.passes.prune_channels import PruneChannels, emit
-from narrows.passes.reorder_channels import ReorderChannels
+from narrows.passes.prune_channels import PruneChannels
+from narrows.passes.pruning.form import emit
+from narrows.passes.pruning.stages import order
 from tests.networks import NETWORKS, random_masks
 
 EXACT = TOLERANCE[Fidelity.EXACT][torch.float64]
@@ -37,10 +39,10 @@ def captured(name: str) -> Program:
     return narrows.capture(network.build(), network.inputs())
 
 
-def random_choices(base: Base, seed: int) -> Choices:
+def random_choices(pruning: Pruning, seed: int) -> Choices:
     """Return choices that no cost would suggest: a third of what is free to choose."""
     draw = np.random.default_rng(seed)
-    facts = analyse(base.program, base.ignored)
+    facts = analyse(pruning.program, pruning.ignored)
     demand = Demand(facts)
     forced, columns = {}, {}
     for node, flow in facts.flows.items():
@@ -55,11 +57,11 @@ def random_choices(base: Base, seed: int) -> Choices:
     return Choices(forced, columns)
 
 
-def split_everywhere(base: Base) -> Base:
-    """Return the base with every producer that allows it made once per reader."""
-    facts = base.facts
+def split_everywhere(pruning: Pruning) -> Pruning:
+    """Return a pruning whose program makes every producer that allows it once per reader."""
+    facts = facts_of(pruning)
     spaces = (s for s in spaces_of(facts, Demand(facts), even=True) if can_split(facts, s))
-    return taken_apart(base, [Split(s, tuple((r,) for r in s.readers)) for s in spaces])
+    return taken_apart(pruning, [Split(s, tuple((r,) for r in s.readers)) for s in spaces])
 
 
 @pytest.mark.parametrize("name", sorted(NETWORKS))
@@ -69,13 +71,14 @@ def test_every_form_is_exact(name: str) -> None:
     plan = narrows.plan(program, keep_inputs=inputs, keep_outputs=outputs, zeros=False)
     masked, pruned = plan.masked(program), PruneChannels(plan).run(program).program
     x = network.inputs(5 if program.dynamic_batch else 2, seed=10)
-    base = pruned.base or Base(program)
-    chosen = (everything(base.facts), random_choices(base, 0), random_choices(base, 1))
-    for form in (*map(base.choose, chosen), split_everywhere(base)):
+    pruning = pruned.pruning or Pruning(program)
+    drawn = (random_choices(pruning, seed) for seed in (0, 1))
+    chosen = (everything(facts_of(pruning)), *drawn)
+    for form in (*map(pruning.choose, chosen), split_everywhere(pruning)):
         result: Program = emit(form)
         verify(result)
         assert relative_error(result(*x), masked(*x)) <= EXACT
-        ordered = ReorderChannels().run(result).program
+        ordered = emit(order(form).pruning)
         verify(ordered)
         assert relative_error(ordered(*x), masked(*x)) <= EXACT
 

@@ -27,66 +27,15 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 from narrows.errors import NarrowsError, ProgramError, suggest
+from narrows.ir.choices import Choices
 from narrows.ir.graph import Observe, Run, add_node
+from narrows.ir.labels import Bools
 from narrows.ir.meta import Meta, where
+from narrows.ir.notes import Mark, Note, Origin
 from narrows.ir.sealed import SealedDict, refuse, seal
 from narrows.ir.views import VIEWS
 
 aten = torch.ops.aten
-
-
-@dataclass(frozen=True)
-class Note:
-    """One thing a pass wants a person to know.
-
-    Attributes:
-        where: The node or weight the note is about.
-        reason: A short stable word that reports can count by (``padding``, ``groups``, ``merge``
-            ...).
-        message: The sentence for a person.
-        channels: How many channels of a layer's inputs or outputs stay, as plans count them,
-            although the plan drops them or nothing needs them; 0 where a note is about anything
-            else. A channel counts where it is made, not again in what passes it on.
-        source: The user's source line, ``file:line``.
-    """
-
-    where: str
-    reason: str
-    message: str
-    channels: int = 0
-    source: str = ""
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where a rewritten weight came from: ``new = old[index[0]][:, index[1]]...``, and perhaps a
-    bias.
-
-    Attributes:
-        name: The original weight's fully qualified name.
-        shape: The original shape.
-        index: Per axis the kept original indices in their new order, or ``None`` for the whole
-            axis; -1 is a channel of zeros that was added. Where the groups of a convolution keep
-            different channels, one axis has a tuple per kept index of the other sliced axis
-            instead: row ``i`` takes ``index[axis][i]``.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    index: tuple[tuple[int, ...] | None, ...]
-
-
-@dataclass(frozen=True)
-class Mark:
-    """What the last pass did to a node, for dumps.
-
-    Attributes:
-        was: The shape before it, where it has another one now.
-        remark: What the pass says of it.
-    """
-
-    was: tuple[int, ...] | None = None
-    remark: str = ""
 
 
 @dataclass(eq=False)
@@ -113,8 +62,9 @@ class Program:
         origins: For every weight that a pass sliced, where it came from.
         marks: What the last pass did, by node name.
         folded: The names of the batch norms that became part of the layers before them.
-        base: What a pruned program was made from (`narrows.ir.rewrite.Base`), for the passes after
-            it; any other change to graph or weights ends it.
+        pruning: What a pruned program was made from and what was chosen for it, for a pass that
+            chooses another exact form. It holds the unpruned program, so a copy has none, and any
+            other change to graph or weights ends it.
     """
 
     graph: fx.Graph
@@ -132,7 +82,7 @@ class Program:
     origins: Mapping[str, Origin] = field(default_factory=dict)
     marks: Mapping[str, Mark] = field(default_factory=dict)
     folded: tuple[str, ...] = ()
-    base: Any = None
+    pruning: Pruning | None = None
     _memo: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -312,7 +262,7 @@ class Program:
     def replace(self, **changes: Any) -> Self:
         """Return a copy with some attributes replaced; graph and tensors are shared."""
         if "graph" in changes or "weights" in changes:
-            changes.setdefault("base", None)
+            changes.setdefault("pruning", None)
             changes["_memo"] = {}
         return dataclasses.replace(self, **changes)
 
@@ -341,7 +291,7 @@ class Program:
             changes: Attributes that it has in place of the program's, the graph among them.
         """
         held = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        held |= {"base": None, "_memo": {}, **changes}
+        held |= {"pruning": None, "_memo": {}, **changes}
         if "graph" not in changes:
             held["graph"] = self._copied_graph()
         return Draft(**{**held, **{k: dict(held[k]) for k in ("weights", "aliases")}})
@@ -429,6 +379,73 @@ class Draft(Program):
         made = Program(**{**held, "_memo": {}})
         super().__post_init__()
         return made
+
+
+@dataclass(frozen=True, eq=False)
+class Pruning:
+    """A program that is pruned, and what was chosen so far among the exact forms of the result.
+
+    It is a value: a stage (`narrows.passes.pruning.stages`) takes one and returns another. Its form
+    is the program that the choices ask for (`narrows.passes.pruning.form.emit`).
+
+    Attributes:
+        program: The program before its channels went.
+        ignored: Per name of a contraction's node, the input channels that count as zero for it.
+        choices: What is read, how wide tensors are, and in which order channels stand.
+        wider: The same reads with the widths that they were weighed with, for the stage that takes
+            these; ``None`` where no widths are waiting.
+    """
+
+    program: Program
+    ignored: Mapping[str, Bools] = field(default_factory=dict)
+    choices: Choices = field(default_factory=Choices)
+    wider: Pruning | None = None
+    _memo: dict[str, Any] = field(default_factory=dict, repr=False)
+    _form: list[Program] = field(default_factory=list, repr=False)
+
+    def __post_init__(self) -> None:
+        """Let go of what the program was pruned from before."""
+        object.__setattr__(self, "program", _unlinked(self.program))
+
+    @staticmethod
+    def of(program: Program) -> Pruning:
+        """Return what a program came from, or the pruning of it that has not begun."""
+        return program.pruning or Pruning(program).formed(program)
+
+    @property
+    def untouched(self) -> bool:
+        """Whether nothing went and nothing was chosen: the form is the program itself."""
+        return not self.choices and any(f.graph is self.program.graph for f in self._form)
+
+    def choose(self, choices: Choices) -> Pruning:
+        """Return the pruning with other choices, and no widths waiting."""
+        return dataclasses.replace(self, choices=choices, wider=None, _form=[])
+
+    def formed(self, form: Program) -> Pruning:
+        """Return the pruning with a program that is its form already."""
+        return dataclasses.replace(self, _form=[_unlinked(form)])
+
+    def form(self, emit: Callable[[Pruning], Program]) -> Program:
+        """Return the form, which ``emit`` makes at most once."""
+        if not self._form:
+            self._form.append(_unlinked(emit(self)))
+        return self._form[0]
+
+    def memo(self, key: str, build: Callable[[], Any]) -> Any:
+        """Return what ``build`` made of the program and what is ignored, once for all choices."""
+        if key not in self._memo:
+            self._memo[key] = build()
+        return self._memo[key]
+
+    def translated(self, change: Callable[[Program], Program]) -> Pruning:
+        """Return the same choices for what ``change`` makes of each program, node by node."""
+        wider = None if self.wider is None else self.wider.translated(change)
+        forms = [_unlinked(change(form)) for form in self._form]
+        return Pruning(change(self.program), self.ignored, self.choices, wider, _form=forms)
+
+
+def _unlinked(program: Program) -> Program:
+    return program if program.pruning is None else program.replace(pruning=None)
 
 
 def format_shape(shape: Iterable[int], dynamic: Iterable[int] = ()) -> str:

@@ -58,7 +58,6 @@ def in_precision(program: Program, dtype: torch.dtype) -> Program:
             f"a program is floating-point, not {dtype}", hint="program.to(torch.float32)"
         )
     result = program.copy()
-    result.base = None if program.base is None else program.base.to(dtype)
     result.weights = {n: _cast(t, dtype) for n, t in program.weights.items()}
     result.examples = tuple(_cast(e, dtype) for e in program.examples)
     for node in result.nodes:
@@ -72,7 +71,14 @@ def in_precision(program: Program, dtype: torch.dtype) -> Program:
         _bound_numbers(node, dtype)
         if born:
             _say_dtype(result.graph, node, dtype)
-    return result.seal()
+    made = result.seal()
+    if program.pruning is None:
+        return made
+
+    def change(other: Program) -> Program:
+        return made if other.graph is program.graph else in_precision(other, dtype)
+
+    return made.replace(pruning=program.pruning.translated(change))
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:

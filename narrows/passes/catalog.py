@@ -20,7 +20,7 @@ BUILTIN: dict[str, str] = {
     "prune-channels": "narrows.passes.prune_channels:PruneChannels",
     "reorder-channels": "narrows.passes.reorder_channels:ReorderChannels",
     "legalize-reads": "narrows.passes.legalize_reads:LegalizeReads",
-    "align-channels": "narrows.passes.legalize_reads:AlignChannels",
+    "align-channels": "narrows.passes.align_channels:AlignChannels",
     "choose-kernels": "narrows.passes.choose_kernels:ChooseKernels",
     "fold-batch-norm": "narrows.passes.fold_batch_norm:FoldBatchNorm",
     "eliminate-dead": "narrows.passes.eliminate_dead:EliminateDead",

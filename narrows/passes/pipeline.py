@@ -169,10 +169,11 @@ class Pipeline:
             fold: Whether batch norms become part of the layers before them, which ends training; by
                 default where there are costs. Lowering folds them in any case.
         """
+        from narrows.passes.align_channels import AlignChannels
         from narrows.passes.choose_kernels import ChooseKernels
         from narrows.passes.eliminate_dead import EliminateDead
         from narrows.passes.fold_batch_norm import FoldBatchNorm
-        from narrows.passes.legalize_reads import AlignChannels, LegalizeReads
+        from narrows.passes.legalize_reads import LegalizeReads
         from narrows.passes.prune_channels import PruneChannels
         from narrows.passes.reorder_channels import ReorderChannels
 

@@ -9,13 +9,12 @@ consecutive-ones problem (`narrows.passes.forms.families`). Reordering for copie
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
-from narrows.ir.program import Note, Program
+from narrows.ir.program import Program, Pruning
 from narrows.passes.base import Fidelity, Pass, PassResult
-from narrows.passes.forms.families import orders
-from narrows.passes.prune_channels import emit, is_idle
+from narrows.passes.pruning.stages import order, result_of
 
 
 @dataclass(frozen=True)
@@ -28,14 +27,4 @@ class ReorderChannels(Pass):
 
     def run(self, program: Program) -> PassResult:
         """Return the program with its channels reordered; a note per order says what it serves."""
-        base = program.base
-        if base is None:
-            note = Note(program.name, "idle", "prune-channels must run right before it")
-            return PassResult(program, False, (note,))
-        order, notes = orders(base)
-        if not order:
-            return PassResult(program, False, notes)
-        made = emit(base.choose(replace(base.choices, order=order))).replace(notes=program.notes)
-        if is_idle(program, made):
-            return PassResult(program, False, notes)
-        return PassResult(made, True, notes)
+        return result_of(program, order(Pruning.of(program)))

@@ -14,8 +14,8 @@ import narrows
 from narrows.ir.channels import analyse
 from narrows.ir.compare import relative_error
 from narrows.ir.couplings import Coupling, Member, couplings, to_table
-from narrows.ir.program import Program
-from narrows.ir.rewrite import Base, rewrite
+from narrows.ir.program import Program, Pruning
+from narrows.ir.rewrite import rewrite
 from narrows.passes.base import TOLERANCE, Fidelity
 from tests.builder import Builder, aten, ramp
 from tests.networks import NETWORKS
@@ -304,7 +304,7 @@ def test_any_channels_of_couplings_can_be_removed(name: str):
                 weights[member.weight].index_fill_(member.axis, torch.tensor(removed).long(), 0)
             gone.setdefault((member.weight, member.axis), set()).update(removed)
     masked = program.replace(weights=weights)
-    result, _ = rewrite(Base(masked))
+    result, _ = rewrite(Pruning(masked))
     inputs = program.examples
     assert relative_error(result.run_flat(inputs), masked.run_flat(inputs)) <= EXACT
     assert any(gone.values()), "nothing can be removed"

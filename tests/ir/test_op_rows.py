@@ -44,8 +44,8 @@ from narrows.ir.ops.pointwise import Pointwise
 from narrows.ir.ops.row import Row
 from narrows.ir.ops.sample import Made, Sample, Weight
 from narrows.ir.ops.works import elementwise
-from narrows.ir.program import Program
-from narrows.ir.rewrite import Base, rewrite
+from narrows.ir.program import Program, Pruning
+from narrows.ir.rewrite import rewrite
 from narrows.ir.verify import verify
 from narrows.passes.base import TOLERANCE, Fidelity
 from tests.backends.test_c_ops import program as alone
@@ -257,7 +257,7 @@ def constants(row: Row, sample: Sample) -> None:
 
 
 def rewritten(program: Program, facts: Facts) -> Program:
-    result, _ = rewrite(Base(facts.program, facts.ignored))
+    result, _ = rewrite(Pruning(facts.program, facts.ignored))
     verify(result)
 
     def check(node: fx.Node, value: Any) -> None:
@@ -316,7 +316,7 @@ def test_narrow_types(row: Row, dtype: torch.dtype) -> None:
         if "not implemented for" not in str(error):
             raise
         pytest.skip(f"torch has no {dtype} kernel for {row.name} here")
-    result, _ = rewrite(Base(program))
+    result, _ = rewrite(Pruning(program))
     verify(result)
     couplings(program)
     assert relative_error(result.run_flat(program.examples), wanted) <= NARROW[dtype]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 import itertools
 import json
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,11 +23,15 @@ from narrows.errors import PassError, UsageError
 from narrows.ir.compare import relative_error
 from narrows.ir.meta import Meta
 from narrows.ir.program import Program
+from narrows.passes.align_channels import AlignChannels
 from narrows.passes.base import TOLERANCE, Fidelity
 from narrows.passes.forms.order import consecutive
-from narrows.passes.legalize_reads import AlignChannels, LegalizeReads
+from narrows.passes.legalize_reads import LegalizeReads
 from narrows.passes.pipeline import Pipeline
 from narrows.passes.prune_channels import PruneChannels
+from narrows.passes.pruning import stages
+from narrows.passes.pruning.form import emit
+from narrows.passes.pruning.stages import fastest, order, prune, reads
 from narrows.passes.reorder_channels import ReorderChannels
 
 EXACT = TOLERANCE[Fidelity.EXACT][torch.float64]
@@ -171,11 +178,76 @@ def test_without_costs_or_a_pruned_program_nothing_happens() -> None:
 def test_any_other_change_ends_what_may_be_chosen() -> None:
     program, plan = fork(EVENS, LOW, HIGH)
     pruned = PruneChannels(plan).run(program).program
-    assert pruned.base is not None
-    assert pruned.copy().base is None
-    assert pruned.replace(weights=dict(pruned.weights)).base is None
-    assert pruned.replace(name="other").base is pruned.base
-    assert pruned.to(torch.float32).base.program.weights["stem.weight"].dtype is torch.float32
+    assert program.pruning is None
+    assert pruned.pruning is not None
+    assert pruned.copy().pruning is None
+    assert pruned.replace(weights=dict(pruned.weights)).pruning is None
+    assert pruned.replace(name="other").pruning is pruned.pruning
+
+
+def test_a_copy_does_not_hold_the_unpruned_program() -> None:
+    program, plan = fork(EVENS, LOW, HIGH)
+    pruned = PruneChannels(plan).run(program.replace(name="own")).program
+    copied, drafted = copy.deepcopy(pruned), pruned.copy().seal()
+    assert copied.pruning is drafted.pruning is None
+    assert torch.equal(copied(X)[0], pruned(X)[0])
+    assert pruned.pruning is not None
+    unpruned = weakref.ref(pruned.pruning.program)
+    again = narrows.plan(pruned, keep_inputs={"heads.0.weight": range(3)}, zeros=False)
+    twice = PruneChannels(again).run(pruned).program
+    assert twice.pruning is not None
+    assert twice.pruning.program.pruning is None  # only the program of the last pruning is held
+    del pruned
+    gc.collect()
+    assert unpruned() is None
+
+
+def test_another_precision_keeps_what_may_be_chosen() -> None:
+    program, plan = fork(EVENS, LOW, HIGH)
+    read = run(program, plan, LegalizeReads(costs(1e3, block=8)))
+    single = read.to(torch.float32)
+    assert single.pruning is not None
+    assert single.pruning.program.weights["stem.weight"].dtype is torch.float32
+    assert LegalizeReads(costs(1e3, block=8)).run(single).notes  # it is known what it came from
+    aligned, expected = (AlignChannels().run(p).program for p in (single, read))
+    assert widths(aligned) == widths(expected)
+    assert {t.dtype for t in aligned.weights.values()} == {torch.float32}
+
+
+def test_passes_one_by_one_make_what_the_stages_make_together() -> None:
+    table = costs(1e3, block=8)
+    for keeps, outputs in (((EVENS, LOW, HIGH), 1), ((LOW, {0, 7}, {3}), 1), ((EVENS, LOW), 4)):
+        program, plan = fork(*keeps, outputs=outputs)
+        passes = (PruneChannels(plan), LegalizeReads(table), AlignChannels(), ReorderChannels())
+        one = program
+        for pass_ in passes:
+            one = Pipeline([pass_]).run(one).program
+        whole = Pipeline(passes).run(program).program
+        together = emit(order(fastest(program, plan, table)).pruning)
+        assert str(one) == str(whole)
+        assert one.notes == whole.notes
+        assert one.history == whole.history == tuple(map(str, passes))
+        for made in (one, together):
+            assert [(n.name, n.target, str(n.args)) for n in made.graph.nodes] == [
+                (n.name, n.target, str(n.args)) for n in whole.graph.nodes
+            ]
+            assert made.weights.keys() == whole.weights.keys()
+            assert all(torch.equal(w, whole.weights[n]) for n, w in made.weights.items())
+
+
+def test_a_stage_takes_a_pruning_and_returns_another() -> None:
+    program, plan = fork(EVENS, LOW, {0, 15})
+    smallest = prune(program, plan).pruning
+    read = reads(smallest, costs(1e3, block=8)).pruning
+    wide = stages.widths(read).pruning
+    assert smallest.wider is wide.wider is None
+    assert not smallest.choices
+    assert read.wider is not None
+    assert emit(read) is emit(read)  # made once
+    for form in map(emit, (smallest, read, wide)):
+        assert form.pruning is None
+        assert relative_error(form(X), plan.masked(program)(X)) <= EXACT
+    assert emit(smallest).parameter_count < emit(wide).parameter_count
 
 
 def test_costs_come_from_a_file_in_a_spelled_pipeline(tmp_path: Path) -> None:

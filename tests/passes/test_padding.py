@@ -15,8 +15,7 @@ from narrows.backends.measured.layout import Layout
 from narrows.backends.onnx.staircase import StairTable
 from narrows.ir.compare import relative_error
 from narrows.ir.meta import Meta
-from narrows.ir.program import Origin, Program
-from narrows.ir.rewrite import Base
+from narrows.ir.program import Origin, Program, Pruning
 from narrows.passes.forms.padding import longer_origin, padded
 from narrows.passes.pipeline import Pipeline
 from narrows.passes.plans.state import place_of, without_zeros
@@ -215,7 +214,7 @@ class Dense(nn.Module):
 
 def test_what_a_concat_joins_grows_in_the_middle() -> None:
     program = captured(Dense())
-    wider = padded(Base(program), table())
+    wider = padded(Pruning(program), table())
     assert wider is not None
     shapes = {n: tuple(w.shape) for n, w in wider.program.weights.items()}
     assert shapes["c.weight"][:2] == (8, 20)  # 10 + 2, 6 + 2
@@ -239,8 +238,8 @@ def test_concats_and_masks_together(amount: float) -> None:
 
 def test_the_usual_widths_need_nothing() -> None:
     net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 3, padding=1))
-    assert padded(Base(captured(net)), table()) is None
-    assert padded(Base(captured(Odd())), costs(1.0)) is None  # a target without blocks
+    assert padded(Pruning(captured(net)), table()) is None
+    assert padded(Pruning(captured(Odd())), costs(1.0)) is None  # a target without blocks
 
 
 NESTED = Origin("w", (12, 6, 3, 3), ((4, 9), ((1,), (4,)), None, None))

@@ -23,33 +23,41 @@ from narrows.ir.liveness import Demand, staying
 from narrows.ir.meta import Meta, where
 from narrows.ir.ops import table
 from narrows.ir.ops.layout import Layout
-from narrows.ir.program import Note, Program
-from narrows.ir.rewrite.choices import Base, Choices, everything
+from narrows.ir.program import Note, Program, Pruning
+from narrows.ir.rewrite.analyses import demand_of, everything, facts_of
 from narrows.ir.rewrite.rewriter import Rewriter
 
 _RAGGED = "the tensor would not be rectangular"
 
-__all__ = ["Base", "Choices", "Held", "RaggedError", "Rewriter", "everything", "rewrite"]
+__all__ = [
+    "Held",
+    "RaggedError",
+    "Rewriter",
+    "demand_of",
+    "everything",
+    "facts_of",
+    "rewrite",
+]
 
 
-def rewrite(base: Base, rounds: int = 32) -> tuple[Program, Demand]:
+def rewrite(pruning: Pruning, rounds: int = 32) -> tuple[Program, Demand]:
     """Return the program that computes only what is needed, and the liveness it was made from.
 
     Liveness and rewriting alternate until every tensor is rectangular: what a rewrite cannot do
-    without is forced to stay and noted. Each round forces more, so this ends. The base's choices
-    ask for another form than the smallest.
+    without is forced to stay and noted. Each round forces more, so this ends. The choices of the
+    pruning ask for another form than the smallest.
     """
     with without_collection():
-        return _settle(base, rounds)
+        return _settle(pruning, rounds)
 
 
-def _settle(base: Base, rounds: int) -> tuple[Program, Demand]:
-    facts, demand = base.facts, base.demand
+def _settle(pruning: Pruning, rounds: int) -> tuple[Program, Demand]:
+    facts, demand = facts_of(pruning), demand_of(pruning)
     forced, columns = map(dict, demand.given)
     extra: dict[tuple[str, str], Note] = {}
     for _ in range(rounds):
         if not _share(facts, demand, forced, columns, extra):
-            rewriter = Rewriter(facts, demand, base.choices)
+            rewriter = Rewriter(facts, demand, pruning.choices)
             rewriter.run()
             if not rewriter.failures:
                 notes = (*demand.notes.values(), *extra.values(), *_barrier_notes(facts, demand))

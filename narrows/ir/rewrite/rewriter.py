@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 from narrows.ir.channels import Facts
+from narrows.ir.choices import Choices
 from narrows.ir.graph import add_node
 from narrows.ir.held import Held, RaggedError, Side, line
 from narrows.ir.labels import Bools, Ints, Value, count_to, is_count, match, runs, some
@@ -22,7 +23,6 @@ from narrows.ir.ops import dialect, table
 from narrows.ir.ops.args import arguments, changed, invoke
 from narrows.ir.rewrite.aligned import aligned, in_step
 from narrows.ir.rewrite.chains import collapse, replay
-from narrows.ir.rewrite.choices import Choices
 from narrows.ir.rewrite.emitter import Emitter
 
 

@@ -21,8 +21,8 @@ from narrows.ir.liveness import Demand
 from narrows.ir.meta import Meta, shape_of
 from narrows.ir.ops import table
 from narrows.ir.ops.join import Join
-from narrows.ir.program import Note
-from narrows.ir.rewrite import Base
+from narrows.ir.program import Note, Pruning
+from narrows.ir.rewrite import demand_of, facts_of
 from narrows.passes.forms.order import Order, Reader, choose_order
 from narrows.passes.forms.spaces import Space, handed, spaces_of
 
@@ -30,10 +30,9 @@ from narrows.passes.forms.spaces import Space, handed, spaces_of
 EFFORT = 100_000
 
 
-def orders(base: Base) -> tuple[dict[str, Ints], tuple[Note, ...]]:
+def orders(pruning: Pruning) -> tuple[dict[str, Ints], tuple[Note, ...]]:
     """Return a rank per channel for every node whose channels are to be permuted, and notes."""
-    facts = base.facts
-    demand = base.demand
+    facts, demand = facts_of(pruning), demand_of(pruning)
     ranks: dict[str, Ints] = {}
     notes: list[Note] = []
     for family in _families(facts, spaces_of(facts, demand)):

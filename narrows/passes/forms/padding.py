@@ -28,8 +28,8 @@ from narrows.ir.ops import table as ops
 from narrows.ir.ops.args import arguments, changed
 from narrows.ir.ops.contract import Contract
 from narrows.ir.ops.join import Join
-from narrows.ir.program import Origin, Program
-from narrows.ir.rewrite import Base
+from narrows.ir.program import Origin, Program, Pruning
+from narrows.ir.rewrite import facts_of
 from narrows.ir.work import CONVOLUTIONS
 from narrows.ir.workload import work_of
 
@@ -37,21 +37,24 @@ from narrows.ir.workload import work_of
 Gaps = dict[int, int]
 
 
-def padded(base: Base, costs: Costs) -> Base | None:
-    """Return a base whose widths meet the steps of a target, or ``None`` if all do anyway.
+def padded(pruning: Pruning, costs: Costs) -> Pruning | None:
+    """Return a pruning of a program whose widths meet a target's steps.
+
+    ``None`` if all do anyway.
 
     Args:
-        base: What a program is pruned from.
+        pruning: What is pruned.
         costs: The target's costs.
     """
-    program = base.program
+    program = pruning.program
     slow = {node.name for node in program.graph.nodes if _is_slow(node, costs)}
     if not slow:
         return None
-    grown = [c for c in couplings(program) if slow & _near(program, c) and _can_grow(base.facts, c)]
+    facts = facts_of(pruning)
+    grown = [c for c in couplings(program) if slow & _near(program, c) and _can_grow(facts, c)]
     while grown:
-        wider = _padded(program, {c: -c.width % costs.step for c in grown}, base)
-        spoilt = _not_constant(base.facts, wider.facts, {n for c in grown for n in c.nodes})
+        wider = _padded(program, {c: -c.width % costs.step for c in grown}, pruning)
+        spoilt = _not_constant(facts, facts_of(wider), {n for c in grown for n in c.nodes})
         if not spoilt:
             return wider
         grown = [c for c in grown if not spoilt & set(c.nodes)]
@@ -141,8 +144,8 @@ def _meets_another(facts: Facts, node: fx.Node, inside: set[str]) -> bool:
     return any(len(s) != rank or any(s[axis] != 1 for axis in axes) for s in shapes)
 
 
-def _padded(program: Program, extra: Mapping[Coupling, int], base: Base) -> Base:
-    """Return a base with so many channels of zeros more at the end of each coupling."""
+def _padded(program: Program, extra: Mapping[Coupling, int], pruning: Pruning) -> Pruning:
+    """Return a pruning of a program with so many channels of zeros more per coupling."""
     wider = program.copy()
     weights, origins = wider.weights, dict(program.origins)
     gaps: dict[tuple[str, int], Gaps] = {}
@@ -155,9 +158,9 @@ def _padded(program: Program, extra: Mapping[Coupling, int], base: Base) -> Base
         taken = torch.cat([tensor.detach(), zeros], dim=axis)
         weights[name] = taken.index_select(axis, torch.from_numpy(index))
         origins[name] = longer_origin(origins.get(name), name, tensor, axis, index)
-    longer = dict(base.ignored)
+    facts, longer = facts_of(pruning), dict(pruning.ignored)
     for old, node in zip(program.graph.nodes, wider.graph.nodes, strict=True):
-        c = ops.contraction(base.facts, old)
+        c = ops.contraction(facts, old)
         if c is None or c.weight.op != "get_attr":
             continue
         # Who reads what it makes, channel by channel, has no axis of its own for what it reads.
@@ -170,7 +173,7 @@ def _padded(program: Program, extra: Mapping[Coupling, int], base: Base) -> Base
             longer[node.name] = np.append(mask, True)[_index(len(mask), added)]
     wider.origins = origins
     infer_shapes(wider)
-    return Base(wider.seal(), longer)
+    return Pruning(wider.seal(), longer)
 
 
 def _index(width: int, added: Gaps) -> Ints:

@@ -20,8 +20,8 @@ from narrows.ir.channels import Facts
 from narrows.ir.editing import add_weight
 from narrows.ir.meta import Meta
 from narrows.ir.ops import table as ops
-from narrows.ir.program import Draft, Note
-from narrows.ir.rewrite import Base
+from narrows.ir.program import Draft, Note, Pruning
+from narrows.ir.rewrite import facts_of
 from narrows.passes.forms.spaces import Reader, Space, handed
 from narrows.passes.forms.widths import Chooser, Decision
 
@@ -43,22 +43,24 @@ class Split:
     parts: tuple[tuple[Reader, ...], ...]
 
 
-def apart(base: Base, chooser: Chooser, decisions: Sequence[Decision]) -> Base | None:
-    """Return a base with some producers made once per reader, ``None`` where no such form pays.
+def apart(pruning: Pruning, chooser: Chooser, decisions: Sequence[Decision]) -> Pruning | None:
+    """Return a pruning whose program makes some producers once per reader, ``None`` where no such
+    form pays.
 
     Args:
-        base: What the decisions are about.
+        pruning: What the decisions are about.
         chooser: What made them.
         decisions: The best form with one producer each.
     """
     splits = [s for d in decisions if (s := _split(chooser, d)) is not None]
-    return taken_apart(base, splits) if splits else None
+    return taken_apart(pruning, splits) if splits else None
 
 
-def split_notes(base: Base) -> Iterator[Note]:
-    """Yield which producers of a base are made more than once, and for whom."""
-    for node in base.program.graph.nodes:
-        if Meta(node).twin and ops.contraction(base.facts, node) is not None:
+def split_notes(pruning: Pruning) -> Iterator[Note]:
+    """Yield which producers of the unpruned program are made more than once, and for whom."""
+    facts = facts_of(pruning)
+    for node in pruning.program.graph.nodes:
+        if Meta(node).twin and ops.contraction(facts, node) is not None:
             readers = ", ".join(sorted({n.name for n in _readers(node)}))
             yield Note(
                 node.name, "split", f"made a second time, for {readers} alone: every copy of "
@@ -151,11 +153,11 @@ def _needed(facts: Facts, space: Space, readers: Sequence[Reader]) -> set[fx.Nod
 # ------------------------------------------------------------------ the program with copies
 
 
-def taken_apart(base: Base, splits: Sequence[Split]) -> Base:
-    """Return a base whose producers are made once per part of each split."""
-    facts, program = base.facts, base.program.copy()
-    new = dict(zip(base.program.graph.nodes, program.graph.nodes, strict=True))
-    ignored = dict(base.ignored)
+def taken_apart(pruning: Pruning, splits: Sequence[Split]) -> Pruning:
+    """Return a pruning whose program makes its producers once per part of each split."""
+    facts, program = facts_of(pruning), pruning.program.copy()
+    new = dict(zip(pruning.program.graph.nodes, program.graph.nodes, strict=True))
+    ignored = dict(pruning.ignored)
     for split in splits:
         shared = _needed(facts, split.space, split.parts[0])
         for readers in split.parts[1:]:
@@ -170,7 +172,7 @@ def taken_apart(base: Base, splits: Sequence[Split]) -> Base:
                     new[node].replace_input_with(before, after)
             shared |= needed
     program.graph.lint()
-    return Base(program.seal(), ignored)
+    return Pruning(program.seal(), ignored)
 
 
 def _twin(program: Draft, node: fx.Node, twins: dict[fx.Node, fx.Node]) -> fx.Node:

@@ -4,7 +4,7 @@ Every layer that sums over channels has a score mass of 1 (`narrows.passes.plans
 channel is worth the sum of its shares in the layers that read it. Whole couplings lose channels,
 those that are worth the least first. How many each one loses is found with a quick model of the
 seconds (`narrows.passes.plans.latency_model`, `narrows.passes.plans.latency_search`), so that much
-mass stays and no coupling is left with next to none. The passes are then really run, and the
+mass stays and no coupling is left with next to none. Pruning is then really done, and the
 latency predicted for their result corrects the model, until it is within `SLACK` below the one that
 was asked for.
 """
@@ -18,9 +18,8 @@ import numpy as np
 
 from narrows.errors import PlanError
 from narrows.ir.costs import Costs
+from narrows.ir.graph import without_collection
 from narrows.ir.program import Note, Program
-from narrows.passes.legalize_reads import AlignChannels, LegalizeReads
-from narrows.passes.pipeline import Pipeline
 from narrows.passes.plans import criteria
 from narrows.passes.plans.latency_model import LatencyModel
 from narrows.passes.plans.latency_search import Choice, WidthSearch
@@ -28,11 +27,11 @@ from narrows.passes.plans.mass import kept_mass, shares, sums
 from narrows.passes.plans.plan import ChannelPlan
 from narrows.passes.plans.rank import Candidate, Options, Part, Ranking
 from narrows.passes.plans.uses import Use
-from narrows.passes.prune_channels import PruneChannels
-from narrows.passes.reorder_channels import ReorderChannels
+from narrows.passes.pruning.form import emit
+from narrows.passes.pruning.stages import fastest, order
 
 SLACK = 0.01  # how much less than asked for is near enough
-TURNS = 6  # trials, at most; every one runs the passes
+TURNS = 6  # trials, at most; every one really prunes
 MARGIN = 0.001  # what the model aims below the request, so that it seldom has to be corrected
 ROUNDING = 1e-9
 
@@ -210,10 +209,10 @@ class Trials:
         return self.ranking.plan_of(self.candidates, gone, dict.fromkeys(names, label))
 
     def _really(self, plan: ChannelPlan) -> float:
-        """Return the latency predicted for what the passes make of a plan."""
-        reads = LegalizeReads(costs=self.aim.costs, batch=self.aim.batch)
-        passes = PruneChannels(plan=plan), reads, AlignChannels(), ReorderChannels()
-        return self.aim.seconds(Pipeline(passes).run(self.ranking.program).program)
+        """Return the latency predicted for what the stages of pruning make of a plan."""
+        with without_collection():
+            made = fastest(self.ranking.program, plan, self.aim.costs, self.aim.batch)
+            return self.aim.seconds(emit(order(made).pruning))
 
 
 def _notes(program: Program, best: Trial, trials: Trials, options: Options) -> list[Note]:

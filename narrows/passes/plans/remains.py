@@ -18,7 +18,8 @@ from narrows.ir.labels import Value
 from narrows.ir.meta import Meta
 from narrows.ir.ops import table
 from narrows.ir.ops.layout import Layout
-from narrows.ir.program import Note, Origin, Program
+from narrows.ir.program import Note, Origin, Program, Pruning
+from narrows.ir.rewrite import facts_of
 from narrows.passes.plans.plan import ChannelPlan
 from narrows.passes.plans.uses import Use, uses_of
 
@@ -92,14 +93,13 @@ def _joined(program: Program, reached: Sequence[fx.Node]) -> Iterator[str]:
 # ------------------------------------------------------------------ outputs without inputs
 
 
-def constant_outputs(before: Program, after: Program) -> Iterator[Note]:
+def constant_outputs(before: Program, pruning: Pruning) -> Iterator[Note]:
     """Yield which outputs depended on an input before and do not any more."""
-    if after.base is None:
-        return
+    facts = facts_of(pruning)
     for number, (old, new) in enumerate(
-        zip(_results(before), _results(after.base.program), strict=True)
+        zip(_results(before), _results(pruning.program), strict=True)
     ):
-        if _is_constant(after.base.facts, new) and not _is_constant(analyse(before), old):
+        if _is_constant(facts, new) and not _is_constant(analyse(before), old):
             yield Note(
                 old.name, "constant", f"output {number} is the same for every input: nothing that "
                 "an input decides is left of it", 0, Meta(old).source,

@@ -14,11 +14,11 @@ import numpy as np
 
 from narrows.ir.costs import Costs
 from narrows.ir.program import Note, Program
-from narrows.passes.legalize_reads import AlignChannels, LegalizeReads
 from narrows.passes.plans.plan import ChannelPlan
 from narrows.passes.plans.remains import present
 from narrows.passes.plans.uses import uses_of
-from narrows.passes.prune_channels import PruneChannels
+from narrows.passes.pruning.form import emit
+from narrows.passes.pruning.stages import fastest
 
 
 def take_back(program: Program, plan: ChannelPlan, costs: Costs, batch: int = 1) -> ChannelPlan:
@@ -33,7 +33,7 @@ def take_back(program: Program, plan: ChannelPlan, costs: Costs, batch: int = 1)
         costs: The target's cost table.
         batch: The number of examples to choose for.
     """
-    made = _formed(program, plan, costs, batch)
+    made = emit(fastest(program, plan, costs, batch, fill=True))
     uses = uses_of(program)
     keeps = {"inputs": dict(plan.inputs), "outputs": dict(plan.outputs)}
     count = 0
@@ -55,12 +55,6 @@ def take_back(program: Program, plan: ChannelPlan, costs: Costs, batch: int = 1)
     fuller = replace(plan, **keeps).with_notes(note)
     before, after = (
         sum(s for _, s in costs.predict(p, batch))
-        for p in (made, _formed(program, fuller, costs, batch))
+        for p in (made, emit(fastest(program, fuller, costs, batch, fill=True)))
     )
     return fuller if after <= before * (1 + 1e-6) else plan
-
-
-def _formed(program: Program, plan: ChannelPlan, costs: Costs, batch: int) -> Program:
-    for pass_ in (PruneChannels(plan), LegalizeReads(costs, batch, fill=True), AlignChannels()):
-        program = pass_.run(program).program
-    return program

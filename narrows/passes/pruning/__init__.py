@@ -1,0 +1,1 @@
+"""How a program is pruned: the stages, and the form that their choices ask for."""
