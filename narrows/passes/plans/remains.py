@@ -21,9 +21,9 @@ from narrows.ir.liveness import Demand
 from narrows.ir.meta import Meta
 from narrows.ir.program import Note, Origin, Program
 from narrows.ir.rewrite import Base
+from narrows.ir.structure.layers import SIDES, Layer, layers_of
 from narrows.passes.plans.holders import Holder, forced, holders, said, source_of
 from narrows.passes.plans.plan import ChannelPlan
-from narrows.passes.plans.uses import SIDES, Use, uses_of
 
 # The reasons of notes that stand at a layer and count channels of one of its sides.
 OWN = {
@@ -79,13 +79,15 @@ class _Remains:
         for at, side in enumerate(SIDES):
             for weight, keep in getattr(self.plan, side).items():
                 name = self.program.aliases.get(weight, weight)
-                uses = [u for u in uses_of(self.program).get(name, ()) if u.width(side)]
+                uses = [u for u in layers_of(self.program).get(name, ()) if u.width(side)]
                 if weight in self.plan.widths:
                     uses = [u for u in uses if u.width(side) == self.plan.widths[weight][at]]
                 if uses:
                     yield from self._of(name, side, uses, keep)
 
-    def _of(self, weight: str, side: str, uses: list[Use], keep: tuple[int, ...]) -> Iterator[Note]:
+    def _of(
+        self, weight: str, side: str, uses: list[Layer], keep: tuple[int, ...]
+    ) -> Iterator[Note]:
         gone = np.setdiff1d(np.arange(uses[0].width(side)), keep)
         stay = np.intersect1d(gone, self._left(weight, uses[0], side)) if len(gone) else gone
         if not len(stay) or any(self._is_told(u, side, len(stay)) for u in uses):
@@ -95,14 +97,14 @@ class _Remains:
         first = uses[0].node
         yield Note(first.name, "place", message, max(0, len(stay) - counted), Meta(first).source)
 
-    def _left(self, weight: str, use: Use, side: str) -> Ints:
+    def _left(self, weight: str, use: Layer, side: str) -> Ints:
         """Return the channels of a side that are left in any part of the weight."""
         earlier = self.program.origins.get(weight)
         parts = self.there.get(weight if earlier is None else earlier.name, ())
         found = [left(use, side, _since(earlier, part)) for part in parts]
         return np.unique(np.concatenate(found)) if found else np.zeros(0, dtype=np.int64)
 
-    def _is_told(self, use: Use, side: str, count: int) -> bool:
+    def _is_told(self, use: Layer, side: str, count: int) -> bool:
         return any(
             n.where == use.node.name and n.reason in OWN[side] and n.channels >= count
             for n in self.told
@@ -115,7 +117,7 @@ class _Remains:
         """By node name the first reason of a note that channels stay there."""
         return {n.where: n.reason for n in reversed(self.told) if n.channels}
 
-    def _why(self, weight: str, uses: list[Use], side: str, stay: Ints) -> tuple[str, int]:
+    def _why(self, weight: str, uses: list[Layer], side: str, stay: Ints) -> tuple[str, int]:
         """Return what holds channels, and how many of them other notes count."""
         if side == "inputs":
             why = dict.fromkeys(self._why_inputs(u, stay) for u in uses)
@@ -127,18 +129,18 @@ class _Remains:
         counted = sum(n.channels for n in self.told if n.where in places)
         if why:
             return " and ".join(why), counted
-        if len(uses_of(self.program)[weight]) > 1:
+        if len(layers_of(self.program)[weight]) > 1:
             return f"another use of {weight} needs them", counted
         return "what reads them has a place for them", counted
 
-    def _why_inputs(self, use: Use, stay: Ints) -> str:
+    def _why_inputs(self, use: Layer, stay: Ints) -> str:
         """Return why a layer still reads inputs, as zeros."""
         facts = self.demand.facts
         node = facts.program.node(use.node.name)
         name, found = node.name, facts.flows[node].facts
         if name in self._noted:
             return said(Holder(node, node), facts, self._noted)
-        if len(uses_of(self.program)[use.weight]) > 1:
+        if len(layers_of(self.program)[use.weight]) > 1:
             return f"another use of {use.weight} needs them"
         if isinstance(found, tuple):
             columns = found[1]
@@ -153,7 +155,7 @@ class _Remains:
         facts = self.demand.facts
         return source_of(facts, facts.program.node(x.name), self._noted)
 
-    def _holders(self, use: Use, stay: Ints) -> list[Holder]:
+    def _holders(self, use: Layer, stay: Ints) -> list[Holder]:
         """Return what holds outputs of a layer."""
         facts = self.demand.facts
         node = facts.program.node(use.node.name)
@@ -221,14 +223,14 @@ def _is_constant(facts: Facts, node: Any) -> bool:
 # ------------------------------------------------------------------ what a rewritten weight holds
 
 
-def present(use: Use, side: str, origin: Origin | None) -> np.ndarray | None:
+def present(use: Layer, side: str, origin: Origin | None) -> np.ndarray | None:
     """Return which channels of a side are in a rewritten weight; ``None`` if that is not plain."""
     if origin is not None and 1 < use.groups != use.inputs:
         return None
     return left(use, side, origin)
 
 
-def left(use: Use, side: str, origin: Origin | None) -> Ints:
+def left(use: Layer, side: str, origin: Origin | None) -> Ints:
     """Return which channels of a side are in a rewritten weight, sorted.
 
     Along one of its axes a weight in groups has the channels of all groups, one after another;
@@ -237,21 +239,19 @@ def left(use: Use, side: str, origin: Origin | None) -> Ints:
     width = use.width(side)
     if origin is None:
         return np.arange(width)
-    axis, other = use.in_axis, use.out_axis
-    if side == "outputs":
-        axis, other = other, axis
-    index = origin.index[axis]
-    if use.groups == 1 or (side == "inputs") == use.transposed:
+    index = origin.index[use.axis(side)]
+    if use.spans_groups(side):
         return np.arange(width) if index is None else _there(index)
-    each = width // use.groups
-    lines = use.width("outputs" if side == "inputs" else "inputs")
-    where = origin.index[other]
-    kept = np.arange(lines) if where is None else np.array(where)
-    group = kept // (lines // use.groups)
-    if index is not None and index and isinstance(index[0], tuple):
-        return _there(g * each + np.array(i) for g, i in zip(group, index, strict=True))
+    other = "outputs" if side == "inputs" else "inputs"
+    each, lines = width // use.groups, use.width(other)
+    kept = origin.index[use.axis(other)]
+    group = np.arange(lines) if kept is None else np.array(kept)
+    group = np.where(group < 0, -1, group // (lines // use.groups))
+    if index and isinstance(index[0], tuple):
+        own = [g * each + np.array(i) for g, i in zip(group, index, strict=True) if g >= 0]
+        return _there(own)
     local = np.arange(each) if index is None else _there(index)
-    return _there((np.unique(group[kept >= 0])[:, None] * each + local).flatten())
+    return _there((np.unique(group[group >= 0])[:, None] * each + local).flatten())
 
 
 def _there(index: Any) -> Ints:
