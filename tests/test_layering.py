@@ -206,7 +206,7 @@ def test_no_files_import_one_another():
 FLOORS = (
     ("program", "notes", "choices", "sealed", "views", "graph", "labels"),
     ("ops",),
-    ("channels", "liveness", "couplings", "workload"),
+    ("channels", "liveness", "couplings", "structure", "workload"),
     ("rewrite",),
 )
 

@@ -8,9 +8,9 @@ from narrows.ir.views import VIEWS
 
 
 def _couplings(program: Any) -> Any:
-    from narrows.ir.couplings import couplings
+    from narrows.ir.structure import structure_of
 
-    return couplings(program)
+    return structure_of(program).ties
 
 
 def _module(program: Any) -> Any:

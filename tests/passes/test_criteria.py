@@ -14,10 +14,10 @@ import narrows
 from narrows.errors import PlanError
 from narrows.ir.compare import relative_error
 from narrows.ir.program import Program
+from narrows.ir.structure.layers import Layer, layers_of
 from narrows.passes.base import TOLERANCE, Fidelity
 from narrows.passes.plans import criteria
 from narrows.passes.plans.criteria import Magnitude
-from narrows.passes.plans.uses import Use, uses_of
 from tests.networks import NETWORKS
 from tests.networks.registry import conv_bn, randomise
 from tests.passes.test_latency import costs
@@ -73,7 +73,7 @@ def widths(keeps: Any) -> dict[str, int]:
 )
 def test_magnitude_is_that_of_what_reads_or_makes_a_channel(power: int, layer: nn.Module) -> None:
     program = captured(nn.Sequential(layer), 2, 8, 6, 6)
-    (use,) = uses_of(program)["0.weight"]
+    (use,) = layers_of(program)["0.weight"]
     criterion = Magnitude("test", power)
     expected: dict[str, list[float]] = {"inputs": [], "outputs": []}
     with torch.no_grad():
@@ -98,7 +98,7 @@ def test_magnitude_of_an_embedding_and_a_product() -> None:
             return self.table(ids) @ self.w
 
     program = narrows.capture(Net().eval(), (torch.arange(6).view(2, 3),))
-    uses = uses_of(program)
+    uses = layers_of(program)
     found = criteria.find("l1").score(program, uses["table.weight"][0], "outputs")
     assert np.allclose(found, program.weights["table.weight"].abs().sum(0).double(), rtol=1e-6)
     found = criteria.find("l1").score(program, uses["w"][0], "inputs")
@@ -106,7 +106,7 @@ def test_magnitude_of_an_embedding_and_a_product() -> None:
 
 
 def test_criteria_are_found_by_name_object_and_function(program: Program) -> None:
-    def last(program: Program, use: Use, side: str) -> Tensor:
+    def last(program: Program, use: Layer, side: str) -> Tensor:
         return -torch.arange(use.width(side)).double()
 
     assert criteria.find("l2").name == "l2"

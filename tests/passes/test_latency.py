@@ -18,6 +18,7 @@ from narrows.backends.onnx.staircase import StairTable
 from narrows.errors import PlanError
 from narrows.ir.compare import relative_error
 from narrows.ir.program import Program
+from narrows.ir.structure import structure_of
 from narrows.passes.base import TOLERANCE, Fidelity
 from narrows.passes.pipeline import Pipeline
 from narrows.passes.plans.latency import SLACK
@@ -25,7 +26,6 @@ from narrows.passes.plans.latency_model import LatencyModel
 from narrows.passes.plans.latency_search import Choice, WidthSearch, worth_of
 from narrows.passes.plans.mass import kept_mass, summing
 from narrows.passes.plans.plan import ChannelPlan
-from narrows.passes.plans.uses import uses_of
 from tests.networks import NETWORKS
 from tests.networks.registry import conv_bn, randomise
 
@@ -267,11 +267,13 @@ def test_depthwise_layers_have_no_mass():
 
 
 def model_of(program: Program, table: StairTable) -> tuple[LatencyModel, list[Choice]]:
-    couplings = program.couplings()
+    structure = structure_of(program)
     choices = [
-        Choice(i, np.linspace(1, 2, c.width), 1) for i, c in enumerate(couplings) if not c.barrier
+        Choice(i, np.linspace(1, 2, c.width), 1)
+        for i, c in enumerate(structure.ties)
+        if not c.barrier
     ]
-    return LatencyModel(program, uses_of(program), couplings, table), choices
+    return LatencyModel(program, structure, table), choices
 
 
 @pytest.mark.parametrize("block", [1, 16])

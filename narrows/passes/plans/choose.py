@@ -16,13 +16,13 @@ from narrows.errors import PlanError, PlanUsageError, suggest
 from narrows.ir.costfiles import load_costs
 from narrows.ir.costs import Costs
 from narrows.ir.program import Note, Program
+from narrows.ir.structure.layers import SIDES, layers_of
 from narrows.passes.plans import criteria
 from narrows.passes.plans.latency import Aim, aimed
 from narrows.passes.plans.options import Choosing
 from narrows.passes.plans.plan import ChannelPlan, refuse_nan
 from narrows.passes.plans.rank import Options, Ranking, Sides, hardly
 from narrows.passes.plans.take_back import take_back
-from narrows.passes.plans.uses import SIDES, uses_of
 from narrows.passes.plans.zeros import zeros_in
 
 CHOICES: dict[str, Sides] = {"input": ("inputs",), "output": ("outputs",), "both": SIDES}
@@ -51,24 +51,24 @@ def make_plan(
     costs = _costs(choosing)
     refuse_nan(program)
     plan = given = ChannelPlan.given(program, keep_inputs, keep_outputs)
-    uses = uses_of(program)
+    layers = layers_of(program)
     if choosing.zeros:
-        plan |= zeros_in(program, uses)
+        plan |= zeros_in(program, layers)
     options = Options(
-        criteria.find(choosing.criterion), _ratios(choosing.ratio, uses),
-        _globs(choosing.include, uses, "include"), _globs(choosing.exclude, uses, "exclude"),
+        criteria.find(choosing.criterion), _ratios(choosing.ratio, layers),
+        _globs(choosing.include, layers, "include"), _globs(choosing.exclude, layers, "exclude"),
         choosing.min_width, choosing.scope,
     )  # fmt: skip
     if choosing.latency is not None and costs is not None:
         aim = Aim(float(choosing.latency), costs, choosing.batch or 1)
-        made = aimed(program, uses, given, plan, options, aim)
+        made = aimed(program, given, plan, options, aim)
         return made.with_notes(*hardly(program, made, options))
     if choosing.ratio is None:
         if not plan.removed:
             why = "the plan removes nothing: no masks, no zeros, no ratio"
             plan = plan.with_notes(Note(program.name, "idle", why))
         return plan
-    chooser = Ranking(program, uses, given, plan, options)
+    chooser = Ranking(program, layers, given, plan, options)
     if choosing.constrained:
         plan |= chooser.chosen(chooser.coupled(program.couplings()), "constrained")
     else:
@@ -98,20 +98,20 @@ def _costs(choosing: Choosing) -> Costs | None:
 # ------------------------------------------------------------------ options
 
 
-def _ratios(ratio: Any, uses: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
+def _ratios(ratio: Any, layers: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
     if ratio is None:
         return ()
-    if not uses:
+    if not layers:
         raise PlanError(
             "a ratio has nothing to take channels from",
             why="the program has no layer with a weight: no convolution, linear layer or product",
         )
     given = ratio if isinstance(ratio, Mapping) else {"*": ratio}
-    _globs(tuple(given), uses, "ratio")
+    _globs(tuple(given), layers, "ratio")
     return tuple((glob, float(value)) for glob, value in given.items())
 
 
-def _globs(globs: str | Sequence[str], uses: Mapping[str, Any], option: str) -> tuple[str, ...]:
+def _globs(globs: str | Sequence[str], layers: Mapping[str, Any], option: str) -> tuple[str, ...]:
     """Return globs as a tuple; one that matches no layer's weight is a `PlanUsageError`."""
     if not isinstance(globs, Iterable):
         raise PlanUsageError(f"{option} takes globs on weight names, got {globs!r:.40}")
@@ -119,10 +119,10 @@ def _globs(globs: str | Sequence[str], uses: Mapping[str, Any], option: str) -> 
     for glob in globs:
         if not isinstance(glob, str):
             raise PlanUsageError(f"{option} takes globs on weight names, got {glob!r:.40}")
-        if not any(fnmatchcase(name, glob) for name in uses):
+        if not any(fnmatchcase(name, glob) for name in layers):
             raise PlanUsageError(
                 f"{option}: {glob!r} matches no weight of a layer",
-                hint=_nearest(glob, uses) or f"the layers' weights are {_some(uses)}",
+                hint=_nearest(glob, layers) or f"the layers' weights are {_some(layers)}",
             )
     return globs
 

@@ -15,9 +15,9 @@ import torch
 
 from narrows.errors import PlanError, PlanUsageError, suggest
 from narrows.ir.program import Program
-from narrows.passes.plans.uses import Use
+from narrows.ir.structure.layers import Layer
 
-Score = Callable[[Program, Use, str], Any]
+Score = Callable[[Program, Layer, str], Any]
 
 
 @runtime_checkable
@@ -29,7 +29,7 @@ class Criterion(Protocol):
         """What a plan's reasons and the command line call it."""
         ...
 
-    def score(self, program: Program, use: Use, side: str) -> np.ndarray:
+    def score(self, program: Program, use: Layer, side: str) -> np.ndarray:
         """Return a float64 per channel of ``use`` on ``side``: ``inputs`` or ``outputs``."""
         ...
 
@@ -41,7 +41,7 @@ class Magnitude:
     name: str
     power: int
 
-    def score(self, program: Program, use: Use, side: str) -> np.ndarray:
+    def score(self, program: Program, use: Layer, side: str) -> np.ndarray:
         """Return the magnitudes; biases and norms do not count."""
         if use.contraction is not None:
             blocks = use.contraction.blocks
@@ -59,7 +59,7 @@ class Function:
     name: str
     function: Score
 
-    def score(self, program: Program, use: Use, side: str) -> np.ndarray:
+    def score(self, program: Program, use: Layer, side: str) -> np.ndarray:
         """Return what the function returns."""
         return self.function(program, use, side)
 
@@ -73,14 +73,14 @@ class Remembered:
     """
 
     criterion: Criterion
-    _known: dict[tuple[Use, str], Any] = field(default_factory=dict)
+    _known: dict[tuple[Layer, str], Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         """The criterion's name."""
         return self.criterion.name
 
-    def score(self, program: Program, use: Use, side: str) -> np.ndarray:
+    def score(self, program: Program, use: Layer, side: str) -> np.ndarray:
         """Return what the criterion returned the first time."""
         if (use, side) not in self._known:
             self._known[use, side] = self.criterion.score(program, use, side)
@@ -125,7 +125,7 @@ def find(criterion: Any) -> Criterion:
     )
 
 
-def scores(criterion: Criterion, program: Program, use: Use, side: str) -> np.ndarray:
+def scores(criterion: Criterion, program: Program, use: Layer, side: str) -> np.ndarray:
     """Return a criterion's scores, checked: one per channel, float64, no NaN."""
     given = criterion.score(program, use, side)
     if isinstance(given, torch.Tensor):

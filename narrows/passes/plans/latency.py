@@ -11,7 +11,7 @@ was asked for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -20,13 +20,13 @@ from narrows.errors import PlanError
 from narrows.ir.costs import Costs
 from narrows.ir.graph import without_collection
 from narrows.ir.program import Note, Program
+from narrows.ir.structure import structure_of
 from narrows.passes.plans import criteria
 from narrows.passes.plans.latency_model import LatencyModel
 from narrows.passes.plans.latency_search import Choice, WidthSearch
 from narrows.passes.plans.mass import kept_mass, shares, sums
 from narrows.passes.plans.plan import ChannelPlan
 from narrows.passes.plans.rank import Candidate, Options, Part, Ranking
-from narrows.passes.plans.uses import Use
 from narrows.passes.pruning.form import emit
 from narrows.passes.pruning.stages import fastest, order
 
@@ -57,7 +57,6 @@ class Aim:
 
 def aimed(
     program: Program,
-    uses: Mapping[str, tuple[Use, ...]],
     given: ChannelPlan,
     plan: ChannelPlan,
     options: Options,
@@ -67,7 +66,6 @@ def aimed(
 
     Args:
         program: The program.
-        uses: Its layers.
         given: Explicit masks; the couplings that they touch are left alone.
         plan: These and what is zero anyway.
         options: The criterion and which couplings may lose channels.
@@ -78,14 +76,14 @@ def aimed(
             which one can.
     """
     options = replace(options, criterion=criteria.Remembered(options.criterion))
-    couplings = program.couplings()
-    ranking = ByShare(program, uses, given, plan, options)
-    candidates = ranking.coupled(couplings)
-    number = {id(c): i for i, c in enumerate(couplings)}
+    structure = structure_of(program)
+    ranking = ByShare(program, structure.layers, given, plan, options)
+    candidates = ranking.coupled(structure.ties)
+    number = {id(c): i for i, c in enumerate(structure.ties)}
     choices = [Choice(number[id(c.coupling)], c.scores, options.min_width) for c in candidates]
     if aim.share < 1:
         ranking.refuse_none(candidates)
-    model = LatencyModel(program, uses, couplings, aim.costs, aim.batch)
+    model = LatencyModel(program, structure, aim.costs, aim.batch)
     trials = Trials(aim, ranking, candidates, WidthSearch(model, choices))
     best = trials.run()
     return best.plan.with_notes(*_notes(program, best, trials, options))

@@ -16,15 +16,11 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from narrows.ir.costs import Costs, OpCost
-from narrows.ir.couplings import Coupling
 from narrows.ir.meta import shape_of
 from narrows.ir.program import Program
+from narrows.ir.structure import Holds, Structure
 from narrows.ir.work import CONVOLUTIONS, ONE_WIDTH, TWO_WIDTHS, Work
 from narrows.passes.plans.mass import sums
-from narrows.passes.plans.uses import Use
-
-# Couplings by their number, each with how many channels of a tensor one of its channels is.
-Holds = tuple[tuple[int, int], ...]
 
 
 @dataclass
@@ -78,29 +74,27 @@ class LatencyModel:
     def __init__(
         self,
         program: Program,
-        uses: Mapping[str, tuple[Use, ...]],
-        couplings: Sequence[Coupling],
+        structure: Structure,
         costs: Costs,
         batch: int = 1,
     ) -> None:
         self.costs = costs
-        self.widths = [c.width for c in couplings]
-        self.nodes: list[list[tuple[int, int, int]]] = [[] for _ in couplings]
+        self.widths = [tie.width for tie in structure.ties]
+        self.nodes: list[list[tuple[int, int, int]]] = [[] for _ in structure.ties]
         self.fixed = 0.0
         self._nodes: list[_Node] = []
-        self._each: list[set[int]] = [set() for _ in couplings]
-        holds, members = _held(couplings), _members(couplings)
+        self._each: list[set[int]] = [set() for _ in structure.ties]
         places = {node.name: node for node in program.graph.nodes}
-        layers = {u.node.name: u for found in uses.values() for u in found}
         for cost in costs.account(program, batch):
-            made = holds.get(cost.node, ())
-            use = layers.get(cost.node)
+            made = structure.held.get(cost.node, ())
+            layer = structure.layer_at.get(cost.node)
             read = made
-            if use is not None:
-                made = members.get((use.weight, use.out_axis, "out"), made)
-                read = members.get((use.weight, use.in_axis, "in"), ()) if sums(use) else made
+            if layer is not None:
+                along = structure.along(layer, "outputs")
+                made = made if along is None else along
+                read = (structure.along(layer, "inputs") or ()) if sums(layer) else made
             elif cost.work is not None:
-                read = made or _operands(places[cost.node], holds)
+                read = made or _operands(places[cost.node], structure.held)
             self._add(cost, read, made)
         self.steps = [self._step(each) for each in self._each]
 
@@ -181,26 +175,7 @@ class LatencyModel:
         return self.costs.again(cost, _resized(work, reads, makes)) + layout
 
 
-# ---------------------------------------------------------------------- what holds what
-
-
-def _held(couplings: Sequence[Coupling]) -> dict[str, Holds]:
-    """Return per node the couplings that its tensor holds."""
-    found: dict[str, list[tuple[int, int]]] = {}
-    for number, coupling in enumerate(couplings):
-        for node in dict.fromkeys(coupling.nodes):
-            found.setdefault(node, []).append((number, 1))
-    return {node: tuple(holds) for node, holds in found.items()}
-
-
-def _members(couplings: Sequence[Coupling]) -> dict[tuple[str, int, str], Holds]:
-    """Return per weight axis and role the couplings that it follows."""
-    found: dict[tuple[str, int, str], dict[int, int]] = {}
-    for number, coupling in enumerate(couplings):
-        for member in coupling.members:
-            key = member.weight, member.axis, member.role
-            found.setdefault(key, {})[number] = member.positions.shape[1]
-    return {key: tuple(holds.items()) for key, holds in found.items()}
+# ---------------------------------------------------------------------- widths
 
 
 def _operands(node: fx.Node, holds: Mapping[str, Holds]) -> Holds:

@@ -25,7 +25,7 @@ from narrows.ir.ops.args import arguments, call, changed, first_tensor, is_tenso
 from narrows.ir.ops.join import Join
 from narrows.ir.ops.layout import Layout
 from narrows.ir.program import Draft, Program
-from narrows.passes.plans.uses import Use, positions
+from narrows.ir.structure.layers import Layer, positions
 
 Ints = tuple[int, ...]
 Zero = Callable[[Tensor], Tensor]
@@ -79,7 +79,7 @@ class Edits:
 class Mask:
     """The channels of one use that count as zero."""
 
-    use: Use
+    use: Layer
     inputs: Ints = ()
     outputs: Ints = ()
 
@@ -139,7 +139,7 @@ def _collect(edits: Edits, mask: Mask) -> None:
         _mask_bias(edits, use, outputs)
 
 
-def _zero_weight(use: Use, inputs: Ints, outputs: Ints) -> Zero:
+def _zero_weight(use: Layer, inputs: Ints, outputs: Ints) -> Zero:
     grouped, other = (use.in_axis, use.out_axis) if use.transposed else (use.out_axis, use.in_axis)
     split, held = (inputs, outputs) if use.transposed else (outputs, inputs)
     if use.groups == 1 and grouped > other >= 0:
@@ -176,7 +176,7 @@ def _zero_axis(axis: int, dead: Sequence[int]) -> Zero:
     return lambda data: data.index_fill(axis, torch.tensor(dead), 0)
 
 
-def _mask_bias(edits: Edits, use: Use, outputs: Ints) -> None:
+def _mask_bias(edits: Edits, use: Layer, outputs: Ints) -> None:
     bias = use.bias
     assert bias is not None
     if bias.op == "get_attr":
@@ -190,7 +190,7 @@ def _mask_bias(edits: Edits, use: Use, outputs: Ints) -> None:
         edits.biases[use.node, use.bias_argument] = keep
 
 
-def followers(use: Use) -> tuple[list[tuple[fx.Node, Tensor]], bool]:
+def followers(use: Layer) -> tuple[list[tuple[fx.Node, Tensor]], bool]:
     """Return the norms that read what a use makes, and whether anything else reads it.
 
     Layout operators in between are looked through. Each norm comes with the channel that every

@@ -13,23 +13,23 @@ import numpy as np
 
 from narrows.errors import PlanError, PlanUsageError, suggest
 from narrows.ir.program import Program
+from narrows.ir.structure.layers import Layer, layers_of
 from narrows.passes.plans import criteria
 from narrows.passes.plans.criteria import Criterion
 from narrows.passes.plans.plan import ChannelPlan
-from narrows.passes.plans.uses import Use, uses_of
 
 
-def summing(program: Program) -> dict[str, Use]:
+def summing(program: Program) -> dict[str, Layer]:
     """Return the layers that sum over several channels: per weight its first such use."""
     found = {}
-    for name, uses in uses_of(program).items():
+    for name, uses in layers_of(program).items():
         first = next((u for u in uses if sums(u)), None)
         if first is not None:
             found[name] = first
     return found
 
 
-def sums(use: Use) -> bool:
+def sums(use: Layer) -> bool:
     """Whether a layer sums over several channels for each one that it makes."""
     return use.inputs > use.groups
 

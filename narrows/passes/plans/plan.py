@@ -25,10 +25,11 @@ from narrows.errors import PlanError, PlanUsageError
 from narrows.files.writing import as_path
 from narrows.ir.meta import op_name, shape_of
 from narrows.ir.program import Note, Program
+from narrows.ir.structure.layers import SIDES, Layer, layers_of
 from narrows.ir.views import VIEWS
 from narrows.passes.plans import planfile
 from narrows.passes.plans.masking import Mask, mask_program, split_masks
-from narrows.passes.plans.uses import SIDES, Use, find_uses, uses_of
+from narrows.passes.plans.naming import find_layers
 from narrows.version import VERSION
 
 Keep = tuple[int, ...]
@@ -93,13 +94,13 @@ class ChannelPlan:
         Raises:
             PlanError: A weight is unknown or takes no mask, or a mask does not fit it.
         """
-        uses = uses_of(program)
+        uses = layers_of(program)
         keeps: dict[str, dict[str, Keep]] = {side: {} for side in SIDES}
         widths: dict[str, list[int]] = {}
         notes = []
         for side, masks in zip(SIDES, (keep_inputs, keep_outputs), strict=True):
             for weight, mask in _items(masks, side):
-                found = find_uses(program, uses, weight, side)
+                found = find_layers(program, uses, weight, side)
                 name = found[0].weight
                 if name in keeps[side]:
                     raise PlanUsageError(
@@ -190,11 +191,11 @@ class ChannelPlan:
                 f"a plan is for a Program, got {type(program).__name__}",
                 hint="narrows.capture(model, inputs) makes one",
             )
-        uses = uses_of(program)
-        dead: dict[Use, dict[str, Keep]] = {}
+        uses = layers_of(program)
+        dead: dict[Layer, dict[str, Keep]] = {}
         for at, side in enumerate(SIDES):
             for weight, keep in getattr(self, side).items():
-                found = find_uses(program, uses, weight, side)
+                found = find_layers(program, uses, weight, side)
                 width = self.widths[weight][at] if weight in self.widths else found[0].width(side)
                 own = [u for u in found if u.width(side) == width]
                 if not own:
@@ -286,7 +287,7 @@ def listed(mask: Any, weight: str) -> list[bool] | list[int]:
     return values
 
 
-def fitting_width(values: Sequence[Any], uses: Sequence[Use], side: str) -> int:
+def fitting_width(values: Sequence[Any], uses: Sequence[Layer], side: str) -> int:
     """Return the width a mask is for: its length where a use has that, else the first use's."""
     widths = [u.width(side) for u in uses]
     masked = values and isinstance(values[0], bool)

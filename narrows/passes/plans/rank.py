@@ -18,10 +18,10 @@ from narrows.errors import PlanError
 from narrows.ir.couplings import Coupling, Member
 from narrows.ir.ops.args import is_tensor
 from narrows.ir.program import Note, Program
+from narrows.ir.structure.layers import SIDES, Layer
 from narrows.passes.plans import criteria
 from narrows.passes.plans.criteria import Criterion
 from narrows.passes.plans.plan import ChannelPlan
-from narrows.passes.plans.uses import SIDES, Use
 
 Sides = tuple[str, ...]
 
@@ -53,7 +53,7 @@ class Part:
         own: The layer's own channels, ``[width, channels each]``.
     """
 
-    use: Use
+    use: Layer
     side: str
     own: np.ndarray
 
@@ -83,12 +83,12 @@ class Ranking:
     def __init__(
         self,
         program: Program,
-        uses: Mapping[str, tuple[Use, ...]],
+        layers: Mapping[str, tuple[Layer, ...]],
         given: ChannelPlan,
         plan: ChannelPlan,
         options: Options,
     ) -> None:
-        self.program, self.uses, self.options = program, uses, options
+        self.program, self.layers, self.options = program, layers, options
         self.given, self.plan = given, plan
         self.notes: list[Note] = []
         self.skipped: list[str] = []
@@ -97,17 +97,17 @@ class Ranking:
 
     def single(self, sides: Sides) -> list[Candidate]:
         """Return every layer's sides, each for itself."""
-        nodes = {u.node for uses in self.uses.values() for u in uses}
+        nodes = {u.node for layers in self.layers.values() for u in layers}
         own_input, own_output = _from_inputs(self.program, nodes), _to_outputs(self.program, nodes)
         found = []
-        for name, uses in self.uses.items():
-            first = next((u for u in uses if u.contraction is not None), uses[0])
+        for name, layers in self.layers.items():
+            first = next((u for u in layers if u.contraction is not None), layers[0])
             for side in sides:
                 if not first.width(side):
                     continue
-                if side == "inputs" and any(u.x in own_input for u in uses):
+                if side == "inputs" and any(u.x in own_input for u in layers):
                     self.skipped.append(f"{name}: it reads the model's input")
-                elif side == "outputs" and any(u.node in own_output for u in uses):
+                elif side == "outputs" and any(u.node in own_output for u in layers):
                     self.skipped.append(f"{name}: it makes the model's output")
                 else:
                     channels = np.arange(first.width(side))[:, None]
@@ -129,18 +129,13 @@ class Ranking:
 
     def part(self, member: Member) -> Part | None:
         """Return what a coupling's member is to a layer; ``None`` if a plan has no word for it."""
-        uses = sorted(self.uses.get(member.weight, ()), key=lambda u: u.contraction is None)
-        if not uses or member.role == "with":
+        layers = sorted(self.layers.get(member.weight, ()), key=lambda u: u.contraction is None)
+        if not layers or member.role == "with":
             return None
-        use, side = uses[0], "inputs" if member.role == "in" else "outputs"
-        if member.axis != (use.in_axis if member.role == "in" else use.out_axis):
+        layer, side = layers[0], "inputs" if member.role == "in" else "outputs"
+        if member.axis != layer.axis(side):
             return None
-        own = member.positions
-        split = side == ("inputs" if use.transposed else "outputs")  # the axis runs over all groups
-        if use.groups > 1 and not split:
-            each = use.width(side) // use.groups
-            own = (own[:, None] + each * np.arange(use.groups)[:, None]).reshape(len(own), -1)
-        return Part(use, side, own)
+        return Part(layer, side, layer.channels(side, member.positions))
 
     def candidate(
         self, parts: list[Part], label: str, coupling: Coupling | None = None
@@ -265,7 +260,7 @@ class Ranking:
         keeps: dict[str, dict[str, tuple[int, ...]]] = {side: {} for side in SIDES}
         widths: dict[str, tuple[int, int]] = {}
         for (name, side), lost in dropped.items():
-            use = min(self.uses[name], key=lambda u: u.contraction is None)
+            use = min(self.layers[name], key=lambda u: u.contraction is None)
             keeps[side][name] = tuple(i for i in range(use.width(side)) if i not in lost)
             widths[name] = (use.inputs, use.outputs)
         return ChannelPlan(

@@ -1,33 +1,43 @@
 """What a person is told where masked channels remain, and where nothing of the inputs does.
 
-A channel that a plan masks may have to stay, as zeros, for what shares its place: the model's
-output, an input that is joined to it. The rewriter needs no decision for that, so it notes nothing;
-`remaining` compares the plan with what came out.
+A channel that a plan masks may have to stay for what else needs it or shares its place: the
+model's output, an input that is joined to it, a norm's statistics. `remaining` compares the plan
+with what came out, weight by weight and side by side, and says what holds the rest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from torch import fx
 
 from narrows.ir.channels import Facts, analyse
-from narrows.ir.labels import Value
+from narrows.ir.labels import Bools, Ints, Value
+from narrows.ir.liveness import Demand
 from narrows.ir.meta import Meta
-from narrows.ir.ops import table
-from narrows.ir.ops.layout import Layout
 from narrows.ir.program import Note, Origin, Program, Pruning
-from narrows.ir.rewrite import facts_of
+from narrows.ir.rewrite import demand_of, facts_of
+from narrows.ir.structure.layers import SIDES, Layer, layers_of
+from narrows.passes.plans.holders import Holder, forced, holders, said, source_of
 from narrows.passes.plans.plan import ChannelPlan
-from narrows.passes.plans.uses import Use, uses_of
+
+# The reasons of notes that stand at a layer and count channels of one of its sides.
+OWN = {
+    "inputs": {"groups", "padding", "ragged", "shape", "shared"},
+    "outputs": {"groups", "output", "ragged", "shared"},
+}
 
 
 def remaining(
     program: Program, plan: ChannelPlan, result: Program, notes: Sequence[Note]
 ) -> Iterator[Note]:
-    """Yield which masked outputs are still made although no other note says why.
+    """Yield, per weight and side, how many masked channels are still there, and what holds them.
+
+    Nothing is said of a mask of which a note at the layer itself says that as many stay.
 
     Args:
         program: The program before it was pruned.
@@ -35,59 +45,149 @@ def remaining(
         result: The pruned program.
         notes: What there is to say already.
     """
-    uses = uses_of(program)
-    layers = {use.node for found in uses.values() for use in found}
-    names = {node.name for node in layers}
-    explained = {n.where for n in notes if n.channels}
-    # Of a layer that reads them, what it says of its own results explains nothing.
-    explained_later = {
-        n.where for n in notes if n.channels and (n.reason != "output" or n.where not in names)
-    }
-    for name, keep in plan.outputs.items():
-        if len(uses.get(name, ())) != 1 or name not in result.weights:
-            continue
-        (use,) = uses[name]
-        there = present(use, "outputs", result.origins.get(name))
-        count = 0 if there is None else len(np.setdiff1d(there, keep))
-        reached = _reached(use.node, layers) if count else []
-        unsaid = explained_later.isdisjoint(n.name for n in reached)
-        if count and use.node.name not in explained and unsaid:
-            stay = "1 masked output stays" if count == 1 else f"{count} masked outputs stay"
-            message = f"{stay}, as zeros: {_why(program, reached)}"
-            yield Note(use.node.name, "place", message, count, Meta(use.node).source)
+    yield from _Remains(program, plan, result, notes).notes()
 
 
-def _reached(node: fx.Node, layers: set[fx.Node]) -> list[fx.Node]:
-    """Return what reads a node's channels, up to the next layers and the outputs."""
-    found: dict[fx.Node, None] = {}
-    queue = [*node.users]
-    while queue:
-        user = queue.pop()
-        if user not in found:
-            found[user] = None
-            queue += [] if user in layers else user.users
-    return list(found)
+@dataclass(frozen=True, eq=False)
+class _Remains:
+    """A plan beside what came of it."""
 
+    program: Program
+    plan: ChannelPlan
+    result: Program
+    told: Sequence[Note]
 
-def _why(program: Program, reached: Sequence[fx.Node]) -> str:
-    ends = [*_joined(program, reached)]
-    if any(node.op == "output" for node in reached):
-        ends.insert(0, "the model's output holds them")
-    return " and ".join(ends) or "what reads them has a place for them"
+    @cached_property
+    def demand(self) -> Demand:
+        """The liveness of the masked program; that of the last rewrite if it was the only one."""
+        last = self.result.pruning
+        if last is not None and last.program.origins == self.program.origins:
+            return demand_of(last)
+        return demand_of(Pruning(*self.plan.split(self.program)))
 
+    @cached_property
+    def there(self) -> dict[str, list[Origin | None]]:
+        """Per weight of the first program, where its parts that are left come from."""
+        found: dict[str, list[Origin | None]] = {}
+        for name in self.result.weights:
+            origin = self.result.origins.get(name)
+            found.setdefault(name if origin is None else origin.name, []).append(origin)
+        return found
 
-def _joined(program: Program, reached: Sequence[fx.Node]) -> Iterator[str]:
-    """Yield which inputs of the model, as they are, meet the channels."""
-    for holder in program.placeholders:
-        moved = {holder}
-        for node in program.graph.nodes:
-            if isinstance(table.find(node), Layout) and moved & {*node.all_input_nodes}:
-                moved.add(node)
-        meets = (
-            n.name for n in program.graph.nodes if n in reached and moved & {*n.all_input_nodes}
+    def notes(self) -> Iterator[Note]:
+        """Yield a note per mask that leaves channels in place."""
+        for at, side in enumerate(SIDES):
+            for weight, keep in getattr(self.plan, side).items():
+                name = self.program.aliases.get(weight, weight)
+                uses = [u for u in layers_of(self.program).get(name, ()) if u.width(side)]
+                if weight in self.plan.widths:
+                    uses = [u for u in uses if u.width(side) == self.plan.widths[weight][at]]
+                if uses:
+                    yield from self._of(name, side, uses, keep)
+
+    def _of(
+        self, weight: str, side: str, uses: list[Layer], keep: tuple[int, ...]
+    ) -> Iterator[Note]:
+        gone = np.setdiff1d(np.arange(uses[0].width(side)), keep)
+        stay = np.intersect1d(gone, self._left(weight, uses[0], side)) if len(gone) else gone
+        if not len(stay) or any(self._is_told(u, side, len(stay)) for u in uses):
+            return
+        why, counted = self._why(weight, uses, side, stay)
+        message = f"{_went(len(gone), len(stay), side, weight)}: {why}"
+        first = uses[0].node
+        yield Note(first.name, "place", message, max(0, len(stay) - counted), Meta(first).source)
+
+    def _left(self, weight: str, use: Layer, side: str) -> Ints:
+        """Return the channels of a side that are left in any part of the weight."""
+        earlier = self.program.origins.get(weight)
+        parts = self.there.get(weight if earlier is None else earlier.name, ())
+        found = [left(use, side, _since(earlier, part)) for part in parts]
+        return np.unique(np.concatenate(found)) if found else np.zeros(0, dtype=np.int64)
+
+    def _is_told(self, use: Layer, side: str, count: int) -> bool:
+        return any(
+            n.where == use.node.name and n.reason in OWN[side] and n.channels >= count
+            for n in self.told
         )
-        if (first := next(meets, None)) is not None:
-            yield f"{first} joins the model's input {holder.name} to them"
+
+    # ------------------------------------------------------------------ why
+
+    @cached_property
+    def _noted(self) -> dict[str, str]:
+        """By node name the first reason of a note that channels stay there."""
+        return {n.where: n.reason for n in reversed(self.told) if n.channels}
+
+    def _why(self, weight: str, uses: list[Layer], side: str, stay: Ints) -> tuple[str, int]:
+        """Return what holds channels, and how many of them other notes count."""
+        if side == "inputs":
+            why = dict.fromkeys(self._why_inputs(u, stay) for u in uses)
+            return " and ".join(why), 0
+        found = dict.fromkeys(h for u in uses for h in self._holders(u, stay))
+        ordered = sorted(found, key=lambda h: h.node.op != "output")
+        why = dict.fromkeys(said(h, self.demand.facts, self._noted) for h in ordered)
+        places = {h.place for h in ordered}
+        counted = sum(n.channels for n in self.told if n.where in places)
+        if why:
+            return " and ".join(why), counted
+        if len(layers_of(self.program)[weight]) > 1:
+            return f"another use of {weight} needs them", counted
+        return "what reads them has a place for them", counted
+
+    def _why_inputs(self, use: Layer, stay: Ints) -> str:
+        """Return why a layer still reads inputs, as zeros."""
+        facts = self.demand.facts
+        node = facts.program.node(use.node.name)
+        name, found = node.name, facts.flows[node].facts
+        if name in self._noted:
+            return said(Holder(node, node), facts, self._noted)
+        if len(layers_of(self.program)[use.weight]) > 1:
+            return f"another use of {use.weight} needs them"
+        if isinstance(found, tuple):
+            columns = found[1]
+            others = np.delete(columns, stay, axis=1)
+            if np.isin(columns[:, stay], others).all():
+                return f"to {name} they are one channel with those that it keeps"
+        holder = None if use.x is None else self._source(use.x)
+        held = "" if holder is None else f": {said(holder, facts, self._noted)}"
+        return f"{name} reads all that its tensor holds{held}"
+
+    def _source(self, x: fx.Node) -> Holder | None:
+        facts = self.demand.facts
+        return source_of(facts, facts.program.node(x.name), self._noted)
+
+    def _holders(self, use: Layer, stay: Ints) -> list[Holder]:
+        """Return what holds outputs of a layer."""
+        facts = self.demand.facts
+        node = facts.program.node(use.node.name)
+        labels = _labels(facts, node, use.y_axis, stay)
+        if labels is None:
+            return []
+        found = holders(self.demand, node, labels)
+        needed = forced(facts, node, self._noted) if not found else None
+        return found if needed is None else [needed]
+
+
+def _went(masked: int, stay: int, side: str, weight: str) -> str:
+    """Return how a note begins of a mask of which so many channels stay."""
+    if masked == 1:
+        return f"the masked {side[:-1]} of {weight} stays"
+    if stay == masked:
+        return f"none of the {masked} masked {side} of {weight} goes"
+    verb = "stays" if stay == 1 else "stay"
+    return f"{masked - stay} of the {masked} masked {side} of {weight} went, {stay} {verb}"
+
+
+def _labels(facts: Facts, node: fx.Node, axis: int, channels: Ints) -> Bools | None:
+    """Return the labels of some channels along an axis of a node; ``None`` for a constant."""
+    value = facts.value(node)
+    if value.free:
+        return None
+    along = value.tensor.movedim(axis, 0)
+    rows = along.reshape(len(along), -1)
+    rows = rows.expand(value.shape[axis], -1) if len(rows) == 1 else rows
+    mask = np.zeros(value.count, dtype=bool)
+    mask[rows[channels.tolist()].flatten().numpy()] = True
+    return mask
 
 
 # ------------------------------------------------------------------ outputs without inputs
@@ -122,26 +222,53 @@ def _is_constant(facts: Facts, node: Any) -> bool:
 # ------------------------------------------------------------------ what a rewritten weight holds
 
 
-def present(use: Use, side: str, origin: Origin | None) -> np.ndarray | None:
+def present(use: Layer, side: str, origin: Origin | None) -> np.ndarray | None:
     """Return which channels of a side are in a rewritten weight; ``None`` if that is not plain."""
+    if origin is not None and 1 < use.groups != use.inputs:
+        return None
+    return left(use, side, origin)
+
+
+def left(use: Layer, side: str, origin: Origin | None) -> Ints:
+    """Return which channels of a side are in a rewritten weight, sorted.
+
+    Along one of its axes a weight in groups has the channels of all groups, one after another;
+    along the other those of one group, each entry of the first for the group that it is in.
+    """
     width = use.width(side)
     if origin is None:
         return np.arange(width)
-    axis = use.in_axis if side == "inputs" else use.out_axis
-    if use.groups > 1:
-        if use.groups != use.inputs:
-            return None
-        rows = _index(origin, use.out_axis)
-        if rows is None:
-            return np.arange(width)
-        return rows if side == "outputs" else np.unique(rows // (use.outputs // use.inputs))
-    found = _index(origin, axis)
-    return np.arange(width) if found is None else found
+    index = origin.index[use.axis(side)]
+    if use.spans_groups(side):
+        return np.arange(width) if index is None else _there(index)
+    other = "outputs" if side == "inputs" else "inputs"
+    each, lines = width // use.groups, use.width(other)
+    kept = origin.index[use.axis(other)]
+    group = np.arange(lines) if kept is None else np.array(kept)
+    group = np.where(group < 0, -1, group // (lines // use.groups))
+    if index and isinstance(index[0], tuple):
+        own = [g * each + np.array(i) for g, i in zip(group, index, strict=True) if g >= 0]
+        return _there(own)
+    local = np.arange(each) if index is None else _there(index)
+    return _there((np.unique(group[group >= 0])[:, None] * each + local).flatten())
 
 
-def _index(origin: Origin, axis: int) -> np.ndarray | None:
-    index = origin.index[axis]
-    if index is None:
-        return None
-    found = np.unique(np.array(index))
-    return found[found >= 0]  # what is not there is a channel of zeros that was added
+def _there(index: Any) -> Ints:
+    """Return the sorted indices of an axis; what is -1 is a channel of zeros that was added."""
+    rows = [np.atleast_1d(np.array(i, dtype=np.int64)) for i in index]
+    found = np.unique(np.concatenate(rows)) if rows else np.zeros(0, dtype=np.int64)
+    return found[found >= 0]
+
+
+def _since(earlier: Origin | None, now: Origin | None) -> Origin | None:
+    """Return where a weight came from in a program that earlier passes had sliced already."""
+    if earlier is None or now is None:
+        return now
+    index = []
+    for before, after in zip(earlier.index, now.index, strict=True):
+        if before is None or after is None:
+            index.append(after if before is None else None)
+            continue
+        place = {old: new for new, old in enumerate(before)}
+        index.append(tuple(place[i] for i in after if i in place))
+    return Origin(earlier.name, now.shape, tuple(index))

@@ -14,9 +14,9 @@ import numpy as np
 
 from narrows.ir.costs import Costs
 from narrows.ir.program import Note, Program
+from narrows.ir.structure.layers import layers_of
 from narrows.passes.plans.plan import ChannelPlan
 from narrows.passes.plans.remains import present
-from narrows.passes.plans.uses import uses_of
 from narrows.passes.pruning.form import emit
 from narrows.passes.pruning.stages import fastest
 
@@ -34,7 +34,7 @@ def take_back(program: Program, plan: ChannelPlan, costs: Costs, batch: int = 1)
         batch: The number of examples to choose for.
     """
     made = emit(fastest(program, plan, costs, batch, fill=True))
-    uses = uses_of(program)
+    uses = layers_of(program)
     keeps = {"inputs": dict(plan.inputs), "outputs": dict(plan.outputs)}
     count = 0
     for side, masks in keeps.items():

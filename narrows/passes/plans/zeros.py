@@ -10,12 +10,12 @@ import torch
 from narrows.ir.channels import Facts, analyse
 from narrows.ir.ops.contraction import used_columns
 from narrows.ir.program import Program
+from narrows.ir.structure.layers import Layer
 from narrows.passes.plans.masking import followers
 from narrows.passes.plans.plan import ChannelPlan, empty_note, fingerprint
-from narrows.passes.plans.uses import Use
 
 
-def zeros_in(program: Program, uses: Mapping[str, tuple[Use, ...]]) -> ChannelPlan:
+def zeros_in(program: Program, uses: Mapping[str, tuple[Layer, ...]]) -> ChannelPlan:
     """Return the plan of the channels whose weights, or whose contributions, are zero already."""
     facts = analyse(program)
     inputs: dict[str, tuple[int, ...]] = {}
@@ -43,7 +43,7 @@ def zeros_in(program: Program, uses: Mapping[str, tuple[Use, ...]]) -> ChannelPl
     )
 
 
-def _read(use: Use) -> np.ndarray:
+def _read(use: Layer) -> np.ndarray:
     """Return which inputs have a weight other than zero."""
     if use.contraction is None:
         return np.ones(0, dtype=bool)
@@ -51,7 +51,7 @@ def _read(use: Use) -> np.ndarray:
     return used_columns(use.contraction, rows).flatten()
 
 
-def _contributes(facts: Facts, use: Use) -> np.ndarray:
+def _contributes(facts: Facts, use: Layer) -> np.ndarray:
     """Return which outputs are not zero where a mask on them would make them zero."""
     if facts.value(use.node).free:
         return np.ones(use.outputs, dtype=bool)

@@ -1,7 +1,8 @@
-"""Where a program makes channels of a weight: what a channel plan can speak of.
+"""Layers: where a program makes channels of a weight, which a channel plan can speak of.
 
-A *use* is one node that contracts with a weight (convolution, linear layer, matrix product) or
-looks its rows up (embedding). Start at `uses_of`. It reads the graph alone, no weight's values.
+A *layer* is one node that contracts with a weight (convolution, linear layer, matrix product) or
+looks its rows up (embedding): one use of the weight, which may have several. Start at `layers_of`.
+It reads the graph alone, no weight's values.
 """
 
 from __future__ import annotations
@@ -10,16 +11,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 
-from narrows.errors import PlanUsageError, suggest
 from narrows.ir.channels import Facts
-from narrows.ir.labels import free
-from narrows.ir.meta import op_name, shape_of, where
+from narrows.ir.labels import Ints, free
+from narrows.ir.meta import shape_of
 from narrows.ir.ops import table
 from narrows.ir.ops.args import arguments, call, is_tensor
-from narrows.ir.ops.contract import Contract
 from narrows.ir.ops.contraction import Contraction
 from narrows.ir.ops.flow import Flow
 from narrows.ir.ops.layout import Layout
@@ -30,7 +30,7 @@ SIDES = ("inputs", "outputs")
 
 
 @dataclass(frozen=True, eq=False)
-class Use:
+class Layer:
     """One node that makes channels of a weight.
 
     Attributes:
@@ -74,20 +74,44 @@ class Use:
         """Return how many channels it has on a side, ``inputs`` or ``outputs``."""
         return self.inputs if side == "inputs" else self.outputs
 
+    def axis(self, side: str) -> int:
+        """Return the weight's axis of a side; -1 for the inputs of a lookup."""
+        return self.in_axis if side == "inputs" else self.out_axis
 
-def uses_of(program: Program) -> dict[str, tuple[Use, ...]]:
-    """Return every weight's uses by its name, both in execution order."""
-    return program.memo("uses", lambda: _uses_of(program))
+    def spans_groups(self, side: str) -> bool:
+        """Whether the weight's axis of a side has the channels of all groups, one after another.
+
+        Of a weight in several groups one axis does; along the other lie those of one group.
+        """
+        return self.groups == 1 or (side == "inputs") == self.transposed
+
+    def channels(self, side: str, positions: Ints) -> Ints:
+        """Return a side's channels at positions of its weight axis, in every group: ``[n, each]``.
+
+        Args:
+            side: The side.
+            positions: Positions of the axis, ``[n, each]``.
+        """
+        if self.spans_groups(side):
+            return positions
+        each = self.width(side) // self.groups
+        starts = each * np.arange(self.groups)[:, None]
+        return (positions[:, None] + starts).reshape(len(positions), -1)
 
 
-def _uses_of(program: Program) -> dict[str, tuple[Use, ...]]:
+def layers_of(program: Program) -> dict[str, tuple[Layer, ...]]:
+    """Return every weight's layers by its name, both in execution order."""
+    return program.memo("layers", lambda: _layers_of(program))
+
+
+def _layers_of(program: Program) -> dict[str, tuple[Layer, ...]]:
     facts = outline(program)
-    found: dict[str, list[Use]] = {}
+    found: dict[str, list[Layer]] = {}
     for node in program.graph.nodes:
-        use = _use(facts, node) if node.op == "call_function" else None
-        if use is not None:
-            found.setdefault(use.weight, []).append(use)
-    return {name: tuple(uses) for name, uses in found.items()}
+        layer = _layer(facts, node) if node.op == "call_function" else None
+        if layer is not None:
+            found.setdefault(layer.weight, []).append(layer)
+    return {name: tuple(layers) for name, layers in found.items()}
 
 
 def outline(program: Program) -> Facts:
@@ -109,7 +133,7 @@ def _is_free(node: fx.Node, known: Mapping[fx.Node, Flow]) -> bool:
     return any(n in known for n in read)
 
 
-def _use(facts: Facts, node: fx.Node) -> Use | None:
+def _layer(facts: Facts, node: fx.Node) -> Layer | None:
     c = table.contraction(facts, node)
     if c is None:
         return _lookup(facts, node)
@@ -117,7 +141,7 @@ def _use(facts: Facts, node: fx.Node) -> Use | None:
     axes = root_axes(facts.program, root, chain, (c.out_axis, c.in_axis))
     if axes is None:
         return None
-    return Use(
+    return Layer(
         weight=str(root.target), node=node, argument=c.names[1], chain=chain, inputs=c.inputs,
         outputs=c.outputs, out_axis=axes[0], in_axis=axes[1], groups=c.groups,
         transposed=c.transposed, y_axis=c.y_axis, bias=c.bias, bias_argument=c.names[2],
@@ -125,13 +149,13 @@ def _use(facts: Facts, node: fx.Node) -> Use | None:
     )  # fmt: skip
 
 
-def _lookup(facts: Facts, node: fx.Node) -> Use | None:
+def _lookup(facts: Facts, node: fx.Node) -> Layer | None:
     if not isinstance(table.find(node), Lookup):
         return None
     weight = arguments(node)["weight"]
     if weight.op != "get_attr":
         return None
-    return Use(
+    return Layer(
         weight=str(weight.target), node=node, argument="weight", chain=(), inputs=0,
         outputs=facts.program.tensor(weight).shape[1], out_axis=1, in_axis=-1, groups=1,
         transposed=False, y_axis=len(shape_of(node)) - 1, bias=None, bias_argument="",
@@ -179,43 +203,3 @@ def positions(shape: tuple[int, ...], axis: int) -> Tensor:
     """Return the channel of every element of a tensor of ``shape``, without storing one each."""
     view = [-1 if a == axis else 1 for a in range(len(shape))]
     return torch.arange(shape[axis]).view(view).expand(shape)
-
-
-# ------------------------------------------------------------------ finding by name
-
-
-def find_uses(
-    program: Program, uses: Mapping[str, tuple[Use, ...]], weight: str, side: str
-) -> tuple[Use, ...]:
-    """Return the uses of ``weight`` that have a ``side``, contractions before lookups.
-
-    `PlanUsageError` says why there are none.
-    """
-    name = program.aliases.get(weight, weight)
-    if name not in program.weights:
-        hint = suggest(weight, uses) or suggest(weight, [*program.weights, *program.aliases])
-        raise PlanUsageError(f"{program.name} has no weight {weight!r}", hint=hint)
-    found = [u for u in uses.get(name, ()) if u.width(side)]
-    if found:
-        return tuple(sorted(found, key=lambda u: u.contraction is None))
-    readers = program.users_of(name)
-    raise PlanUsageError(
-        f"{weight!r} takes no mask on its {side}",
-        where=where(readers[0]) if readers else "",
-        why=_why_not(program, readers, side),
-        hint="mask the weight of a convolution, a linear layer or a matrix product",
-    )
-
-
-def _why_not(program: Program, readers: list[fx.Node], side: str) -> str:
-    if not readers:
-        return "nothing reads it"
-    node = readers[0]
-    row = table.find(node)
-    if row is None:
-        return f"{op_name(node)} has no row in the op table and is a barrier"
-    if isinstance(row, Lookup):
-        return "a lookup sums over no channels"
-    if isinstance(row, Contract):
-        return f"{op_name(node)} reads another weight as its input, or one computed from inputs"
-    return f"{op_name(node)} makes no channels with it"
