@@ -39,9 +39,9 @@ CLASSES = {
     "QuantPlan": "activations bare codes fingerprint floats follow from_json levels load narrows "
     "notes offsets parts preparation record rounding save to_json weights with_notes",
     "Quantized": "fake passes plan prepared program report",
-    "Program": "aliases base buffers canonical copy couplings dynamic_batch examples flat_inputs "
+    "Program": "aliases buffers canonical copy couplings dynamic_batch examples flat_inputs "
     "folded graph history in_spec marks memo name node nodes notes origins out_spec output "
-    "parameter_count placeholders replace run_flat seal start state_dict stored tensor to "
+    "parameter_count placeholders pruning replace run_flat seal start state_dict stored tensor to "
     "to_module users_of weights with_weights",
 }
 ERRORS = {
