@@ -10,8 +10,10 @@ Each is named as ``"module:attribute"`` and imported when it is used.
 
 from __future__ import annotations
 
+import functools
 import importlib
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
@@ -42,7 +44,7 @@ class Registry:
         depend on the order of installation.
         """
         found = dict(self.builtin)
-        for entry in metadata.entry_points(group=self.group):
+        for entry in _entries(metadata.entry_points, self.group, tuple(sys.path)):
             other = found.get(entry.name)
             if other is not None and other != entry.value:
                 raise self.error(
@@ -72,3 +74,13 @@ class Registry:
             provider = self.providers()[name]
             raise self.error(f"the {self.kind} {name!r} of {provider} calls itself {called!r}")
         return found
+
+
+@functools.lru_cache
+def _entries(read: Callable[..., Any], group: str, path: tuple[str, ...]) -> tuple[Any, ...]:
+    """Return the entry points of a group of all that is installed on a path.
+
+    Reading what is installed takes milliseconds, and every compile asks several times.
+    """
+    del path  # it is what the answer depends on
+    return tuple(read(group=group))
