@@ -321,3 +321,13 @@ def fuzz_agree(a: float, b: float) -> None:
     from benchmarks.fuzz.judge import agree
 
     agree(torch.tensor([b]), torch.tensor([a]))
+
+
+def test_two_readers_of_what_is_ragged_ask_for_the_same() -> None:
+    """A shuffle that a pad and a join read, neither of which can do with what is left of it."""
+    steps = [["conv", 4, 0], ["shifted", 7, 0], ["pixel", 8, 3], ["shifted", 2, 6]]
+    line = json.dumps({"steps": steps, "head": "map", "size": [8, 8], "seed": 8418,
+                       "quantized": False, "mask": ["input", 912], "form": "none"})  # fmt: skip
+    graph, mask, form = from_line(line)
+    found = list(judge(graph, [Mask(NOTHING), mask], [form]))
+    assert {f.verdict for f in found} == {RIGHT}

@@ -62,8 +62,14 @@ def _settle(pruning: Pruning, rounds: int) -> tuple[Program, Demand]:
             if not rewriter.failures:
                 notes = (*demand.notes.values(), *extra.values(), *_barrier_notes(facts, demand))
                 return rewriter.finish(notes), demand
-            for failure in rewriter.failures:
-                _force(facts, demand, forced, failure, extra)
+            # One of them may be helped by what another asked for.
+            grew = [_force(facts, demand, forced, f, extra) for f in rewriter.failures]
+            if not any(grew):
+                raise PassError(
+                    "a node cannot be rewritten even with all its channels",
+                    where=where(rewriter.failures[0].node),
+                    hint="report this model, please",
+                )
         demand = Demand(facts, forced, columns)
     raise PassError(
         "pruning did not settle",
@@ -108,14 +114,15 @@ def _share(
 
 def _force(
     facts: Facts, demand: Demand, forced: dict[fx.Node, Bools], failure: RaggedError, notes: Any
-) -> None:
+) -> bool:
+    """Keep more of a node that fills no rectangle; whether there was more to keep."""
     node = failure.node
     value = facts.value(node) if isinstance(facts.flows[node].value, Value) else None
     if value is not None and failure.mask is not None:
         wider = evened(value, failure.mask)
         if _grow(forced, node, wider):
             _noted(notes, node, "ragged", int((wider & ~demand.needed(node)).sum()), _RAGGED)
-            return
+            return True
     grew = False
     targets = [node, *(r.operand for r in facts.flows[node].reads)]
     for target in targets:
@@ -127,11 +134,7 @@ def _force(
                 same = target is not node and grew and isinstance(table.find(node), Layout)
                 grew = True
                 _noted(notes, target, "ragged", 0 if same else missing, _RAGGED)
-    if not grew:
-        raise PassError(
-            "a node cannot be rewritten even with all its channels", where=where(node),
-            hint="report this model, please",
-        )  # fmt: skip
+    return grew
 
 
 def _grow(forced: dict[fx.Node, Bools], node: fx.Node, mask: Bools) -> bool:
