@@ -14,7 +14,8 @@ import numpy as np
 import onnx_ir
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 import narrows
 from narrows import api
@@ -427,3 +428,23 @@ def test_unknown_targets_and_options_are_refused(program: narrows.Program):
         narrows.lower(program, "onx")
     with pytest.raises(UsageError, match="has no option 'colour'"):
         narrows.lower(program, "onnx", colour=1)
+
+
+def test_whatever_acts_differently_in_training_follows_the_module() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.slope = nn.Linear(4, 64), nn.RReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.slope(self.first(x))
+            return F.dropout(F.rrelu(x, 0.1, 0.3), 0.5, training=self.training)
+
+    module = narrows.capture(Net().eval(), (torch.randn(3, 4),)).to_module()
+    x = torch.randn(3, 4)
+    assert torch.equal(module(x), module(x))
+    module.train()
+    slopes = [module(x) for _ in range(2)]
+    assert not torch.equal(*slopes)
+    low = [s[(s < 0) & (slopes[1 - i] < 0)] for i, s in enumerate(slopes)]
+    assert not torch.equal(*low)  # not only which are dropped: the slopes, too

@@ -146,7 +146,7 @@ def _check_operator(lifted: Lifted, node: fx.Node) -> None:
     given = {a.name: v for a, v in schema_args(node)}
     flag = training_flag(target)
     keeps_statistics = given.get("running_mean") is not None
-    training = target in _BATCH_STATISTICS or bool(flag is not None and given[flag])
+    training = target in _BATCH_STATISTICS or bool(flag is not None and given.get(flag))
     if training and keeps_statistics:  # with none kept, it is a plain function of its input
         raise CaptureError(
             "BatchNorm uses batch statistics and updates its running ones",

@@ -18,8 +18,7 @@ aten = torch.ops.aten
 Call = tuple[Any, tuple[Any, ...], dict[str, Any]] | None
 Rule = Callable[..., Call]
 
-# torch spells "to the end" with the largest int64.
-TO_THE_END = 2**63 - 1
+TO_THE_END = 2**63 - 1  # as torch spells it: the largest int64
 
 
 def renamed(target: Any) -> Rule:
@@ -31,8 +30,6 @@ def _with_number(target: Any) -> Rule:
     """Return the rule of an overload for a number where ``target`` takes a tensor or a number."""
 
     def rule(x: Any, other: Any, alpha: Any = 1) -> Call:
-        if not isinstance(other, int | float):
-            return None
         return target, (x, other), {} if alpha == 1 else {"alpha": alpha}
 
     return rule
@@ -60,7 +57,13 @@ def _last_two(rank: int) -> list[int]:
     return [*range(rank - 2), rank - 1, rank - 2]
 
 
+def _adjoint(x: Any) -> Call:
+    return None if val(x).is_complex() else _turned(_last_two)(x)
+
+
 def _narrow(x: Any, axis: int, start: Any, length: Any) -> Call:
+    if start == 0:  # the length may be computed, from the batch's size
+        return aten.slice.Tensor, (x, axis, 0, length), {}
     if not isinstance(start, int) or not isinstance(length, int):
         return None
     end = start + length
@@ -110,7 +113,7 @@ SPELLINGS: dict[Any, Rule] = {
     aten.numpy_T.default: _turned(lambda rank: range(rank)[::-1]),
     aten.t.default: _turned(lambda rank: range(rank)[::-1]),
     aten.mT.default: _turned(_last_two),
-    aten.adjoint.default: _turned(_last_two),
+    aten.adjoint.default: _adjoint,
     aten.narrow.default: _narrow,
     aten.narrow_copy.default: _narrow,
     aten.split_with_sizes.default: renamed(aten.split.sizes),

@@ -70,7 +70,9 @@ def fold(program: Program) -> tuple[Program, tuple[Fold, ...], tuple[Note, ...]]
         note = _obstacle(by_name[name])
         if note is None:
             layer = _fold(result, by_name[name])
-            folds.append(Fold(name, layer.name, str(arguments(layer)[_row(layer).bias].target)))
+            folds.append(
+                Fold(name, layer.name, str(arguments(layer)[layer_row(layer).bias].target))
+            )
         else:
             notes.append(note)
     if not folds:
@@ -153,7 +155,7 @@ def _named(nodes: Sequence[fx.Node]) -> str:
 def _fold(program: Draft, norm: fx.Node) -> fx.Node:
     """Fold ``norm`` into the layer before it, which is returned."""
     layer = arguments(norm)["input"]
-    row, given = _row(layer), arguments(layer)
+    row, given = layer_row(layer), arguments(layer)
     weight_node, bias_node = given[row.weight], given[row.bias]
     weight = program.tensor(weight_node)
     parts = parts_of(program, norm)
@@ -177,7 +179,8 @@ def _fold(program: Draft, norm: fx.Node) -> fx.Node:
     return layer
 
 
-def _row(layer: fx.Node) -> Contract:
+def layer_row(layer: fx.Node) -> Contract:
+    """Return the row of a layer that a norm folds into."""
     row = table.layer_of(layer)
     assert row is not None
     return row
@@ -226,7 +229,7 @@ def scaled(layer: fx.Node, weight: Tensor, scale: Tensor) -> Tensor:
     weight, rows = weight.detach(), len(weight)
     # [in, out / groups, ...]: the g-th block of input channels makes the g-th block of outputs.
     # Else every row is an output channel.
-    groups = arguments(layer).get("groups", 1) if _row(layer).out_axis else rows
+    groups = arguments(layer).get("groups", 1) if layer_row(layer).out_axis else rows
     factors = scale.view(groups, -1, *[1] * (weight.dim() - 2))
     step = max(1, BLOCK * rows // max(1, weight.numel()))
     made = torch.empty_like(weight)

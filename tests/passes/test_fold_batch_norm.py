@@ -15,6 +15,7 @@ from narrows.passes.base import TOLERANCE, Fidelity, PassResult
 from narrows.passes.fold_batch_norm import FoldBatchNorm
 from narrows.passes.instruments import Promises
 from narrows.passes.pipeline import Pipeline
+from narrows.passes.plans.unfold import unfolded
 from tests.builder import Builder, aten, ramp
 
 EXACT = TOLERANCE[Fidelity.EXACT][torch.float64]
@@ -239,6 +240,38 @@ def test_one_norm_that_stays_does_not_hold_up_another():
     result = fold(b.program(z, b.relu(y)))
     assert ops(result.program).count("batch_norm") == 1
     assert [n.where for n in result.notes] == ["norm1"]
+
+
+def added(**how: float) -> Program:
+    """Return ``norm(addmm(bias, x, weight))``, whose weight is [in, out]."""
+    b = Builder((5, 3), dtype=torch.float64)
+    shape = (5, 4) if how.pop("matrix", 0) else (4,)
+    double = torch.float64
+    bias = b.weight("b", ramp(*shape, dtype=double))
+    weight = b.weight("w", ramp(3, 4, dtype=double))
+    y = b.call(aten.addmm.default, bias, b.inputs[0], weight, **how)
+    norm = [
+        b.weight(name, ramp(4, dtype=double).abs() + 0.5)
+        for name in ("gain", "shift", "mean", "var")
+    ]
+    return b.program(b.call(aten.batch_norm.default, y, *norm, False, 0.1, 1e-5, True))
+
+
+def test_a_product_with_its_weight_the_other_way_round_takes_a_norm() -> None:
+    program = added()
+    result = fold(program).program
+    assert ops(result) == ["addmm"]
+    assert error(result, program) <= EXACT
+    back = unfolded(program, result)
+    assert ops(back) == ["addmm", "batch_norm"]
+    assert error(back, program) <= EXACT
+
+
+@pytest.mark.parametrize("how", [{"alpha": 2.0}, {"beta": 0.5}, {"matrix": 1}])
+def test_a_product_that_scales_its_terms_does_not(how: dict[str, float]) -> None:
+    result = fold(added(**how))
+    assert not result.changed
+    assert [n.reason for n in result.notes] == ["bias"]
 
 
 def test_a_folded_network_still_trains():

@@ -241,3 +241,25 @@ def test_a_layer_behind_a_barrier_ignores_what_its_mask_says(
     plan = narrows.plan(program, keep_inputs={"layer.weight": kept}, zeros=False)
     assert plan.inputs
     run(program, plan)
+
+
+def test_an_index_that_only_fills_a_place_stays_an_index() -> None:
+    """Groups are made equally wide with channels nobody reads; an index of those is still one."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.values, self.before = nn.Conv2d(1, 8, 1), nn.Conv2d(1, 8, 1, bias=False)
+            self.where, self.last = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 1, groups=2)
+            nn.init.ones_(self.before.weight)
+            # Each channel of its own input: from 2 to 0 with it, and 8 without.
+            self.where.weight = nn.Parameter(-6.0 * torch.eye(8)[:, :, None, None])
+            self.where.bias = nn.Parameter(torch.full((8,), 8.0))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.values(x).gather(3, self.where(self.before(x)).long()))
+
+    image = 1 + torch.rand(2, 1, 4, 4).double() / 3
+    program = narrows.capture(Net().double().eval(), (image,))
+    plan = narrows.plan(program, keep_inputs={"last.weight": [0, 1, 2, 3, 5]}, zeros=False)
+    run(program, plan)

@@ -17,8 +17,7 @@ from narrows.ir.program import Program
 
 Identity = Callable[[Program, fx.Node, dict[str, Any]], bool]
 
-# torch spells "to the end" with the largest int64.
-TO_THE_END = 2**62
+FAR = 2**62  # no axis is so long: torch spells "to the end" with the largest int64
 
 
 def always(program: Program, node: fx.Node, given: dict[str, Any]) -> bool:
@@ -56,7 +55,7 @@ def slices_all(program: Program, node: fx.Node, given: dict[str, Any]) -> bool:
     axis = given["dim"] % len(shape)
     if given["start"] not in (None, 0) or given["step"] != 1:
         return False
-    if end is None or (isinstance(end, int) and end >= TO_THE_END):
+    if end is None or (isinstance(end, int) and end >= FAR):
         return True
     return axis not in Meta(node).dynamic and isinstance(end, int) and end >= shape[axis]
 

@@ -15,13 +15,13 @@ from torch import fx
 
 from narrows.ir.held import Held
 from narrows.ir.labels import Value, broadcast, merge, unknown
-from narrows.ir.meta import shape_of
+from narrows.ir.meta import Meta, shape_of
 from narrows.ir.ops.args import arguments, first_tensor, is_tensor
 from narrows.ir.ops.barrier import barrier_flow
 from narrows.ir.ops.flow import Flow, Read
 from narrows.ir.ops.layout import carried, moved
 from narrows.ir.ops.mixing import Spatial
-from narrows.ir.ops.protocols import Builder, Channels
+from narrows.ir.ops.protocols import Builder, Channels, Needs
 from narrows.ir.ops.row import Row, Shared
 
 AT_RUN_TIME = "which channels it takes is computed at run time"
@@ -31,8 +31,21 @@ def _tensors(node: fx.Node) -> list[fx.Node]:
     return [n for n in node.all_input_nodes if is_tensor(n)]
 
 
+class Picking(Row):
+    """An operator whose first operand holds the elements, while the others say where they go."""
+
+    def demand(self, demand: Needs, node: fx.Node) -> None:
+        x = first_tensor(node)
+        need, valued = demand.needed(node), demand.valued(node)
+        for slot, read in enumerate(demand.facts.flows[node].reads):
+            count = demand.facts.value(read.operand).count
+            # An index that only filled a place could point beside the operand.
+            weighs = valued if read.operand is x else need
+            demand.require(node, slot, read.reached(need, count), read.reached(weighs, count))
+
+
 @dataclass(frozen=True, kw_only=True)
-class Gather(Row):
+class Gather(Picking):
     """``y[i, j, c] = x[i, index[i, j, c], c]``, or the like written into a copy of ``x`` (scatter).
 
     Attributes:
@@ -44,7 +57,6 @@ class Gather(Row):
     passes_on = True
     broadcasts = True
     work_kind: str = "gather"
-    any_width: bool = True
     axis: str = "dim"
     picks: bool = True
 
@@ -90,9 +102,8 @@ def _beside(shape: tuple[int, ...], axis: int) -> list[int]:
     return [size for a, size in enumerate(shape) if a != axis]
 
 
-class Guided(Row):
-    """An operator whose first operand keeps its channels while the others, whole, say where its
-    elements go."""
+class Guided(Picking):
+    """One whose first operand keeps its channels while the others are read whole."""
 
     def _guides(self, facts: Channels, first: fx.Node, node: fx.Node, count: int) -> list[Read]:
         """Return what each of ``count`` result channels reads of the others: all of it."""
@@ -130,6 +141,8 @@ class Indexed(Guided):
         given, x = arguments(node), first_tensor(node)
         if facts.is_free(x):
             return barrier_flow(facts, node, "it looks up rows of a weight")
+        if any(Meta(n).dtype in (torch.bool, torch.uint8) for n in _tensors(node) if n is not x):
+            return barrier_flow(facts, node, "how much it takes is computed at run time")
         source = facts.value(x)
         chosen = {axis for axis, index in enumerate(given["indices"]) if index is not None}
         if chosen & set(source.axes):

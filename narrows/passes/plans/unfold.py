@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from narrows.errors import PlanError
 from narrows.ir.ops.args import arguments
 from narrows.ir.program import Draft, Program
-from narrows.passes.fold_batch_norm import fold, parts_of, scaled
+from narrows.passes.fold_batch_norm import fold, layer_row, parts_of, scaled
 
 
 def unfolded(program: Program, folded: Program) -> Program:
@@ -50,7 +50,7 @@ class _Taker:
 
     def unfold(self, layer: fx.Node, norms: list[fx.Node], bias: Tensor) -> None:
         """Set the weights of a layer, and of the norms behind it, from those that hold both."""
-        given = arguments(layer)
+        row, given = layer_row(layer), arguments(layer)
         left, total = bias.detach().double(), torch.ones(bias.shape, dtype=torch.float64)
         for norm in reversed(norms):
             parts = parts_of(self.program, norm)
@@ -59,14 +59,14 @@ class _Taker:
                 parts = replace(parts, gain=torch.where(dead, parts.deviation, parts.gain))
                 self._set(arguments(norm)["weight"], parts.gain)
             total = total * parts.scale
-            if norm is norms[0] and given["bias"] is None:
+            if norm is norms[0] and given[row.bias] is None:
                 self._shift(norm, left, parts.mean, parts.scale)
             else:
                 left = (left - parts.shift) / parts.scale + parts.mean
-        weight = self.program.tensor(given["weight"])
-        self._set(given["weight"], scaled(layer, weight, 1 / total))
-        if given["bias"] is not None:
-            self._set(given["bias"], left)
+        weight = self.program.tensor(given[row.weight])
+        self._set(given[row.weight], scaled(layer, weight, 1 / total))
+        if given[row.bias] is not None:
+            self._set(given[row.bias], left)
 
     def _shift(self, norm: fx.Node, left: Tensor, mean: Tensor, scale: Tensor) -> None:
         """Let a norm behind a layer without a bias give ``left`` where the layer gives zero."""

@@ -49,8 +49,8 @@ class EqualizeChannels(Pass):
         facts = analyse(program)
         pairs = [
             (before, after)
-            for old, node in zip(program.graph.nodes, result.graph.nodes, strict=True)
-            if (before := _layer(node)) is not None and (after := _behind(facts, old, node))
+            for node in program.graph.nodes
+            if (before := _layer(node)) is not None and (after := _behind(facts, node))
         ]
         changed = False
         for _ in range(self.rounds):
@@ -65,23 +65,23 @@ def _layer(node: fx.Node) -> LayerWeights | None:
     return weights if weights is not None and weights.axis == 0 else None
 
 
-def _behind(facts: Facts, old: fx.Node, node: fx.Node) -> list[tuple[LayerWeights, bool]]:
+def _behind(facts: Facts, node: fx.Node) -> list[tuple[LayerWeights, bool]]:
     """Return the layers that a tensor's channels end in, each with whether it is depthwise.
 
-    Empty where a channel is also read otherwise. ``old`` is the node in the analysed program.
+    Empty where a channel is also read otherwise.
     """
     found: list[tuple[LayerWeights, bool]] = []
-    for before, user in zip(old.users, node.users, strict=True):
+    for user in node.users:
         if user.op != "call_function":
             return []
         layer = own_weights(user)
         if layer is not None:
-            kind = _reads_channels(facts, before, layer)
+            kind = _reads_channels(facts, user, layer)
             if not kind:
                 return []
             found.append((layer, kind == "depthwise"))
             continue
-        further = _behind(facts, before, user) if _keeps_channels(facts, before) else []
+        further = _behind(facts, user) if _keeps_channels(facts, user) else []
         if not further:
             return []
         found += further
