@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
@@ -44,7 +45,7 @@ class Registry:
         depend on the order of installation.
         """
         found = dict(self.builtin)
-        for entry in _entries(metadata.entry_points, self.group, tuple(sys.path)):
+        for entry in installed(self.group):
             other = found.get(entry.name)
             if other is not None and other != entry.value:
                 raise self.error(
@@ -76,11 +77,24 @@ class Registry:
         return found
 
 
-@functools.lru_cache
-def _entries(read: Callable[..., Any], group: str, path: tuple[str, ...]) -> tuple[Any, ...]:
-    """Return the entry points of a group of all that is installed on a path.
+def installed(group: str) -> tuple[metadata.EntryPoint, ...]:
+    """Return the entry points of a group of all that is installed.
 
-    Reading what is installed takes milliseconds, and every compile asks several times.
+    To read what is installed takes milliseconds, and every compile asks several times, so it is
+    read again only where another folder is searched for packages, or one came or went in one.
     """
-    del path  # it is what the answer depends on
-    return tuple(read(group=group))
+    return _read(group, tuple((place, _changed(place)) for place in sys.path))
+
+
+@functools.lru_cache
+def _read(group: str, places: tuple[tuple[str, int], ...]) -> tuple[metadata.EntryPoint, ...]:
+    del places  # they are what the answer depends on
+    return tuple(metadata.entry_points(group=group))
+
+
+def _changed(place: str) -> int:
+    """Return when a folder's list of files last changed, in nanoseconds; 0 where there is none."""
+    try:
+        return os.stat(place or os.curdir).st_mtime_ns
+    except OSError:
+        return 0

@@ -96,7 +96,7 @@ def enter(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Return what adds an entry point for every group."""
 
     def add(name: str, value: str) -> None:
-        monkeypatch.setattr(registry.metadata, "entry_points", lambda group: [Entry(name, value)])
+        monkeypatch.setattr(registry, "installed", lambda group: [Entry(name, value)])
 
     return add
 

@@ -172,7 +172,7 @@ def test_a_file_is_read_by_the_class_that_an_entry_point_names(
     program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entry = metadata.EntryPoint("made up", f"{__name__}:Flat", "narrows.costs")
-    monkeypatch.setattr(registry.metadata, "entry_points", lambda group: [entry])
+    monkeypatch.setattr(registry, "installed", lambda group: [entry])
     (tmp_path / "flat.json").write_text(json.dumps({"name": "made up", "byte": 1e-6}))
     assert load_costs(tmp_path / "flat.json") == Flat(byte=1e-6)
     passes = f"prune-channels, legalize-reads{{costs={tmp_path / 'flat.json'}}}, align-channels"

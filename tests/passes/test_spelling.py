@@ -150,7 +150,7 @@ class Entry:
 
 
 def with_entries(monkeypatch: pytest.MonkeyPatch, *entries: Entry) -> None:
-    monkeypatch.setattr(registry.metadata, "entry_points", lambda group: list(entries))
+    monkeypatch.setattr(registry, "installed", lambda group: list(entries))
 
 
 def test_a_pass_from_outside_is_found(monkeypatch: pytest.MonkeyPatch):
