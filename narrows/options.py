@@ -168,6 +168,14 @@ def _plain(value: Any) -> Any:
     return f"<{type(value).__name__}>"
 
 
+def check_truths(options: Any, error: type[UsageError] = UsageError) -> None:
+    """Raise unless options whose default is a truth value are one: ``"no"`` would count as yes."""
+    for f in dataclasses.fields(options):
+        value = getattr(options, f.name)
+        if isinstance(f.default, bool) and not isinstance(value, bool):
+            raise error(f"{f.name} is True or False, got {value!r}")
+
+
 # ------------------------------------------------------------------ reading what a flag says
 
 

@@ -11,15 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 import narrows
 from narrows.backends import target_names, target_type
 from narrows.cli.flags import add_flags, given
 from narrows.cli.parser import build_parser, parse
 from narrows.errors import UsageError
+from narrows.ir.program import Program
 from narrows.options import first_sentence, flags_of, from_json, option, texts_of, to_json, whole
 from narrows.passes.plans.options import Choosing
 from narrows.passes.quant.options import Quantization, WeightOnly
+from narrows.passes.quant.plan import QuantPlan
 
 # The options, the function that takes them, and the commands that have their flags.
 OWNERS: list[tuple[Any, Any, tuple[str, ...]]] = [
@@ -220,3 +224,86 @@ def test_what_lives_in_memory_has_a_name_in_json():
     assert to_json(Sample(kept=Path("a") / "b"))["kept"] == "a/b"
     with pytest.raises(UsageError, match=r"(?s)sample has no option 'sise'.*mean 'size'"):
         from_json(Sample, {"sise": 1}, "sample")
+
+
+# ------------------------------------------------------------------ what has no effect, or is none
+
+
+@pytest.mark.parametrize("cls", [c for c, _, _ in OWNERS])
+def test_a_truth_value_is_one(cls: Any):
+    for field in dataclasses.fields(cls):
+        if isinstance(field.default, bool):
+            with pytest.raises(UsageError, match=f"{field.name} is True or False, got 'no'"):
+                cls(**{field.name: "no"})
+
+
+@pytest.mark.parametrize(
+    ("cls", "given", "message"),
+    [
+        (Quantization, {"percentile": True, "method": "percentile"}, "percentile lies above 0"),
+        (Quantization, {"checkpoint": 5, "method": "rapq"}, "checkpoint is the path of a file"),
+        (WeightOnly, {"groups": ["input"]}, "groups is input, output, auto, got"),
+    ],
+)
+def test_a_value_of_another_type_is_refused(cls: Any, given: dict[str, Any], message: str):
+    with pytest.raises(UsageError, match=message):
+        cls(**given)
+
+
+NET = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+X = torch.randn(2, 3, 8, 8)
+
+
+@pytest.fixture(scope="module")
+def program() -> Program:
+    return narrows.capture(NET, (X,))
+
+
+@pytest.fixture(scope="module")
+def grids(program: Program) -> QuantPlan:
+    return narrows.quantize(program, [X]).plan
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"weights": 4}, {"activations": 7}, {"method": "minmax"}, {"skip": ["head"]},
+        {"strict": True}, {"equalize": True}, {"calibration": [X]},
+    ],
+    ids=lambda given: next(iter(given)),
+)  # fmt: skip
+def test_nothing_counts_beside_a_plan_of_grids(program: Program, grids: QuantPlan, given: Any):
+    told = f"{next(iter(given))} would have no effect beside a plan"
+    with pytest.raises(UsageError, match=told):
+        narrows.quantize(program, plan=grids, **given)
+    with pytest.raises(UsageError, match=told):
+        narrows.compile(NET, X, quantize={"plan": grids, **given}, check=False)
+
+
+def test_a_plan_that_says_nothing_of_its_preparation_leaves_that_open(
+    program: Program, grids: QuantPlan
+):
+    older = dataclasses.replace(grids, preparation=None, record=None)
+    narrows.quantize(program, plan=older, activations=8, equalize=True)
+    with pytest.raises(UsageError, match="strict would have no effect"):
+        narrows.quantize(program, plan=older, strict=True)
+
+
+def test_a_batch_counts_where_there_are_costs(program: Program):
+    with pytest.raises(UsageError, match="batch is a whole number of at least 1, got 0"):
+        narrows.apply(program, target="onnx", batch=0)
+    with pytest.raises(UsageError, match="batch is a whole number of at least 1, got 0"):
+        narrows.compile(NET, X, batch=0)
+    with pytest.raises(UsageError, match="batch has no effect without costs"):
+        narrows.plan(program, ratio=0.5, batch=4)
+    with pytest.raises(UsageError, match="batch would have no effect with a target that has no"):
+        narrows.apply(program, target="c", batch=4)
+
+
+@pytest.mark.parametrize(
+    ("aim", "hint"), [("ratio", "a ratio without a target, or"), ("latency", "a ratio, or")]
+)
+def test_a_target_without_costs_says_what_else_there_is(program: Program, aim: str, hint: str):
+    with pytest.raises(UsageError, match="'c' has no cost table") as caught:
+        narrows.plan(program, target="c", **{aim: 0.5})
+    assert caught.value.hint.startswith(f"plan with {hint} give costs")

@@ -200,10 +200,17 @@ def _passes(program: Program, plan: PlanLike, target: Any, batch: Any, pipeline:
     if batch is not None and target is None:
         raise UsageError("batch would have no effect without a target", hint='target="onnx"')
     if isinstance(plan, Mapping):
-        batch = batch or plan.get("batch")
+        batch = plan.get("batch") if batch is None else batch
         plan = plan_for(program, plan, target)
     costs = None if target is None else costs_of(target)
-    return pipeline_for(plan, pipeline, costs, batch or 1, fold=target is not None)
+    if batch is not None and costs is None:
+        raise UsageError(
+            "batch would have no effect with a target that has no cost table",
+            why="it says for how many examples reads and widths are chosen, by measured costs",
+            hint="leave it out; a size that a target fixes is its own option: tvm{batch=4}",
+        )
+    batch = 1 if batch is None else batch
+    return pipeline_for(plan, pipeline, costs, batch, fold=target is not None)
 
 
 @takes(Quantization)
@@ -248,13 +255,15 @@ def quantize(
         calibration: Inputs like the real ones, streamed once: an iterable of batches, each a tuple
             of positional inputs, a dict of inputs by name, or one tensor.
         weights, ...: The options, those of `narrows.passes.quant.options.Quantization`.
-        plan: A `QuantPlan`, or the path of a saved one, to use in place of calibration. It alone
-            determines the integers; one of an older narrows leaves ``equalize`` and bits to you.
+        plan: A `QuantPlan`, or the path of a saved one, to use in place of calibration and options.
+            It alone determines the integers; one of an older narrows leaves ``equalize`` and
+            ``activations`` to you.
         check: Whether every pass is verified and held to its fidelity on the examples.
         instruments: What else watches the passes; they run after the checks.
 
     Raises:
-        UsageError: There is no calibration data, or an argument is out of range.
+        UsageError: There is no calibration data, or an argument is out of range, or has no effect
+            beside a plan.
         PassError: A tensor is NaN, infinite or extreme; an accumulator could overflow; an operator
             has no integer form under ``strict``. The message names the layer.
         PlanError: The plan is of another program, or of another checkpoint.
@@ -379,7 +388,7 @@ def compile(
     program = capture(model, inputs, kwargs=kwargs, dynamic_batch=dynamic_batch, name=name)
     emitted = make_target(target, **options)
     if isinstance(plan, Mapping):
-        batch = batch or plan.get("batch")
+        batch = plan.get("batch") if batch is None else batch
         plan = plan_for(program, plan, emitted)
     dumper = None if dump is None else Dumper(dump)
     watches = [*instruments, *([] if dumper is None else [dumper])]

@@ -37,6 +37,8 @@ def planned(
 
     if target is not None:
         choosing = dataclasses.replace(choosing, costs=costs_to_plan_by(target, choosing))
+    if choosing.batch is not None and choosing.costs is None and choosing.latency is None:
+        raise UsageError("batch has no effect without costs", hint='target="onnx"')
     return make_plan(program, masks.get(MASKS[0]), masks.get(MASKS[1]), choosing)
 
 
@@ -69,9 +71,10 @@ def costs_to_plan_by(target: str | Target, choosing: Choosing) -> Costs:
     costs = costs_of(target)
     if costs is None:
         name = target if isinstance(target, str) else target.name
+        aim = "a ratio without a target, or" if choosing.latency is None else "a ratio, or"
         raise UsageError(
             f"the target {name!r} has no cost table",
-            why="a latency is predicted by one",
-            hint="plan with a ratio, or give costs: a Costs, or the path of a saved table",
+            why="a plan for a target goes by one",
+            hint=f"plan with {aim} give costs: a Costs, or the path of a saved table",
         )
     return costs

@@ -44,7 +44,8 @@ def quantize(arguments: argparse.Namespace) -> int:
         program = api.apply(program, arguments.channels)
     images = None if arguments.data is None else Path(arguments.data)
     data = None if images is None else grids.batches(images, program)
-    quantized = api.quantize(program, data, plan=arguments.plan, **settings)
+    calibration = data if arguments.plan is None else None  # then the data is for the report
+    quantized = api.quantize(program, calibration, plan=arguments.plan, **settings)
     artifact = api.lower(quantized.program, target)
     artifact.save(output)
     if plan is not None:
@@ -76,12 +77,8 @@ def quantize_weights(arguments: argparse.Namespace) -> int:
     target = parse_target(arguments.target)
     asked = given(arguments, WeightOnly)
     options = WeightOnly(**asked)  # what is wrong with them shows before any work is done
-    if arguments.data is None and options.needs_data:
-        raise UsageError(
-            "there is no calibration data",
-            why="GPTQ and the choice of the axis go by the results of the layers",
-            hint="--data tokens.npy, or --method nearest --groups input",
-        )
+    hint = "--data tokens.npy, or --method nearest --groups input"
+    options.check_data(arguments.data, hint)
     program = capture_model(arguments)
     data = None if arguments.data is None else grids.batches(Path(arguments.data), program)
     smaller = api.quantize_weights(program, data, **asked)

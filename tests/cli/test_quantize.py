@@ -229,6 +229,7 @@ def test_constant_and_tiny_data_are_quantized(data: str, capsys) -> None:
     [
         ([], "takes either data or a plan"),
         (["--data", "images.npy", "--plan", "q.json"], "takes either data or a plan"),
+        (["--plan", "made.json", "--method", "minmax"], "method would have no effect beside a pl"),
         (["--data", "nothing.npy"], "cannot read the data"),
         (["--data", "images.npy", "--weight-bits", "1"], "weights takes 2 to 8 bits, got 1"),
         (["--data", "images.npy", "--weight-bits", "few"], "is no number"),
@@ -242,6 +243,8 @@ def test_constant_and_tiny_data_are_quantized(data: str, capsys) -> None:
     ],
 )
 def test_wrong_usage(data: str, words: list[str], text: str, capsys) -> None:
+    if "made.json" in words:
+        assert main(["quantize", *SPEC, "--data", data, "-o", "made", "--save-plan", words[1]]) == 0
     np.savez("two.npz", a=np.zeros(3), b=np.zeros(3))
     np.save("words.npy", np.array(["words"]))
     np.save("one.npy", np.array(1.0))

@@ -223,7 +223,7 @@ def test_a_trial_with_levels_is_the_fake_quantized_program(net: Program, chosen:
     bare = replace(plan, activations=even_, levels={})
     trial = Trial(prepared, bare, survey(prepared), torch.device("cpu"))
     whole, x = trial.span(trial.output, []), images(4, 3, 8, 8)
-    without = narrows.quantize(net, plan=bare, activations=3).fake
+    without = narrows.quantize(net, plan=bare).fake
     assert torch.equal(trial.run(whole, {trial.named["x"]: x}, "hard")[0], without(x))
     for site in trial.sites.values():
         if site.name in plan.levels:

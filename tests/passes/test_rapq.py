@@ -365,7 +365,7 @@ def test_bad_requests(options: dict[str, Any], text: str) -> None:
 def test_codes_are_saved(tmp_path) -> None:
     path = made().plan.save(tmp_path / "q.json")
     assert QuantPlan.load(path) == made().plan
-    again = narrows.quantize(captured(), plan=path, activations=4)
+    again = narrows.quantize(captured(), plan=path)
     x = images(8, 3, 8, 8)
     assert torch.equal(again.program(x), made().program(x))
     assert json.loads(path.read_text())["version"] == 3
@@ -399,13 +399,13 @@ def test_codes_follow_their_channels() -> None:
     for name, index in (("one.weight", (kept,)), ("two.weight", (slice(None), kept))):
         expected = whole.plan.codes[name].tensor()[index]
         assert torch.equal(followed.codes[name].tensor(), expected)
-    narrows.quantize(pruned, plan=followed, activations=4)
+    narrows.quantize(pruned, plan=followed)
 
 
 def test_codes_of_other_weights_are_refused() -> None:
     weights = {**captured().weights, "one.weight": captured().weights["one.weight"] + 1}
     with pytest.raises(PlanError, match="are of other weights"):
-        narrows.quantize(captured().replace(weights=weights), plan=made().plan, activations=4)
+        narrows.quantize(captured().replace(weights=weights), plan=made().plan)
 
 
 def test_a_weight_that_is_read_as_it_is_stays() -> None:
@@ -421,7 +421,7 @@ def test_a_weight_that_is_read_as_it_is_stays() -> None:
 
 def test_the_report_is_of_the_learned_codes() -> None:
     def told(plan: QuantPlan) -> dict[str, Any]:
-        quantized = narrows.quantize(captured(), plan=plan, activations=4)
+        quantized = narrows.quantize(captured(), plan=plan)
         return {m.name: m for m in quantized.report(data()).tensors if m.kind == "weight"}
 
     plan = made().plan

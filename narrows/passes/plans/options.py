@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from narrows.errors import PlanUsageError
-from narrows.options import number, option, per_glob, several, whole
+from narrows.options import check_truths, number, option, per_glob, several, whole
 
 if TYPE_CHECKING:
     from narrows.ir.costs import Costs
@@ -72,6 +72,7 @@ class Choosing:
     min_width: int = option(1, metavar="N", read=whole)
 
     def __post_init__(self) -> None:
+        check_truths(self, PlanUsageError)
         for name, value in (("costs", self.costs), ("batch", self.batch)):
             if value is not None and self.latency is None and self.ratio is None:
                 why = f"{name} has no effect without a latency or a ratio"

@@ -42,6 +42,8 @@ class Learning:
             raise UsageError(f"a budget is a number of iterations or a time, got {self.budget!r}")
         if whole and self.budget < 0:  # type: ignore[operator]
             raise UsageError(f"a budget of {self.budget} iterations is negative")
+        if not isinstance(self.checkpoint, str | os.PathLike | None):
+            raise UsageError(f"checkpoint is the path of a file, got {self.checkpoint!r}")
         if not isinstance(self.seed, int) or isinstance(self.seed, bool):
             raise UsageError(f"seed is a whole number, got {self.seed!r}")
         self.seconds  # noqa: B018  (refuses what is no time)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,16 @@ from narrows.ir.integer.grid import (
     check_groups,
     check_rounding,
 )
-from narrows.options import globs, number, option, per_glob, several, whole, whole_or_text
+from narrows.options import (
+    check_truths,
+    globs,
+    number,
+    option,
+    per_glob,
+    several,
+    whole,
+    whole_or_text,
+)
 from narrows.passes.quant.learning import LOSSES, Learning
 
 METHODS = ("mse", "minmax", "percentile", "rapq")
@@ -28,6 +37,7 @@ FLOAT = "float"
 LEVEL_BITS = 5  # at most where levels are chosen: with more, their steps are a code or two
 PERCENTILE = 99.99
 
+LEARNED = ("budget", "checkpoint", "loss", "seed")  # the options of rapq alone
 AXES = {"input": (1,), "output": (0,), "auto": (1, 0)}  # along which groups of weights lie
 ROUNDED = ("nearest", "gptq")  # how weights alone are
 
@@ -117,10 +127,12 @@ class Quantization:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "skip", _globs(self.skip))
+        check_truths(self)
         check_rounding(self.rounding)
         if self.method not in METHODS:
             raise UsageError(f"method is {', '.join(METHODS)}, got {self.method!r}")
-        if not isinstance(self.percentile, int | float) or not 0 < self.percentile <= 100:
+        counts = isinstance(self.percentile, int | float) and self.percentile is not True
+        if not counts or not 0 < self.percentile <= 100:
             raise UsageError(f"percentile lies above 0 and up to 100, got {self.percentile!r}")
         if self.percentile != PERCENTILE and self.method != "percentile":
             raise UsageError(
@@ -159,8 +171,7 @@ class Quantization:
     @property
     def learning(self) -> Learning | None:
         """How ``rapq`` learns; ``None`` for a method that does not."""
-        names = ("budget", "checkpoint", "loss", "seed")
-        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        given = {name: getattr(self, name) for name in LEARNED if getattr(self, name) is not None}
         if self.method == "rapq":
             return Learning(**given)
         for name in given:
@@ -177,8 +188,21 @@ class Quantization:
 
     def unlearned(self, **changes: Any) -> Quantization:
         """Return these options without those of learning, and with some changed."""
-        plain = dict.fromkeys(("budget", "checkpoint", "loss", "seed"))
-        return dataclasses.replace(self, **plain, **changes)
+        return dataclasses.replace(self, **dict.fromkeys(LEARNED), **changes)
+
+    def refuse_idle(self, used: Collection[str]) -> None:
+        """Raise `UsageError` for an option that a plan leaves nothing to say about.
+
+        Args:
+            used: Those that count beside the plan.
+        """
+        for f in dataclasses.fields(self):
+            if f.name not in used and getattr(self, f.name) != f.default:
+                raise UsageError(
+                    f"{f.name} would have no effect beside a plan",
+                    why="the plan says which grids there are, and how they were chosen",
+                    hint=f"leave out {f.name}, or the plan to choose grids anew",
+                )
 
 
 @dataclass(frozen=True)
@@ -204,7 +228,7 @@ class WeightOnly:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "skip", _globs(self.skip))
-        if self.groups not in AXES:
+        if self.groups not in tuple(AXES):
             raise UsageError(f"groups is {', '.join(AXES)}, got {self.groups!r}")
         if self.method not in ROUNDED:
             raise UsageError(f"method is {', '.join(ROUNDED)}, got {self.method!r}")
@@ -215,13 +239,17 @@ class WeightOnly:
         """Whether the choice goes by the results of the layers."""
         return self.method == "gptq" or self.groups == "auto"
 
-    def check_data(self, data: Any) -> None:
-        """Raise `UsageError` if there is no data and there has to be."""
+    def check_data(
+        self,
+        data: Any,
+        hint: str = "calibration=[tokens], or method='nearest', groups='input'",
+    ) -> None:
+        """Raise `UsageError`, with a hint, if there is no data and there has to be."""
         if data is None and self.needs_data:
             raise UsageError(
                 "there is no calibration data",
                 why="GPTQ and the choice of the axis go by the results of the layers",
-                hint="calibration=[tokens], or method='nearest', groups='input'",
+                hint=hint,
             )
 
 

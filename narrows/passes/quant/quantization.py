@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from narrows.errors import PassError
+from narrows.errors import PassError, UsageError
 from narrows.ir.meta import Meta
 from narrows.ir.program import Program
 from narrows.passes.convert_batch_norm import ConvertBatchNorm
@@ -105,20 +105,22 @@ def quantize(
 
     Args:
         program: A captured or pruned program in float32 or float64.
-        calibration: Its inputs, batch by batch; not read if there is a plan.
+        calibration: Its inputs, batch by batch.
         settings: The options.
-        plan: A plan to use in place of calibration.
+        plan: A plan to use in place of calibration and options.
         instruments: What watches the passes.
         learning: How ``rapq`` learns, in place of what the options say; for experiments.
 
     Raises:
         PassError: The program is quantized already, or cannot be.
-        UsageError: There is no calibration data, or it does not fit.
+        UsageError: There is no calibration data, or it does not fit; or there is something beside a
+            plan that it leaves nothing to say about.
         PlanError: The plan is of another program.
     """
     if any(Meta(n).grid is not None for n in program.graph.nodes):
         raise PassError(f"{program.name} is quantized already", hint="quantize the float program")
     _refuse_halves(program)
+    _refuse_idle(plan, settings, calibration)
     how = _how(plan, settings)
     watches = list(instruments)
     begun = preparation(how.bits, equalize=how.equalize).run(program, watches)
@@ -144,6 +146,22 @@ def quantize(
         chosen = replace(chosen, record=made, preparation=how)
     reports = (*begun.reports, *prepared.reports, *fake.reports, *folded.reports)
     return Quantized(folded.program, chosen, fake.program, prepared.program, reports)
+
+
+def _refuse_idle(plan: QuantPlan | None, settings: Quantization, calibration: Any) -> None:
+    """Raise `UsageError` for what would have no effect beside a plan.
+
+    A plan that does not say how a program is prepared leaves that to the settings.
+    """
+    if plan is None:
+        return
+    if calibration is not None:
+        raise UsageError(
+            "calibration would have no effect beside a plan",
+            why="grids are measured on data, or read from a plan",
+            hint="leave out one of them; Quantized.report(data) measures what a plan costs",
+        )
+    settings.refuse_idle(("activations", "equalize") if plan.preparation is None else ())
 
 
 def _how(plan: QuantPlan | None, settings: Quantization) -> Preparation:
