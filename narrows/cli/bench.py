@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from narrows.cli.commands import print_json
+from narrows.cli.flags import refuse_idle
+from narrows.cli.model import SOURCE
 from narrows.errors import ArtifactError, NarrowsError, UsageError
 
 if TYPE_CHECKING:
@@ -48,6 +50,8 @@ def bench(arguments: argparse.Namespace) -> int:
         from narrows.cli.calibrate import calibrate
 
         return calibrate(arguments)
+    why = "it is about measuring what operators cost (--calibrate)"
+    refuse_idle(arguments, ("quick", "output", "runtime", *SOURCE), why)
     if arguments.artifact is None:
         raise UsageError("there is nothing to time", hint="narrows bench ARTIFACT, or --calibrate")
     artifacts = _load(arguments)

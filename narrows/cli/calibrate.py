@@ -11,6 +11,8 @@ from typing import Any
 
 from narrows.backends import target_type
 from narrows.cli.commands import print_json, teller
+from narrows.cli.flags import refuse_idle
+from narrows.cli.model import SOURCE
 from narrows.errors import UsageError
 
 
@@ -21,6 +23,10 @@ def calibrate(arguments: argparse.Namespace) -> int:
     tables = costs.TABLES
     if arguments.artifact is not None:
         raise UsageError("--calibrate times no artifact", hint="run it on its own")
+    timing = ("against", "batch", "rounds", "threads", "profile", "trust")
+    refuse_idle(arguments, timing, "--calibrate times no artifact")
+    if not arguments.calibrate:
+        refuse_idle(arguments, SOURCE, "no model is named: --calibrate MODULE:FACTORY")
     if not tables.version():
         raise UsageError(
             f"there is no {tables.runtime} to measure", hint=f"pip install {tables.runtime}"

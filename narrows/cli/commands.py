@@ -37,15 +37,16 @@ def _compile(arguments: argparse.Namespace, stack: contextlib.ExitStack) -> int:
     from narrows.passes.instruments import Progress
     from narrows.passes.pipeline import format_table
     from narrows.passes.plans.options import Choosing
+    from narrows.passes.quant.options import Quantization
 
     output = Path(arguments.output)
     refuse_output(output)
     target = parse_target(arguments.target, arguments)
     settings = grids.settings_of(arguments)
-    asked = [*settings, *([] if arguments.report is None else ["report"])]
-    if asked and arguments.quantize is None:
+    idle = [*settings, *([] if arguments.report is None else ["report"])]
+    if idle and arguments.quantize is None:
         raise UsageError(
-            f"{', '.join(asked)} would have no effect",
+            f"{', '.join(idle)} would have no effect",
             why="they are about grids, and the model stays floating-point",
             hint="--quantize images.npy",
         )
@@ -59,7 +60,11 @@ def _compile(arguments: argparse.Namespace, stack: contextlib.ExitStack) -> int:
             f"--plan {arguments.plan} says what to keep, and other options ask to choose it",
             hint=f"leave out --plan, or {', '.join(choosing)}",
         )
-    Choosing(**choosing)  # what is wrong with them shows before any work is done
+    chooses = Choosing(**choosing)  # what is wrong with them shows before any work is done
+    asked = {
+        "plan": to_json(chooses) if choosing else None,
+        "quantize": None if arguments.quantize is None else to_json(Quantization(**settings)),
+    }
     program = capture_model(arguments)
     images = None if arguments.quantize is None else Path(arguments.quantize)
     data = None if images is None else grids.batches(images, program)
@@ -85,9 +90,11 @@ def _compile(arguments: argparse.Namespace, stack: contextlib.ExitStack) -> int:
     if quantized is not None and images is not None and told is not None:
         found |= grids.report(quantized, grids.batches(images, program), told, artifact)
     if arguments.json:
-        facts = {"artifact": str(output), "bytes": artifact.size, "fidelity": artifact.fidelity}
         dumped = {} if dump is None else {"dump": str(dump)}
-        print_json({**facts, **found, **dumped, "passes": [r.to_json() for r in reports]})
+        passes = [r.to_json() for r in reports]
+        print_json(
+            {**facts_of(artifact, output), "options": asked, **found, **dumped, "passes": passes}
+        )
     else:
         print(format_table(reports))
         print(artifact.report)
@@ -95,6 +102,11 @@ def _compile(arguments: argparse.Namespace, stack: contextlib.ExitStack) -> int:
             print(grids.describe(found))
         print(f"\nsaved in {output}" + (f", dump in {dump}" if dump is not None else ""))
     return 0
+
+
+def facts_of(artifact: Artifact, output: Path) -> dict[str, Any]:
+    """Return what every command that saves an artifact tells of it, as JSON values."""
+    return {"artifact": str(output), "bytes": artifact.size, "fidelity": artifact.fidelity}
 
 
 def report_folder(output: Path, asked: str | None) -> Path | None:

@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Collection
 from typing import Any
 
+from narrows.errors import UsageError
 from narrows.options import UNSET, Flag, first_sentence, flags_of, texts_of
 
 
@@ -74,6 +75,19 @@ def given(arguments: argparse.Namespace, cls: Any, prefix: str = "") -> dict[str
             text = isinstance(value, str | list)
             found[name] = flag.read(value, f"--{flag.name}") if text else value
     return found
+
+
+def refuse_idle(arguments: argparse.Namespace, places: Collection[str], why: str) -> None:
+    """Raise `UsageError` for an option that was given, and would have no effect.
+
+    Args:
+        arguments: The command line.
+        places: Where argparse keeps the options.
+        why: Why they have none.
+    """
+    for place in places:
+        if getattr(arguments, place) != arguments.parser.get_default(place):
+            raise UsageError(f"--{place.replace('_', '-')} would have no effect", why=why)
 
 
 def dest(flag: Flag, prefix: str = "") -> str:

@@ -9,6 +9,8 @@ from typing import Any
 
 from narrows.cli.commands import print_json
 from narrows.cli.dumps import open_dump
+from narrows.cli.flags import refuse_idle
+from narrows.cli.model import SOURCE
 from narrows.errors import UsageError, suggest
 from narrows.ir.dump import split_stage
 from narrows.ir.snapshot import Snapshot
@@ -59,8 +61,7 @@ def ops(arguments: argparse.Namespace) -> int:
     from narrows.ir.ops import table
 
     if arguments.model is None:
-        if arguments.input or arguments.weights:
-            raise UsageError("-i and --weights need a model")
+        refuse_idle(arguments, SOURCE, "no model is named")
         if arguments.markdown:
             print(table.to_markdown(), end="")
             return 0
@@ -73,6 +74,7 @@ def ops(arguments: argparse.Namespace) -> int:
         return 0
     from narrows.cli.model import capture_model
 
+    refuse_idle(arguments, ("markdown",), "what a model lacks is not a table of all rows")
     program = capture_model(arguments)
     missing = {op: list(nodes) for op, nodes in table.missing(program).items()}
     if arguments.json:
@@ -89,8 +91,7 @@ def ops(arguments: argparse.Namespace) -> int:
 def couplings(arguments: argparse.Namespace) -> int:
     """List the couplings of a model or of a dump's captured program."""
     if Path(arguments.model).is_dir() or ":" not in arguments.model:
-        if arguments.input or arguments.weights:
-            raise UsageError("-i and --weights go with MODULE:FACTORY, not with a dump")
+        refuse_idle(arguments, SOURCE, "a dump has its program; it goes with MODULE:FACTORY")
         dump, _held = open_dump(arguments.model)
         found, names = dump.couplings, [n.name for n in dump.snapshot("0").nodes]
     else:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 SPEC = re.compile(
     r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<dtype>\w+)\[(?P<shape>[\d,\s]*)\](?::(?P<high>\d+))?"
 )
+SOURCE = ("input", "weights", "allow_pickle", "fixed_batch")  # options of a model
 LONG = {short: long for long, short in DTYPES.items()}
 
 

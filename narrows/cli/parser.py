@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 from narrows.errors import suggest
 
 CHOICE = re.compile(r"invalid choice: '(?P<word>[^']*)' \(choose from (?P<known>.*)\)")
+DATA = ".npy, or .npz with an array per input; axis 0 counts the samples"
 EPILOG = "exit codes: 0 done, 1 a finding or a failure, 2 wrong usage"
 
 
@@ -86,8 +87,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     """Return the arguments of a command line; argparse prints and exits where they are wrong.
 
     argparse fills an optional word before it has seen the options, so that a NODE after them is
-    left
-    over: it is taken here.
+    left over: it is taken here.
     """
     parser = build_parser()
     arguments, left = parser.parse_known_args(words)
@@ -168,22 +168,11 @@ def _compile(commands: Any) -> None:
         metavar="PASSES",
         help='passes in order: "prune-channels{plan=p.json}, fold-batch-norm"',
     )
-    command.add_argument(
-        "-t",
-        "--target",
-        default="onnx",
-        metavar="TARGET",
-        help="what to emit: onnx, onnx{opset=21}, tvm:aarch64 or another; see narrows targets",
-    )
-    command.add_argument(
-        "-o", "--output", required=True, metavar="DIR", help="the artifact's folder"
-    )
     command.add_argument("--plan", metavar="FILE", help="a plan, as `narrows plan` writes it")
     command.add_argument(
         "--quantize",
         metavar="FILE",
-        help="turn the result into integers and shifts, calibrated on data: .npy, or .npz with an "
-        "array per input; axis 0 counts the samples",
+        help=f"turn the result into integers and shifts, calibrated on data: {DATA}",
     )
     _choice(command)
     _grids(command)
@@ -197,21 +186,14 @@ def _compile(commands: Any) -> None:
     command.add_argument(
         "--double", action="store_true", help="check every pass in float64 as well"
     )
-    command.later(lambda: _target_flags(command))
+    _emitted(command)
 
 
 def _quantize(commands: Any) -> None:
     summary = "turn a model into integers and shifts, as an artifact"
     command = _command(commands, "quantize", "quantize:quantize", summary)
     _model(command)
-    command.add_argument(
-        "-o", "--output", required=True, metavar="DIR", help="the artifact's folder"
-    )
-    command.add_argument(
-        "--data",
-        metavar="FILE",
-        help="inputs like the real ones: .npy, or .npz with an array per input; axis 0 counts them",
-    )
+    command.add_argument("--data", metavar="FILE", help=f"inputs like the real ones: {DATA}")
     command.add_argument(
         "--plan", metavar="FILE", help="a quantization plan, in place of data (--save-plan)"
     )
@@ -221,14 +203,8 @@ def _quantize(commands: Any) -> None:
     command.add_argument(
         "--channels", metavar="FILE", help="a channel plan to prune by first (narrows plan)"
     )
-    command.add_argument(
-        "-t",
-        "--target",
-        default="onnx",
-        metavar="TARGET",
-        help="what to emit: onnx, or onnx{form=qlinear}",
-    )
     _grids(command)
+    _emitted(command)
 
 
 def _quantize_weights(commands: Any) -> None:
@@ -236,23 +212,29 @@ def _quantize_weights(commands: Any) -> None:
     command = _command(commands, "quantize-weights", "quantize:quantize_weights", summary)
     _model(command)
     command.add_argument(
-        "-o", "--output", required=True, metavar="DIR", help="the artifact's folder"
-    )
-    command.add_argument(
         "--data",
         metavar="FILE",
-        help="inputs like the real ones: .npy, or .npz with an array per input; axis 0 counts "
-        "them; --method nearest with --groups input or output needs none",
+        help=f"inputs like the real ones: {DATA}; --method nearest with --groups input or output "
+        "needs none",
+    )
+    group = command.add_argument_group("choosing codes")
+    command.later(lambda: _options(group, "narrows.passes.quant.options", "WeightOnly"))
+    _emitted(command)
+
+
+def _emitted(command: Parser) -> None:
+    """Add what is emitted, and where to."""
+    command.add_argument(
+        "-o", "--output", required=True, metavar="DIR", help="the artifact's folder"
     )
     command.add_argument(
         "-t",
         "--target",
         default="onnx",
         metavar="TARGET",
-        help="what to emit: onnx, or another; see narrows targets",
+        help="what to emit: onnx, onnx{opset=21}, tvm:aarch64 or another; see narrows targets",
     )
-    group = command.add_argument_group("choosing codes")
-    command.later(lambda: _options(group, "narrows.passes.quant.options", "WeightOnly"))
+    command.later(lambda: _target_flags(command))
 
 
 def _grids(command: Parser) -> None:

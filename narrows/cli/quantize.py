@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from narrows.cli import grids
 from narrows.cli.commands import (
+    facts_of,
     print_json,
     refuse_missing_folder,
     refuse_output,
@@ -21,9 +21,6 @@ from narrows.errors import UsageError
 from narrows.options import to_json
 from narrows.passes.quant.options import Quantization, WeightOnly
 
-if TYPE_CHECKING:
-    from narrows.backends.artifact import Artifact
-
 
 def quantize(arguments: argparse.Namespace) -> int:
     """Quantize a model and save the artifact."""
@@ -31,7 +28,7 @@ def quantize(arguments: argparse.Namespace) -> int:
 
     output = Path(arguments.output)
     refuse_output(output)
-    target = parse_target(arguments.target)
+    target = parse_target(arguments.target, arguments)
     told = report_folder(output, arguments.report)
     _refuse_sources(arguments)
     plan = None if arguments.save_plan is None else Path(arguments.save_plan)
@@ -55,16 +52,12 @@ def quantize(arguments: argparse.Namespace) -> int:
         found |= grids.report(quantized, grids.batches(images, program), told, artifact)
     if arguments.json:
         asked = to_json(Quantization(**settings)) if arguments.plan is None else None
-        print_json({**_facts(artifact, output), "options": asked, **found})
+        print_json({**facts_of(artifact, output), "options": asked, **found})
         return 0
     say(artifact.report)
     say(grids.describe(found))
     say(f"\nsaved in {output}")
     return 0
-
-
-def _facts(artifact: Artifact, output: Path) -> dict[str, Any]:
-    return {"artifact": str(output), "bytes": artifact.size, "fidelity": artifact.fidelity}
 
 
 def quantize_weights(arguments: argparse.Namespace) -> int:
@@ -74,7 +67,7 @@ def quantize_weights(arguments: argparse.Namespace) -> int:
 
     output = Path(arguments.output)
     refuse_output(output)
-    target = parse_target(arguments.target)
+    target = parse_target(arguments.target, arguments)
     asked = given(arguments, WeightOnly)
     options = WeightOnly(**asked)  # what is wrong with them shows before any work is done
     hint = "--data tokens.npy, or --method nearest --groups input"
@@ -86,7 +79,7 @@ def quantize_weights(arguments: argparse.Namespace) -> int:
     artifact.save(output)
     error = compare(smaller, program)
     if arguments.json:
-        facts = _facts(artifact, output)
+        facts = facts_of(artifact, output)
         print_json({**facts, "options": to_json(options), "error": error})
         return 0
     print(artifact.report)

@@ -80,6 +80,11 @@ def test_the_profile_as_text(artifacts: Path, run):
         (("fixed", "--batch", "1,8"), 2, "takes a batch of 2 only, not of 1"),
         (("free", "--against", "other"), 2, "different inputs"),
         (("free", "--calibrate"), 2, "--calibrate times no artifact"),
+        (("free", "--quick"), 2, "--quick would have no effect"),
+        (("free", "-o", "t.json"), 2, "--output would have no effect"),
+        (("free", "--weights", "w.pt"), 2, "--weights would have no effect"),
+        (("--calibrate", "--against", "free"), 2, "--against would have no effect"),
+        (("--calibrate", "-i", "f32[2,3]"), 2, "--input would have no effect"),
     ],
 )
 def test_refusals(words, code, message, artifacts: Path, run, monkeypatch: pytest.MonkeyPatch):

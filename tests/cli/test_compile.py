@@ -70,7 +70,10 @@ def test_compile_chooses_channels_itself(nets, run):
     manifest = json.loads(Path("out/manifest.json").read_text())
     assert len(manifest["plan"]["outputs"]["conv.weight"]) == 2
     assert manifest["options"]["opset"] == 22
-    assert json.loads(out)["passes"][-1]["parameters"] < json.loads(out)["passes"][0]["parameters"]
+    told = json.loads(out)
+    assert told["passes"][-1]["parameters"] < told["passes"][0]["parameters"]
+    assert (told["options"]["plan"]["ratio"], told["options"]["plan"]["side"]) == (0.5, "output")
+    assert told["options"]["quantize"] is None
 
 
 def test_compile_aims_at_a_latency_of_its_target(nets, run):

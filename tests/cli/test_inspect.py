@@ -30,7 +30,11 @@ def test_ops(nets, run):
     assert any(line.startswith("conv2d.default ") for line in out.splitlines())
     rows = json.loads(run("ops", "--json")[1])
     assert {"name", "kind", "summary"} == rows[0].keys()
-    assert run("ops", *INPUT)[0] == 2
+    code, _, err = run("ops", *INPUT)
+    assert code == 2
+    assert err.startswith("--input would have no effect")
+    assert run("ops", "--fixed-batch")[0] == 2
+    assert run("ops", f"{nets}:small", *INPUT, "--markdown")[0] == 2
 
 
 def test_ops_of_a_model_lists_all_that_the_table_lacks(nets, run):
@@ -67,6 +71,7 @@ def test_couplings_refuse(nets, run, compiled: Path):
     assert "there is no node 'nrm'" in err
     assert "did you mean 'norm'?" in err
     assert run("couplings", compiled / "out", *INPUT)[0] == 2
+    assert run("couplings", compiled / "out", "--fixed-batch")[0] == 2
 
 
 def test_show(run, compiled: Path):

@@ -109,6 +109,7 @@ def test_compile_quantizes_what_it_pruned(data: str, capsys) -> None:
     found = json.loads(capsys.readouterr().out)
     assert found["floats"] == {}
     assert [p["name"] for p in found["passes"]][-2:] == ["quantize", "fold-shifts"]
+    assert found["options"]["quantize"]["weights"] == 8
     assert main(["check", "again"]) == 0
 
 

@@ -69,9 +69,10 @@ def test_a_gpu_is_asked_of_its_driver(monkeypatch: pytest.MonkeyPatch):
     assert not devices.has_gpu()
 
 
-def test_a_target_may_name_its_device_and_tuning():
+@pytest.mark.parametrize("command", ["compile", "quantize", "quantize-weights"])
+def test_a_target_may_name_its_device_and_tuning(command: str):
     def emitted(*words: str) -> Any:
-        arguments = parse(["compile", "x:y", "-o", "out", *words])
+        arguments = parse([command, "x:y", "-o", "out", *words])
         return parse_target(arguments.target, arguments)
 
     assert emitted("-t", "tvm") == TvmTarget()
