@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).parent.parent
 PACKAGES = ("torch", "torchvision", "onnxruntime", "apple-upscale", "torch-pruning", "timm")
 
 
@@ -42,13 +43,22 @@ def _processor() -> str:
 
 def fingerprint(folders: Iterable[str]) -> str:
     """Return a hash of all files in folders of this repository: results of other code differ."""
-    root, digest = Path(__file__).parent.parent, hashlib.sha256()
-    for folder in folders:
-        for path in sorted((root / folder).rglob("*")):
-            if path.is_file() and "__pycache__" not in path.parts:
-                text = path.read_bytes()
-                digest.update(f"{path.relative_to(root)} {len(text)}\n".encode() + text)
-    return digest.hexdigest()[:12]
+    return digest(ROOT, sources(ROOT, *folders))
+
+
+def digest(tree: Path, paths: Iterable[Path]) -> str:
+    """Return the hash of files: of their names in a tree and their content."""
+    made = hashlib.sha256()
+    for path in sorted(paths):
+        made.update(f"{path.relative_to(tree)}\0".encode())
+        made.update(hashlib.sha256(path.read_bytes()).digest())
+    return made.hexdigest()[:16]
+
+
+def sources(tree: Path, *folders: str) -> list[Path]:
+    """Return the files of folders of a tree, without what Python compiled."""
+    found = (p for folder in folders for p in (tree / folder).rglob("*") if p.is_file())
+    return [p for p in found if "__pycache__" not in p.parts]
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

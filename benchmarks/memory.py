@@ -1,6 +1,6 @@
 """Peak memory of `narrows.compile`, in times of the model's weights, beyond torch's own.
 
-    python -m benchmarks.memory [--models resnet50 vit_b_16] [--size 64] [--plan JSON]
+    python -m benchmarks.memory [--models resnet50 vit_b_16] [--work compile ...] [--plan JSON]
 
 What is counted is the largest resident set (``VmHWM``) of a process that builds the model and does
 one thing with it, example inputs of a batch of 2 included:
@@ -9,7 +9,7 @@ one thing with it, example inputs of a batch of 2 included:
 * onnx: ``torch.onnx.export`` and writing its file, for comparison;
 * compile: ``narrows.compile`` to ONNX with all that is on by default: every pass checked, the file
   compared in ONNX Runtime;
-* unchecked: the same without the checks.
+* unchecked: the same without the checks, of passes and of the file.
 
 Each process is forked from one that has done all of it with a network of two layers, so that what
 the libraries themselves take counts for none of them; freed memory that the C library has not given
@@ -35,6 +35,7 @@ from torch import nn
 
 import narrows
 from benchmarks.machine import table, write
+from narrows.backends import make_target
 from tests.networks.zoo import MODELS, Model
 
 MIB = 2**20
@@ -74,8 +75,8 @@ def compiled(module: nn.Module, inputs: Any, plan: Any) -> Any:
 
 def unchecked(module: nn.Module, inputs: Any, plan: Any) -> Any:
     """Compile without checks."""
-    made = narrows.apply(narrows.capture(module, inputs), plan, target="onnx")
-    return narrows.lower(made, "onnx", check=False)
+    target = make_target("onnx", check=False)
+    return narrows.compile(module, inputs, plan, target, check=False)
 
 
 WORK: dict[str, Callable[[nn.Module, Any, Any], Any]] = {

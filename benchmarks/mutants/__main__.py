@@ -31,7 +31,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import table
+from benchmarks.machine import digest, sources, table
 from benchmarks.mutants import claims, ctext, python
 from benchmarks.mutants.apart import BROKEN, CRASH, FAILED, PASSED, TIMEOUT, Ran, load, run
 from benchmarks.mutants.cover import Cover, state
@@ -39,7 +39,7 @@ from benchmarks.mutants.covering import tests_of, tests_of_row, tests_of_table
 from benchmarks.mutants.inside import Chosen, Claimed
 from benchmarks.mutants.mutant import Mutant
 from benchmarks.mutants.rooms import ROOMS, Room, why_equivalent
-from benchmarks.mutants.tree import ROOT, changed, copied, digest, sources, text_of
+from benchmarks.mutants.tree import ROOT, changed, copied, text_of
 
 KILLED, SURVIVED, NOT_COVERED, NOT_VIABLE, EQUIVALENT = (
     "killed", "survived", "not covered", "not viable", "equivalent",

@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks.machine import digest, sources
 from benchmarks.mutants.apart import PASSED, run
 from benchmarks.mutants.inside import Noted, Sampled, function
-from benchmarks.mutants.tree import digest, sources
 
 SAMPLE = 200
 WHOLE = {"tests/ir/test_op_rows.py"}  # every row has cases of its own

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from benchmarks.machine import ROOT
+
 COPIED = ("narrows", "tests", "benchmarks", "docs", "pyproject.toml", "README.md")
 
 
@@ -60,18 +60,3 @@ changed.turn = 0  # type: ignore[attr-defined]
 def text_of(file: str) -> str:
     """Return the text of a file of the tree, as it was when it was first asked for."""
     return (ROOT / file).read_text(encoding="utf-8")
-
-
-def digest(tree: Path, paths: Iterable[Path]) -> str:
-    """Return the hash of files: of their names in a tree and their content."""
-    made = hashlib.sha256()
-    for path in sorted(paths):
-        made.update(f"{path.relative_to(tree)}\0".encode())
-        made.update(hashlib.sha256(path.read_bytes()).digest())
-    return made.hexdigest()[:16]
-
-
-def sources(tree: Path, *folders: str) -> list[Path]:
-    """Return the files of folders of a tree, without what Python compiled."""
-    found = (p for folder in folders for p in (tree / folder).rglob("*") if p.is_file())
-    return [p for p in found if "__pycache__" not in p.parts]
