@@ -33,7 +33,7 @@ OWN = {
 
 
 def remaining(
-    program: Program, plan: ChannelPlan, result: Program, notes: Sequence[Note]
+    program: Program, plan: ChannelPlan, masked: Pruning, result: Program, notes: Sequence[Note]
 ) -> Iterator[Note]:
     """Yield, per weight and side, how many masked channels are still there, and what holds them.
 
@@ -42,10 +42,11 @@ def remaining(
     Args:
         program: The program before it was pruned.
         plan: The plan.
+        masked: The pruning that began with the plan's masks (`ChannelPlan.split`).
         result: The pruned program.
         notes: What there is to say already.
     """
-    yield from _Remains(program, plan, result, notes).notes()
+    yield from _Remains(program, plan, masked, result, notes).notes()
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,16 +55,14 @@ class _Remains:
 
     program: Program
     plan: ChannelPlan
+    masked: Pruning
     result: Program
     told: Sequence[Note]
 
-    @cached_property
+    @property
     def demand(self) -> Demand:
-        """The liveness of the masked program; that of the last rewrite if it was the only one."""
-        last = self.result.pruning
-        if last is not None and last.program.origins == self.program.origins:
-            return demand_of(last)
-        return demand_of(Pruning(*self.plan.split(self.program)))
+        """The liveness of the masked program, which its rewrite has found."""
+        return demand_of(self.masked)
 
     @cached_property
     def there(self) -> dict[str, list[Origin | None]]:
@@ -247,16 +246,16 @@ def left(use: Layer, side: str, origin: Origin | None) -> Ints:
     group = np.arange(lines) if kept is None else np.array(kept)
     group = np.where(group < 0, -1, group // (lines // use.groups))
     if index and isinstance(index[0], tuple):
-        own = [g * each + np.array(i) for g, i in zip(group, index, strict=True) if g >= 0]
-        return _there(own)
+        own = np.array(index, dtype=np.int64)[group >= 0]
+        starts = each * group[group >= 0][:, None]
+        return _there(np.where(own < 0, -1, starts + own))
     local = np.arange(each) if index is None else _there(index)
     return _there((np.unique(group[group >= 0])[:, None] * each + local).flatten())
 
 
 def _there(index: Any) -> Ints:
     """Return the sorted indices of an axis; what is -1 is a channel of zeros that was added."""
-    rows = [np.atleast_1d(np.array(i, dtype=np.int64)) for i in index]
-    found = np.unique(np.concatenate(rows)) if rows else np.zeros(0, dtype=np.int64)
+    found = np.unique(np.array(index, dtype=np.int64))
     return found[found >= 0]
 
 

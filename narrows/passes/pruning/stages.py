@@ -14,7 +14,7 @@ one stage each; who only wants what they make together calls the stages (`fastes
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -99,9 +99,11 @@ def prune(program: Program, plan: ChannelPlan, *, ordered: bool = False) -> Chos
             `order` makes of the smallest one, made once.
     """
     refuse_nan(program)
-    pruning, found = _settled(*plan.split(program), ordered=ordered)
+    masked, ignored = plan.split(program)
+    first = Pruning(masked.replace(notes=()), ignored)
+    pruning, found = _settled(first, ordered=ordered)
     form = emit(pruning)
-    found = (*found, *remaining(program, plan, form, found))
+    found = (*found, *remaining(program, plan, first, form, found))
     found = (*found, *constant_outputs(program, pruning))
     notes = (*plan.notes, *_on_plan(plan, program), *found)
     if is_idle(program, form):
@@ -122,11 +124,8 @@ def _on_plan(plan: ChannelPlan, program: Program) -> Iterator[Note]:
         )
 
 
-def _settled(
-    program: Program, ignored: Mapping[str, Bools], *, ordered: bool
-) -> tuple[Pruning, tuple[Note, ...]]:
+def _settled(pruning: Pruning, *, ordered: bool) -> tuple[Pruning, tuple[Note, ...]]:
     """Return the last removal of a program from which nothing more goes, and what it has to say."""
-    pruning = Pruning(program.replace(notes=()), ignored)
     settled, notes = pruning, ()
     for turn in range(ROUNDS):
         ranks, told = orders(pruning) if ordered else ({}, ())
