@@ -13,7 +13,7 @@ import torch
 
 import narrows
 from narrows.backends import make_target
-from narrows.backends.c import compiler, files, rules
+from narrows.backends.c import compiler, files, rules, source
 from narrows.backends.c.target import CTarget
 from narrows.cli import main
 from narrows.errors import ArtifactError, LowerError, UsageError
@@ -254,3 +254,17 @@ def test_a_bound_knows_the_codes_on_both_sides_of_the_zero_point() -> None:
     bytes_, words = torch.zeros(1, dtype=torch.uint8), torch.zeros(1, dtype=torch.int16)
     assert [rules.reach({"x": bytes_, "x_zero": z}, "x") for z in (0, 3, 200)] == [255, 252, 200]
     assert [rules.reach({"x": words, "x_zero": z}, "x") for z in (-9, 0)] == [32776, 32768]
+
+
+@needs_compiler
+@pytest.mark.parametrize("rounding", ["half_even", "half_up"])
+def test_all_kernels_stand_in_one_file(tmp_path: Path, rounding: str) -> None:
+    """A network may use any of them together, so no two have one name."""
+    parts = {"rounding": rounding, "divided": f"divided_{rounding}", "whole": f"whole_{rounding}"}
+    names = ["preamble", "no_terms", *(parts.get(part, part) for part in source.ORDER)]
+    texts = [source.kernel(name).replace("FINAL", "scaled") for name in names]
+    texts.insert(1, "typedef int32_t number;\n")
+    texts.append("int main(void) { return 0; }\n")
+    (tmp_path / "model.h").write_text("#include <stdint.h>\n", encoding="utf-8")
+    (tmp_path / "all.c").write_text("\n".join(texts), encoding="utf-8")
+    compiler.build([tmp_path / "all.c"], tmp_path / "all", ["-Wno-unused-function"])

@@ -6,7 +6,7 @@ struct norm {
 };
 
 /* a / b in binary64; both are positive and below 2^54. */
-static struct binary quotient(uint64_t a, uint64_t b)
+static struct binary binary_quotient(uint64_t a, uint64_t b)
 {
     const int e = digits(a) - digits(b);
     uint64_t m = 0;
@@ -22,7 +22,7 @@ static struct binary quotient(uint64_t a, uint64_t b)
 }
 
 /* The square root in binary64, two digits at a time. */
-static struct binary root(struct binary a)
+static struct binary binary_root(struct binary a)
 {
     uint64_t m = 0, rest = 0;
     int i;
@@ -58,9 +58,9 @@ static struct binary spread_of(uint64_t above, uint64_t count, struct binary eps
     struct binary a = {0, 0, 0};
 
     if (above != 0)
-        a = quotient(above, count * count);
-    a = times_count(root(plus(a, eps, 53)), count);
-    eps = quotient(1, a.m);
+        a = binary_quotient(above, count * count);
+    a = times_count(binary_root(plus(a, eps, 53)), count);
+    eps = binary_quotient(1, a.m);
     return nearest(eps.m, eps.e - a.e, 0, 24, 0);
 }
 
