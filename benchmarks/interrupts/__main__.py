@@ -89,20 +89,23 @@ def kills(job: Job, count: int, chance: random.Random) -> Figures:
     """Return what became of a command that is ended at random moments."""
     figures = Figures(job.name)
     states, took = prepared(job)
-    for number in range(count):
-        which = (signal.SIGKILL, signal.SIGINT)[number % 2]
-        # Half of the moments fall into the last fifth, where files are written.
-        low = 0.8 if chance.random() < 0.5 else 0.0
-        # What SIGKILL left is swept by the next run that comes as far as writing.
-        before = listing()
-        ended = run(job.words[0], end=(which, took * chance.uniform(low, 1.05)))
-        figures.counts[{0: "done", 130: "SIGINT", -9: "SIGKILL"}.get(ended.code, "failed")] += 1
-        if ended.code not in (0, 130, -9):
-            figures.faults.append(f"exit code {ended.code}: {ended.text.strip()[-200:]}")
-        told = which == signal.SIGINT and ended.code != -9
-        judge(job, states, ended, figures, before if told else None)
-        if number % 10 == 9:
-            run(job.words[1])
+    try:
+        for number in range(count):
+            which = (signal.SIGKILL, signal.SIGINT)[number % 2]
+            # Half of the moments fall into the last fifth, where files are written.
+            low = 0.8 if chance.random() < 0.5 else 0.0
+            # What SIGKILL left is swept by the next run that comes as far as writing.
+            before = listing()
+            ended = run(job.words[0], end=(which, took * chance.uniform(low, 1.05)))
+            figures.counts[{0: "done", 130: "SIGINT", -9: "SIGKILL"}.get(ended.code, "failed")] += 1
+            if ended.code not in (0, 130, -9):
+                figures.faults.append(f"exit code {ended.code}: {ended.text.strip()[-200:]}")
+            told = which == signal.SIGINT and ended.code != -9
+            judge(job, states, ended, figures, before if told else None)
+            if number % 10 == 9:
+                run(job.words[1])
+    except KeyboardInterrupt:
+        print(f"interrupted: {sum(figures.counts.values())} of {count} runs", flush=True)
     last = run(job.words[0])
     if last.code or job.state() != states[-1]:
         figures.faults.append(f"the last run is not as it was: {last.text[-200:]}")

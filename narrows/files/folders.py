@@ -17,10 +17,12 @@ import tempfile
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from narrows.errors import ArtifactError, NarrowsError
+from narrows.files.interrupts import surely, uninterrupted
 from narrows.files.locks import claim, is_at, open_held, where_is
 from narrows.files.writing import (
     become,
@@ -125,8 +127,10 @@ def replacing(target: Path) -> Iterator[Path]:
     """
     target = Path(os.path.realpath(target))
     sweep(target)
-    fresh, descriptor = _new_folder(lambda: mark(target, "new"))
+    fresh = descriptor = None
     try:
+        with uninterrupted():
+            fresh, descriptor = _new_folder(lambda: mark(target, "new"))
         yield fresh
         if descriptor is not None:
             with contextlib.suppress(FileNotFoundError):
@@ -135,13 +139,21 @@ def replacing(target: Path) -> Iterator[Path]:
         _put(fresh, target)
         sync(target.parent)
     finally:
+        surely(lambda: _clear(fresh, descriptor))
+        if descriptor is not None:
+            os.close(descriptor)
+        sweep(target)
+
+
+def _clear(fresh: Path | None, descriptor: int | None) -> None:
+    """Remove what stands where a new folder was made."""
+    with uninterrupted():
+        if fresh is None:
+            return
         if descriptor is None or is_at(descriptor, fresh):  # it did not come into its place
             remove_folder(fresh)
         else:  # what is there now is the older one
             remove_left_over(fresh, age=0.0)
-        if descriptor is not None:
-            os.close(descriptor)
-        sweep(target)
 
 
 def _new_folder(name: Callable[[], Path]) -> tuple[Path, int | None]:
@@ -267,10 +279,11 @@ def scratch() -> Path:
     def name() -> Path:
         return top / f"{SCRATCH}{os.urandom(4).hex()}"
 
-    path, descriptor = _new_folder(name)
-    os.chmod(path, stat.S_IRWXU)
-    if descriptor is not None:
-        _SCRATCH[path] = descriptor
+    with uninterrupted():
+        path, descriptor = _new_folder(name)
+        os.chmod(path, stat.S_IRWXU)
+        if descriptor is not None:
+            _SCRATCH[path] = descriptor
     return path
 
 
@@ -279,21 +292,25 @@ _SCRATCH: dict[Path, int] = {}  # the temporary folders of this process, and wha
 
 def drop(path: Path) -> None:
     """Remove a temporary folder."""
-    remove_folder(path)
-    descriptor = _SCRATCH.pop(path, None)
-    if descriptor is not None:
-        os.close(descriptor)
+    with uninterrupted():
+        remove_folder(path)
+        descriptor = _SCRATCH.pop(path, None)
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 @contextlib.contextmanager
 def temporary() -> Iterator[Path]:
     """Yield a temporary folder that is gone when the block ends; `ArtifactError` on a full disk."""
     with with_room():
-        path = scratch()
+        path = None
         try:
+            with uninterrupted():
+                path = scratch()
             yield path
         finally:
-            drop(path)
+            if path is not None:
+                surely(partial(drop, path))
 
 
 @contextlib.contextmanager

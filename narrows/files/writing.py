@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from narrows.errors import ArtifactError, NarrowsError
+from narrows.files.interrupts import uninterrupted
 from narrows.files.locks import LEFT_OVER, hold, is_at, is_left_over
 
 STDOUT = "-"
@@ -132,8 +133,11 @@ def _through(path: Path) -> Iterator[IO[bytes]]:
 def _beside(target: Path, there: os.stat_result | None) -> Iterator[IO[bytes]]:
     """Yield a new file in the target's folder, and put it into its place."""
     sweep(target)
-    part, descriptor = _part_of(target, 0o666 if there is None else stat.S_IMODE(there.st_mode))
+    mode = 0o666 if there is None else stat.S_IMODE(there.st_mode)
+    part = None
     try:
+        with uninterrupted():
+            part, descriptor = _part_of(target, mode)
         with open(descriptor, "wb") as file:
             if there is not None:
                 become(descriptor, there)
@@ -146,7 +150,8 @@ def _beside(target: Path, there: os.stat_result | None) -> Iterator[IO[bytes]]:
         sync(target.parent)
     finally:
         with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
+            if part is not None:
+                part.unlink(missing_ok=True)
 
 
 def _part_of(target: Path, mode: int) -> tuple[Path, int]:
