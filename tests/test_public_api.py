@@ -12,11 +12,12 @@ import narrows
 FUNCTIONS = {
     "apply": "(program, plan=None, *, target=None, batch=None, pipeline=None, check=True, "
     "instruments=())",
-    "capture": "(model, example_inputs=None, *, kwargs=None, dynamic_batch=True, name=None)",
+    "capture": "(model, example_inputs=None, *, kwargs=None, dynamic_batch=True, name=None, "
+    "state=None)",
     "compile": "(model, inputs, plan=None, target='onnx', *, batch=None, pipeline=None, "
     "quantize=None, dump=None, "
-    "kwargs=None, dynamic_batch=True, name=None, check=True, double=False, instruments=(), "
-    "on_result=None, **options)",
+    "kwargs=None, dynamic_batch=True, name=None, state=None, check=True, double=False, "
+    "instruments=(), on_result=None, **options)",
     "load": "(path, *, trust=False)",
     "lower": "(program, target='onnx', *, plan=None, **options)",
     "quantize": "(program, calibration=None, *, weights=8, activations=8, method='mse', "
@@ -30,8 +31,8 @@ FUNCTIONS = {
     "side=None, scope='local', include=(), exclude=(), min_width=1)",
 }
 CLASSES = {
-    "Artifact": "arrays fidelity gather identity inputs name notes open outputs owning plan report "
-    "run run_flat save session size target",
+    "Artifact": "arrays fidelity gather gather_state identity inputs name notes open outputs "
+    "owning plan report run run_flat save session size target",
     "ChannelPlan": "by_reason fingerprint from_json given inputs load masked merge narrows notes "
     "outputs reasons removed restore save shrink split to_json widths "
     "with_notes",
@@ -41,8 +42,8 @@ CLASSES = {
     "Quantized": "fake passes plan prepared program report",
     "Program": "aliases buffers canonical copy couplings dynamic_batch examples flat_inputs "
     "folded graph history in_spec marks memo name node nodes notes origins out_spec output "
-    "parameter_count placeholders pruning replace run_flat seal start state_dict stored tensor to "
-    "to_module users_of weights with_weights",
+    "parameter_count placeholders pruning replace run_flat seal start state state_dict states "
+    "stored tensor to to_module users_of weights with_weights",
 }
 ERRORS = {
     "ArtifactError",

@@ -38,6 +38,7 @@ def capture(
     kwargs: Mapping[str, Any] | None = None,
     dynamic_batch: bool = True,
     name: str | None = None,
+    state: Mapping[str, Any] | None = None,
 ) -> Program:
     """Return the program of a model: a graph of ATen operators and the weights by their names.
 
@@ -55,6 +56,10 @@ def capture(
         dynamic_batch: Whether axis 0 of the inputs may have any size. A model that fixes its batch
             is captured with the example's, and a note says so.
         name: The program's name in dumps and artifacts.
+        state: Inputs that are handed back what an output was, a cache of keys or a hidden state:
+            ``{"k_cache": 1}`` says that of the input ``k_cache`` and output 1. Such an output is
+            told by its number, or by a path into nested results, ``(1, "h")``. The channels of the
+            two live or die together, and may go: `Program.state` tells what is left of a state.
 
     Raises:
         CaptureError: The model cannot be captured; the message says which construct, where, and
@@ -62,7 +67,9 @@ def capture(
     """
     from narrows.frontend import capture as run
 
-    return run(model, example_inputs, kwargs=kwargs, dynamic_batch=dynamic_batch, name=name)
+    return run(
+        model, example_inputs, kwargs=kwargs, dynamic_batch=dynamic_batch, name=name, state=state
+    )
 
 
 @takes(Choosing)
@@ -345,6 +352,7 @@ def compile(
     kwargs: Mapping[str, Any] | None = None,
     dynamic_batch: bool = True,
     name: str | None = None,
+    state: Mapping[str, Any] | None = None,
     check: bool = True,
     double: bool = False,
     instruments: Sequence[Instrument] = (),
@@ -368,7 +376,7 @@ def compile(
         quantize: Calibration data as for `quantize`, or all of its options as a dict:
             ``{"calibration": [images], "weights": 4}``. Without it the result is floating-point.
         dump: A folder for the program after every pass; ``narrows show`` and ``why`` read it.
-        kwargs, dynamic_batch, name: As for `capture`.
+        kwargs, dynamic_batch, name, state: As for `capture`.
         check, double, instruments: As for `rewrite`.
         on_result: Called with the pipeline's result before it is quantized or lowered.
         **options: The target's options.
@@ -385,7 +393,9 @@ def compile(
     from narrows.passes.instruments import Dumper
 
     integers = None if quantize is None else asked_of(quantize, check)
-    program = capture(model, inputs, kwargs=kwargs, dynamic_batch=dynamic_batch, name=name)
+    program = capture(
+        model, inputs, kwargs=kwargs, dynamic_batch=dynamic_batch, name=name, state=state
+    )
     emitted = make_target(target, **options)
     if isinstance(plan, Mapping):
         batch = plan.get("batch") if batch is None else batch

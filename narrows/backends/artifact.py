@@ -300,6 +300,33 @@ class Artifact:
                 gathered.append(leaf["value"])
         return gathered
 
+    def gather_state(self, name: str, full: Any) -> np.ndarray:
+        """Return what the artifact takes in place of a whole state of the model.
+
+        Args:
+            name: The input's name.
+            full: The state with all channels, as the captured model takes and returns it.
+
+        Raises:
+            ArtifactError: The input is no state, or the model's has another shape.
+        """
+        states = self.manifest.get("states", ())
+        state = next((s for s in states if s["name"] == name), None)
+        if state is None:
+            known = ", ".join(s["name"] for s in states) or "none"
+            raise ArtifactError(f"the input {name!r} is no state", why=f"the states are: {known}")
+        array, axes, whole = _to_array(full, name), state["axes"], state["whole"]
+        if array.ndim <= axes[-1] or [array.shape[a] for a in axes] != whole:
+            why = f"the model's has the sizes {whole} along the axes {axes}"
+            raise ArtifactError(f"the state {name} has shape {list(array.shape)}", why=why)
+        if state["kept"] is None:
+            return array
+        front = range(len(axes))
+        rows = np.moveaxis(array, axes, front)
+        rest = rows.shape[len(axes) :]
+        kept = rows.reshape(-1, *rest)[state["kept"]].reshape(*state["sizes"], *rest)
+        return np.ascontiguousarray(np.moveaxis(kept, front, axes))
+
     # ------------------------------------------------------------------ keeping
 
     def save(

@@ -47,6 +47,7 @@ def new_manifest(
         "name": program.name,
         "inputs": inputs,
         "outputs": outputs,
+        "states": [state.to_json() for state in program.states],
         "structure": {"input_leaves": leaves.inputs, "output_leaves": leaves.outputs},
         "plan": plan_json,
         "passes": list(program.history),

@@ -21,6 +21,10 @@ def _head(manifest: Mapping[str, Any]) -> Iterator[str]:
         for spec in manifest[label]:
             shape = ",".join(map(str, spec["shape"]))
             yield f"  {label[:-1]:8}{spec['name']}  {spec['dtype']}[{shape}]"
+    for state in manifest.get("states", ()):
+        sizes, whole = ("x".join(map(str, state[key])) for key in ("sizes", "whole"))
+        left = f"{whole} channels" if state["kept"] is None else f"{sizes} of {whole} channels"
+        yield f"  state   {state['name']}  goes in again from output {state['output']}, {left}"
     if manifest["passes"]:
         yield f"  passes  {', '.join(manifest['passes'])}"
 

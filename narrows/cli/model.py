@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 SPEC = re.compile(
     r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<dtype>\w+)\[(?P<shape>[\d,\s]*)\](?::(?P<high>\d+))?"
 )
-SOURCE = ("input", "weights", "allow_pickle", "fixed_batch")  # options of a model
+SOURCE = ("input", "weights", "allow_pickle", "fixed_batch", "state")  # options of a model
 LONG = {short: long for long, short in DTYPES.items()}
 
 
@@ -230,7 +230,21 @@ def capture_model(arguments: argparse.Namespace) -> Program:
         kwargs=named or None,
         dynamic_batch=not arguments.fixed_batch,
         name=model_name(arguments.model),
+        state=make_states(arguments.state),
     )
+
+
+def make_states(texts: list[str]) -> dict[str, tuple[int | str, ...]] | None:
+    """Return the outputs that are handed back, by the inputs' names; ``None`` for none."""
+    states: dict[str, tuple[int | str, ...]] = {}
+    for text in texts:
+        name, equals, path = text.partition("=")
+        steps = path.split(".")
+        if not (name and equals and all(steps)) or name in states:
+            why = "it is given twice" if name in states else "an input, =, and an output"
+            raise UsageError(f"--state {text!r} is no state", why=why, hint="--state cache=1")
+        states[name] = tuple(int(s) if s.isdigit() else s for s in steps)
+    return states or None
 
 
 def model_name(spec: str) -> str:

@@ -157,6 +157,14 @@ def _source(command: Any) -> None:
     command.add_argument(
         "--fixed-batch", action="store_true", help="keep the batch size of the inputs"
     )
+    command.add_argument(
+        "--state",
+        action="append",
+        default=[],
+        metavar="INPUT=OUTPUT",
+        help="an input that is handed back an output: cache=1, hidden=1.h for one in nested "
+        "results; repeat for more",
+    )
 
 
 def _compile(commands: Any) -> None:

@@ -39,6 +39,7 @@ from narrows.frontend.refuse import (
     squeezed_batch_note,
     unchanged,
 )
+from narrows.frontend.states import with_states
 from narrows.ir.module import ProgramModule
 from narrows.ir.program import Note, Program
 from narrows.ir.tracing import alone
@@ -52,6 +53,7 @@ def capture(
     kwargs: Mapping[str, Any] | None = None,
     dynamic_batch: bool = True,
     name: str | None = None,
+    state: Mapping[str, Any] | None = None,
 ) -> Program:
     """Return the program of a model in eval mode.
 
@@ -67,12 +69,15 @@ def capture(
             input tensor of the same size there. The examples are then cut or repeated to a batch
             of 2.
         name: The program's name; by default that of the model's class.
+        state: Per input that is handed back what an output was, that output
+            (`narrows.frontend.states`).
 
     Raises:
         CaptureError: The model cannot be captured; says what, where, and what to do.
     """
     if isinstance(model, ExportedProgram):
-        return _from_exported(model, example_inputs, kwargs, dynamic_batch, name or "program")
+        program = _from_exported(model, example_inputs, kwargs, dynamic_batch, name or "program")
+        return with_states(program, state or {})
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
     if not isinstance(model, nn.Module):
         raise CaptureError(
@@ -93,7 +98,10 @@ def capture(
         inputs, notes = given.fixed(), (fixed,)
         program = _from_module(model, _trace(model, inputs), inputs, name)
     check_weights(program)
-    return program.replace(notes=(*notes, *reparametrised(model), *program.notes))
+    program = program.replace(notes=(*notes, *reparametrised(model), *program.notes))
+    if state is None and isinstance(model, ProgramModule):
+        return program.replace(states=model._program.states)
+    return with_states(program, state or {})
 
 
 def _from_module(

@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from narrows.ir.labels import Bools, Value, channels, compact, free, opaque
+from narrows.ir.labels import Bools, Ints, Value, channels, compact, free, grid, met, opaque
 from narrows.ir.meta import Meta, shape_of
 from narrows.ir.ops import table
 from narrows.ir.ops.args import call
 from narrows.ir.ops.barrier import barrier_flow
 from narrows.ir.ops.flow import Flow, Read
 from narrows.ir.program import Program
+from narrows.ir.states import State
 
 
 class Facts:
@@ -61,6 +62,13 @@ class Facts:
                 operands = {n: self.data(n) for n in node.all_input_nodes if self.is_free(n)}
                 self._data[node] = call(node, operands)
         return self._data[node]
+
+    def tied(self, state: State) -> tuple[fx.Node, Ints, Ints]:
+        """Return the input of a state, and which of its labels are which of the output's: pairs."""
+        holder = self.program.node(state.name)
+        returned = self.program.output.args[0][state.output]  # type: ignore[index]
+        assert isinstance(returned, fx.Node)
+        return holder, *met(self.value(holder), self.value(returned))
 
     def moved_operand(self, node: fx.Node) -> fx.Node:
         """Return what a node that only moves elements moves; of a part, what was split."""
@@ -143,15 +151,17 @@ def _same_constants(old: Any, new: Any) -> bool:
 def _flow(facts: Facts, node: fx.Node) -> Flow:
     shape = shape_of(node)
     if node.op == "placeholder":
-        axis = _input_axis(node)
         if shape is None:
             return Flow(None)
+        state = next((s for s in facts.program.states if s.name == node.name), None)
+        if state is not None:
+            return Flow(grid(shape, state.axes))
+        axis = input_axis(node)
         return Flow(opaque(shape) if axis is None else channels(shape, axis))
     if node.op == "get_attr":
         return Flow(free(tuple(facts.program.tensor(node).shape)))
     if node.op == "output":
-        reads = [Read(n) for n in node.all_input_nodes if _labelled(facts, n)]
-        return Flow(None, tuple(reads))
+        return _output_flow(facts, node)
     if shape is None and Meta(node).size is not None:
         return Flow(None)
     tensors = [n for n in node.all_input_nodes if shape_of(n) is not None or facts.is_free(n)]
@@ -163,12 +173,27 @@ def _flow(facts: Facts, node: fx.Node) -> Flow:
     return row.flow(facts, node)
 
 
+def _output_flow(facts: Facts, node: fx.Node) -> Flow:
+    """Return what the program returns: a read per tensor, and one more per state.
+
+    The flow's facts say by its slot which read is a state's.
+    """
+    results: Any = node.args[0]
+    states = [s for s in facts.program.states if _labelled(facts, results[s.output])]
+    handed = {s.output for s in facts.program.states}
+    nodes = [n for i, n in enumerate(results) if i not in handed and isinstance(n, fx.Node)]
+    reads = [Read(n) for n in dict.fromkeys(nodes) if _labelled(facts, n)]
+    slots = {len(reads) + i: state for i, state in enumerate(states)}
+    reads += [Read(results[s.output]) for s in states]
+    return Flow(None, tuple(reads), facts=slots)
+
+
 def _labelled(facts: Facts, node: fx.Node) -> bool:
     value = facts.flows[node].value
     return isinstance(value, Value) and not value.free
 
 
-def _input_axis(node: fx.Node) -> int | None:
+def input_axis(node: fx.Node) -> int | None:
     """Return the channel axis of an input: the one that the first contraction after it sums
     over."""
     seen, queue = {node}, [node]

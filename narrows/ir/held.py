@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from narrows.ir.labels import Bools, Ints, Value, even_out, match
+from narrows.ir.labels import Bools, Ints, Value, even_out, match, some
 
 
 @dataclass(eq=False)
@@ -116,3 +116,26 @@ def evened(value: Value, mask: Bools) -> Bools:
     wider = mask.copy()
     wider[np.unique(value.tensor[grid].numpy())] = True
     return wider
+
+
+def proven(node: fx.Node, value: Value, need: Bools, held: Held) -> Held:
+    """Return what a node holds if it can be what the other nodes take it for.
+
+    Every place of a needed label is there, none twice, and axes without labels are as they were;
+    else `RaggedError`.
+    """
+    if held.places is value.places:
+        return held
+    sizes = tuple(value.tensor.shape)
+    for size, was, now, place in zip(
+        sizes, value.shape, held.shape, held.places.shape, strict=True
+    ):
+        if (now != was or place != 1) if size == 1 else now != place:
+            raise RaggedError(node, None)
+    if len(sizes) - sizes.count(1) == 0:
+        return held
+    there = np.bincount(held.places.reshape(-1).numpy(), minlength=value.tensor.numel())
+    wanted = need if value.natural else need[value.tensor.reshape(-1).numpy()]
+    if int(there.max()) > 1 or some(wanted & (there == 0)):
+        raise RaggedError(node, None)
+    return held

@@ -12,6 +12,7 @@ running it on them. This module holds the arithmetic; `narrows.ir.channels` walk
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -172,6 +173,23 @@ def channels(shape: Sequence[int], axis: int) -> Value:
     size = [1] * rank
     size[axis] = width
     return Value(tuple(shape), torch.arange(width).view(size), width, unknown(width))
+
+
+def grid(shape: Sequence[int], axes: Sequence[int]) -> Value:
+    """Return a value with a fresh label per place along some axes; one label for none."""
+    sizes = [s if a in axes else 1 for a, s in enumerate(shape)]
+    count = math.prod(sizes)
+    return Value(tuple(shape), torch.arange(count).view(sizes), count, unknown(count))
+
+
+def met(a: Value, b: Value) -> tuple[Ints, Ints]:
+    """Return which labels of two tensors stand at one place: pairs, each once.
+
+    The tensors have equal sizes wherever either has channels.
+    """
+    first, second = torch.broadcast_tensors(a.tensor, b.tensor)
+    code = np.unique(first.reshape(-1).numpy() * b.count + second.reshape(-1).numpy())
+    return code // b.count, code % b.count
 
 
 def unknown(count: int) -> np.ndarray:

@@ -19,6 +19,7 @@ from narrows.ir.meta import Meta, shape_of
 from narrows.ir.ops import table
 from narrows.ir.ops.flow import Read
 from narrows.ir.program import Note
+from narrows.ir.states import State
 
 
 class Demand:
@@ -47,7 +48,14 @@ class Demand:
         self._edges: dict[tuple[fx.Node, int], Bools] = {}
         self._asked: dict[fx.Node, Bools] = {}
         self._alive: set[fx.Node] = set()
+        self._states: dict[str, Bools] = {}
         self._walk()
+        while self._states_grow():
+            for known in (self.uses, self.notes, self._need, self._valued, self._edges):
+                known.clear()
+            self._asked.clear()
+            self._alive.clear()
+            self._walk()
 
     # ------------------------------------------------------------------ for rows
 
@@ -184,11 +192,43 @@ class Demand:
 
     def _outputs(self, node: fx.Node, flow: Any) -> None:
         for slot, read in enumerate(flow.reads):
-            value = self.facts.value(read.operand)
-            self.require(node, slot, np.ones(value.count, dtype=bool))
-            dead = value.known()
+            value, state = self.facts.value(read.operand), flow.facts.get(slot)
+            mask, what = np.ones(value.count, dtype=bool), "a model output"
+            if state is not None:
+                mask, what = self._returned(state, value.count), f"the state {state.name}"
+            self.require(node, slot, mask)
+            dead = value.known() & mask
             if some(dead):
-                self.note(read.operand, "output", "they are part of a model output", dead)
+                self.note(read.operand, "output", f"they are part of {what}", dead)
+
+    def _returned(self, state: State, count: int) -> Bools:
+        """Return which labels of an output are needed: those that the next call reads."""
+        mask = np.zeros(count, dtype=bool)
+        taken = self._states.get(state.name)
+        if taken is not None:
+            _, inner, outer = self.facts.tied(state)
+            mask[outer[taken[inner]]] = True
+        return mask
+
+    def _states_grow(self) -> bool:
+        """Whether more of a state is read than it was returned with; the next walk returns it.
+
+        What is read grows with what is returned, so this ends, with the fewest channels that do. A
+        tensor has one at least.
+        """
+        found: dict[str, Bools] = {}
+        for state in self.facts.program.states:
+            holder = self.facts.program.node(state.name)
+            need = self.needed(holder)
+            need |= self.forced(holder)
+            need |= self._states.get(state.name, False)
+            found[state.name] = need.copy()
+        grew = any(some(m) and not same(m, self._states.get(n, ~m)) for n, m in found.items())
+        for mask in () if grew else found.values():
+            grew |= not some(mask)
+            mask[0] |= not some(mask)
+        self._states = found
+        return grew
 
     def _barrier(self, node: fx.Node, flow: Any) -> None:
         if isinstance(flow.value, Value):

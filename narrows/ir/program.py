@@ -33,6 +33,7 @@ from narrows.ir.labels import Bools
 from narrows.ir.meta import Meta, where
 from narrows.ir.notes import Mark, Note, Origin
 from narrows.ir.sealed import SealedDict, refuse, seal
+from narrows.ir.states import State
 from narrows.ir.views import VIEWS
 
 aten = torch.ops.aten
@@ -62,6 +63,7 @@ class Program:
         origins: For every weight that a pass sliced, where it came from.
         marks: What the last pass did, by node name.
         folded: The names of the batch norms that became part of the layers before them.
+        states: The inputs that are handed back what an output was, and what is left of each.
         pruning: What a pruned program was made from and what was chosen for it, for a pass that
             chooses another exact form. It holds the unpruned program, so a copy has none, and any
             other change to graph or weights ends it.
@@ -82,6 +84,7 @@ class Program:
     origins: Mapping[str, Origin] = field(default_factory=dict)
     marks: Mapping[str, Mark] = field(default_factory=dict)
     folded: tuple[str, ...] = ()
+    states: tuple[State, ...] = ()
     pruning: Pruning | None = None
     _memo: dict[Any, Any] = field(default_factory=dict, repr=False)
 
@@ -135,6 +138,17 @@ class Program:
             known = [*self.weights, *self.aliases]
             raise ProgramError(f"{self.name} has no weight {weight!r}", hint=suggest(weight, known))
         return name
+
+    def state(self, name: str) -> State:
+        """Return the state of an input; `ProgramError` with a suggestion if it is none."""
+        for state in self.states:
+            if state.name == name:
+                return state
+        raise ProgramError(
+            f"{self.name} has no state {name!r}",
+            hint=suggest(name, [s.name for s in self.states])
+            or "narrows.capture(model, inputs, state={'input': 1}) declares one",
+        )
 
     def users_of(self, weight: str) -> list[fx.Node]:
         """Return the nodes that read ``weight``, in execution order."""
@@ -238,10 +252,13 @@ class Program:
                 a in dynamic or value.shape[a] == shape[a] for a in range(len(shape))
             )
             if not fits:
+                smaller = any(s.name == node.name and s.kept is not None for s in self.states)
+                call = f"program.state({node.name!r}).gather({node.name})"
                 raise ProgramError(
                     f"input {node.name} has shape {list(value.shape)}, "
                     f"the program takes {format_shape(shape, dynamic)}",
                     where=where(node),
+                    hint=f"of the model's whole state: {call}" if smaller else "",
                 )
 
     def _check_dtypes(self, inputs: Sequence[Any]) -> None:
@@ -264,13 +281,15 @@ class Program:
         if "graph" in changes or "weights" in changes:
             changes.setdefault("pruning", None)
             changes["_memo"] = {}
+        if "states" in changes:
+            changes["_memo"] = {}
         return dataclasses.replace(self, **changes)
 
     def memo(self, key: str, build: Callable[[], Any] | None = None) -> Any:
-        """Return what ``build`` made of graph and weights, made once.
+        """Return what ``build`` made of graph, weights and states, made once.
 
         Without ``build``, ``None`` where it would have to be made. Nobody may change what it
-        returns. It is not for values that depend on anything but graph and weights.
+        returns. It is not for values that depend on anything else of the program.
         """
         try:  # tensors are shared, and somebody may train one
             versions = [w._version for w in self.weights.values()]

@@ -250,7 +250,7 @@ def _node(program: Program, node: fx.Node) -> NodeRecord:
         op={"placeholder": "input", "output": "output"}.get(node.op) or op_name(node),
         inputs=tuple(n.name for n in reads if n.op != "get_attr"),
         weights=tuple(dict.fromkeys(weights)),
-        args=_arguments(node),
+        args=_state(program, node) or _arguments(node),
         shape=shape,
         dtype=dtype_name(meta.dtype),
         dynamic=tuple(meta.dynamic),
@@ -261,6 +261,12 @@ def _node(program: Program, node: fx.Node) -> NodeRecord:
         remark=mark.remark,
         grid="" if meta.grid is None else str(meta.grid),
     )
+
+
+def _state(program: Program, node: fx.Node) -> str:
+    """Return which output goes in again at an input, if one does."""
+    found = [s.output for s in program.states if node.op == "placeholder" and s.name == node.name]
+    return "".join(f"state of output {output}" for output in found)
 
 
 def _arguments(node: fx.Node) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -224,10 +225,23 @@ def _buffers_exist(program: Program) -> Iterator[str]:
         yield f"the buffer {name!r} is no weight"
 
 
+def _states_fit(program: Program) -> Iterator[str]:
+    holders = {n.name: Meta(n).shape for n in program.placeholders}
+    results: Any = program.output.args[0]
+    for state in program.states:
+        given = holders.get(state.name)
+        result = results[state.output] if state.output < len(results) else None
+        made = Meta(result).shape if isinstance(result, fx.Node) else None
+        for what, shape in (("input", given), ("output", made)):
+            if shape is None or tuple(shape[a] for a in state.axes) != state.sizes:
+                yield f"the {what} of the state {state.name!r} has shape {shape}, not {state.sizes}"
+
+
 PROGRAM_RULES = (
     ProgramRule(_output_count),
     ProgramRule(_input_count),
     ProgramRule(_inputs_fit),
+    ProgramRule(_states_fit, why="what is returned goes in again"),
     ProgramRule(_weights_read, why="dead weights would be saved and counted"),
     ProgramRule(_weights_once, why="a shared weight stands once"),
     ProgramRule(_aliases_resolve),

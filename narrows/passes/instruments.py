@@ -23,6 +23,7 @@ from narrows.ir.dump import Dump
 from narrows.ir.meta import where
 from narrows.ir.program import Note, Program
 from narrows.ir.snapshot import snapshot
+from narrows.ir.states import shared_outputs
 from narrows.passes.base import Pass, PassResult
 
 
@@ -118,9 +119,19 @@ def compare(actual: Program, expected: Program) -> float:
     """Return the relative error of one program's outputs against another's, on its examples.
 
     Each is fed the dtypes that it takes: a reference in float64 does not widen what it is held to.
+    States are compared on the channels that both have.
     """
     wanted = outputs_of(expected, expected.examples)
-    return relative_error(outputs_of(actual, fed(actual, expected.examples)), wanted)
+    got = outputs_of(actual, fed(actual, expected.examples))
+    return relative_error(*alike(actual, got, expected, wanted))
+
+
+def alike(
+    program: Program, outputs: Sequence[Any], other: Program, others: Sequence[Any]
+) -> tuple[list[Any], list[Any]]:
+    """Return the outputs of two forms of a program, of states the channels that both have."""
+    own = shared_outputs(outputs, program.states, other.states)
+    return own, shared_outputs(others, other.states, program.states)
 
 
 def outputs_of(program: Program, inputs: Sequence[Any]) -> list[Any]:
@@ -146,11 +157,16 @@ def outputs_of(program: Program, inputs: Sequence[Any]) -> list[Any]:
 
 
 def fed(program: Program, values: Sequence[Any]) -> list[Any]:
-    """Return flat inputs in the dtypes of a program's own examples."""
-    return [
-        v.to(own.dtype) if isinstance(v, torch.Tensor) and isinstance(own, torch.Tensor) else v
-        for v, own in zip(values, program.examples, strict=True)
-    ]
+    """Return flat inputs in the dtypes of a program's own examples; states are its own examples,
+    which have the channels that it takes."""
+    states = {s.name for s in program.states}
+    own = zip(program.placeholders, program.examples, strict=True)
+    return [e if n.name in states else _cast(v, e) for v, (n, e) in zip(values, own, strict=True)]
+
+
+def _cast(value: Any, own: Any) -> Any:
+    tensors = isinstance(value, torch.Tensor) and isinstance(own, torch.Tensor)
+    return value.to(own.dtype) if tensors else value
 
 
 def measure(actual: Program, expected: Program) -> dict[str, float]:

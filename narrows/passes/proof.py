@@ -21,7 +21,15 @@ from narrows.ir.meta import where
 from narrows.ir.program import Note, Program
 from narrows.ir.verify import verify
 from narrows.passes.base import Fidelity, Pass, PassResult, tolerance
-from narrows.passes.instruments import Watch, fed, has_floats, name_of, outputs_of, precision
+from narrows.passes.instruments import (
+    Watch,
+    alike,
+    fed,
+    has_floats,
+    name_of,
+    outputs_of,
+    precision,
+)
 
 Outputs = list[Any]
 HINT = "report this with the model, please; check=False returns the program as it is"
@@ -172,7 +180,8 @@ def _hold(
     elif stretch.wanted is not None:
         outputs = _run(program) if got is None else got
         name = name_of(precision(stretch.start))
-        measured[name] = max(errors_of(outputs, stretch.wanted), default=0.0)
+        pair = alike(program, outputs, stretch.start, stretch.wanted)
+        measured[name] = max(errors_of(*pair), default=0.0)
 
 
 def settle(
@@ -192,15 +201,16 @@ def settle(
     """
     dtype = precision(stretch.start)
     errors, blind = [torch.inf], [0]  # where the reference does not run in its own precision
-    got = None if stretch.wanted is None else ran or _run(program)
-    if got is not None and stretch.wanted is not None:
-        errors, blind = errors_of(got, stretch.wanted), unseen(stretch.wanted)
+    got = meant = None
+    if stretch.wanted is not None:
+        got, meant = alike(program, ran or _run(program), stretch.start, stretch.wanted)
+        errors, blind = errors_of(got, meant), unseen(meant)
         measured[name_of(dtype)] = max(errors, default=0.0)
-        if _is_lost(got, stretch.wanted):
+        if _is_lost(got, meant):
             raise _refusal(stretch, program, errors, stretch.start)
     excess = max(errors, default=0.0) > stretch.bound(dtype)
-    if not excess and not any(blind) and not _apart(got, stretch.wanted):
-        return _zeros(program, stretch.wanted)
+    if not excess and not any(blind) and not _apart(got, meant):
+        return _zeros(program, meant)
     start = stretch.start.to(torch.float64) if has_floats(stretch.start) else stretch.start
     wanted = None if dtype is torch.float64 else _run_or_none(stretch.reference(start))
     if wanted is not None:
@@ -209,7 +219,7 @@ def settle(
         _run(stretch.reference(stretch.start))  # its own error says why
     if excess:
         raise _refusal(stretch, program, errors, stretch.start)
-    return (*_blindness(program, blind, dtype), *_zeros(program, stretch.wanted))
+    return (*_blindness(program, blind, dtype), *_zeros(program, meant))
 
 
 def _settle_wide(
@@ -222,16 +232,16 @@ def _settle_wide(
     """Compare in float64: what was made, then what the passes make without rounding a weight."""
     own, dtype = precision(stretch.start), torch.float64
     found = measured.get(name_of(own), torch.inf)
-    notes = _blindness(program, unseen(wanted), dtype)
-    got = _run(program.to(dtype))
-    error = max(errors_of(got, wanted), default=0.0)
+    got, meant = alike(program, _run(program.to(dtype)), start, wanted)
+    notes = _blindness(program, unseen(meant), dtype)
+    error = max(errors_of(got, meant), default=0.0)
     measured[name_of(dtype)] = error
-    if error <= stretch.bound(own) and not _apart(got, wanted):
+    if error <= stretch.bound(own) and not _apart(got, meant):
         return notes
     again = start
     for pass_ in stretch.passes:
         again = pass_.run(again).program
-    errors = errors_of(_run(again), wanted)
+    errors = errors_of(*alike(again, _run(again), start, wanted))
     measured[name_of(dtype)] = max(errors, default=0.0)
     if measured[name_of(dtype)] > stretch.bound(dtype):
         raise _refusal(stretch, again, errors, start)
@@ -415,7 +425,7 @@ def _culprit(stretch: Stretch, start: Program) -> str:
     program, dtype = start, precision(start)
     for pass_ in stretch.passes:
         made, reference = pass_.run(program).program, pass_.reference(program)
-        errors = errors_of(_run(made), _run(reference))
+        errors = errors_of(*alike(made, _run(made), reference, _run(reference)))
         bound = tolerance(pass_.fidelity, dtype)
         if max(errors, default=0.0) > bound:
             node = first_difference(made, reference, bound)

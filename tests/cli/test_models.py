@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from narrows.cli.model import InputSpec, make_inputs, make_model, parse_input
+from narrows.cli.model import InputSpec, make_inputs, make_model, make_states, parse_input
 from narrows.errors import UsageError
 from narrows.frontend.checkpoint import load_checkpoint
 
@@ -75,6 +75,32 @@ def test_inputs_are_read(text: str, spec: InputSpec):
     assert str(sample.dtype) == f"torch.{spec.dtype}"
     if not sample.is_floating_point():
         assert 0 <= int(sample.min()) <= int(sample.max()) < spec.high
+
+
+def test_states_are_read():
+    assert make_states([]) is None
+    assert make_states(["cache=1", "hidden=1.h"]) == {"cache": (1,), "hidden": (1, "h")}
+    for wrong in (["cache"], ["=1"], ["cache=1."], ["cache=1", "cache=2"]):
+        with pytest.raises(UsageError, match=f"--state '{wrong[-1]}' is no state"):
+            make_states(wrong)
+
+
+def test_a_state_goes_from_the_shell_to_the_report(tmp_path: Path, run, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("step.py").write_text(
+        "from torch import nn\n\n\nclass Step(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.a, self.b = nn.Linear(3, 8), nn.Linear(8, 2)\n\n"
+        "    def forward(self, x, h):\n"
+        "        h = h * 0.5 + self.a(x)\n"
+        "        return self.b(h), h\n"
+    )
+    words = ["compile", "step.py:Step", "-i", "f32[2,3]", "-i", "f32[2,8]", "--state", "h=1"]
+    code, out, err = run(*words, "--ratio", "0.5", "-o", "out")
+    assert code == 0, err
+    assert "h: 8 -> 4 channels (kept: " in out + err
+    assert "h  goes in again from output 1, 4 of 8 channels" in run("check", "out")[1] + out
 
 
 @pytest.mark.parametrize(

@@ -15,15 +15,17 @@ from torch.fx.node import map_arg
 from narrows.ir.channels import Facts
 from narrows.ir.choices import Choices
 from narrows.ir.graph import add_node
-from narrows.ir.held import Held, RaggedError, Side, line
+from narrows.ir.held import Held, RaggedError, Side, line, proven
 from narrows.ir.labels import Bools, Ints, Value, count_to, is_count, match, runs, some
 from narrows.ir.liveness import Demand
 from narrows.ir.meta import Meta, shape_of
 from narrows.ir.ops import dialect, table
 from narrows.ir.ops.args import arguments, changed, invoke
+from narrows.ir.program import Note, Program
 from narrows.ir.rewrite.aligned import aligned, in_step
 from narrows.ir.rewrite.chains import collapse, replay
 from narrows.ir.rewrite.emitter import Emitter
+from narrows.ir.rewrite.handing import narrowed, returned, taken
 
 
 class Rewriter(Emitter):
@@ -75,21 +77,43 @@ class Rewriter(Emitter):
         new = self.graph.placeholder(node.name)
         new.meta = dict(node.meta)
         self._plain[node] = new
-        if isinstance(self.facts.flows[node].value, Value):
-            value = self.facts.value(node)
-            self._held[node] = Held(new, value.places, value.shape)
+        if not isinstance(self.facts.flows[node].value, Value):
+            return
+        value = self.facts.value(node)
+        self._held[node] = Held(new, value.places, value.shape)
+        try:
+            if any(s.name == node.name for s in self.program.states):
+                self._held[node] = taken(self, node, new)
+        except RaggedError as failure:
+            self.failures.append(failure)
 
     def _output(self, node: fx.Node) -> None:
-        def final(n: fx.Node) -> fx.Node:
+        def final(n: Any) -> Any:
+            if not isinstance(n, fx.Node):
+                return n
             if isinstance(self.facts.flows[n].value, Value) and not self.facts.is_free(n):
                 return self.entire(node, n).node
             return self.plain(n)
 
+        states = {s.output: self.program.node(s.name) for s in self.program.states}
+        results: Any = node.args[0]
         try:
-            new = self.graph.output(map_arg(node.args[0], final))
+            new = self.graph.output(
+                tuple(
+                    returned(self, states[i], n) if i in states else final(n)
+                    for i, n in enumerate(results)
+                )
+            )
             new.meta = dict(node.meta)
         except RaggedError as failure:
             self.failures.append(failure)
+
+    def finish(self, notes: tuple[Note, ...]) -> Program:
+        """Return the new program; its states and their examples are what is left of the old."""
+        names = {s.name for s in self.program.states}
+        return narrowed(
+            super().finish(notes), {n.name: h for n, h in self._held.items() if n.name in names}
+        )
 
     def _fail(self, node: fx.Node, failure: RaggedError) -> None:
         """Record what must be kept and go on as if nothing had gone, to find all failures in one
@@ -132,31 +156,8 @@ class Rewriter(Emitter):
         return all(not some(~self.demand.needed(r.operand)) for r in reads)
 
     def _proven(self, node: fx.Node, held: Held) -> Held:
-        """Return what a node holds if it can be what the other nodes take it for.
-
-        Every place of a needed label is there, none twice, and axes without labels are as they
-        were.
-        """
-        if not isinstance(self.facts.flows[node].value, Value):
-            return held
-        value = self.facts.value(node)
-        if held.places is value.places:
-            return held
-        sizes = tuple(value.tensor.shape)
-        for size, was, now, place in zip(
-            sizes, value.shape, held.shape, held.places.shape, strict=True
-        ):
-            if (now != was or place != 1) if size == 1 else now != place:
-                raise RaggedError(node, None)
-        if len(sizes) - sizes.count(1) == 0:
-            return held
-        there = np.bincount(held.places.reshape(-1).numpy(), minlength=value.tensor.numel())
-        wanted = self.need(node)
-        if not value.natural:
-            wanted = wanted[value.tensor.reshape(-1).numpy()]
-        if int(there.max()) > 1 or some(wanted & (there == 0)):
-            raise RaggedError(node, None)
-        return held
+        value = self.facts.flows[node].value
+        return proven(node, value, self.need(node), held) if isinstance(value, Value) else held
 
     # ------------------------------------------------------------------ what rows ask
 

@@ -76,6 +76,11 @@ def said(holder: Holder, facts: Facts, noted: Mapping[str, str]) -> str:
     """
     node = holder.node
     if node.op == "output":
+        reads, slots = facts.flows[node].reads, facts.flows[node].facts
+        states = [s.name for i, s in slots.items() if reads[i].operand is holder.operand]
+        plain = [r for i, r in enumerate(reads) if i not in slots and r.operand is holder.operand]
+        if states and not plain:
+            return f"the next call reads them of the state {states[0]}"
         return "the model's output holds them"
     if barrier := facts.flows[node].barrier:
         return f"{where(node)} is a barrier: {barrier}"
@@ -183,7 +188,11 @@ def _named(facts: Facts, node: fx.Node) -> str:
     source = node
     while isinstance(table.find(source), Layout) and facts.flows[source].reads:
         source = facts.moved_operand(source)
-    return f"the model's input {source.name}" if source.op == "placeholder" else node.name
+    if source.op != "placeholder":
+        return node.name
+    states = {s.name for s in facts.program.states}
+    kind = "state" if source.name in states else "model's input"
+    return f"the {kind} {source.name}"
 
 
 __all__ = ["Holder", "forced", "holders", "said", "source_of"]

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 import numpy as np
 from torch import fx
@@ -309,20 +310,25 @@ def _normalised(scores: np.ndarray) -> np.ndarray:
 
 
 def _from_inputs(program: Program, layers: set[fx.Node]) -> set[fx.Node]:
-    """Return the nodes that hold a model input's channels, each computed for itself."""
+    """Return the nodes that hold a model input's channels, each computed for itself; a state's may
+    go."""
     found: set[fx.Node] = set()
+    states = {s.name for s in program.states}
     for node in program.graph.nodes:
         read = [n for n in node.all_input_nodes if n.op != "get_attr" and is_tensor(n)]
         passes = node.op == "call_function" and node not in layers and len(read) == 1
-        if node.op == "placeholder" or (passes and read[0] in found):
+        given = node.op == "placeholder" and node.name not in states
+        if given or (passes and read[0] in found):
             found.add(node)
     return found
 
 
 def _to_outputs(program: Program, layers: set[fx.Node]) -> set[fx.Node]:
-    """Return the nodes that reach a model output without another layer in between."""
-    found: set[fx.Node] = set()
+    """Return the nodes that reach a model output, but for states, without another layer between."""
+    handed = {s.output for s in program.states}
+    results: Any = program.output.args[0]
+    found = {n for i, n in enumerate(results) if i not in handed}
     for node in reversed(program.graph.nodes):
-        if node.op == "output" or any(u in found and u not in layers for u in node.users):
+        if any(u in found and u not in layers for u in node.users):
             found.add(node)
     return found

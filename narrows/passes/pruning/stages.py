@@ -69,10 +69,17 @@ def result_of(program: Program, chosen: Chosen) -> PassResult:
     pruning, form = chosen.pruning, emit(chosen.pruning)
     if form.graph is not program.graph:
         made = form.replace(notes=program.notes, pruning=pruning)
-        return PassResult(made, True, chosen.notes)
+        return PassResult(made, True, (*chosen.notes, *_state_notes(program, form)))
     if not pruning.untouched and pruning is not program.pruning:
         program = program.replace(pruning=pruning)
     return PassResult(program, False, chosen.notes)
+
+
+def _state_notes(before: Program, after: Program) -> Iterator[Note]:
+    """Yield what is left of every state of which more or fewer channels are there now."""
+    for old, new in zip(before.states, after.states, strict=True):
+        if old.kept != new.kept:
+            yield Note(new.name, "state", f"{new}, as an input and as output {new.output}")
 
 
 def fastest(
