@@ -5,6 +5,7 @@ Unknown keys are let pass: an artifact of a newer narrows is read as far as it i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
@@ -58,6 +59,17 @@ class Nesting(msgspec.Struct):
     outputs: Any
     input_leaves: list[Leaf]
     output_leaves: list[Leaf]
+
+
+class StateRecord(msgspec.Struct):
+    """An input that is handed back an output; see `narrows.ir.states.State`."""
+
+    name: str
+    output: Count
+    axes: list[Count]
+    whole: list[Axis]
+    sizes: list[Axis]
+    kept: list[Count] | None
 
 
 class NoteRecord(msgspec.Struct):
@@ -131,6 +143,7 @@ class Manifest(msgspec.Struct):
     c: CPart | None = None
     device: Device | None = None
     islands: list[Spec] = []
+    states: list[StateRecord] = []
 
 
 # Target -> the keys that its session needs.
@@ -149,6 +162,8 @@ def check_manifest(data: Mapping[str, Any]) -> None:
         raise ValueError("golden: there is one digest per output")
     _check_names("inputs", made.inputs)
     _check_structure(made)
+    for state in made.states:
+        _check_state(state)
     if made.target == "c" and made.c is not None:
         _check_c(made, made.c)
 
@@ -175,6 +190,19 @@ def _check_structure(made: Manifest) -> None:
         raise ValueError("structure.input_leaves: each input stands there once, in order")
     for leaf in nesting.output_leaves:
         _check_leaf(leaf, made)
+
+
+def _check_state(state: StateRecord) -> None:
+    axes, places = state.axes, math.prod(state.whole)
+    if not axes or axes != sorted({*axes}) or not len(axes) == len(state.whole) == len(state.sizes):
+        raise ValueError(f"states: {state.name} has one size per axis, and its axes ascend")
+    count, kept = math.prod(state.sizes), state.kept
+    if kept is None:
+        fits = state.sizes == state.whole
+    else:
+        fits = len({*kept}) == len(kept) == count and max(kept, default=-1) < places
+    if not fits:
+        raise ValueError(f"states: {state.name} keeps as many places as it has, of the whole ones")
 
 
 def _tensors(leaves: Iterable[Leaf]) -> list[Leaf]:

@@ -313,6 +313,29 @@ def test_a_manifest_whose_parts_do_not_fit(saved: Path):
         load(saved)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"axes": [1, 1]}, "its axes ascend"),
+        ({"sizes": [2]}, "one size per axis"),
+        ({"kept": [0, 1, 2, 6]}, "of the whole ones"),
+        ({"kept": [0, 1, 1, 2]}, "as many places as it has"),
+        ({"kept": None}, "as many places as it has"),
+        ({"kept": None, "whole": [1 << 40] * 2, "sizes": [1 << 40] * 2}, None),
+        ({"kept": [0, -1, 2, 3]}, "expected"),
+        ({}, None),
+    ],
+)
+def test_a_manifest_whose_states_do_not_fit(saved: Path, change: dict, message: str | None):
+    state = {"name": "x", "output": 0, "axes": [1, 3], "whole": [2, 3], "sizes": [2, 2]}
+    rewrite(saved, states=[{**state, "kept": [0, 1, 3, 5], **change}])
+    if message is None:
+        load(saved)
+        return
+    with pytest.raises(ArtifactError, match=rf"(?s)is malformed.*{message}"):
+        load(saved)
+
+
 def test_a_manifest_that_points_outside(saved: Path):
     rewrite(saved, files={"../secret": {"size": 1, "sha256": ""}})
     with pytest.raises(ArtifactError, match=r"(?s)is malformed.*files: .*regex"):

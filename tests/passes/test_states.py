@@ -248,6 +248,27 @@ def test_artifacts_take_and_return_the_smaller_state(case: str, target: str) -> 
         artifact.gather_state(names[1], arrays[0])
 
 
+def test_states_that_are_handed_on_lose_channels_in_turn() -> None:
+    """A delay of two calls: what came in as one state goes out as the next."""
+
+    class Delay(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 10), nn.Linear(20, 3)
+
+        def forward(self, x: Tensor, one: Tensor, two: Tensor) -> tuple[Tensor, ...]:
+            new = self.a(x).relu()
+            return self.b(torch.cat((new, two), 1)), new, one
+
+    torch.manual_seed(0)
+    inputs = numbers(2, 4), numbers(2, 10), numbers(2, 10) + 1
+    program = narrows.capture(Delay().double().eval(), inputs, state={"one": 1, "two": 2})
+    plan = narrows.plan(program, keep_inputs={"b.weight": [0, 1, 12, 13, 17]})
+    small = narrows.apply(program, plan)
+    assert small.state("one").kept == small.state("two").kept == (2, 3, 7)
+    assert_masked(small, plan, program)
+
+
 def test_a_wrong_output_at_a_state_is_found() -> None:
     """The channels that both have are compared."""
     from narrows.passes.instruments import compare
