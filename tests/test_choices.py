@@ -21,9 +21,9 @@ from narrows.ir.liveness import Demand
 from narrows.ir.ops import table
 from narrows.ir.program import Program, Pruning
 from narrows.ir.rewrite import everything, facts_of
+from narrows.ir.structure.spaces import spaces_of
 from narrows.ir.verify import verify
 from narrows.passes.base import TOLERANCE, Fidelity
-from narrows.passes.forms.spaces import spaces_of
 from narrows.passes.forms.splitting import Split, can_split, taken_apart
 from narrows.passes.prune_channels import PruneChannels
 from narrows.passes.pruning.form import emit

@@ -8,8 +8,11 @@ import torch
 from torch import Tensor, nn
 
 import narrows
+from narrows.ir.channels import analyse
+from narrows.ir.liveness import Demand
 from narrows.ir.program import Program
 from narrows.ir.structure import layers_of, structure_of
+from narrows.ir.structure.spaces import joined_spaces, spaces_of
 
 
 class Residual(nn.Module):
@@ -36,6 +39,35 @@ def test_layers_are_linked_to_the_ties_that_their_weights_follow() -> None:
     assert found.along(head, "inputs") == ((tie, 4),)  # a channel is four inputs, flattened
     assert found.held["add"] == ((tie, 1),)
     assert found.ties[tie].width == 8
+
+
+def test_what_an_operator_reads_and_makes() -> None:
+    program = captured(Residual(), 2, 3, 2, 2)
+    found = structure_of(program)
+    names = [c.name for c in found.ties]
+    x, stem, head = (names.index(name) for name in ("x", "stem", "head"))
+    told = {n: (found.read(program.node(n)), found.made(program.node(n))) for n in ("stem", "add")}
+    assert told == {"stem": (((x, 1),), ((stem, 1),)), "add": (((stem, 1),), ((stem, 1),))}
+    assert found.read(program.node("head")) == ((stem, 4),)
+    assert found.made(program.node("head")) == ((head, 1),)
+
+
+def test_concats_join_spaces_to_families() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 5, 1), nn.Conv2d(9, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.c(torch.cat((self.a(x).relu(), self.b(x)), 1))
+
+    facts = analyse(captured(Net(), 2, 3, 2, 2))
+    spaces = spaces_of(facts, Demand(facts))
+    named = [[s.nodes[0].name for s in f] for f in joined_spaces(facts, spaces)]
+    assert named == [["x"], ["a", "b", "cat"], ["c"]]
+    assert [len(f) for f in joined_spaces(facts, spaces, lambda entry: False)] == [1] * len(spaces)
+    (reader,) = next(s for s in spaces if s.nodes[0].name == "cat").readers
+    assert (reader.node.name, reader.x.name, reader.tail) == ("c", "cat", [])
 
 
 def test_a_structure_is_found_once() -> None:

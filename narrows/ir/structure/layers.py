@@ -70,6 +70,11 @@ class Layer:
         """The activation it sums over; ``None`` for a lookup."""
         return None if self.contraction is None else self.contraction.x
 
+    @property
+    def sums(self) -> bool:
+        """Whether it sums over several channels for each one that it makes."""
+        return self.inputs > self.groups
+
     def width(self, side: str) -> int:
         """Return how many channels it has on a side, ``inputs`` or ``outputs``."""
         return self.inputs if side == "inputs" else self.outputs

@@ -23,8 +23,8 @@ from narrows.ir.ops import table
 from narrows.ir.ops.join import Join
 from narrows.ir.program import Note, Pruning
 from narrows.ir.rewrite import demand_of, facts_of
+from narrows.ir.structure.spaces import Space, handed, joined_spaces, spaces_of
 from narrows.passes.forms.order import Order, Reader, choose_order
-from narrows.passes.forms.spaces import Space, handed, spaces_of
 
 # Looks at the order's tree per family of tensors.
 EFFORT = 100_000
@@ -84,8 +84,7 @@ class Family:
         for space in (*self.sources, *self.joined):
             channel = self.channel[space]
             for reader in space.readers:
-                x = facts.flows[reader.tail[0] if reader.tail else reader.node].reads[0].operand
-                yield _reader(x, channel, reader.wants)
+                yield _reader(reader.x, channel, reader.wants)
             for node, slot in space.others:
                 x = facts.flows[node].reads[slot].operand
                 yield _reader(x, channel, demand.required(node, slot))
@@ -123,30 +122,10 @@ def _reader(node: fx.Node, channel: Ints, wants: Bools) -> Reader:
 
 def _families(facts: Facts, spaces: list[Space]) -> Iterator[Family]:
     of = {node: space for space in spaces for node in space.nodes}
-    links: dict[Space, list[Space]] = {space: [] for space in spaces}
-    for space in spaces:
-        for node, _ in space.others:
-            if node in of and isinstance(table.find(node), Join):
-                links[space].append(of[node])
-                links[of[node]].append(space)
-    seen: set[Space] = set()
-    for space in spaces:
-        if space in seen:
-            continue
-        group, queue = [], [space]
-        seen.add(space)
-        while queue:
-            current = queue.pop()
-            group.append(current)
-            for other in links[current]:
-                if other not in seen:
-                    seen.add(other)
-                    queue.append(other)
-        group.sort(key=spaces.index)
-        if all(_is_free(facts, s) for s in group):
-            family = _family(facts, group, of)
-            if family is not None:
-                yield family
+    for group in joined_spaces(facts, spaces):
+        family = _family(facts, group, of) if all(_is_free(facts, s) for s in group) else None
+        if family is not None:
+            yield family
 
 
 def _is_free(facts: Facts, space: Space) -> bool:

@@ -20,7 +20,7 @@ from torch import Tensor, fx
 
 from narrows.ir.channels import Facts
 from narrows.ir.costs import Costs, rounded
-from narrows.ir.couplings import Coupling, couplings
+from narrows.ir.couplings import Coupling
 from narrows.ir.editing import infer_shapes
 from narrows.ir.labels import Bools, Ints, Value
 from narrows.ir.meta import shape_of
@@ -30,6 +30,7 @@ from narrows.ir.ops.contract import Contract
 from narrows.ir.ops.join import Join
 from narrows.ir.program import Origin, Program, Pruning
 from narrows.ir.rewrite import facts_of
+from narrows.ir.structure import structure_of
 from narrows.ir.work import CONVOLUTIONS
 from narrows.ir.workload import work_of
 
@@ -51,7 +52,8 @@ def padded(pruning: Pruning, costs: Costs) -> Pruning | None:
     if not slow:
         return None
     facts = facts_of(pruning)
-    grown = [c for c in couplings(program) if slow & _near(program, c) and _can_grow(facts, c)]
+    ties = structure_of(program).ties
+    grown = [c for c in ties if slow & _near(program, c) and _can_grow(facts, c)]
     while grown:
         wider = _padded(program, {c: -c.width % costs.step for c in grown}, pruning)
         spoilt = _not_constant(facts, facts_of(wider), {n for c in grown for n in c.nodes})

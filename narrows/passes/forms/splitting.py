@@ -22,7 +22,7 @@ from narrows.ir.meta import Meta
 from narrows.ir.ops import table as ops
 from narrows.ir.program import Draft, Note, Pruning
 from narrows.ir.rewrite import facts_of
-from narrows.passes.forms.spaces import Reader, Space, handed
+from narrows.ir.structure.spaces import Reader, Space, handed
 from narrows.passes.forms.widths import Chooser, Decision
 
 # How often the time of making something again is counted. Cost tables are least certain of narrow
@@ -139,8 +139,7 @@ def _weighed(chooser: Chooser, space: Space, readers: Sequence[Reader]) -> Decis
 def _needed(facts: Facts, space: Space, readers: Sequence[Reader]) -> set[fx.Node]:
     """Return the tensors of a space that some of its readers depend on."""
     inside, found = set(space.nodes), set[fx.Node]()
-    heads = [r.tail[0] if r.tail else r.node for r in readers]
-    queue = [facts.flows[h].reads[0].operand for h in heads] + [n for r in readers for n in r.tail]
+    queue = [r.x for r in readers] + [n for r in readers for n in r.tail]
     while queue:
         node = queue.pop()
         if node in found or node not in inside:

@@ -1,6 +1,6 @@
 """Choosing reads and widths by a target's costs.
 
-For every space (`narrows.passes.forms.spaces`) there is a choice of exact forms. Its tensors can
+For every space (`narrows.ir.structure.spaces`) there is a choice of exact forms. Its tensors can
 hold just the live channels, or more of them, up to a width that the target likes. A reader that
 needs a part of what they hold can have that part copied together (a gather), perhaps with a few
 more channels to meet a better width, or read everything, with zero weights for what counts as zero.
@@ -25,9 +25,9 @@ from narrows.ir.ops import table as ops
 from narrows.ir.ops.constants import as_array
 from narrows.ir.ops.contract import Contract
 from narrows.ir.ops.join import Join
+from narrows.ir.structure.spaces import Reader, Space, joined_spaces, spaces_of
 from narrows.ir.work import SUMMING, Work
 from narrows.ir.workload import work_of
-from narrows.passes.forms.spaces import Reader, Space, spaces_of
 
 # What a width that is not chosen yet is taken for: the next multiple of that.
 LIKELY = 16
@@ -149,20 +149,13 @@ class Chooser:
         """Return the spaces that concats join, each with the first one of its family."""
         if self.costs.join_step == 1:
             return {}
-        of = {node: space for space in spaces for node in space.nodes}
-        first: dict[Space, Space] = {}
-        for space in spaces:
-            for entry in space.entries:
-                if not isinstance(ops.find(entry), Join) or len(shape_of(entry)) != 4:
-                    continue
-                joined = [of[r.operand] for r in self.facts.flows[entry].reads if r.operand in of]
-                leaders = {id(s): s for s in (first.get(j, j) for j in (*joined, space))}
-                leader = min(leaders.values(), key=spaces.index)
-                for member in (*joined, space):
-                    first.setdefault(member, leader)
-                for member, old in first.items():
-                    first[member] = leader if id(old) in leaders else old
-        return first
+
+        def counts(entry: fx.Node) -> bool:
+            return isinstance(ops.find(entry), Join) and len(shape_of(entry)) == 4
+
+        groups = joined_spaces(self.facts, spaces, counts)
+        joined = [g for g in groups if any(counts(e) for s in g for e in s.entries)]
+        return {space: group[0] for group in joined for space in group}
 
     # ------------------------------------------------------------------ one space
 
@@ -237,9 +230,7 @@ class Chooser:
         """
         groups: dict[tuple[fx.Node, bytes], list[int]] = {}
         for i, reader in enumerate(space.readers):
-            head = reader.tail[0] if reader.tail else reader.node
-            x = self.facts.flows[head].reads[0].operand
-            groups.setdefault((x, reader.wants.tobytes()), []).append(i)
+            groups.setdefault((reader.x, reader.wants.tobytes()), []).append(i)
         total, takes = 0.0, [Take(hold, hold)] * len(space.readers)
         for (x, _), members in groups.items():
             readers = [space.readers[i] for i in members]

@@ -24,7 +24,7 @@ from narrows.ir.structure import structure_of
 from narrows.passes.plans import criteria
 from narrows.passes.plans.latency_model import LatencyModel
 from narrows.passes.plans.latency_search import Choice, WidthSearch
-from narrows.passes.plans.mass import kept_mass, shares, sums
+from narrows.passes.plans.mass import kept_mass, shares
 from narrows.passes.plans.plan import ChannelPlan
 from narrows.passes.plans.rank import Candidate, Options, Part, Ranking
 from narrows.passes.pruning.form import emit
@@ -98,7 +98,7 @@ class ByShare(Ranking):
         Where no layer does, as in the factors of attention, it is worth its shares in what makes
         it. A weight that several layers share counts once.
         """
-        reading = [p for p in parts if p.side == "inputs" and sums(p.use)]
+        reading = [p for p in parts if p.side == "inputs" and p.use.sums]
         once = {(p.use.weight, p.side, p.own.tobytes()): p for p in reading or parts}
         worth = np.zeros(len(parts[0].own))
         for part in once.values():

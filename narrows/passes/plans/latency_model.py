@@ -10,17 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from torch import fx
-
 from narrows.ir.costs import Costs, OpCost
-from narrows.ir.meta import shape_of
 from narrows.ir.program import Program
 from narrows.ir.structure import Holds, Structure
 from narrows.ir.work import CONVOLUTIONS, ONE_WIDTH, TWO_WIDTHS, Work
-from narrows.passes.plans.mass import sums
 
 
 @dataclass
@@ -86,15 +82,11 @@ class LatencyModel:
         self._each: list[set[int]] = [set() for _ in structure.ties]
         places = {node.name: node for node in program.graph.nodes}
         for cost in costs.account(program, batch):
-            made = structure.held.get(cost.node, ())
-            layer = structure.layer_at.get(cost.node)
-            read = made
-            if layer is not None:
-                along = structure.along(layer, "outputs")
-                made = made if along is None else along
-                read = (structure.along(layer, "inputs") or ()) if sums(layer) else made
-            elif cost.work is not None:
-                read = made or _operands(places[cost.node], structure.held)
+            node = places[cost.node]
+            made = structure.made(node)
+            # Of what nothing is known but its seconds, they go by what it makes.
+            known = cost.work is not None or node.name in structure.layer_at
+            read = structure.read(node) if known else made
             self._add(cost, read, made)
         self.steps = [self._step(each) for each in self._each]
 
@@ -176,12 +168,6 @@ class LatencyModel:
 
 
 # ---------------------------------------------------------------------- widths
-
-
-def _operands(node: fx.Node, holds: Mapping[str, Holds]) -> Holds:
-    """Return the couplings that a node's first operand holds: it makes channels of its own."""
-    tensors = [n for n in node.all_input_nodes if shape_of(n) is not None]
-    return next((holds[n.name] for n in tensors if n.name in holds), ())
 
 
 def _resized(work: Work, reads: float, makes: float) -> Work:

@@ -23,15 +23,10 @@ def summing(program: Program) -> dict[str, Layer]:
     """Return the layers that sum over several channels: per weight its first such use."""
     found = {}
     for name, uses in layers_of(program).items():
-        first = next((u for u in uses if sums(u)), None)
+        first = next((u for u in uses if u.sums), None)
         if first is not None:
             found[name] = first
     return found
-
-
-def sums(use: Layer) -> bool:
-    """Whether a layer sums over several channels for each one that it makes."""
-    return use.inputs > use.groups
 
 
 def shares(scores: np.ndarray) -> np.ndarray:
@@ -78,4 +73,4 @@ def kept_mass(
     return float(np.mean(kept))
 
 
-__all__ = ["kept_mass", "shares", "summing", "sums"]
+__all__ = ["kept_mass", "shares", "summing"]

@@ -5,12 +5,16 @@ pooling, a depthwise convolution, an addition. All tensors so joined form one *s
 of channels, the space's *live* set, is enough to describe them: the channels that any of them
 needs. A space begins at its makers (convolutions, linear layers, embeddings), or it is *derived*
 from other spaces (a concat, a split). It is read by contractions, each perhaps through a chain of
-operators that serves it alone, its *tail*. `spaces_of` finds them and changes nothing.
+operators that serves it alone, its *tail*.
+
+Ties are a program's, but spaces are a pruning's: which channels are live, what is a constant and
+where a stream needs fewer of them is a matter of its masks. `spaces_of` finds them for a liveness,
+`joined_spaces` which of them concats put side by side.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -36,6 +40,7 @@ class Reader:
         tail: The operators that serve it alone, from the space to the contraction.
         columns: The label of every input channel.
         wants: The labels that must be there for it.
+        x: The tensor of the space that is read.
         rigid: Whether its groups fix which channels it can take.
     """
 
@@ -43,6 +48,7 @@ class Reader:
     tail: list[fx.Node]
     columns: np.ndarray
     wants: Bools
+    x: fx.Node
     rigid: bool = False
 
     def inputs(self, taken: Bools) -> int:
@@ -133,6 +139,35 @@ def spaces_of(facts: Facts, demand: Demand, *, even: bool = False) -> list[Space
     return list(spaces.values())
 
 
+def joined_spaces(
+    facts: Facts, spaces: Sequence[Space], joins: Callable[[fx.Node], bool] | None = None
+) -> list[list[Space]]:
+    """Return the spaces in families: concats join those of one; families and spaces in order.
+
+    A space that no concat joins is a family of its own.
+
+    Args:
+        facts: The analysis.
+        spaces: The spaces.
+        joins: Which concats count; all by default.
+    """
+    of = {node: space for space in spaces for node in space.nodes}
+    family = {space: [space] for space in spaces}
+    for space in spaces:
+        for entry in space.entries:
+            if not isinstance(table.find(entry), Join) or (joins and not joins(entry)):
+                continue
+            for read in facts.flows[entry].reads:
+                other = of.get(read.operand, space)
+                if family[other] is not family[space]:
+                    family[space] += family[other]
+                    family.update(dict.fromkeys(family[other], family[space]))
+    found: dict[int, list[Space]] = {}
+    for space in spaces:
+        found.setdefault(id(family[space]), []).append(space)
+    return list(found.values())
+
+
 def _tensors(facts: Facts, demand: Demand) -> Iterator[fx.Node]:
     for node, flow in facts.flows.items():
         if isinstance(flow.value, Value) and not flow.value.free and demand.alive(node):
@@ -174,10 +209,11 @@ def _find_readers(facts: Facts, demand: Demand, of: dict[fx.Node, Space]) -> Non
             row = table.find(user)
             if isinstance(flow.facts, tuple) and table.contraction(facts, user) is not None:
                 c, columns = flow.facts
-                tail = _tail(facts, user, read.operand, space)
+                tail = _tail(facts, user, read.operand)
                 head = tail[0] if tail else user
                 wants = demand.required(head, handed(facts, head)[0] if tail else slot)
-                space.readers.append(Reader(user, tail, columns, wants, c.groups > 1))
+                x = facts.flows[head].reads[0].operand
+                space.readers.append(Reader(user, tail, columns, wants, x, c.groups > 1))
             elif isinstance(row, Join | Selection | Layout) and not flow.barrier:
                 space.others.append((user, slot))
             else:
@@ -185,7 +221,7 @@ def _find_readers(facts: Facts, demand: Demand, of: dict[fx.Node, Space]) -> Non
                 space.fixed = True
 
 
-def _tail(facts: Facts, reader: fx.Node, node: fx.Node, space: Space) -> list[fx.Node]:
+def _tail(facts: Facts, reader: fx.Node, node: fx.Node) -> list[fx.Node]:
     """Return the chain of operators before ``reader`` that serves it alone, in execution order."""
     tail: list[fx.Node] = []
     only = reader
@@ -197,4 +233,4 @@ def _tail(facts: Facts, reader: fx.Node, node: fx.Node, space: Space) -> list[fx
     return list(reversed(tail))
 
 
-__all__ = ["Reader", "Space", "handed", "spaces_of"]
+__all__ = ["Reader", "Space", "handed", "joined_spaces", "spaces_of"]
