@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from narrows.backends.base import Target
     from narrows.ir.costs import Costs
     from narrows.ir.program import Program
+    from narrows.passes.choosing.criteria.base import Criterion, Score
     from narrows.passes.pipeline import Instrument, Pipeline, PipelineResult
-    from narrows.passes.plans.criteria import Criterion, Score
     from narrows.passes.plans.plan import ChannelPlan
     from narrows.passes.quant.quantization import Quantized
 

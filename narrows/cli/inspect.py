@@ -19,41 +19,63 @@ from narrows.ir.text import bracket, columns, render, shape_text, short_op
 
 def passes(arguments: argparse.Namespace) -> int:
     """List the passes: name, options with their defaults, fidelity, one line."""
-    import dataclasses
-
     from narrows.passes.catalog import lookup, providers
-    from narrows.passes.spelling import default_of, spell_value
 
     entries = []
     for name in sorted(providers()):
         cls = lookup(name)
-        options = {
-            f.name.replace("_", "-"): "required"
-            if default_of(f) is dataclasses.MISSING
-            else spell_value(default_of(f))
-            for f in dataclasses.fields(cls)
-        }
-        summary = (cls.__doc__ or "").strip().splitlines()
-        entries.append(
-            {
-                "name": name,
-                "options": options,
-                "fidelity": cls.fidelity.value,
-                "requires": list(cls.requires),
-                "summary": summary[0] if summary else "",
-            }
-        )
+        fidelity, requires = cls.fidelity.value, list(cls.requires)
+        entries.append(_entry(cls, fidelity=fidelity, requires=requires))
     if arguments.json:
         print_json(entries)
         return 0
-    rows = []
-    for e in entries:
-        options = ", ".join(f"{k}={v}" for k, v in e["options"].items())
-        rows.append(
-            (e["name"] + (f"{{{options}}}" if options else ""), e["fidelity"], e["summary"])
-        )
+    rows = [(_spelled(e), e["fidelity"], e["summary"]) for e in entries]
     print("\n".join(columns(rows, (60, 8, 200))))
     return 0
+
+
+def criteria(arguments: argparse.Namespace) -> int:
+    """List the criteria: name, options, data they need, the sides they score, one line."""
+    from narrows.passes.choosing.criteria.catalog import lookup, providers
+
+    entries = []
+    for name in providers():
+        cls = lookup(name)
+        facts = {"data": cls.data, "sides": list(cls.sides), "paper": cls.paper}
+        entries.append(_entry(cls, **facts, comparable=cls.comparable))
+    if arguments.json:
+        print_json(entries)
+        return 0
+    head = ("criterion", "needs", "scores", "what")
+    rows = [(_spelled(e), e["data"] or "weights", _sides(e), e["summary"]) for e in entries]
+    print("\n".join(columns([head, *rows], (48, 12, 16, 200))))
+    return 0
+
+
+def _entry(cls: Any, **facts: Any) -> dict[str, Any]:
+    """Return what a class of a catalog says of itself: name, options, the first line, facts."""
+    import dataclasses
+
+    from narrows.passes.spelling import default_of, spell_value
+
+    options = {
+        f.name.replace("_", "-"): "required"
+        if default_of(f) is dataclasses.MISSING
+        else spell_value(default_of(f))
+        for f in dataclasses.fields(cls)
+    }
+    summary = (cls.__doc__ or "").strip().splitlines()
+    told = summary[0] if summary else ""
+    return {"name": cls.name, "options": options, **facts, "summary": told}
+
+
+def _spelled(entry: dict[str, Any]) -> str:
+    options = ", ".join(f"{k}={v}" for k, v in entry["options"].items())
+    return entry["name"] + (f"{{{options}}}" if options else "")
+
+
+def _sides(entry: dict[str, Any]) -> str:
+    return ", ".join(entry["sides"])
 
 
 def ops(arguments: argparse.Namespace) -> int:

@@ -76,8 +76,8 @@ def build_parser() -> argparse.ArgumentParser:
         action=Commands, title="commands", metavar="COMMAND", required=True
     )
     for add in (
-        _compile, _quantize, _quantize_weights, _demo, _plan, _passes, _ops, _couplings, _why,
-        _show, _diff, _check, _bench, _targets, _completion,
+        _compile, _quantize, _quantize_weights, _demo, _plan, _criteria, _passes, _ops,
+        _couplings, _why, _show, _diff, _check, _bench, _targets, _completion,
     ):  # fmt: skip
         add(commands)
     return parser
@@ -301,6 +301,11 @@ def _options(group: Any, module: str, name: str) -> None:
 
 def _passes(commands: Any) -> None:
     _command(commands, "passes", "inspect:passes", "list the passes and their options")
+
+
+def _criteria(commands: Any) -> None:
+    summary = "list the criteria: what each scores, the data it needs, whose it is"
+    _command(commands, "criteria", "inspect:criteria", summary)
 
 
 def _ops(commands: Any) -> None:

@@ -70,7 +70,7 @@ def test_every_command_takes_json_and_has_help():
     (subparsers,) = (a for a in build_parser()._actions if a.dest == "command" or a.choices)
     assert set(subparsers.choices) == {
         "bench", "compile", "demo", "plan", "passes", "ops", "couplings", "why", "show", "diff",
-        "check", "completion", "quantize", "quantize-weights", "targets",
+        "check", "completion", "quantize", "quantize-weights", "targets", "criteria",
     }  # fmt: skip
     for command in subparsers.choices.values():
         assert "--json" in command.format_help()

@@ -24,6 +24,18 @@ def test_passes(run):
     assert data["fold-batch-norm"]["summary"].startswith("Folds each batch norm")
 
 
+def test_criteria(run):
+    code, out, _ = run("criteria")
+    assert code == 0
+    lines = {line.split()[0].partition("{")[0]: line for line in out.splitlines()}
+    assert {"l1", "random", "bn-scale"} <= lines.keys()
+    assert "weights" in lines["l1"]
+    data = {c["name"]: c for c in json.loads(run("criteria", "--json")[1])}
+    assert data["random"]["options"] == {"seed": "0"}
+    assert data["udfc"]["sides"] == ["outputs"]
+    assert all(c["paper"] and c["summary"].endswith(".") for c in data.values())
+
+
 def test_ops(nets, run):
     code, out, _ = run("ops")
     assert code == 0

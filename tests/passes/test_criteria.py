@@ -16,8 +16,8 @@ from narrows.ir.compare import relative_error
 from narrows.ir.program import Program
 from narrows.ir.structure.layers import Layer, layers_of
 from narrows.passes.base import TOLERANCE, Fidelity
-from narrows.passes.plans import criteria
-from narrows.passes.plans.criteria import Magnitude
+from narrows.passes.choosing.criteria import catalog
+from narrows.passes.choosing.criteria.magnitude import L1, L2, Magnitude
 from tests.networks import NETWORKS
 from tests.networks.registry import conv_bn, randomise
 from tests.passes.test_latency import costs
@@ -74,7 +74,7 @@ def widths(keeps: Any) -> dict[str, int]:
 def test_magnitude_is_that_of_what_reads_or_makes_a_channel(power: int, layer: nn.Module) -> None:
     program = captured(nn.Sequential(layer), 2, 8, 6, 6)
     (use,) = layers_of(program)["0.weight"]
-    criterion = Magnitude("test", power)
+    criterion: Magnitude = {1: L1, 2: L2}[power]()
     expected: dict[str, list[float]] = {"inputs": [], "outputs": []}
     with torch.no_grad():
         for side, width in (("inputs", 8), ("outputs", 6)):
@@ -99,9 +99,9 @@ def test_magnitude_of_an_embedding_and_a_product() -> None:
 
     program = narrows.capture(Net().eval(), (torch.arange(6).view(2, 3),))
     uses = layers_of(program)
-    found = criteria.find("l1").score(program, uses["table.weight"][0], "outputs")
+    found = catalog.find("l1").score(program, uses["table.weight"][0], "outputs")
     assert np.allclose(found, program.weights["table.weight"].abs().sum(0).double(), rtol=1e-6)
-    found = criteria.find("l1").score(program, uses["w"][0], "inputs")
+    found = catalog.find("l1").score(program, uses["w"][0], "inputs")
     assert np.allclose(found, program.weights["w"].abs().sum(1).double(), rtol=1e-6)
 
 
@@ -109,8 +109,8 @@ def test_criteria_are_found_by_name_object_and_function(program: Program) -> Non
     def last(program: Program, use: Layer, side: str) -> Tensor:
         return -torch.arange(use.width(side)).double()
 
-    assert criteria.find("l2").name == "l2"
-    assert criteria.find(Magnitude("mine", 3)) == Magnitude("mine", 3)
+    assert catalog.find("l2").name == "l2"
+    assert catalog.find(L2()) == L2()
     plan = narrows.plan(program, criterion=last, ratio=0.25, include="up.*", zeros=False)
     assert plan.outputs["up.0.weight"] == tuple(range(9))
     assert plan.inputs["down.0.weight"] == tuple(range(9))
@@ -125,19 +125,17 @@ def test_criteria_are_found_by_name_object_and_function(program: Program) -> Non
         (3, "a criterion is a name"),
         (lambda program, use, side: [1.0], r"gave scores of shape \[1\] for the"),
         (lambda program, use, side: np.full(use.width(side), np.nan), "as NaN"),
+        (lambda program, use, side: 1 / 0, "<lambda> failed on the .* of '.*weight': ZeroDivision"),
+        (lambda program, use, side: "many", "<lambda> gave no numbers for the .* 'many'"),
+        ("l1{power=2}", "l1 has no option 'power'"),
+        ("random{seed=one}", "takes int, got one"),
+        ("udfc{ridge=0.0}", "udfc takes a ridge above 0"),
+        ("adapruner{order=adapruner}", "adapruner cannot order channels by adapruner"),
     ],
 )
 def test_criteria_that_do_not_work(program: Program, criterion: Any, message: str) -> None:
     with pytest.raises(PlanError, match=message):
         narrows.plan(program, criterion=criterion, ratio=0.5)
-
-
-def test_a_name_is_registered_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(criteria, "CRITERIA", dict(criteria.CRITERIA))
-    criteria.register(Magnitude("l4", 4))
-    assert criteria.find("l4") == Magnitude("l4", 4)
-    with pytest.raises(PlanError, match="there is a criterion 'l4' already"):
-        criteria.register(Magnitude("l4", 4))
 
 
 # ------------------------------------------------------------------ constrained

@@ -17,7 +17,8 @@ from narrows.ir.costfiles import load_costs
 from narrows.ir.costs import Costs
 from narrows.ir.program import Note, Program
 from narrows.ir.structure.layers import SIDES, layers_of
-from narrows.passes.plans import criteria
+from narrows.passes.choosing.criteria.base import Remembered
+from narrows.passes.choosing.criteria.catalog import find
 from narrows.passes.plans.latency import Aim, aimed
 from narrows.passes.plans.options import Choosing
 from narrows.passes.plans.plan import ChannelPlan, refuse_nan
@@ -55,7 +56,7 @@ def make_plan(
     if choosing.zeros:
         plan |= zeros_in(program, layers)
     options = Options(
-        criteria.find(choosing.criterion), _ratios(choosing.ratio, layers),
+        Remembered(find(choosing.criterion)), _ratios(choosing.ratio, layers),
         _globs(choosing.include, layers, "include"), _globs(choosing.exclude, layers, "exclude"),
         choosing.min_width, choosing.scope,
     )  # fmt: skip

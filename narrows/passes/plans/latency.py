@@ -12,7 +12,7 @@ was asked for.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -21,7 +21,6 @@ from narrows.ir.costs import Costs
 from narrows.ir.graph import without_collection
 from narrows.ir.program import Note, Program
 from narrows.ir.structure import structure_of
-from narrows.passes.plans import criteria
 from narrows.passes.plans.latency_model import LatencyModel
 from narrows.passes.plans.latency_search import Choice, WidthSearch
 from narrows.passes.plans.mass import kept_mass, shares
@@ -75,7 +74,6 @@ def aimed(
         PlanError: No coupling may lose channels, or the latency cannot be reached; the message says
             which one can.
     """
-    options = replace(options, criterion=criteria.Remembered(options.criterion))
     structure = structure_of(program)
     ranking = ByShare(program, structure.layers, given, plan, options)
     candidates = ranking.coupled(structure.ties)

@@ -14,8 +14,8 @@ import numpy as np
 from narrows.errors import PlanError, PlanUsageError, suggest
 from narrows.ir.program import Program
 from narrows.ir.structure.layers import Layer, layers_of
-from narrows.passes.plans import criteria
-from narrows.passes.plans.criteria import Criterion
+from narrows.passes.choosing.criteria.base import Criterion, Score, scores
+from narrows.passes.choosing.criteria.catalog import find
 from narrows.passes.plans.plan import ChannelPlan
 
 
@@ -29,9 +29,9 @@ def summing(program: Program) -> dict[str, Layer]:
     return found
 
 
-def shares(scores: np.ndarray) -> np.ndarray:
+def shares(given: np.ndarray) -> np.ndarray:
     """Return scores over their sum, as float64; those below zero count as zero."""
-    positive = np.maximum(scores, 0.0)
+    positive = np.maximum(given, 0.0)
     total = positive.sum()
     return positive / total if total > 0 else positive
 
@@ -39,7 +39,7 @@ def shares(scores: np.ndarray) -> np.ndarray:
 def kept_mass(
     program: Program,
     plan: ChannelPlan,
-    criterion: str | Criterion | criteria.Score = "l1",
+    criterion: str | Criterion | Score = "l1",
     weights: Iterable[str] | None = None,
 ) -> float:
     """Return the share of the score mass that a plan keeps, 0 to 1: the mean over the layers.
@@ -56,7 +56,7 @@ def kept_mass(
     Raises:
         PlanError: The criterion or a weight is unknown, or there is no layer to take the mean over.
     """
-    chosen = criteria.find(criterion)
+    chosen = find(criterion)
     layers = summing(program)
     names = list(layers) if weights is None else list(weights)
     unknown = [name for name in names if name not in layers]
@@ -67,7 +67,7 @@ def kept_mass(
         raise PlanError(f"{program.name} has no layer that sums over channels")
     kept = []
     for name in names:
-        own = shares(criteria.scores(chosen, program, layers[name], "inputs"))
+        own = shares(scores(chosen, program, layers[name], "inputs"))
         keep = plan.inputs.get(name)
         kept.append(1.0 if keep is None or not own.any() else float(own[list(keep)].sum()))
     return float(np.mean(kept))

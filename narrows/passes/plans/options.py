@@ -30,8 +30,9 @@ class Choosing:
     Attributes:
         zeros: Whether to take channels whose weights are zero, and such whose contribution is zero
             already. They change nothing that the program computes.
-        criterion: How channels are scored: ``l1`` or ``l2``. In Python also a `Criterion`, or a
-            function ``(program, use, side) -> scores``.
+        criterion: How channels are scored: ``l1``, ``random{seed=3}`` or another of
+            ``narrows criteria``. In Python also a `Criterion`, or a function
+            ``(program, layer, side) -> scores``.
         ratio: The share of channels to remove, 0 to 1; for the weights of a name where there is a
             glob. It is rounded down. Of several globs the first that matches counts:
             ``{"layer4.*": 0.7, "*": 0.5}``.
@@ -50,8 +51,8 @@ class Choosing:
             given. The model's own inputs and outputs are left alone.
         scope: Whether scores are compared by layer, ``local``, or overall, ``global``. The first
             takes the ratio from every coupling or layer; the second ranks the channels of all of
-            them together, or of all that one glob gives its ratio, their scores divided by the mean
-            of their coupling or layer.
+            them together, or of all that one glob gives its ratio. Scores are divided by the mean
+            of their coupling or layer, unless the criterion's compare as they are.
         include: Globs on weight names: only layers of these names. Constrained, only couplings that
             one of these weights makes.
         exclude: Globs on weight names: no layer, and no coupling with a layer, of these names.

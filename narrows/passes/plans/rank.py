@@ -20,8 +20,7 @@ from narrows.ir.couplings import Coupling, Member
 from narrows.ir.ops.args import is_tensor
 from narrows.ir.program import Note, Program
 from narrows.ir.structure.layers import SIDES, Layer
-from narrows.passes.plans import criteria
-from narrows.passes.plans.criteria import Criterion
+from narrows.passes.choosing.criteria.base import Criterion, NoScoreError, comparable, scores
 from narrows.passes.plans.plan import ChannelPlan
 
 Sides = tuple[str, ...]
@@ -155,17 +154,36 @@ class Ranking:
         elif width <= options.min_width:
             why = f"it has {width} channels"
         else:
-            return [Candidate(parts, self.weigh(parts), *min(ratios), coupling)]
+            scored, why = self.scored(parts)
+            if scored:
+                return [Candidate(parts, self.weigh(scored), *min(ratios), coupling)]
+            self.notes.append(Note(label, "unscored", f"its channels stay: {why}"))
         self.skipped.append(f"{label}: {why}")
         return []
 
+    def scored(self, parts: Sequence[Part]) -> tuple[list[Part], str]:
+        """Return the parts that the criterion has a score for, and why it has none for another."""
+        found, why = [], ""
+        for part in parts:
+            try:
+                self.scores(part)
+            except NoScoreError as no:
+                why = f"{no.what}, because {no.why}" + (f" (try {no.hint})" if no.hint else "")
+            else:
+                found.append(part)
+        return found, why
+
     def weigh(self, parts: Sequence[Part]) -> np.ndarray:
-        """Return a score per channel of a candidate: the mean over the layers that lose it."""
+        """Return a score per channel of a candidate: the mean over the layers that lose it.
+
+        Args:
+            parts: Those that the criterion has a score for.
+        """
         return np.mean([self.scores(p)[p.own].sum(1) for p in parts], axis=0)
 
     def scores(self, part: Part) -> np.ndarray:
         """Return the scores of a layer's channels; those that are zero anyway come first."""
-        result = criteria.scores(self.options.criterion, self.program, part.use, part.side)
+        result = scores(self.options.criterion, self.program, part.use, part.side)
         keep = getattr(self.plan, part.side).get(part.use.weight)
         if keep is not None and len(result):
             gone = np.setdiff1d(np.arange(len(result)), keep)
@@ -230,15 +248,20 @@ class Ranking:
             which = [i for i, c in enumerate(candidates) if c.group == group]
             order = [np.argsort(candidates[i].scores, kind="stable") for i in which]
             free = [o[: len(o) - self.options.min_width] for o in order]
-            ranks = [_normalised(candidates[i].scores)[o] for i, o in zip(which, free, strict=True)]
+            own = [self.ranked(candidates[i].scores) for i in which]
+            ranks = [s[o] for s, o in zip(own, free, strict=True)]
             ratio = candidates[which[0]].ratio
             total = _share(sum(len(candidates[i].scores) for i in which), ratio)
             owner = np.repeat(np.arange(len(which)), [len(o) for o in free])
             taken = owner[np.argsort(np.concatenate(ranks), kind="stable")[:total]]
             counts = np.bincount(taken, minlength=len(which))
-            for i, count, own in zip(which, counts, free, strict=True):
-                result[i] = own[:count]
+            for i, count, lowest in zip(which, counts, free, strict=True):
+                result[i] = lowest[:count]
         return result
+
+    def ranked(self, given: np.ndarray) -> np.ndarray:
+        """Return scores of one candidate so that they compare with another's."""
+        return given if comparable(self.options.criterion) else _normalised(given)
 
     def plan_of(
         self,
@@ -304,9 +327,9 @@ def _share(width: int, ratio: float) -> int:
     return math.floor(width * ratio + 1e-9)
 
 
-def _normalised(scores: np.ndarray) -> np.ndarray:
-    mean = np.abs(scores).mean()
-    return scores / mean if mean > 0 else scores
+def _normalised(given: np.ndarray) -> np.ndarray:
+    mean = np.abs(given).mean()
+    return given / mean if mean > 0 else given
 
 
 def _from_inputs(program: Program, layers: set[fx.Node]) -> set[fx.Node]:

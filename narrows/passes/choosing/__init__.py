@@ -1,0 +1,1 @@
+"""Choosing what to keep: how channels are scored."""

@@ -1,0 +1,76 @@
+"""Every criterion by name, as ``"module:Class"``: one is imported when it is used.
+
+A package adds its own through the entry point group ``narrows.criteria``::
+
+    [project.entry-points."narrows.criteria"]
+    entropy = "mypackage.entropy:Entropy"
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from narrows.errors import PlanError, PlanUsageError, UsageError, suggest
+from narrows.passes.choosing.criteria.base import Criterion, Function
+from narrows.passes.spelling import make, parse_options
+from narrows.registry import Registry
+
+ROOM = "narrows.passes.choosing.criteria"
+BUILTIN: dict[str, str] = {
+    "l1": f"{ROOM}.magnitude:L1",
+    "l2": f"{ROOM}.magnitude:L2",
+    "random": f"{ROOM}.chance:Random",
+    "lamp": f"{ROOM}.lamp:Lamp",
+    "fpgm": f"{ROOM}.fpgm:Fpgm",
+    "bn-scale": f"{ROOM}.bn_scale:BnScale",
+    "adapruner": f"{ROOM}.adapruner:AdaPruner",
+    "udfc": f"{ROOM}.udfc:Udfc",
+}
+
+CRITERIA = Registry("criterion", "narrows.criteria", BUILTIN, PlanError)
+
+
+def providers() -> dict[str, str]:
+    """Return ``name -> "module:Class"`` of every known criterion; see `Registry.providers`."""
+    return CRITERIA.providers()
+
+
+def lookup(name: str) -> Any:
+    """Return the class of the criterion called ``name``; an error with a suggestion if unknown."""
+    known = providers()
+    if name not in known:
+        raise PlanUsageError(
+            f"there is no criterion {name!r}",
+            why=f"known are {', '.join(sorted(known))}",
+            hint=suggest(name, known),
+        )
+    return CRITERIA.load_class(name)
+
+
+def find(criterion: Any) -> Any:
+    """Return a criterion from its spelling, a function, or itself; `PlanError` with a suggestion.
+
+    Args:
+        criterion: ``l1``, ``random{seed=3}``, an object with ``name`` and ``score``, or a function
+            ``(program, layer, side) -> scores``.
+    """
+    if isinstance(criterion, str):
+        return _made(criterion)
+    if isinstance(criterion, Criterion):
+        return criterion
+    if callable(criterion):
+        return Function(getattr(criterion, "__name__", "function"), criterion)
+    raise PlanUsageError(
+        "a criterion is a name, an object with name and score, or a function; "
+        f"got {criterion!r:.60}"
+    )
+
+
+def _made(text: str) -> Any:
+    name, options = parse_options(text)
+    try:
+        return make(lookup(name), options)
+    except UsageError as error:
+        raise PlanUsageError(
+            error.what, where=error.where, why=error.why, hint=error.hint
+        ) from None
