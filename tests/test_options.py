@@ -94,6 +94,8 @@ SPELLED = [
     (Choosing, "--ratio 1 --no-constrained --side both",
      {"ratio": 1.0, "constrained": False, "side": "both"}),
     (Choosing, "--criterion l2", {"criterion": "l2"}),
+    (Choosing, "--ratio 1 --criterion taylor --data x.npy --criterion-loss nets.py:loss",
+     {"ratio": 1.0, "criterion": "taylor", "data": "x.npy", "loss": "nets.py:loss"}),
     (Quantization, "--weight-bits head=8 --weight-bits pot4",
      {"weights": {"head": 8, "*": "pot4"}}),
     (Quantization, "--activation-bits a=16", {"activations": {"a": 16, "*": 8}}),

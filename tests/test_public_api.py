@@ -27,8 +27,8 @@ FUNCTIONS = {
     "quantize_weights": "(program, calibration=None, *, bits=4, group=32, groups='auto', "
     "method='gptq', skip=())",
     "plan": "(program, keep_inputs=None, keep_outputs=None, *, target=None, zeros=True, "
-    "criterion='l1', ratio=None, latency=None, costs=None, batch=None, constrained=True, "
-    "side=None, scope='local', include=(), exclude=(), min_width=1)",
+    "criterion='l1', data=None, loss=None, ratio=None, latency=None, costs=None, batch=None, "
+    "constrained=True, side=None, scope='local', include=(), exclude=(), min_width=1)",
 }
 CLASSES = {
     "Artifact": "arrays fidelity gather gather_state identity inputs name notes open outputs "

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from narrows.backends.base import Target
     from narrows.ir.costs import Costs
     from narrows.ir.program import Program
-    from narrows.passes.choosing.criteria.base import Criterion, Score
+    from narrows.passes.choosing.criteria.base import Criterion, Measuring, Score
     from narrows.passes.pipeline import Instrument, Pipeline, PipelineResult
     from narrows.passes.plans.plan import ChannelPlan
     from narrows.passes.quant.quantization import Quantized
@@ -80,7 +80,9 @@ def plan(
     *,
     target: str | Target | None = None,
     zeros: bool = True,
-    criterion: str | Criterion | Score = "l1",
+    criterion: str | Criterion | Measuring | Score = "l1",
+    data: Iterable[Any] | None = None,
+    loss: Callable[[Any, Any], Any] | None = None,
     ratio: float | Mapping[str, float] | None = None,
     latency: float | None = None,
     costs: Costs | str | os.PathLike[str] | None = None,
@@ -98,6 +100,7 @@ def plan(
 
     >>> plan = narrows.plan(program, keep_inputs={"conv2.weight": [0, 2, 3]})
     >>> plan = narrows.plan(program, ratio=0.5, criterion="l1", exclude=["head.*"])
+    >>> plan = narrows.plan(program, ratio=0.5, criterion="taylor", data=[images])
     >>> plan = narrows.plan(program, latency=0.8, target="onnx")
 
     Args:

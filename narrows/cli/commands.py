@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 from narrows.cli import grids
 from narrows.cli.emitted import parse_target
 from narrows.cli.flags import given
-from narrows.cli.model import capture_model
+from narrows.cli.model import capture_model, named
 from narrows.errors import ArtifactError, UsageError
 from narrows.files.writing import STDOUT
 from narrows.options import to_json
 
 if TYPE_CHECKING:
     from narrows.backends.artifact import Artifact
+    from narrows.ir.program import Program
 
 
 def compile_(arguments: argparse.Namespace) -> int:
@@ -68,6 +69,7 @@ def _compile(arguments: argparse.Namespace, stack: contextlib.ExitStack) -> int:
     program = capture_model(arguments)
     images = None if arguments.quantize is None else Path(arguments.quantize)
     data = None if images is None else grids.batches(images, program)
+    choosing = with_data(choosing, program)
     chosen = api.plan_for(program, choosing, target) if choosing else arguments.plan
     watches: list[Any] = [Progress()]
     dumper = dumps.make_dumper(output, arguments.dump, stack)
@@ -160,7 +162,7 @@ def plan(arguments: argparse.Namespace) -> int:
     choosing = Choosing(**options)  # what is wrong with them shows before any work is done
     target = None if arguments.target is None else parse_target(arguments.target)
     program = capture_model(arguments)
-    chosen = api.plan(program, target=target, **options)
+    chosen = api.plan(program, target=target, **with_data(options, program))
     chosen.save(output)
     kept = {"inputs": _widths(chosen.inputs), "outputs": _widths(chosen.outputs)}
     if arguments.json:
@@ -197,6 +199,16 @@ def choice(arguments: argparse.Namespace) -> dict[str, Any]:
     if "side" in options:
         options.setdefault("constrained", False)
     return options
+
+
+def with_data(options: dict[str, Any], program: Program) -> dict[str, Any]:
+    """Return the options of `narrows.plan` with what a file and a function's name stand for."""
+    found = dict(options)
+    if "data" in found:
+        found["data"] = grids.batches(Path(found["data"]), program)
+    if "loss" in found:
+        found["loss"] = named(found["loss"], "function", "losses.py:distance")
+    return found
 
 
 def _widths(keeps: Any) -> dict[str, int]:

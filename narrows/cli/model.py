@@ -42,24 +42,34 @@ def load_model(arguments: argparse.Namespace) -> nn.Module:
     return model.eval()
 
 
+def named(spec: str, what: str, example: str) -> Any:
+    """Return what ``MODULE:NAME`` names.
+
+    Args:
+        spec: The text; the module may be a ``.py`` file.
+        what: What it is to be, for errors.
+        example: One, for errors.
+    """
+    place, colon, name = spec.rpartition(":")
+    if not colon or not place or not name:
+        kind = "FACTORY" if what == "model" else what.upper()
+        raise UsageError(
+            f"{spec!r} names no {what}", why=f"a {what} is MODULE:{kind}", hint=example
+        )
+    found: Any = _import_file(Path(place)) if place.endswith(".py") else _import_module(place)
+    for part in name.split("."):
+        if not hasattr(found, part):
+            known = [n for n in dir(found) if not n.startswith("_")]
+            raise UsageError(f"{place} has no {name!r}", hint=suggest(part, known))
+        found = getattr(found, part)
+    return found
+
+
 def make_model(spec: str) -> nn.Module:
     """Return what the factory of ``MODULE:FACTORY`` makes."""
     from torch import nn
 
-    place, colon, name = spec.rpartition(":")
-    if not colon or not place or not name:
-        raise UsageError(
-            f"{spec!r} names no model",
-            why="a model is MODULE:FACTORY",
-            hint="torchvision.models:resnet18, or nets.py:small",
-        )
-    module = _import_file(Path(place)) if place.endswith(".py") else _import_module(place)
-    factory: Any = module
-    for part in name.split("."):
-        if not hasattr(factory, part):
-            known = [n for n in dir(factory) if not n.startswith("_")]
-            raise UsageError(f"{place} has no {name!r}", hint=suggest(part, known))
-        factory = getattr(factory, part)
+    factory: Any = named(spec, "model", "torchvision.models:resnet18, or nets.py:small")
     if isinstance(factory, nn.Module):
         return factory
     if not callable(factory):

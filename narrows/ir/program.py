@@ -28,7 +28,7 @@ from torch.fx.node import map_arg
 
 from narrows.errors import NarrowsError, ProgramError, suggest
 from narrows.ir.choices import Choices
-from narrows.ir.graph import Observe, Run, add_node
+from narrows.ir.graph import Call, Observe, Run, add_node
 from narrows.ir.labels import Bools
 from narrows.ir.meta import Meta, where
 from narrows.ir.notes import Mark, Note, Origin
@@ -204,6 +204,7 @@ class Program:
         inputs: Sequence[Any],
         weights: Mapping[str, Tensor] | None = None,
         observe: Observe | None = None,
+        call: Call | None = None,
     ) -> list[Any]:
         """Run on flat inputs and return the flat outputs.
 
@@ -211,8 +212,9 @@ class Program:
             inputs: One value per placeholder.
             weights: Weights to use in place of the program's own.
             observe: Called with every node and its value.
+            call: Runs one node in place of its target.
         """
-        run = self.start(inputs, weights, observe)
+        run = self.start(inputs, weights, observe, call)
         try:
             return run.finish()
         except NarrowsError:
@@ -228,11 +230,12 @@ class Program:
         inputs: Sequence[Any],
         weights: Mapping[str, Tensor] | None = None,
         observe: Observe | None = None,
+        call: Call | None = None,
     ) -> Run:
         """Return a run that has not begun, on flat inputs; the arguments are `run_flat`'s."""
         self._check_inputs(inputs)
         given = self.weights if weights is None else weights
-        return Run(self.graph, inputs, given, observe=observe)
+        return Run(self.graph, inputs, given, observe=observe, call=call)
 
     def _check_inputs(self, inputs: Sequence[Any]) -> None:
         holders = self.placeholders

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from narrows.backends.artifact import load
@@ -179,6 +180,37 @@ def test_an_error_is_json_too(nets, run):
 
 
 # ------------------------------------------------------------------ plan
+
+
+LOSS = """
+def loss(outputs, batch):
+    return outputs.square().sum()
+
+
+word = 3
+"""
+
+
+def test_plan_goes_by_data_and_a_loss(nets, run):
+    np.save("x.npy", np.random.default_rng(0).standard_normal((5, 3, 8, 8), dtype=np.float32))
+    Path("losses.py").write_text(LOSS)
+    words = [f"{nets}:small", *INPUT, "--ratio", "0.5", "--criterion", "taylor"]
+    code, out, err = run("plan", *words, "--data", "x.npy", "-o", "p.json", "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["options"]["data"] == "x.npy"
+    lossy = [*words, "--data", "x.npy", "--criterion-loss", "losses.py:loss"]
+    assert run("plan", *lossy, "-o", "q.json")[0] == 0
+    assert run("compile", *lossy, "-o", "out")[0] == 0
+    for more, told in (
+        ([], "taylor scores by data, and there is none"),
+        (["--data", "y.npy"], "cannot read the data y.npy"),
+        (["--data", "x.npy", "--criterion-loss", "losses"], "'losses' names no function"),
+        (["--data", "x.npy", "--criterion-loss", "losses.py:lss"], "has no 'lss'"),
+        (["--data", "x.npy", "--criterion-loss", "losses.py:word"], "a loss is a function"),
+    ):
+        code, _, err = run("plan", *words, *more, "-o", "p.json")
+        assert code == 2
+        assert told in err
 
 
 def test_plan_saves_and_says_what_is_kept(nets, run):

@@ -32,6 +32,7 @@ def test_criteria(run):
     assert "weights" in lines["l1"]
     data = {c["name"]: c for c in json.loads(run("criteria", "--json")[1])}
     assert data["random"]["options"] == {"seed": "0"}
+    assert data["taylor"]["data"] == "gradients"
     assert data["udfc"]["sides"] == ["outputs"]
     assert all(c["paper"] and c["summary"].endswith(".") for c in data.values())
 

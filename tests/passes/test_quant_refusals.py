@@ -65,7 +65,7 @@ def two(change: Callable[[Two], Any] | None = None) -> Program:
         ([X.numpy()], UsageError, ["the data holds a ndarray"]),
         ([X, X[:0]], UsageError, [
             "batch 1 of the data has nothing in it", "at input x",
-            "because ranges are measured on it",
+            "because the ranges of activations are measured on it",
         ]),
         ([X.double()], UsageError, [
             "batch 0 of the data is torch.float64, the program takes torch.float32", "at input x",

@@ -1,1 +1,1 @@
-"""Choosing what to keep: how channels are scored."""
+"""Choosing what to keep: how channels are scored, by weights alone or by data."""

@@ -18,7 +18,8 @@ from narrows.ir.costs import Costs
 from narrows.ir.program import Note, Program
 from narrows.ir.structure.layers import SIDES, layers_of
 from narrows.passes.choosing.criteria.base import Remembered
-from narrows.passes.choosing.criteria.catalog import find
+from narrows.passes.choosing.criteria.catalog import find, measures
+from narrows.passes.choosing.evidence import informed
 from narrows.passes.plans.latency import Aim, aimed
 from narrows.passes.plans.options import Choosing
 from narrows.passes.plans.plan import ChannelPlan, refuse_nan
@@ -55,11 +56,14 @@ def make_plan(
     layers = layers_of(program)
     if choosing.zeros:
         plan |= zeros_in(program, layers)
+    criterion = find(choosing.criterion)
+    ratios = _ratios(choosing.ratio, layers)
+    include, exclude = (_globs(getattr(choosing, n), layers, n) for n in ("include", "exclude"))
+    if choosing.ratio is not None or choosing.latency is not None:
+        criterion = _informed(program, criterion, choosing)
     options = Options(
-        Remembered(find(choosing.criterion)), _ratios(choosing.ratio, layers),
-        _globs(choosing.include, layers, "include"), _globs(choosing.exclude, layers, "exclude"),
-        choosing.min_width, choosing.scope,
-    )  # fmt: skip
+        Remembered(criterion), ratios, include, exclude, choosing.min_width, choosing.scope
+    )
     if choosing.latency is not None and costs is not None:
         aim = Aim(float(choosing.latency), costs, choosing.batch or 1)
         made = aimed(program, given, plan, options, aim)
@@ -77,6 +81,21 @@ def make_plan(
         plan |= chooser.chosen(chooser.single(sides), "unconstrained")
     made = plan if costs is None else take_back(program, plan, costs, choosing.batch or 1)
     return made.with_notes(*hardly(program, made, options))
+
+
+def _informed(program: Program, criterion: Any, choosing: Choosing) -> Any:
+    """Return the criterion with what it needs to see of data; an error for data without effect."""
+    if measures(criterion):
+        sides = SIDES if choosing.constrained else CHOICES[choosing.side or "input"]
+        return informed(program, criterion, choosing.data, choosing.loss, sides)
+    for name in ("data", "loss"):
+        if getattr(choosing, name) is not None:
+            raise PlanUsageError(
+                f"{name} has no effect with the criterion {criterion.name}",
+                why="it scores by the weights alone",
+                hint="narrows criteria lists what each needs",
+            )
+    return criterion
 
 
 def _costs(choosing: Choosing) -> Costs | None:

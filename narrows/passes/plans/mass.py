@@ -15,7 +15,7 @@ from narrows.errors import PlanError, PlanUsageError, suggest
 from narrows.ir.program import Program
 from narrows.ir.structure.layers import Layer, layers_of
 from narrows.passes.choosing.criteria.base import Criterion, Score, scores
-from narrows.passes.choosing.criteria.catalog import find
+from narrows.passes.choosing.criteria.catalog import find, measures
 from narrows.passes.plans.plan import ChannelPlan
 
 
@@ -57,6 +57,11 @@ def kept_mass(
         PlanError: The criterion or a weight is unknown, or there is no layer to take the mean over.
     """
     chosen = find(criterion)
+    if measures(chosen):
+        raise PlanUsageError(
+            f"{chosen.name} scores by data, and there is none",
+            hint="criterion=narrows.passes.choosing.evidence.informed(program, criterion, data)",
+        )
     layers = summing(program)
     names = list(layers) if weights is None else list(weights)
     unknown = [name for name in names if name not in layers]

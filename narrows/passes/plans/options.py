@@ -33,6 +33,12 @@ class Choosing:
         criterion: How channels are scored: ``l1``, ``random{seed=3}`` or another of
             ``narrows criteria``. In Python also a `Criterion`, or a function
             ``(program, layer, side) -> scores``.
+        data: Inputs like the real ones, for a criterion that goes by them: an iterable of batches,
+            streamed once. On the command line it is a ``.npy`` file, or ``.npz`` with an array per
+            input.
+        loss: What a criterion takes gradients of, in place of a probe of the network's own outputs:
+            a function ``(outputs, batch) -> number``. A tuple or a dict of the data may then hold
+            more than inputs, such as labels.
         ratio: The share of channels to remove, 0 to 1; for the weights of a name where there is a
             glob. It is rounded down. Of several globs the first that matches counts:
             ``{"layer4.*": 0.7, "*": 0.5}``.
@@ -61,6 +67,8 @@ class Choosing:
 
     zeros: bool = option(True)
     criterion: Any = option("l1", metavar="NAME")
+    data: Any = option(None, metavar="FILE")
+    loss: Any = option(None, name="criterion-loss", metavar="MODULE:FUNCTION")
     ratio: Ratio | None = option(None, metavar="R|GLOB=R", many=True, read=_ratios)
     latency: float | None = option(None, metavar="L", read=number)
     costs: Costs | str | os.PathLike[str] | None = option(None, metavar="FILE")
@@ -132,6 +140,7 @@ class Choosing:
     def _refuse_idle(self) -> None:
         """Raise for an option that does nothing without a ratio or a latency."""
         given = {
+            "data": self.data is not None, "loss": self.loss is not None,
             "include": self.include, "exclude": self.exclude, "side": self.side,
             "scope": self.scope == "global", "min_width": self.min_width > 1,
         }  # fmt: skip

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -11,7 +12,21 @@ from torch import Tensor
 from narrows.errors import UsageError
 from narrows.ir.program import Program
 
-HINT = "calibration=[images] or any iterable of inputs; an iterator is used up once"
+Split = Callable[[Any], tuple[tuple[Any, ...], dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Told:
+    """What errors say of data: why it is asked for, and what to give."""
+
+    why: str
+    hint: str
+
+
+CALIBRATION = Told(
+    "the ranges of activations are measured on it",
+    "calibration=[images] or any iterable of inputs; an iterator is used up once",
+)
 
 
 def batches(program: Program, data: Iterable[Any] | None, doing: str) -> Iterator[list[Any]]:
@@ -27,12 +42,28 @@ def batches(program: Program, data: Iterable[Any] | None, doing: str) -> Iterato
         UsageError: There is none, or an item is no batch.
         ProgramError: An item does not fit the program.
     """
-    _refuse(data)
+    return (flat for flat, _ in with_items(program, data, doing, as_inputs, CALIBRATION))
+
+
+def with_items(
+    program: Program, data: Iterable[Any] | None, doing: str, split: Split, told: Told
+) -> Iterator[tuple[list[Any], Any]]:
+    """Yield the flat inputs of every batch, and the batch as it was given; else as `batches`.
+
+    Args:
+        program: What they are for.
+        data: The batches.
+        doing: What is done with them.
+        split: Returns a batch's positional inputs and those by name.
+        told: What errors say of the data.
+    """
+    _refuse(data, told)
     count, show = 0, sys.stderr.isatty()
     for item in data if data is not None else ():
-        flat = program.flat_inputs(*as_inputs(item))
-        _check(program, flat, count)
-        yield flat
+        args, kwargs = split(item)
+        flat = program.flat_inputs(args, kwargs)
+        _check(program, flat, count, told)
+        yield flat, item
         count += 1
         if show:
             print(f"\r{doing}: {count} batches", end="", file=sys.stderr, flush=True)
@@ -41,18 +72,18 @@ def batches(program: Program, data: Iterable[Any] | None, doing: str) -> Iterato
     if not count:
         raise UsageError(
             "there is no calibration data" if doing == "calibrating" else "there is no data",
-            why="the ranges of activations are measured on it",
-            hint=HINT,
+            why=told.why,
+            hint=told.hint,
         )
 
 
 def kept(data: Iterable[Any] | None) -> list[Any]:
     """Return data that is read more than once; `UsageError` for what is one batch."""
-    _refuse(data)
+    _refuse(data, CALIBRATION)
     return [] if data is None else list(data)
 
 
-def _check(program: Program, flat: list[Any], count: int) -> None:
+def _check(program: Program, flat: list[Any], count: int, told: Told) -> None:
     for node, value, example in zip(program.placeholders, flat, program.examples, strict=True):
         if not isinstance(value, Tensor) or not isinstance(example, Tensor):
             continue
@@ -60,7 +91,7 @@ def _check(program: Program, flat: list[Any], count: int) -> None:
             raise UsageError(
                 f"batch {count} of the data has nothing in it",
                 where=f"input {node.name}",
-                why="ranges are measured on it",
+                why=told.why,
             )
         if value.dtype != example.dtype:
             raise UsageError(
@@ -70,7 +101,7 @@ def _check(program: Program, flat: list[Any], count: int) -> None:
             )
 
 
-def _refuse(data: Any) -> None:
+def _refuse(data: Any, told: Told) -> None:
     """Raise `UsageError` for what is one batch, or none at all."""
     if isinstance(data, Tensor | Mapping) or hasattr(data, "__array__"):
         raise UsageError(
@@ -78,7 +109,7 @@ def _refuse(data: Any) -> None:
         )
     if data is not None and (isinstance(data, str | bytes) or not isinstance(data, Iterable)):
         raise UsageError(
-            f"the data is a {type(data).__name__}", why="it has to be an iterable", hint=HINT
+            f"the data is a {type(data).__name__}", why="it has to be an iterable", hint=told.hint
         )
 
 
@@ -97,4 +128,4 @@ def as_inputs(item: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     )
 
 
-__all__ = ["as_inputs", "batches", "kept"]
+__all__ = ["Split", "Told", "as_inputs", "batches", "kept", "with_items"]

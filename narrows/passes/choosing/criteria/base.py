@@ -8,7 +8,7 @@ they need, whose idea they are.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -19,8 +19,12 @@ from torch import Tensor
 from narrows.errors import NarrowsError, PlanError
 from narrows.ir.program import Program
 from narrows.ir.structure.layers import SIDES, Layer
+from narrows.passes.choosing.seen import Seen
 
 Score = Callable[[Program, Layer, str], Any]
+Sums = Mapping[str, Tensor]
+
+ACTIVATIONS, GRADIENTS = "activations", "gradients"  # the data that criteria need
 
 ROLES = {"inputs": "what reads a channel", "outputs": "what makes a channel"}
 
@@ -85,6 +89,40 @@ class DataFree(Member):
         """Return a number per channel of a side; `NoScoreError` where it has no meaning."""
 
 
+class Measuring(Member):
+    """A criterion that scores by what layers see of data.
+
+    Attributes:
+        whole: Whether what it measures is of the layer, whichever side is scored.
+    """
+
+    data = ACTIVATIONS
+    whole: ClassVar[bool] = False
+
+    @abstractmethod
+    def measure(self, seen: Seen) -> Sums:
+        """Return what a batch adds, float64: tensors that are summed over batches, by name.
+
+        It is called for every batch and each side that is scored. Nothing else is kept, so memory
+        does not grow with the data.
+
+        Raises:
+            NoScoreError: It has no meaning there.
+        """
+
+    @abstractmethod
+    def weigh(self, program: Program, layer: Layer, side: str, sums: Sums) -> Any:
+        """Return a number per channel of a side.
+
+        Args:
+            program: The program.
+            layer: The layer.
+            side: ``inputs`` or ``outputs``.
+            sums: What `measure` returned, summed over all batches and all uses of the weight, and
+                ``examples``: how many examples that were.
+        """
+
+
 @dataclass(frozen=True, eq=False)
 class Function:
     """A function as a criterion."""
@@ -105,7 +143,7 @@ class Remembered:
         criterion: The criterion.
     """
 
-    criterion: Criterion
+    criterion: Any
     _known: dict[tuple[Layer, str], Any] = field(default_factory=dict)
 
     @property

@@ -25,6 +25,17 @@ BUILTIN: dict[str, str] = {
     "bn-scale": f"{ROOM}.bn_scale:BnScale",
     "adapruner": f"{ROOM}.adapruner:AdaPruner",
     "udfc": f"{ROOM}.udfc:Udfc",
+    "mean-activation": f"{ROOM}.activity:MeanActivation",
+    "variance": f"{ROOM}.activity:Variance",
+    "apoz": f"{ROOM}.apoz:Apoz",
+    "hrank": f"{ROOM}.hrank:HRank",
+    "wanda": f"{ROOM}.wanda:Wanda",
+    "obc": f"{ROOM}.obc:Obc",
+    "lasso": f"{ROOM}.lasso:Lasso",
+    "taylor": f"{ROOM}.effects:Taylor",
+    "gauss-newton": f"{ROOM}.effects:GaussNewton",
+    "diversity": f"{ROOM}.effects:Diversity",
+    "fisher": f"{ROOM}.fisher:Fisher",
 }
 
 CRITERIA = Registry("criterion", "narrows.criteria", BUILTIN, PlanError)
@@ -51,12 +62,12 @@ def find(criterion: Any) -> Any:
     """Return a criterion from its spelling, a function, or itself; `PlanError` with a suggestion.
 
     Args:
-        criterion: ``l1``, ``random{seed=3}``, an object with ``name`` and ``score``, or a function
-            ``(program, layer, side) -> scores``.
+        criterion: ``l1``, ``random{seed=3}``, an object with ``name`` and ``score``, one with
+            ``name``, ``measure`` and ``weigh``, or a function ``(program, layer, side) -> scores``.
     """
     if isinstance(criterion, str):
         return _made(criterion)
-    if isinstance(criterion, Criterion):
+    if isinstance(criterion, Criterion) or measures(criterion):
         return criterion
     if callable(criterion):
         return Function(getattr(criterion, "__name__", "function"), criterion)
@@ -64,6 +75,11 @@ def find(criterion: Any) -> Any:
         "a criterion is a name, an object with name and score, or a function; "
         f"got {criterion!r:.60}"
     )
+
+
+def measures(criterion: Any) -> bool:
+    """Return whether a criterion scores by what layers see of data."""
+    return all(hasattr(criterion, part) for part in ("name", "measure", "weigh"))
 
 
 def _made(text: str) -> Any:

@@ -1,0 +1,320 @@
+"""What layers see of data: one streamed pass that sums up what a criterion measures.
+
+Start at `informed`. Batches go through the program once, for all layers. Of every layer and side
+only sums are kept, so memory does not grow with the data. Where a criterion needs gradients, each
+batch is sent back once, from the user's loss or from a probe of the network's own outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, fx
+
+from narrows.errors import NarrowsError, PlanError, PlanUsageError
+from narrows.ir.meta import Meta
+from narrows.ir.program import Program
+from narrows.ir.structure.layers import SIDES, Layer, layers_of
+from narrows.passes.choosing.criteria.base import GRADIENTS, NoScoreError, comparable
+from narrows.passes.choosing.criteria.chains import after
+from narrows.passes.choosing.probe import Loss, lost, probe
+from narrows.passes.choosing.seen import Seen, Sight, by_example, lead_of
+from narrows.passes.quant.batches import Split, Told, as_inputs, with_items
+
+ASKED = Told(
+    "what layers see is measured on it",
+    "data=[images] or any iterable of inputs; an iterator is used up once",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Informed:
+    """A criterion that has seen data, and scores as one that needs none.
+
+    Attributes:
+        criterion: The criterion.
+        sums: What was measured, by weight and side; an error where the criterion has no meaning.
+    """
+
+    criterion: Any
+    sums: dict[tuple[str, str], dict[str, Tensor] | NoScoreError] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The criterion's name."""
+        return self.criterion.name
+
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """The sides that the criterion scores."""
+        return getattr(self.criterion, "sides", SIDES)
+
+    @property
+    def comparable(self) -> bool:
+        """Whether the criterion's scores can be compared as they are."""
+        return comparable(self.criterion)
+
+    def score(self, program: Program, layer: Layer, side: str) -> Any:
+        """Return what the criterion makes of what was measured."""
+        known = self.sums.get((layer.weight, side))
+        if known is None:
+            why = f"no floating-point numbers were seen on its {side}"
+            if layer.contraction is None:
+                why = "it looks rows up, and multiplies nothing"
+            raise NoScoreError(f"{self.name} has no score for it", why=why)
+        if isinstance(known, NoScoreError):
+            raise known
+        return self.criterion.weigh(program, layer, side, known)
+
+    def add(self, sides: Sequence[str], seen: Seen) -> None:
+        """Add what a batch shows of a layer, to what is known of some sides of its weight."""
+        keys = [(seen.layer.weight, side) for side in sides]
+        known = self.sums.get(keys[0])
+        if isinstance(known, NoScoreError):
+            return
+        try:
+            given = self.criterion.measure(seen)
+        except NoScoreError as no:
+            self.sums.update(dict.fromkeys(keys, no))
+            return
+        except NarrowsError:
+            raise
+        except Exception as cause:  # a user's criterion may raise anything
+            raise PlanError(
+                f"{self.name} failed to measure the {seen.side} of {seen.layer.weight!r}: "
+                f"{type(cause).__name__}: {cause}"
+            ) from cause
+        more = {"examples": torch.tensor(float(seen.examples)), **given}
+        more = {name: value.detach().double() for name, value in more.items()}
+        total = more if known is None else {n: known[n] + more[n] for n in more}
+        self.sums.update(dict.fromkeys(keys, total))
+
+
+def informed(
+    program: Program,
+    criterion: Any,
+    data: Iterable[Any] | None,
+    loss: Loss | None = None,
+    sides: Sequence[str] = SIDES,
+    seed: int = 0,
+) -> Informed:
+    """Return a criterion that has seen data.
+
+    Args:
+        program: The program.
+        criterion: The criterion; see `narrows.passes.choosing.criteria.base.Measuring`.
+        data: Batches, streamed once: each a tuple of positional inputs, a dict of inputs by name,
+            or one tensor. With a loss, a tuple or a dict may hold more, such as labels.
+        loss: ``(outputs, batch) -> number``, for a criterion that needs gradients, in place of the
+            probe. It sums over the examples; a mean scales all scores alike.
+        sides: The sides that are going to be scored.
+        seed: Of the probe.
+
+    Raises:
+        PlanUsageError: There is no data, or a loss that has no effect or is none.
+        PlanError: The loss fails or is not finite, or the criterion fails.
+        UsageError: An item is no batch.
+        ProgramError: An item does not fit the program.
+    """
+    backward = getattr(criterion, "data", "") == GRADIENTS
+    _refuse(criterion, data, loss, backward)
+    result = Informed(criterion)
+    wanted = [side for side in sides if side in result.sides]
+    if not wanted:
+        return result
+    layers = [layer for layers in layers_of(program).values() for layer in layers]
+    ends = {_end(layer): layer for layer in layers}
+    generator = torch.Generator().manual_seed(seed)
+    split = as_inputs if loss is None else _without_extras(program)
+    for flat, item in with_items(program, data, "scoring", split, ASKED):
+        taken = _Pass(result, wanted, ends, _examples(program, flat), backward)
+        if not backward:
+            with torch.no_grad():
+                program.run_flat(flat, call=taken.call)
+            continue
+        with torch.inference_mode(False), torch.enable_grad():
+            given = [_plain(t) if isinstance(t, Tensor) else t for t in flat]
+            weights = {name: _plain(w) for name, w in program.weights.items()}
+            outputs = program.run_flat(given, weights, call=taken.call)
+            if loss is None:
+                number = probe(outputs, generator)
+            else:
+                number = lost(loss, pytree.tree_unflatten(outputs, program.out_spec), item)
+            _send_back(program, number)
+        taken.finish()
+    return result
+
+
+def _send_back(program: Program, number: Tensor) -> None:
+    try:
+        number.backward()
+    except RuntimeError as cause:  # torch's own: an operator without a derivative
+        raise PlanError(
+            f"no gradients can be taken of {program.name}: {cause}",
+            hint="a criterion that needs none; narrows criteria lists them",
+        ) from cause
+
+
+def _without_extras(program: Program) -> Split:
+    """Return what takes a batch's inputs, and leaves out what only a loss is to see."""
+    positional, named = program.in_spec.unflatten(range(program.in_spec.num_leaves))
+    known = {*named, *(n.name for n in program.placeholders)}
+
+    def split(item: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        args, kwargs = as_inputs(item)
+        return args[: len(positional)], {k: v for k, v in kwargs.items() if k in known}
+
+    return split
+
+
+def _refuse(criterion: Any, data: Any, loss: Any, backward: bool) -> None:
+    if data is None:
+        raise PlanUsageError(
+            f"{criterion.name} scores by data, and there is none",
+            why="it measures what layers see" + (", and gradients" if backward else ""),
+            hint="data=[images]",
+        )
+    if loss is not None and not backward:
+        raise PlanUsageError(
+            f"a loss has no effect with {criterion.name}",
+            why="it needs no gradients",
+            hint="criterion='taylor', or leave out loss",
+        )
+    if loss is not None and not callable(loss):
+        raise PlanUsageError(f"a loss is a function (outputs, batch) -> number, got {loss!r:.60}")
+
+
+class _Pass:
+    """One batch on its way through the program."""
+
+    def __init__(
+        self,
+        result: Informed,
+        sides: Sequence[str],
+        ends: dict[fx.Node, Layer],
+        examples: int,
+        backward: bool,
+    ) -> None:
+        self.result, self.sides, self.ends = result, sides, ends
+        self.examples, self.backward = examples, backward
+        self.layers = {layer.node: layer for layer in ends.values()}
+        self.sights: dict[Layer, Sight] = {}
+
+    def call(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a node, and look at what it reads and makes."""
+        layer, target = self.layers.get(node), node.target
+        assert callable(target)
+        if layer is not None:
+            args, kwargs = self.reading(layer, args, kwargs)
+        value = target(*args, **kwargs)
+        owner = self.ends.get(node)
+        if layer is None and owner is None:
+            return value
+        value = self.tapped(value)
+        if layer is not None:
+            self.sights[layer].result = value
+        if owner is not None:
+            self.sights[owner].end = value
+        if not self.backward:
+            self.look(layer, owner)
+        return value
+
+    def reading(
+        self, layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments with an activation of the layer's own, and begin its sight."""
+        node, c, target = layer.node, layer.contraction, layer.node.target
+        assert callable(target)
+        if c is None:
+            self.sights[layer] = Sight(layer, target, None, None)
+            return args, kwargs
+        given = [*zip(node.args, args, strict=True)]
+        given += [(n, kwargs[name]) for name, n in node.kwargs.items()]
+        x = self.tapped(next((v for n, v in given if n is c.x), None))
+        weight = next((v for n, v in given if n is c.weight), None)
+
+        def swapped(x: Any, weight: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            values = {id(c.x): x, id(c.weight): weight}
+            new = (values.get(id(n), v) for n, v in zip(node.args, args, strict=True))
+            named = {k: values.get(id(n), kwargs[k]) for k, n in node.kwargs.items()}
+            return tuple(new), named
+
+        def apply(x: Tensor, weight: Tensor) -> Tensor:
+            new, named = swapped(x, weight)
+            return target(*new, **named)
+
+        self.sights[layer] = Sight(layer, apply, x, weight)
+        return swapped(x, weight)
+
+    def tapped(self, value: Any) -> Any:
+        """Return a tensor that keeps its gradient, if gradients are needed, else it as it is."""
+        if not self.backward or not isinstance(value, Tensor) or not value.is_floating_point():
+            return value
+        if not value.requires_grad:
+            return value.detach().requires_grad_()
+        own = value.view_as(value)
+        own.retain_grad()
+        return own
+
+    def look(self, layer: Layer | None, owner: Layer | None) -> None:
+        """Measure what is complete: a layer's inputs when it has run, its outputs at its end."""
+        if layer is not None and ("inputs" in self.sides or self.whole):
+            self.measure(self.sights[layer], "inputs")
+        if owner is not None:
+            if "outputs" in self.sides and not self.whole:
+                self.measure(self.sights[owner], "outputs")
+            del self.sights[owner]
+
+    @property
+    def whole(self) -> bool:
+        """Whether the criterion measures a layer once for both sides."""
+        return getattr(self.result.criterion, "whole", False)
+
+    def finish(self) -> None:
+        """Measure all layers once gradients are there."""
+        for layer in list(self.sights):
+            for side in ("inputs",) if self.whole else self.sides:
+                self.measure(self.sights[layer], side)
+            del self.sights[layer]
+
+    def measure(self, sight: Sight, side: str) -> None:
+        """Add what one side of a layer shows."""
+        layer, c = sight.layer, sight.layer.contraction
+        value, at, node = sight.end, layer.y_axis, layer.node
+        if side == "inputs":
+            if c is None:  # a lookup reads no channels
+                return
+            value, at, node = sight.x, c.x_axis, c.x
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            return
+        lead = lead_of(node, at)
+        grads = None
+        if self.backward:
+            given = torch.zeros_like(value) if value.grad is None else value.grad
+            grads = by_example(given, at, lead, self.examples).detach()
+        values = by_example(value.detach(), at, lead, self.examples)
+        seen = Seen(layer, side, len(values), values, grads, sight)
+        self.result.add(self.sides if self.whole else (side,), seen)
+
+
+def _end(layer: Layer) -> fx.Node:
+    """Return the node that holds a layer's channels as the rest of the network sees them."""
+    return (after(layer) or [layer.node])[-1]
+
+
+def _examples(program: Program, flat: Sequence[Any]) -> int:
+    """Return how many examples a batch has: the length of an input that may have any, or of the
+    first one."""
+    inputs = [(n, t) for n, t in zip(program.placeholders, flat, strict=True)
+              if isinstance(t, Tensor) and t.dim()]  # fmt: skip
+    free = [len(t) for n, t in inputs if 0 in Meta(n).dynamic]
+    return (free or [len(t) for _, t in inputs] or [1])[0]
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """Return a tensor of the same numbers that no gradient is recorded for yet."""
+    return tensor.clone() if tensor.is_inference() else tensor.detach()
