@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -577,6 +578,82 @@ def test_a_user_s_criterion_may_measure(cnn: Program) -> None:
 
     with pytest.raises(PlanError, match=r"largest failed to measure the inputs of .*: Zero"):
         narrows.plan(cnn, ratio=0.5, criterion=Broken(), data=BATCHES)
+
+
+def test_an_entry_point_adds_a_criterion(
+    cnn: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = tmp_path / "more_criteria-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: more-criteria\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[narrows.criteria]\nl4 = more_criteria:L4\nlost = more_criteria:Lost\n"
+        "bare = more_criteria:Bare\n"
+    )
+    (tmp_path / "more_criteria.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from narrows.passes.choosing.criteria.magnitude import Magnitude\n"
+        "@dataclass\nclass L4(Magnitude):\n    name, power = 'l4', 4\n"
+        "class Lost(L4):\n    pass\nclass Bare(Magnitude):\n    name, power = 'bare', 4\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    fourth = cnn.weights["up.0.weight"].detach().pow(4).sum((1, 2, 3))
+    assert np.allclose(score(cnn, "l4", "up.0.weight", "outputs"), fourth, rtol=1e-12)
+    with pytest.raises(PlanError, match="the criterion 'lost' of more_criteria:Lost calls itself"):
+        find("lost")
+    with pytest.raises(PlanError, match="the criterion 'bare' of more_criteria:Bare is no datacl"):
+        find("bare")
+
+
+class Words(nn.Module):
+    """A lookup, a layer and classes, behind an operator without a derivative if asked for."""
+
+    def __init__(self, between: str = "") -> None:
+        super().__init__()
+        self.table, self.a, self.b = nn.Embedding(9, 6), nn.Linear(6, 6), nn.Linear(6, 4)
+        self.between = between
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.a(self.table(ids))
+        if self.between == "sign":
+            x = (x > 0).to(x.dtype)
+        elif self.between:
+            x = torch.igamma(x.abs(), x.abs())
+        return self.b(x.mean(1))
+
+
+def test_a_lookup_is_scored_by_what_it_makes() -> None:
+    ids = torch.arange(8).reshape(2, 4)
+    program = narrows.capture(Words().eval(), (ids,))
+    made = program.weights["table.weight"].detach()[ids].abs().mean((0, 1))
+    found = told(program, "mean-activation", "table.weight", "outputs", data=[ids])
+    assert np.allclose(found, made, rtol=1e-6)
+    for criterion in ("taylor", "gauss-newton"):
+        assert told(program, criterion, "table.weight", "outputs", data=[ids]).all()
+    for criterion in ("wanda", "fisher"):
+        with pytest.raises(NoScoreError, match="it looks rows up, and multiplies nothing"):
+            told(program, criterion, "table.weight", "outputs", data=[ids])
+
+
+def test_an_operator_without_a_derivative_is_told() -> None:
+    ids = torch.arange(8).reshape(2, 4)
+    program = narrows.capture(Words("sign").eval(), (ids,))
+    told(program, "wanda", "a.weight", "inputs", data=[ids])
+    for criterion, side in (("taylor", "inputs"), ("fisher", "inputs"), ("fisher", "outputs")):
+        with pytest.raises(NoScoreError, match="no gradient reaches it"):
+            told(program, criterion, "a.weight", side, data=[ids])
+    assert told(program, "taylor", "b.weight", "inputs", data=[ids]).any()
+    program = narrows.capture(Words("igamma").eval(), (ids,))
+    with pytest.raises(PlanError, match=r"no gradients can be taken of words: .*igamma"):
+        told(program, "taylor", "b.weight", "inputs", data=[ids])
+
+
+def test_gradients_are_taken_in_inference_mode_too(cnn: Program) -> None:
+    wanted = told(cnn, "taylor", "up.0.weight", "inputs")
+    with torch.inference_mode():
+        batches = [x.clone() for x in BATCHES]
+        found = told(cnn, "taylor", "up.0.weight", "inputs", data=batches)
+    assert np.array_equal(found, wanted)
 
 
 def test_score_mass_by_data_wants_a_criterion_that_has_seen_it(cnn: Program) -> None:

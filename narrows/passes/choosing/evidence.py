@@ -291,14 +291,26 @@ class _Pass:
             value, at, node = sight.x, c.x_axis, c.x
         if not isinstance(value, Tensor) or not value.is_floating_point():
             return
+        sides = self.sides if self.whole else (side,)
+        if self.backward and value.grad is None:
+            self.result.sums.update({(layer.weight, side): self.cut() for side in sides})
+            return
         lead = lead_of(node, at)
         grads = None
-        if self.backward:
-            given = torch.zeros_like(value) if value.grad is None else value.grad
-            grads = by_example(given, at, lead, self.examples).detach()
+        if value.grad is not None:
+            grads = by_example(value.grad, at, lead, self.examples)
         values = by_example(value.detach(), at, lead, self.examples)
         seen = Seen(layer, side, len(values), values, grads, sight)
-        self.result.add(self.sides if self.whole else (side,), seen)
+        self.result.add(sides, seen)
+
+    def cut(self) -> NoScoreError:
+        """Return the error for a layer that no gradient reaches."""
+        return NoScoreError(
+            f"{self.result.name} has no score for it",
+            why="no gradient reaches it: no output depends on it, or only through an operator that "
+            "has no derivative",
+            hint="criterion='wanda'",
+        )
 
 
 def _end(layer: Layer) -> fx.Node:

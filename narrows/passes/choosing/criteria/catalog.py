@@ -8,6 +8,7 @@ A package adds its own through the entry point group ``narrows.criteria``::
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from narrows.errors import PlanError, PlanUsageError, UsageError, suggest
@@ -55,7 +56,14 @@ def lookup(name: str) -> Any:
             why=f"known are {', '.join(sorted(known))}",
             hint=suggest(name, known),
         )
-    return CRITERIA.load_class(name)
+    found = CRITERIA.load_class(name)
+    if not dataclasses.is_dataclass(found):
+        raise PlanError(
+            f"the criterion {name!r} of {known[name]} is no dataclass",
+            why="its fields are its options",
+            hint="@dataclass(frozen=True)",
+        )
+    return found
 
 
 def find(criterion: Any) -> Any:

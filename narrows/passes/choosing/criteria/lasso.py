@@ -75,7 +75,8 @@ class Path:
         self.penalty = float(np.abs(self.left).max())
         self.active: list[int] = []
         self.found = np.zeros(len(a))
-        self.inverse = np.zeros((0, 0))
+        self.room = np.empty(a.shape)
+        self.inverse = self.room[:0, :0]  # of the active rows and columns of `a`
         self.lost = -1  # which coefficient came back to zero last
 
     def step(self) -> int | None:
@@ -84,7 +85,9 @@ class Path:
             return self.join(int(np.abs(self.left).argmax()))
         while True:
             way = self.inverse @ np.sign(self.left[self.active])
-            slope = self.a[:, self.active] @ way
+            whole = np.zeros(len(self.a))
+            whole[self.active] = way
+            slope = self.a @ whole
             length, joins = self.nearest(slope)
             with np.errstate(divide="ignore", invalid="ignore"):
                 ends = -self.found[self.active] / way
@@ -116,17 +119,20 @@ class Path:
         """Let a coefficient leave zero, and return it."""
         v = self.inverse @ self.a[self.active, index]
         rest = self.a[index, index] - self.a[self.active, index] @ v
-        edge = np.append(v, -1.0)
-        grown = np.pad(self.inverse, (0, 1))
-        self.inverse = grown + np.outer(edge, edge) / rest
+        self.inverse += np.multiply.outer(v, v / rest)
+        count = len(v)
+        self.inverse = self.room[: count + 1, : count + 1]
+        self.inverse[count, :count] = self.inverse[:count, count] = -v / rest
+        self.inverse[count, count] = 1 / rest
         self.active.append(index)
         self.lost = -1
         return index
 
     def leave(self, place: int) -> None:
         """Hold the active coefficient of a place at zero."""
-        edge = np.delete(self.inverse[place], place)
+        edge, own = np.delete(self.inverse[place], place), self.inverse[place, place]
         rest = np.delete(np.delete(self.inverse, place, 0), place, 1)
-        self.inverse = rest - np.outer(edge, edge) / self.inverse[place, place]
+        self.inverse = self.room[: len(edge), : len(edge)]
+        self.inverse[:] = rest - np.multiply.outer(edge, edge / own)
         self.lost = self.active.pop(place)
         self.found[self.lost] = 0.0
