@@ -37,14 +37,17 @@ if TYPE_CHECKING:
     from narrows.api import (
         apply,
         capture,
+        compensate,
         compile,
         lower,
         plan,
         quantize,
         quantize_weights,
     )
+    from narrows.api.compressing import compress
     from narrows.backends.artifact import Artifact, load
     from narrows.ir.program import Program
+    from narrows.passes.choosing.solved import Solved
     from narrows.passes.pipeline import Pipeline
     from narrows.passes.plans.plan import ChannelPlan
     from narrows.passes.quant.plan import QuantPlan
@@ -63,10 +66,13 @@ _LAZY = {
     "plan": "narrows.api",
     "apply": "narrows.api",
     "lower": "narrows.api",
+    "compensate": "narrows.api",
+    "compress": "narrows.api.compressing",
     "quantize": "narrows.api",
     "quantize_weights": "narrows.api",
     "compile": "narrows.api",
     "load": "narrows.backends.artifact",
+    "Solved": "narrows.passes.choosing.solved",
     "Program": "narrows.ir.program",
     "ChannelPlan": "narrows.passes.plans.plan",
     "QuantPlan": "narrows.passes.quant.plan",
@@ -91,10 +97,13 @@ __all__ = [
     "ProgramError",
     "QuantPlan",
     "Quantized",
+    "Solved",
     "UsageError",
     "apply",
     "capture",
+    "compensate",
     "compile",
+    "compress",
     "load",
     "lower",
     "plan",

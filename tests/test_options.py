@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 import narrows
+from narrows.api.compressing import Compressing
 from narrows.backends import target_names, target_type
 from narrows.cli.flags import add_flags, given
 from narrows.cli.parser import build_parser, parse
@@ -30,6 +31,7 @@ OWNERS: list[tuple[Any, Any, tuple[str, ...]]] = [
     (Choosing, narrows.plan, ("plan", "compile")),
     (Quantization, narrows.quantize, ("quantize", "compile")),
     (WeightOnly, narrows.quantize_weights, ("quantize-weights",)),
+    (Compressing, narrows.compress, ("compress",)),
 ]
 EACH = [(cls, call, words, f.name) for cls, call, words in OWNERS for f in dataclasses.fields(cls)]
 
@@ -93,6 +95,13 @@ SPELLED = [
      {"ratio": 1.0, "scope": "global", "exclude": ("a",)}),
     (Choosing, "--ratio 1 --no-constrained --side both",
      {"ratio": 1.0, "constrained": False, "side": "both"}),
+    (Choosing, "--macs 0.7 --data x.npy --outputs logits",
+     {"macs": 0.7, "data": "x.npy", "outputs": "logits"}),
+    (Choosing, "--params 0.7", {"params": 0.7}),
+    (Compressing, "--macs 0.7 --bits 8", {"macs": 0.7, "bits": 8}),
+    (Compressing, "--params 0.5 --outputs values", {"params": 0.5, "outputs": "values"}),
+    (Compressing, "--latency 0.6", {"latency": 0.6}),
+    (Compressing, "--accuracy-drop 0.5", {"accuracy_drop": 0.5}),
     (Choosing, "--criterion l2", {"criterion": "l2"}),
     (Choosing, "--ratio 1 --criterion taylor --data x.npy --criterion-loss nets.py:loss",
      {"ratio": 1.0, "criterion": "taylor", "data": "x.npy", "loss": "nets.py:loss"}),
@@ -120,7 +129,8 @@ SPELLED = [
 def test_the_command_line_json_and_python_say_the_same(cls: Any, text: str, wanted: dict[str, Any]):
     words = next(words for c, _, words in OWNERS if c is cls)
     for word in words:
-        found = given(parse([word, "x:y", "-o", "out", *text.split()]), cls)
+        more = ["--data", "x.npy"] if word == "compress" else []
+        found = given(parse([word, "x:y", "-o", "out", *more, *text.split()]), cls)
         assert found == wanted
     options = cls(**wanted)
     assert from_json(cls, json.loads(json.dumps(to_json(options))), "it") == normal(options)

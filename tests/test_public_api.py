@@ -18,6 +18,10 @@ FUNCTIONS = {
     "quantize=None, dump=None, "
     "kwargs=None, dynamic_batch=True, name=None, state=None, check=True, double=False, "
     "instruments=(), on_result=None, **options)",
+    "compensate": "(program, plan, *, data, method='least-squares', outputs='auto', progress=None)",
+    "compress": "(model, inputs, *, data, target='onnx', evaluate=None, macs=None, params=None, "
+    "latency=None, accuracy_drop=None, bits=None, outputs='auto', kwargs=None, "
+    "dynamic_batch=True, name=None, check=True, progress=None)",
     "load": "(path, *, trust=False)",
     "lower": "(program, target='onnx', *, plan=None, **options)",
     "quantize": "(program, calibration=None, *, weights=8, activations=8, method='mse', "
@@ -26,9 +30,11 @@ FUNCTIONS = {
     "budget=None, checkpoint=None, loss=None, seed=None, plan=None, check=True, instruments=())",
     "quantize_weights": "(program, calibration=None, *, bits=4, group=32, groups='auto', "
     "method='gptq', skip=())",
-    "plan": "(program, keep_inputs=None, keep_outputs=None, *, target=None, zeros=True, "
-    "criterion='l1', data=None, loss=None, ratio=None, latency=None, costs=None, batch=None, "
-    "constrained=True, side=None, scope='local', include=(), exclude=(), min_width=1)",
+    "plan": "(program, keep_inputs=None, keep_outputs=None, *, target=None, progress=None, "
+    "zeros=True, "
+    "criterion='l1', data=None, loss=None, ratio=None, latency=None, macs=None, params=None, "
+    "outputs='auto', costs=None, batch=None, constrained=True, side=None, scope='local', "
+    "include=(), exclude=(), min_width=1)",
 }
 CLASSES = {
     "Artifact": "arrays fidelity gather gather_state identity inputs name notes open outputs "
@@ -40,6 +46,7 @@ CLASSES = {
     "QuantPlan": "activations bare codes fingerprint floats follow from_json levels load narrows "
     "notes offsets parts preparation record rounding save to_json weights with_notes",
     "Quantized": "fake passes plan prepared program report",
+    "Solved": "applied load of plan save source weights",
     "Program": "aliases buffers canonical copy couplings dynamic_batch examples flat_inputs "
     "folded graph history in_spec marks memo name node nodes notes origins out_spec output "
     "parameter_count placeholders pruning replace run_flat seal start state state_dict states "

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from narrows.backends.base import Target
     from narrows.ir.costs import Costs
     from narrows.ir.program import Program
+    from narrows.passes.choosing.compensations.base import Compensation
     from narrows.passes.choosing.criteria.base import Criterion, Measuring, Score
+    from narrows.passes.choosing.repair import Progress
     from narrows.passes.pipeline import Instrument, Pipeline, PipelineResult
     from narrows.passes.plans.plan import ChannelPlan
     from narrows.passes.quant.quantization import Quantized
@@ -79,12 +81,16 @@ def plan(
     keep_outputs: Mapping[str, Any] | None = None,
     *,
     target: str | Target | None = None,
+    progress: Progress | None = None,
     zeros: bool = True,
     criterion: str | Criterion | Measuring | Score = "l1",
     data: Iterable[Any] | None = None,
     loss: Callable[[Any, Any], Any] | None = None,
     ratio: float | Mapping[str, float] | None = None,
     latency: float | None = None,
+    macs: float | None = None,
+    params: float | None = None,
+    outputs: str = "auto",
     costs: Costs | str | os.PathLike[str] | None = None,
     batch: int | None = None,
     constrained: bool = True,
@@ -102,6 +108,7 @@ def plan(
     >>> plan = narrows.plan(program, ratio=0.5, criterion="l1", exclude=["head.*"])
     >>> plan = narrows.plan(program, ratio=0.5, criterion="taylor", data=[images])
     >>> plan = narrows.plan(program, latency=0.8, target="onnx")
+    >>> plan = narrows.plan(program, macs=0.7, data=[images], constrained=False)
 
     Args:
         program: The program.
@@ -111,6 +118,7 @@ def plan(
             ``out_channels``; the others contribute zero after the norm that follows.
         target: The target whose measured costs a ``latency`` is predicted by. With a ``ratio``,
             channels are kept after all that the target has a place for anyway.
+        progress: Called with what is done, how far it is and of how much.
         zeros, ...: The options, those of `narrows.passes.plans.options.Choosing`.
 
     Raises:
@@ -121,7 +129,56 @@ def plan(
     choosing = gather(Choosing, locals())
     refuse_model(program, "plan")
     masks = {"keep_inputs": keep_inputs, "keep_outputs": keep_outputs}
-    return planned(program, masks, choosing, target)
+    return planned(program, masks, choosing, target, progress)
+
+
+def compensate(
+    program: Program,
+    plan: PlanLike,
+    *,
+    data: Iterable[Any],
+    method: str | Compensation = "least-squares",
+    outputs: str = "auto",
+    progress: Progress | None = None,
+) -> Program:
+    """Return the program with weights that make up for what a plan drops; nothing is trained.
+
+    The result has its norms folded and a bias in every layer, and is as large as before. The plan
+    is one of it: ``narrows.apply(result, plan)`` removes the channels, and equals
+    ``plan.masked(result)``.
+
+    >>> plan = narrows.plan(program, macs=0.7, data=[images], constrained=False)
+    >>> made = narrows.compensate(program, plan, data=[images])
+    >>> smaller = narrows.apply(made, plan)
+
+    Args:
+        program: The program that the plan is of.
+        plan: As for `apply`.
+        data: Batches of inputs like the real ones, without labels: each a tuple of inputs, a dict
+            by name, or one tensor. Some hundred examples are enough.
+        method: ``least-squares``, ``symmetric``, ``moments``, ``mean``, one that a package adds
+            (entry points ``narrows.compensations``), or an object; see
+            `narrows.passes.choosing.compensations`.
+        outputs: What the outputs are, for the note on how far they are from the unpruned ones:
+            ``logits``, ``values`` or ``auto``.
+        progress: Called with what is done, how far it is and of how much.
+
+    Raises:
+        PlanError: The plan is of another model.
+        UsageError: There is no data, or the method is unknown.
+    """
+    from narrows.passes.choosing.compensate import compensated
+    from narrows.passes.choosing.compensations.catalog import find
+    from narrows.passes.plans.plan import loaded
+    from narrows.passes.quant.batches import batches
+
+    refuse_model(program, "compensate")
+    found = find(method)
+    if isinstance(plan, Mapping):
+        plan = plan_for(program, plan, None)
+    plan = loaded(plan)
+    given = [*batches(program, data, "compensating")]
+    return compensated(program, plan, given, found, outputs, progress)
 
 
 def refuse_model(program: Any, function: str) -> None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from narrows.backends.base import Target
     from narrows.ir.costs import Costs
     from narrows.ir.program import Program
+    from narrows.passes.choosing.repair import Progress
     from narrows.passes.plans.plan import ChannelPlan
 
 MASKS = ("keep_inputs", "keep_outputs")  # what a plan is given beside options and a target
@@ -24,6 +25,7 @@ def planned(
     masks: Mapping[str, Any],
     choosing: Choosing,
     target: str | Target | None = None,
+    progress: Progress | None = None,
 ) -> ChannelPlan:
     """Return a plan.
 
@@ -32,6 +34,7 @@ def planned(
         masks: ``keep_inputs`` and ``keep_outputs``, as for `narrows.plan`.
         choosing: The options.
         target: The target whose costs count.
+        progress: Told what is done, how far it is and of how much.
     """
     from narrows.passes.plans.choose import make_plan
 
@@ -39,7 +42,8 @@ def planned(
         choosing = dataclasses.replace(choosing, costs=costs_to_plan_by(target, choosing))
     if choosing.batch is not None and choosing.costs is None and choosing.latency is None:
         raise UsageError("batch has no effect without costs", hint='target="onnx"')
-    return make_plan(program, masks.get(MASKS[0]), masks.get(MASKS[1]), choosing)
+    given = masks.get(MASKS[0]), masks.get(MASKS[1])
+    return make_plan(program, *given, choosing, progress)
 
 
 def plan_for(

@@ -52,6 +52,23 @@ def criteria(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def compensations(arguments: argparse.Namespace) -> int:
+    """List the compensations: name, what it is told, one line."""
+    from narrows.passes.choosing.compensations.catalog import COMPENSATIONS, find
+
+    found = [find(name) for name in COMPENSATIONS.providers()]
+    entries = [
+        {"name": c.name, "reads": "pruned" if c.reads_pruned else "unpruned", "summary": c.summary}
+        for c in found
+    ]
+    if arguments.json:
+        print_json(entries)
+        return 0
+    rows = [(e["name"], e["reads"], e["summary"]) for e in entries]
+    print("\n".join(columns([("compensation", "network", "what"), *rows], (20, 10, 200))))
+    return 0
+
+
 def _entry(cls: Any, **facts: Any) -> dict[str, Any]:
     """Return what a class of a catalog says of itself: name, options, the first line, facts."""
     import dataclasses

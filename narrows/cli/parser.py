@@ -76,8 +76,9 @@ def build_parser() -> argparse.ArgumentParser:
         action=Commands, title="commands", metavar="COMMAND", required=True
     )
     for add in (
-        _compile, _quantize, _quantize_weights, _demo, _plan, _criteria, _passes, _ops,
-        _couplings, _why, _show, _diff, _check, _bench, _targets, _completion,
+        _compile, _compress, _quantize, _quantize_weights, _demo, _plan, _criteria,
+        _compensations, _passes, _ops, _couplings, _why, _show, _diff, _check, _bench, _targets,
+        _completion,
     ):  # fmt: skip
         add(commands)
     return parser
@@ -197,6 +198,29 @@ def _compile(commands: Any) -> None:
     _emitted(command)
 
 
+def _compress(commands: Any) -> None:
+    summary = "the best artifact within a budget: chosen, solved for, pruned, checked"
+    command = _command(commands, "compress", "compress:compress", summary)
+    _model(command)
+    command.add_argument(
+        "--data", required=True, metavar="FILE", help=f"inputs like the real ones: {DATA}"
+    )
+    command.add_argument(
+        "--evaluate",
+        metavar="MODULE:FUNCTION",
+        help="a function that is given a program and returns what it is worth, in points",
+    )
+    command.add_argument("--save-plan", metavar="FILE", help="where the channel plan goes, as JSON")
+    command.add_argument(
+        "--save-solved",
+        metavar="FILE",
+        help="where the plan goes with the weights that were found for it",
+    )
+    group = command.add_argument_group("the budget")
+    command.later(lambda: _options(group, "narrows.api.compressing", "Compressing"))
+    _emitted(command)
+
+
 def _quantize(commands: Any) -> None:
     summary = "turn a model into integers and shifts, as an artifact"
     command = _command(commands, "quantize", "quantize:quantize", summary)
@@ -306,6 +330,11 @@ def _passes(commands: Any) -> None:
 def _criteria(commands: Any) -> None:
     summary = "list the criteria: what each scores, the data it needs, whose it is"
     _command(commands, "criteria", "inspect:criteria", summary)
+
+
+def _compensations(commands: Any) -> None:
+    summary = "list the ways in which weights make up for what is gone"
+    _command(commands, "compensations", "inspect:compensations", summary)
 
 
 def _ops(commands: Any) -> None:

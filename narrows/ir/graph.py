@@ -89,6 +89,23 @@ class Run:
         other._given = {**self._given, **given}
         return other
 
+    def reweighted(self, weights: Mapping[str, Tensor]) -> Run:
+        """Return a second run that goes on from here with other weights.
+
+        What was computed of weights alone, such as a transposed one, is computed anew; all else
+        that has run stays as it is.
+        """
+        other = self.branch({})
+        other._weights = weights
+        alone: set[fx.Node] = set()
+        for node in self._nodes[: self._position]:
+            read = node.all_input_nodes
+            if node.op == "get_attr" or (read and alone.issuperset(read)):
+                alone.add(node)
+                if node in other._values:
+                    other._values[node] = other._value(node)
+        return other
+
     def _arguments(self, node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return map_arg((node.args, node.kwargs), self._values.__getitem__)
 

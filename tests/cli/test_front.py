@@ -45,8 +45,15 @@ def test_bash_completes(run):
         )
         return done.stdout.split()
 
-    assert complete("narrows", "co") == ["compile", "couplings", "completion"]
-    assert complete("narrows", "plan", "--c") == ["--criterion", "--costs", "--constrained"]
+    assert complete("narrows", "co") == [
+        "compile", "compress", "compensations", "couplings", "completion",
+    ]  # fmt: skip
+    assert complete("narrows", "plan", "--c") == [
+        "--criterion",
+        "--criterion-loss",
+        "--costs",
+        "--constrained",
+    ]
     assert complete("narrows", "completion", "f") == ["fish"]
 
 
@@ -71,6 +78,7 @@ def test_every_command_takes_json_and_has_help():
     assert set(subparsers.choices) == {
         "bench", "compile", "demo", "plan", "passes", "ops", "couplings", "why", "show", "diff",
         "check", "completion", "quantize", "quantize-weights", "targets", "criteria",
+        "compress", "compensations",
     }  # fmt: skip
     for command in subparsers.choices.values():
         assert "--json" in command.format_help()

@@ -1,1 +1,1 @@
-"""Choosing what to keep: how channels are scored, by weights alone or by data."""
+"""Choosing what to keep: criteria, what is measured on data, a descent to a budget, and repair."""

@@ -20,10 +20,13 @@ from narrows.ir.structure.layers import SIDES, layers_of
 from narrows.passes.choosing.criteria.base import Remembered
 from narrows.passes.choosing.criteria.catalog import find, measures
 from narrows.passes.choosing.evidence import informed
+from narrows.passes.choosing.repair import Progress
+from narrows.passes.plans.budgeted import bisected, searched
 from narrows.passes.plans.latency import Aim, aimed
-from narrows.passes.plans.options import Choosing
+from narrows.passes.plans.latency_rounds import in_rounds
+from narrows.passes.plans.options import AIMS, Choosing
 from narrows.passes.plans.plan import ChannelPlan, refuse_nan
-from narrows.passes.plans.rank import Options, Ranking, Sides, hardly
+from narrows.passes.plans.rank import Options, Sides, hardly, ranked
 from narrows.passes.plans.take_back import take_back
 from narrows.passes.plans.zeros import zeros_in
 
@@ -35,6 +38,7 @@ def make_plan(
     keep_inputs: Mapping[str, Any] | None,
     keep_outputs: Mapping[str, Any] | None,
     choosing: Choosing,
+    progress: Progress | None = None,
 ) -> ChannelPlan:
     """Return a plan of the program's channels.
 
@@ -44,6 +48,7 @@ def make_plan(
             of a weight alone that has one.
         keep_outputs: The same for outputs.
         choosing: How the others are chosen.
+        progress: Told what is done, how far it is and of how much.
 
     Raises:
         PlanUsageError: A weight, glob or criterion is unknown, or the costs are no cost table.
@@ -59,26 +64,30 @@ def make_plan(
     criterion = find(choosing.criterion)
     ratios = _ratios(choosing.ratio, layers)
     include, exclude = (_globs(getattr(choosing, n), layers, n) for n in ("include", "exclude"))
-    if choosing.ratio is not None or choosing.latency is not None:
+    asked = any(getattr(choosing, name) is not None for name in AIMS)
+    if asked and not choosing.by_losses:
         criterion = _informed(program, criterion, choosing)
     options = Options(
         Remembered(criterion), ratios, include, exclude, choosing.min_width, choosing.scope
     )
     if choosing.latency is not None and costs is not None:
         aim = Aim(float(choosing.latency), costs, choosing.batch or 1)
-        made = aimed(program, given, plan, options, aim)
+        if choosing.by_losses:
+            made = in_rounds(program, given, plan, options, aim, choosing, progress)
+        else:
+            made = aimed(program, given, plan, options, aim)
+        return made.with_notes(*hardly(program, made, options))
+    if choosing.budget is not None:
+        by = searched if choosing.by_losses else bisected
+        made = by(program, given, plan, options, choosing, progress)
         return made.with_notes(*hardly(program, made, options))
     if choosing.ratio is None:
         if not plan.removed:
             why = "the plan removes nothing: no masks, no zeros, no ratio"
             plan = plan.with_notes(Note(program.name, "idle", why))
         return plan
-    chooser = Ranking(program, layers, given, plan, options)
-    if choosing.constrained:
-        plan |= chooser.chosen(chooser.coupled(program.couplings()), "constrained")
-    else:
-        sides = CHOICES[choosing.side or "input"]
-        plan |= chooser.chosen(chooser.single(sides), "unconstrained")
+    sides = None if choosing.constrained else CHOICES[choosing.side or "input"]
+    plan = ranked(program, given, plan, options, sides)
     made = plan if costs is None else take_back(program, plan, costs, choosing.batch or 1)
     return made.with_notes(*hardly(program, made, options))
 

@@ -21,6 +21,7 @@ from narrows.ir.costs import Costs
 from narrows.ir.graph import without_collection
 from narrows.ir.program import Note, Program
 from narrows.ir.structure import structure_of
+from narrows.passes.choosing.criteria.base import comparable
 from narrows.passes.plans.latency_model import LatencyModel
 from narrows.passes.plans.latency_search import Choice, WidthSearch
 from narrows.passes.plans.mass import kept_mass, shares
@@ -93,14 +94,18 @@ class ByShare(Ranking):
     def weigh(self, parts: Sequence[Part]) -> np.ndarray:
         """Return what each channel is worth: its shares in all layers that sum over it.
 
+        Scores that compare as they are count as they are.
+
         Where no layer does, as in the factors of attention, it is worth its shares in what makes
         it. A weight that several layers share counts once.
         """
         reading = [p for p in parts if p.side == "inputs" and p.use.sums]
         once = {(p.use.weight, p.side, p.own.tobytes()): p for p in reading or parts}
         worth = np.zeros(len(parts[0].own))
+        as_it_is = comparable(self.options.criterion)
         for part in once.values():
-            worth += shares(self.scores(part))[part.own].sum(1)
+            given = self.scores(part)
+            worth += (given if as_it_is else shares(given))[part.own].sum(1)
         return worth
 
 

@@ -17,6 +17,8 @@ Ratio = float | Mapping[str, float]
 
 SIDES = ("input", "output", "both")
 SCOPES = ("local", "global")
+OUTPUTS = ("auto", "logits", "values")
+AIMS = ("ratio", "latency", "macs", "params")
 
 
 def _ratios(texts: list[str], flag: str) -> Ratio:
@@ -46,6 +48,14 @@ class Choosing:
             unpruned program's allows, above 0 and up to 1. Both are what the target's costs
             predict. Whole couplings lose channels, so that as much score mass stays as can; see
             `narrows.passes.plans.latency`.
+        macs: In place of a ratio: the share of the multiply-accumulates of all layers with weights
+            that may be left, above 0 and up to 1. With data and no other criterion than the default
+            the channels are chosen by what the network's own outputs lose
+            (`narrows.passes.choosing.search`), as they are with a latency then; else by the
+            criterion, over the whole network.
+        params: The same of the layers' weights.
+        outputs: With data, what the outputs are: ``logits`` along their last axis, which are
+            compared as class probabilities, ``values``, or ``auto``: matrices are logits.
         costs: A cost table to predict by in place of the target's own, or its file. With a ratio,
             channels are kept after all that a target of these costs has a place for anyway
             (`narrows.passes.plans.take_back.take_back`).
@@ -71,6 +81,9 @@ class Choosing:
     loss: Any = option(None, name="criterion-loss", metavar="MODULE:FUNCTION")
     ratio: Ratio | None = option(None, metavar="R|GLOB=R", many=True, read=_ratios)
     latency: float | None = option(None, metavar="L", read=number)
+    macs: float | None = option(None, metavar="M", read=number)
+    params: float | None = option(None, metavar="P", read=number)
+    outputs: str = option("auto", choices=OUTPUTS)
     costs: Costs | str | os.PathLike[str] | None = option(None, metavar="FILE")
     batch: int | None = option(None, metavar="N", read=whole)
     constrained: bool = option(True)
@@ -79,6 +92,23 @@ class Choosing:
     include: str | Sequence[str] = option((), metavar="GLOB", many=True, read=several)
     exclude: str | Sequence[str] = option((), metavar="GLOB", many=True, read=several)
     min_width: int = option(1, metavar="N", read=whole)
+
+    @property
+    def budget(self) -> str | None:
+        """Which of ``macs`` and ``params`` is given."""
+        return next((n for n in ("macs", "params") if getattr(self, n) is not None), None)
+
+    @property
+    def aim(self) -> tuple[str, float]:
+        """The budget's name, and its share."""
+        assert self.budget is not None
+        return self.budget, float(getattr(self, self.budget))
+
+    @property
+    def by_losses(self) -> bool:
+        """Whether channels are chosen by what the outputs lose: with data, but no criterion."""
+        aimed = self.budget is not None or self.latency is not None
+        return aimed and self.data is not None and self.criterion == "l1"
 
     def __post_init__(self) -> None:
         check_truths(self, PlanUsageError)
@@ -93,7 +123,7 @@ class Choosing:
             raise PlanUsageError(f"scope is 'local' or 'global', got {self.scope!r}")
         self._check_aims()
         self._check_side()
-        if self.ratio is None and self.latency is None:
+        if all(getattr(self, name) is None for name in AIMS):
             self._refuse_idle()
 
     def _check_aims(self) -> None:
@@ -105,17 +135,25 @@ class Choosing:
             if not _is_number(value) or not 0 <= value <= 1:
                 what = f"a ratio is a share from 0 to 1, got {value!r}"
                 raise PlanUsageError(what, where=repr(glob))
+        given = [name for name in AIMS if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise PlanUsageError(
+                f"{' and '.join(given)} exclude each other",
+                why="each of them alone says how much goes",
+                hint="leave all but one of them out",
+            )
+        for name in ("latency", "macs", "params"):
+            value = getattr(self, name)
+            if value is not None and (not _is_number(value) or not 0 < value <= 1):
+                why = "it is relative to the unpruned program's"
+                what = (
+                    f"{'a latency is' if name == 'latency' else f'{name} are'} above 0 and up to 1"
+                )
+                raise PlanUsageError(f"{what}, got {value!r}", why=why)
+        if self.macs is not None or self.params is not None:
+            self._check_budget()
         if self.latency is None:
             return
-        if self.ratio is not None:
-            raise PlanUsageError(
-                "ratio and latency exclude each other",
-                why="a ratio says how many channels go, a latency lets the costs say so",
-                hint="leave one of them out",
-            )
-        if not _is_number(self.latency) or not 0 < self.latency <= 1:
-            why = "it is relative to the unpruned program's"
-            raise PlanUsageError(f"a latency is above 0 and up to 1, got {self.latency!r}", why=why)
         if not self.constrained:
             raise PlanUsageError(
                 "a latency takes whole couplings",
@@ -125,6 +163,17 @@ class Choosing:
         if self.scope == "global":
             why = "a latency compares the channels of all couplings anyway"
             raise PlanUsageError("scope has no effect with a latency", why=why)
+
+    def _check_budget(self) -> None:
+        """Raise for an option that has no effect with a budget."""
+        for name, idle in (
+            ("scope", self.scope == "global"),
+            ("side", self.side not in (None, "input")),
+            ("costs", self.costs is not None),
+        ):
+            if idle:
+                why = "a budget compares what all layers read"
+                raise PlanUsageError(f"{name} has no effect with a budget", why=why)
 
     def _check_side(self) -> None:
         """Raise for a side that is none, or that nothing asks for."""
@@ -143,6 +192,7 @@ class Choosing:
             "data": self.data is not None, "loss": self.loss is not None,
             "include": self.include, "exclude": self.exclude, "side": self.side,
             "scope": self.scope == "global", "min_width": self.min_width > 1,
+            "outputs": self.outputs != "auto",
         }  # fmt: skip
         for name, value in given.items():
             if value:

@@ -19,7 +19,7 @@ from narrows.errors import PlanError
 from narrows.ir.couplings import Coupling, Member
 from narrows.ir.ops.args import is_tensor
 from narrows.ir.program import Note, Program
-from narrows.ir.structure.layers import SIDES, Layer
+from narrows.ir.structure.layers import SIDES, Layer, layers_of
 from narrows.passes.choosing.criteria.base import Criterion, NoScoreError, comparable, scores
 from narrows.passes.plans.plan import ChannelPlan
 
@@ -295,6 +295,30 @@ class Ranking:
             fingerprint=self.plan.fingerprint,
             notes=tuple(self.notes),
         )
+
+
+def ranked(
+    program: Program,
+    given: ChannelPlan,
+    plan: ChannelPlan,
+    options: Options,
+    sides: Sides | None,
+) -> ChannelPlan:
+    """Return a plan without what a criterion ranks lowest.
+
+    Args:
+        program: The program.
+        given: The masks that were given; their sides are left alone.
+        plan: They, and what is zero anyway.
+        options: The criterion, and how much goes.
+        sides: Which sides each layer chooses among; ``None`` to choose among whole couplings.
+    """
+    chooser = Ranking(program, layers_of(program), given, plan, options)
+    if sides is None:
+        candidates, kind = chooser.coupled(program.couplings()), "constrained"
+    else:
+        candidates, kind = chooser.single(sides), "unconstrained"
+    return plan | chooser.chosen(candidates, kind)
 
 
 def hardly(program: Program, plan: ChannelPlan, options: Options) -> Iterator[Note]:

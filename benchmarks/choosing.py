@@ -1,0 +1,154 @@
+"""What trained networks keep when channels go, without labels and without training.
+
+    python -m benchmarks.choosing --zoo DIR --models resnet20_cifar10 --macs 0.7 0.5 --draws 3
+        --results choosing.json
+
+``DIR`` holds trained networks and data, as for `benchmarks.quantized_accuracy`. Channels are chosen
+on ``--images`` calibration images, and the figure is of the test images. Every row is kept in the
+file of results as soon as it is there, and is not measured again.
+
+The methods: ``losses`` is `narrows.plan` with a budget and data, each layer choosing for itself;
+``couplings`` the same for whole couplings; ``l1``, ``l2`` and other criteria are the ratio that
+comes to the same multiply-accumulates, over the whole network, each layer for itself. With
+``+repair`` the weights that are left are solved for (`narrows.compensate`), which is always done
+for the first two; ``losses-repair`` leaves it out. ``onnx`` is a latency in place of
+multiply-accumulates, predicted for ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import narrows
+from benchmarks.machine import table
+from benchmarks.quantized_accuracy import Case, Results, load_zoo
+from narrows.ir.program import Program
+from narrows.ir.workload import macs, works_of
+
+METHODS = ("losses", "couplings", "l1+repair", "l1")
+BATCH = 32
+
+
+def drawn(case: Case, images: int, draw: int, flips: bool) -> list[Tensor]:
+    """Return calibration images in batches, each image beside its mirror image."""
+    generator = torch.Generator().manual_seed(draw)
+    order = torch.randperm(len(case.calibration), generator=generator)[:images]
+    chosen = case.calibration[order if draw else torch.arange(images)]
+    if not flips:
+        return list(chosen.split(BATCH))
+    return [torch.cat([part, part.flip(-1)]) for part in chosen.split(BATCH // 2)]
+
+
+def share(program: Program, plan: Any) -> float:
+    """Return the share of the multiply-accumulates that is left."""
+    small = narrows.apply(program, plan, check=False)
+    return count(small) / count(program)
+
+
+def count(program: Program) -> int:
+    """Return the multiply-accumulates of a program."""
+    works = works_of(program)
+    return sum(macs(node, works) for node in program.graph.nodes if node.op == "call_function")
+
+
+def by_criterion(program: Program, criterion: str, budget: float, data: list[Tensor]) -> Any:
+    """Return the plan of a criterion whose multiply-accumulates are a share, by bisection."""
+    low, high = 0.0, 1.0
+    best = None
+    for _ in range(10):
+        ratio = (low + high) / 2
+        plan = narrows.plan(
+            program, ratio=ratio, criterion=criterion, constrained=False, scope="global"
+        )
+        if share(program, plan) > budget:
+            low = ratio
+        else:
+            high, best = ratio, plan
+    return best
+
+
+def figure(case: Case, method: str, budget: float, data: list[Tensor]) -> dict[str, Any]:
+    """Return what a method keeps."""
+    start = time.process_time()
+    name, _, repair = method.partition("+")
+    plain = name == "losses-repair"
+    if name in ("losses", "couplings", "losses-repair"):
+        constrained = name == "couplings"
+        plan = narrows.plan(case.program, macs=budget, data=data, constrained=constrained)
+    elif name == "onnx":
+        plan = narrows.plan(case.program, latency=budget, target="onnx", data=data)
+    else:
+        plan = by_criterion(case.program, name, budget, data)
+    made = case.program
+    if repair or name in ("losses", "couplings", "onnx"):
+        made = narrows.compensate(case.program, plan, data=data)
+    seconds = time.process_time() - start
+    masked = plan.masked(made) if not plain else plan.masked(case.program)
+
+    def run(x: Tensor) -> Tensor:
+        return masked.run_flat([x])[0]
+
+    with torch.no_grad():
+        kept = case.measure(run)
+    return {
+        "figure": round(kept, 3), "share": round(share(made, plan), 4), "cpu": round(seconds, 1),
+    }  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, and print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--zoo", required=True, metavar="DIR")
+    parser.add_argument("--models", nargs="+", default=["resnet20_cifar10"])
+    parser.add_argument("--macs", nargs="+", type=float, default=[0.7, 0.5])
+    parser.add_argument("--methods", nargs="+", default=list(METHODS))
+    parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--flips", action="store_true", help="each image beside its mirror image")
+    parser.add_argument("--draws", type=int, default=1, help="of the calibration images")
+    parser.add_argument("--tested", type=int, default=5000, help="samples of the figure")
+    parser.add_argument("--results", metavar="FILE", help="JSON, kept and gone on with")
+    arguments = parser.parse_args(argv)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    zoo, results = load_zoo(arguments.zoo), Results(arguments.results)
+    lines = []
+    for name in arguments.models:
+        case = Case(zoo, name, 512, arguments.tested)
+        full = results.row(
+            f"{name} {case.tested}", lambda c=case: {"figure": round(c.measure(c.model), 3)}
+        )
+        for budget in arguments.macs:
+            for method in arguments.methods:
+                rows = []
+                for draw in range(arguments.draws):
+                    data = drawn(case, arguments.images, draw, arguments.flips)
+                    label = f"{name} {case.tested} {budget} {method} {arguments.images} {draw}"
+                    label += " flips" if arguments.flips else ""
+                    rows.append(
+                        results.row(
+                            label, lambda c=case, m=method, b=budget, d=data: figure(c, m, b, d)
+                        )
+                    )
+                found = [row["figure"] for row in rows]
+                lines.append([
+                    name, f"{full['figure']:.2f}", f"{budget:g}", method,
+                    " ".join(f"{value:.2f}" for value in found),
+                    f"{max(row['share'] for row in rows):.3f}",
+                    f"{max(row['cpu'] for row in rows):.0f}",
+                ])  # fmt: skip
+    header = ["network", "unpruned", "budget", "method", "per draw", "macs", "CPU seconds"]
+    print(table(header, lines))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

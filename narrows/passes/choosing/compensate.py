@@ -1,0 +1,89 @@
+"""`compensated`: a program whose weights make up for what a plan drops."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from narrows.ir.program import Note, Program
+from narrows.passes.choosing.compensations.base import Compensation
+from narrows.passes.choosing.divergence import Divergence
+from narrows.passes.choosing.prepare import prepared
+from narrows.passes.choosing.reads import reads_of
+from narrows.passes.choosing.repair import Left, Progress, repaired
+from narrows.passes.choosing.statistics import Batch, examples_of, pieces
+from narrows.passes.plans.plan import ChannelPlan
+
+CHANCE = 2.0  # times the agreement of guessing: below that the network knows nothing any more
+
+
+def compensated(
+    program: Program,
+    plan: ChannelPlan,
+    batches: Sequence[Batch],
+    method: Compensation,
+    outputs: str = "auto",
+    progress: Progress | None = None,
+) -> Program:
+    """Return the program, its norms folded, with weights that make up for what a plan drops.
+
+    The plan is one of the result as well: ``plan.masked(result)`` is what a rewrite has to equal.
+
+    Args:
+        program: The program that the plan is of.
+        plan: The plan.
+        batches: Flat inputs, batch by batch; no labels.
+        method: How a layer makes up for what is gone.
+        outputs: How outputs are compared: ``logits``, ``values`` or ``auto``.
+        progress: Told what is done, how far it is and of how much.
+    """
+    base = prepared(program)
+    batches = pieces(base, batches)
+    reads = reads_of(base)
+    plain = plan.masked(base)  # refuses a plan of another model
+    result = repaired(base, base, reads, Left.by(reads, plan), batches, method, progress)
+    notes = [*_compared(base, plain, plan.masked(result), batches, method, outputs)]
+    shared = [p for p in reads.products if len(base.users_of(p.layer.weight)) > 1]
+    for product in shared:
+        text = f"{product.layer.weight!r} is used in several places: it stays as it is"
+        notes.append(Note(product.layer.node.name, "shared weight", text))
+    return result.replace(notes=(*program.notes, *notes))
+
+
+def _compared(
+    base: Program,
+    plain: Program,
+    made: Program,
+    batches: Sequence[Batch],
+    method: Compensation,
+    outputs: str,
+) -> list[Note]:
+    """Return what the masked network's outputs were and are like, on the data."""
+    far, agree, count, divergence = [0.0, 0.0], [0.0, 0.0], 0, None
+    classes = 0
+    with torch.no_grad():
+        for batch in batches:
+            own = base.run_flat(list(batch))
+            divergence = divergence or Divergence.of(own, outputs)
+            examples = examples_of(batch)
+            count += examples
+            for i, other in enumerate((plain, made)):
+                found: list[Any] = other.run_flat(list(batch))
+                far[i] += divergence.between(own, found) * examples
+                agree[i] += (divergence.agreement(own, found) or 0.0) * examples
+            if any(divergence.logits):
+                classes = min(z.shape[-1] for z, b in zip(own, divergence.logits, strict=True) if b)
+    far = [value / count for value in far]
+    agree = [value / count for value in agree]
+    text = f"{method.name}: divergence from the unpruned outputs {far[0]:.4g} -> {far[1]:.4g}"
+    if classes:
+        text += f", same class for {agree[0]:.1%} -> {agree[1]:.1%} of {count} examples"
+    notes = [Note(base.name, "compensated", text)]
+    if classes and agree[1] < CHANCE / classes:
+        notes.append(Note(base.name, "chance", "the pruned network is at chance: it knows nothing"))
+    return notes
+
+
+__all__ = ["compensated"]

@@ -1,0 +1,40 @@
+"""Which compensations there are: those of narrows, and those that packages add."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from narrows.errors import PlanUsageError, UsageError, suggest
+from narrows.passes.choosing.compensations.base import Compensation
+from narrows.registry import Registry
+
+HERE = "narrows.passes.choosing.compensations"
+
+COMPENSATIONS = Registry(
+    "compensation",
+    "narrows.compensations",
+    {
+        "least-squares": f"{HERE}.least_squares:LEAST_SQUARES",
+        "symmetric": f"{HERE}.least_squares:SYMMETRIC",
+        "moments": f"{HERE}.moments:MOMENTS",
+        "mean": f"{HERE}.moments:MEAN",
+    },
+    UsageError,
+)
+
+
+def find(method: Any) -> Compensation:
+    """Return a compensation from its name, or itself."""
+    if isinstance(method, Compensation):
+        return method
+    known = COMPENSATIONS.providers()
+    if not isinstance(method, str) or method not in known:
+        raise PlanUsageError(
+            f"there is no compensation {method!r}",
+            why=f"known are {', '.join(sorted(known))}",
+            hint=suggest(str(method), known),
+        )
+    return COMPENSATIONS.load(method)
+
+
+__all__ = ["COMPENSATIONS", "find"]

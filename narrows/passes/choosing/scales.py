@@ -1,0 +1,120 @@
+"""How much more, or less, the network minds a layer's errors than the layer's own sum says.
+
+What a channel costs is summed over positions as if the errors at different ones had nothing to do
+with each other. Before an average they add up, elsewhere they cancel, and so the sum is wrong by a
+factor that differs between layers by hundreds. It is measured: a share of one layer's channels is
+removed, the rest of the network runs, and the divergence is divided by the sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from narrows.ir.graph import Run
+from narrows.ir.labels import Bools
+from narrows.ir.program import Program
+from narrows.passes.choosing.divergence import Divergence
+from narrows.passes.choosing.reads import Floats, Reads
+from narrows.passes.choosing.statistics import Batch, Statistics, examples_of, part
+from narrows.passes.choosing.surgeon import surgeons_of
+
+SHARE = 0.7  # of a layer's channels; what a tenth costs says little about what the choice will cost
+TURNS = 8  # in which they are removed
+FORWARDS = 7  # so many forward passes over the data, at most, does it take
+LEAST = 0.1  # of the median: no layer is free
+
+
+def scales(
+    program: Program,
+    reads: Reads,
+    folds: Sequence[tuple[Statistics, Sequence[Batch]]],
+    divergence: Divergence,
+    there: Bools,
+) -> Floats:
+    """Return per layer the divergence that is measured over the one that is summed.
+
+    Args:
+        program: The program.
+        reads: Its reads.
+        folds: Statistics, each with data that they were *not* measured on. A layer with more
+            columns than its data has independent directions makes up for hundreds of channels
+            on that data alone.
+        divergence: How outputs are compared.
+        there: Per read whether it is there.
+    """
+    summed, true = np.zeros(len(reads.products)), np.zeros(len(reads.products))
+    for found, batches in folds:
+        costs, changed = _reduced(program, reads, found, there)
+        summed += costs
+        true += _measured(program, reads, changed, batches, divergence)
+    result = np.ones(len(reads.products))
+    known = summed > 0
+    if known.any():
+        ratio = true[known] / summed[known]
+        result[known] = np.maximum(ratio, max(LEAST * float(np.median(ratio)), 1e-12))
+    return result
+
+
+def _reduced(
+    program: Program, reads: Reads, found: Statistics, there: Bools
+) -> tuple[Floats, dict[int, torch.Tensor]]:
+    """Return per layer what a share of its channels costs, and its matrix without them."""
+    costs, changed = np.zeros(len(reads.products)), {}
+    for j, surgeon in enumerate(surgeons_of(program, reads, found, there)):
+        left = int(there[reads.of_layer[j]].sum())
+        if surgeon is None or left < 2:
+            continue
+        goal = min(left - 1, max(1, round(SHARE * left)))
+        for turn in range(TURNS):
+            count = goal * (turn + 1) // TURNS - goal * turn // TURNS
+            if count:
+                best = np.argsort(surgeon.scores(), kind="stable")[:count]
+                costs[j] += surgeon.remove(best.tolist())
+        changed[j] = surgeon.matrix
+    return costs, changed
+
+
+def _measured(
+    program: Program,
+    reads: Reads,
+    changed: dict[int, torch.Tensor],
+    batches: Sequence[Batch],
+    divergence: Divergence,
+) -> Floats:
+    """Return per layer the divergence of the network with another matrix in that layer."""
+    result = np.zeros(len(reads.products))
+    examples = sum(map(examples_of, batches))
+    with torch.no_grad():
+        for batch in batches:
+            own = program.run_flat(list(batch))
+            run = Run(program.graph, batch, program.weights)
+            for j, matrix in changed.items():
+                product = reads.products[j]
+                run.before(product.layer.node)
+                name = product.layer.weight
+                weight, bias = product.weights(matrix, program.weights[name])
+                weights = {**program.weights, name: weight}
+                if product.bias:
+                    weights[product.bias] = bias
+                other = run.reweighted(weights).finish()
+                result[j] += divergence.between(own, other) * examples_of(batch) / examples
+    return result
+
+
+def few(batches: Sequence[Batch], layers: int) -> list[Batch]:
+    """Return as much data as the factors of so many layers can be measured on in a while."""
+    examples = sum(map(examples_of, batches))
+    goal, result, seen = max(8, examples * FORWARDS // max(layers // 2, 1)), [], 0
+    for batch in batches:
+        if seen >= goal:
+            break
+        few = min(examples_of(batch), goal - seen)
+        result.append(part(batch, 0, few))
+        seen += few
+    return result
+
+
+__all__ = ["few", "scales"]

@@ -1,0 +1,180 @@
+"""`Search`: from a program, data and a budget to what is kept, by descent and repair in turns.
+
+A round measures the network as it is by now, goes a step down toward the budget, and repairs what
+is left. So every choice is made for a network that works, and one search passes every larger
+budget on its way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from narrows.errors import PlanError
+from narrows.ir.labels import Bools
+from narrows.ir.program import Program
+from narrows.ir.structure import structure_of
+from narrows.passes.choosing.descent import descend, together
+from narrows.passes.choosing.divergence import Divergence
+from narrows.passes.choosing.prepare import prepared
+from narrows.passes.choosing.reads import Floats, Reads, reads_of
+from narrows.passes.choosing.repair import Left, Progress, repaired
+from narrows.passes.choosing.scales import few, scales
+from narrows.passes.choosing.statistics import (
+    Batch,
+    Statistics,
+    examples_of,
+    measured,
+    pieces,
+    split,
+)
+from narrows.passes.choosing.surgeon import surgeons_of
+
+ROUNDS = 5
+MEMORY = 0.5  # of the factors of the rounds before: what is measured of one layer scatters
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What a search has come to.
+
+    Attributes:
+        program: The unpruned program, prepared, with the weights that are left, solved for.
+        reads: Its reads.
+        there: Per read whether it is there.
+        factors: Per layer what its costs are multiplied with; ``None`` before the first round.
+        curve: After every round the share of the cost that is left, and how far the outputs are
+            from the unpruned network's on the data.
+    """
+
+    program: Program
+    reads: Reads
+    there: Bools
+    factors: Floats | None = None
+    curve: tuple[tuple[float, float], ...] = ()
+
+    def keep_inputs(self) -> dict[str, list[int]]:
+        """Return per weight the input channels that are left, where some are gone."""
+        result = {}
+        for product, own in zip(self.reads.products, self.reads.of_layer, strict=True):
+            if self.there[own].all():
+                continue
+            gone = {int(c) for r in own[~self.there[own]] for c in self.reads.columns[r]}
+            stays = [c for c in range(product.layer.inputs) if c not in gone]
+            result[product.layer.weight] = stays
+        return result
+
+
+class Search:
+    """A search, as far as it has come.
+
+    Attributes:
+        base: The unpruned program, prepared.
+        divergence: How outputs are compared.
+        state: What it has come to. It may be set back to an earlier one.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        batches: Sequence[Batch],
+        cost: Callable[[Reads], Floats],
+        *,
+        constrained: bool = False,
+        free: Callable[[str], bool] = lambda weight: True,
+        least: int = 1,
+        outputs: str = "auto",
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> None:
+        """Begin with everything.
+
+        Args:
+            program: The program as captured.
+            batches: Flat inputs, batch by batch; no labels.
+            cost: The cost per layer of one input channel for one output channel: ``Reads.macs``.
+            constrained: Whether channels go from all that read them at once.
+            free: Whether the layer of a weight may lose channels; all of a coupling's have to.
+            least: How many channels every layer reads at least.
+            outputs: How outputs are compared: ``logits``, ``values`` or ``auto``.
+            seed: Of the probes.
+            progress: Told what is done, how far it is and of how much.
+        """
+        self.base = base = prepared(program)
+        reads = _limited(reads_of(base), free)
+        self.each = cost(reads)
+        self.full = reads.whole(self.each)
+        self.halves = split(pieces(base, batches))
+        self.batches = [*self.halves[0], *self.halves[1]]
+        with torch.no_grad():
+            self.own = [base.run_flat(list(batch)) for batch in self.batches]
+        self.divergence = Divergence.of(self.own[0], outputs)
+        barred = [bool(tie.barrier) for tie in structure_of(base).ties]
+        self.group = together(reads, barred) if constrained else None
+        self.least, self.seed = least, seed
+        self.tell = progress if progress is not None else lambda what, done, of: None
+        self.state = Chosen(base, reads, reads.all())
+
+    def down(self, share: float) -> Chosen:
+        """Go a round down to a share of the cost, or as far as it goes."""
+        now, reads = self.state, self.state.reads
+        step = f"round {len(now.curve) + 1}, to {share:.3f}"
+        seed = self.seed + len(now.curve)
+        parts = [measured(now.program, reads, h, self.divergence, seed) for h in self.halves]
+        self.tell(f"{step}: layers measured", 1, 4)
+        folds = [(parts[i], few(self.halves[1 - i], len(reads.products))) for i in (0, 1)]
+        factors = scales(now.program, reads, folds, self.divergence, now.there)
+        if now.factors is not None:
+            factors = now.factors**MEMORY * factors ** (1 - MEMORY)
+        self.tell(f"{step}: what their errors do, measured", 2, 4)
+        surgeons = surgeons_of(now.program, reads, Statistics.mean(parts), now.there)
+        goal = self.full * share
+        there = descend(
+            reads, surgeons, factors, now.there, self.each, goal, self.group, self.least
+        )
+        self.tell(f"{step}: chosen", 3, 4)
+        program = repaired(self.base, now.program, reads, Left.of(reads, there), self.batches)
+        left = reads.cost(there, self.each) / self.full
+        curve = (*now.curve, (left, self._apart(program)))
+        self.state = Chosen(program, reads, there, factors, curve)
+        self.tell(f"{step}: {left:.3f} left, divergence {curve[-1][1]:.4g}", 4, 4)
+        return self.state
+
+    def to(self, share: float, rounds: int = ROUNDS) -> Chosen:
+        """Go down to a share of the cost in equal steps.
+
+        Raises:
+            PlanError: It cannot be reached.
+        """
+        for turn in range(1, rounds + 1):
+            found = self.down(1 - (1 - share) * turn / rounds)
+        left = self.state.reads.cost(self.state.there, self.each) / self.full
+        if left > share * 1.001:
+            constrained = self.group is not None
+            raise PlanError(
+                f"a budget of {share:g} cannot be met: {left:.3f} is the least",
+                why="every layer keeps a channel, and what inputs and outputs need stays",
+                hint="a larger budget" + (", or constrained=False" if constrained else ""),
+            )
+        return found
+
+    def _apart(self, program: Program) -> float:
+        """Return how far a program's outputs are from the network's own, mean over examples."""
+        total = 0.0
+        with torch.no_grad():
+            for outputs, batch in zip(self.own, self.batches, strict=True):
+                other = program.run_flat(list(batch))
+                total += self.divergence.between(outputs, other) * examples_of(batch)
+        return total / sum(map(examples_of, self.batches))
+
+
+def _limited(reads: Reads, free: Callable[[str], bool]) -> Reads:
+    """Return reads of which only those of some layers may go."""
+    open_ = np.array([free(p.layer.weight) for p in reads.products], dtype=bool)
+    return replace(reads, free=reads.free & open_[reads.layer]) if not open_.all() else reads
+
+
+__all__ = ["Chosen", "Search"]

@@ -1,0 +1,182 @@
+"""`Statistics`: what a network's layers see, and how much their errors matter, without labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from narrows.errors import PlanError, PlanUsageError
+from narrows.ir.meta import Meta
+from narrows.ir.program import Program
+from narrows.passes.choosing.divergence import Divergence
+from narrows.passes.choosing.products import Product, gram
+from narrows.passes.choosing.reads import Reads
+
+Batch = Sequence[Any]
+
+PIECE = 32  # examples that run at once
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What was measured of every layer.
+
+    Attributes:
+        grams: ``mean(x x^T)`` over examples and positions of the patches that it multiplies,
+            ``[groups, columns + 1, columns + 1]``, float64; ``None`` for a layer that keeps all.
+        sensitivities: What a squared error of each output costs at any position: the Gauss-Newton
+            diagonal of the divergence, mean over examples, ``[groups, outputs]``.
+    """
+
+    grams: tuple[Tensor | None, ...]
+    sensitivities: tuple[Tensor, ...]
+
+    @staticmethod
+    def mean(parts: Sequence[Statistics]) -> Statistics:
+        """Return what was measured on several parts of the data together."""
+
+        def mean(values: tuple[Tensor | None, ...]) -> Any:
+            known = [v for v in values if v is not None]
+            return torch.stack(known).mean(0) if known else None
+
+        grams = tuple(map(mean, zip(*(p.grams for p in parts), strict=True)))
+        return Statistics(
+            grams, tuple(map(mean, zip(*(p.sensitivities for p in parts), strict=True)))
+        )
+
+
+def measured(
+    program: Program, reads: Reads, batches: Sequence[Batch], divergence: Divergence, seed: int = 0
+) -> Statistics:
+    """Measure the layers of a program: one forward and one backward pass over data.
+
+    Args:
+        program: The program, prepared.
+        reads: Its reads.
+        batches: Flat inputs, batch by batch.
+        divergence: How outputs are compared.
+        seed: Of the probe.
+    """
+    return _Measuring(program, reads, batches, divergence).run(seed)
+
+
+class _Measuring:
+    """Sums over batches, layer by layer; nothing else is kept from one to the next."""
+
+    def __init__(
+        self, program: Program, reads: Reads, batches: Sequence[Batch], divergence: Divergence
+    ) -> None:
+        self.program, self.reads, self.batches = program, reads, batches
+        self.divergence = divergence
+        self.examples = sum(map(examples_of, batches))
+        self.number = {p.layer.node: j for j, p in enumerate(reads.products)}
+        self.read = {p.contraction.x for p in reads.products}
+        self.wanted = [bool(reads.free[own].any()) for own in reads.of_layer]
+        # The layers' own alone: statistics of norms have no gradient.
+        names = {n for p in reads.products for n in (p.layer.weight, p.bias) if n}
+        self.own = {n: program.weights[n] for n in names}
+        self.grams: list[Tensor | None] = [None for _ in reads.products]
+        self.rows = [0 for _ in reads.products]
+        self.squares = [
+            torch.zeros(p.groups, p.outputs, dtype=torch.float64) for p in reads.products
+        ]
+
+    def run(self, seed: int) -> Statistics:
+        """Go through all batches."""
+        generator = torch.Generator().manual_seed(seed)
+        for turn, batch in enumerate(self.batches):
+            self._add(batch, turn, generator)
+        grams = (None if g is None else g / n for g, n in zip(self.grams, self.rows, strict=True))
+        return Statistics(tuple(grams), tuple(s / self.examples for s in self.squares))
+
+    def _add(self, batch: Batch, turn: int, generator: torch.Generator) -> None:
+        made: dict[int, Tensor] = {}
+        fed: dict[fx.Node, Tensor] = {}
+
+        def observe(node: fx.Node, value: Any) -> None:
+            if node in self.read:
+                fed[node] = value.detach()
+            if node in self.number and value.requires_grad:
+                value.retain_grad()
+                made[self.number[node]] = value
+
+        with torch.enable_grad():
+            weights = {**self.program.weights, **{n: _leaf(w) for n, w in self.own.items()}}
+            outputs = self.program.run_flat(list(batch), weights, observe)
+            probe = self.divergence.probe(outputs, generator)
+            if not probe.requires_grad:
+                raise PlanError(
+                    "the outputs depend on no weight",
+                    why="nothing tells how much the layers' errors matter",
+                )
+            probe.backward()
+        for j, y in made.items():
+            product = self.reads.products[j]
+            if y.grad is not None:
+                self.squares[j] += _squares(product, y.grad)
+            if self.wanted[j]:
+                places = product.places(y, self.examples, turn)
+                lines, _ = product.rows(fed[product.contraction.x], y.detach(), places)
+                found, known = gram(lines), self.grams[j]
+                self.grams[j] = found if known is None else known + found
+                self.rows[j] += lines.shape[2]
+
+
+def _leaf(weight: Tensor) -> Tensor:
+    return weight.detach().requires_grad_()
+
+
+def _squares(product: Product, grad: Tensor) -> Tensor:
+    own = grad.movedim(product.contraction.y_axis, 0).flatten(1)
+    return own.double().square().sum(1).reshape(product.groups, -1)
+
+
+def examples_of(batch: Batch) -> int:
+    """Return how many examples a batch holds."""
+    return next((t.shape[0] for t in batch if isinstance(t, Tensor) and t.dim()), 1)
+
+
+def pieces(program: Program, batches: Sequence[Batch], size: int = PIECE) -> list[Batch]:
+    """Return batches of at most so many examples, where the program takes any number of them."""
+    if not any(0 in Meta(node).dynamic for node in program.placeholders):
+        return list(batches)
+    return [
+        part(batch, start, start + size)
+        for batch in batches
+        for start in range(0, examples_of(batch), size)
+    ]
+
+
+def split(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
+    """Return data in two halves: what is measured on one is held to the other.
+
+    Raises:
+        PlanUsageError: There is one example.
+    """
+    if len(batches) > 1:
+        return list(batches[::2]), list(batches[1::2])
+    (batch,) = batches
+    examples = examples_of(batch)
+    if examples < 2:
+        raise PlanUsageError(
+            "there is one example to choose by",
+            why="what is measured on some of the data is held to the rest",
+            hint="data=[images], some hundred of them",
+        )
+    return [part(batch, 0, examples // 2)], [part(batch, examples // 2, examples)]
+
+
+def part(batch: Batch, start: int, end: int) -> Batch:
+    """Return some examples of a batch."""
+    count = examples_of(batch)
+    return [
+        v[start:end] if isinstance(v, Tensor) and v.dim() and v.shape[0] == count else v
+        for v in batch
+    ]
+
+
+__all__ = ["Batch", "Statistics", "examples_of", "measured", "part", "pieces", "split"]
