@@ -54,7 +54,7 @@ class Losses:
         with torch.no_grad():
             divergence = Divergence.of(base.run_flat(list(halves[0][0])), outputs)
         parts = [measured(base, reads, half, divergence, i) for i, half in enumerate(halves)]
-        folds = [(parts[i], few(halves[1 - i], len(reads.products))) for i in (0, 1)]
+        folds = [(parts[i], few(halves[1 - i], reads)) for i in (0, 1)]
         factors = scales(base, reads, folds, divergence, reads.all())
         found: dict[str, Floats] = {}
         surgeons = surgeons_of(base, reads, Statistics.mean(parts), reads.all())

@@ -24,6 +24,8 @@ from narrows.passes.choosing.surgeon import surgeons_of
 SHARE = 0.7  # of a layer's channels; what a tenth costs says little about what the choice will cost
 TURNS = 8  # in which they are removed
 FORWARDS = 7  # so many forward passes over the data, at most, does it take
+MACS = 64e9  # or so many multiply-accumulates, but
+EXAMPLES = 12  # so many examples at least
 LEAST = 0.1  # of the median: no layer is free
 
 
@@ -104,10 +106,17 @@ def _measured(
     return result
 
 
-def few(batches: Sequence[Batch], layers: int) -> list[Batch]:
-    """Return as much data as the factors of so many layers can be measured on in a while."""
+def few(batches: Sequence[Batch], reads: Reads) -> list[Batch]:
+    """Return as much data as the factors of a network are measured on in a while.
+
+    For every layer the network runs from there to the end, which is half of it in the mean.
+    """
     examples = sum(map(examples_of, batches))
-    goal, result, seen = max(8, examples * FORWARDS // max(layers // 2, 1)), [], 0
+    runs = max(len(reads.products) / 2, 1)
+    most = examples * FORWARDS / runs
+    goal = max(EXAMPLES, int(min(most, MACS / max(runs * reads.whole(reads.macs), 1))))
+    result: list[Batch] = []
+    seen = 0
     for batch in batches:
         if seen >= goal:
             break

@@ -7,6 +7,7 @@ budget on its way.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -33,7 +34,7 @@ from narrows.passes.choosing.statistics import (
 )
 from narrows.passes.choosing.surgeon import surgeons_of
 
-ROUNDS = 5
+STEP = 0.1  # of the cost goes in a round at most
 MEMORY = 0.5  # of the factors of the rounds before: what is measured of one layer scatters
 
 
@@ -125,7 +126,7 @@ class Search:
         seed = self.seed + len(now.curve)
         parts = [measured(now.program, reads, h, self.divergence, seed) for h in self.halves]
         self.tell(f"{step}: layers measured", 1, 4)
-        folds = [(parts[i], few(self.halves[1 - i], len(reads.products))) for i in (0, 1)]
+        folds = [(parts[i], few(self.halves[1 - i], reads)) for i in (0, 1)]
         factors = scales(now.program, reads, folds, self.divergence, now.there)
         if now.factors is not None:
             factors = now.factors**MEMORY * factors ** (1 - MEMORY)
@@ -143,12 +144,17 @@ class Search:
         self.tell(f"{step}: {left:.3f} left, divergence {curve[-1][1]:.4g}", 4, 4)
         return self.state
 
-    def to(self, share: float, rounds: int = ROUNDS) -> Chosen:
-        """Go down to a share of the cost in equal steps.
+    def to(self, share: float, rounds: int = 0) -> Chosen:
+        """Go down to a share of the cost in equal steps, of `STEP` at most.
+
+        Args:
+            share: The share that may be left.
+            rounds: In how many steps, in place of that.
 
         Raises:
             PlanError: It cannot be reached.
         """
+        rounds = rounds or max(1, math.ceil((1 - share) / STEP - 1e-9))
         for turn in range(1, rounds + 1):
             found = self.down(1 - (1 - share) * turn / rounds)
         left = self.state.reads.cost(self.state.there, self.each) / self.full
