@@ -1,10 +1,9 @@
-"""The columns that a layer multiplies with its weights, and their Gram matrix."""
+"""The columns that a layer multiplies with its weights."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -53,15 +52,3 @@ def _patches(seen: Seen, c: Any) -> Tensor:
     target: Any = seen.layer.node.target
     made = target(**{**arguments(seen.layer.node), **changed, "groups": 1})
     return made.reshape(*x.shape[:2], *made.shape[1:])
-
-
-def gram(rows: Tensor) -> Tensor:
-    """Return ``rows rows^T`` per group, float64 of sums in the rows' dtype.
-
-    Args:
-        rows: ``[groups, columns, rows]``.
-    """
-    if len(rows) > 1:
-        return (rows @ rows.transpose(1, 2)).double()
-    one: Any = rows[0].numpy()  # NumPy asks BLAS for one half of a symmetric product
-    return torch.from_numpy(np.dot(one, one.T))[None].double()
