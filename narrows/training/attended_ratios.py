@@ -70,7 +70,7 @@ class AttendedRatios(Gates):
         found = []
         for rank, ratio in zip(self._ranks(), self.ratios(), strict=True):
             soft = torch.sigmoid((rank - ratio) / self.tau)
-            found.append((rank > ratio).to(soft.dtype) + soft - soft.detach())
+            found.append((rank > ratio).to(soft.dtype) + (soft - soft.detach()))
         return found
 
     def hard(self) -> list[Tensor]:

@@ -77,7 +77,7 @@ class GumbelGates(LearnedGates):
 
 def opened(soft: Tensor) -> Tensor:
     """Return ``1`` where a soft mask is above one half and else ``0``, with its gradients."""
-    return (soft > 0.5).to(soft.dtype) + soft - soft.detach()
+    return (soft > 0.5).to(soft.dtype) + (soft - soft.detach())
 
 
 def temperature_at(schedule: Schedule, step: int) -> float:
