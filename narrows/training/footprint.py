@@ -89,7 +89,7 @@ class Footprint:
         made = {tie: self._made(tie, masks) for tie in self._makers}
         left = masks[0].new_zeros(())
         for layer, cost in zip(self._layers, self._costs, strict=True):
-            fed = self._fed(self._along[layer], made)
+            fed = self._fed(self._along[layer], made, masks[0].new_ones(()))
             inside = self._mean(layer, "inputs", masks) * fed
             outside = self._mean(layer, "outputs", masks)
             depthwise = layer.groups > 1 and layer.groups == layer.inputs
@@ -123,20 +123,19 @@ class Footprint:
             closed = closed * (1 - masks[maker.gate][maker.channels.to(closed.device)])
         return 1 - closed
 
-    def _fed(self, holds: Holds | None, made: dict[int, Tensor]) -> Tensor:
-        whole = torch.ones(())
+    def _fed(self, holds: Holds | None, made: dict[int, Tensor], whole: Tensor) -> Tensor:
         if not holds:
             return whole
         parts = [
             (self._ties[tie].width * each, made[tie].mean() if tie in made else whole)
             for tie, each in holds
         ]
-        return sum((n * share for n, share in parts), torch.zeros(())) / sum(n for n, _ in parts)
+        return sum((n * share for n, share in parts), whole * 0) / sum(n for n, _ in parts)
 
     def _mean(self, layer: Layer, side: str, masks: Sequence[Tensor]) -> Tensor:
         found = self._own.get((layer.weight, side))
         if found is None:
-            return torch.ones(())
+            return masks[0].new_ones(())
         number, own = found
         return masks[number][own.channels.to(masks[number].device)].mean()
 

@@ -81,12 +81,14 @@ class Gates(nn.Module):
             model.register_forward_pre_hook(self._enter),
             model.register_forward_hook(self._leave, always_call=True),
         ]
+        owners = {id(m): m for places in self._owners.values() for m, _ in places}
+        self._handles += [m.register_forward_pre_hook(self._within) for m in owners.values()]
         model.__dict__["_narrows_gates"] = self
 
     def extra_repr(self) -> str:
         """Return a line per gate, and what has none and why."""
         lines = [f"{g.name}: {g.width} channels" for g in self.gates]
-        return "\n".join([*lines, *(f"{n}: none, {why}" for n, why in self.skipped.items())])
+        return "\n".join([*lines, *(f"{n}: {why}" for n, why in self.skipped.items())])
 
     # ------------------------------------------------------------------ what a subclass says
 
@@ -220,6 +222,18 @@ class Gates(nn.Module):
         else:
             masks = [m.to(self._device()) for m in self.hard()]
         self._swap(self._masked(masks))
+
+    def _within(self, module: nn.Module, args: Any) -> None:
+        """Refuse a call of a gated layer that is no part of a call of the model."""
+        if self._active and not self._swapped:
+            raise UsageError(
+                "a gated layer runs outside of a call of the model",
+                where=type(module).__name__,
+                why="masks are in force while the model itself is called, so this layer would run "
+                "without: called by itself, or again in the backward call (checkpointing)",
+                hint="call the model, or the layer within `with gates.off():`; train gates "
+                "without activation checkpointing",
+            )
 
     def _masked(self, masks: Sequence[Tensor]) -> dict[str, Tensor]:
         """Return the parameters that masks change, multiplied."""

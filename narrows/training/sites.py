@@ -134,7 +134,7 @@ class Sites:
 
     Attributes:
         gates: The gates, those of outputs first, in the graph's order.
-        skipped: Per weight and side that a glob matches and that has no gate, why.
+        skipped: Why some of what a glob matches has no gate, or none that it shares with others.
     """
 
     gates: tuple[Gate, ...]
@@ -146,8 +146,8 @@ def gates_of(
 ) -> Sites:
     """Return the gates of weights.
 
-    A name is gated whatever becomes of its channels; a glob leaves out channels that a barrier
-    holds, such as those of the model's output.
+    A name is gated whatever becomes of its channels, or an error; a glob leaves out what cannot be
+    gated, and channels that a barrier holds, such as those of the model's output.
 
     Args:
         program: The model's program.
@@ -166,13 +166,18 @@ def gates_of(
     for side, globs in (("outputs", outputs), ("inputs", inputs)):
         for weight, glob in _matched(program, structure, globs, side).items():
             layers = find_layers(program, {**structure.layers}, weight, side)
-            barrier = _barrier(structure, layers[0], side) if glob else ""
-            if barrier:
-                skipped[f"{weight} {side}"] = barrier
-            else:
+            name = f"{weight} {side}"
+            if glob and (barrier := _barrier(structure, layers[0], side)):
+                skipped[name] = f"no gate: {barrier}"
+                continue
+            try:
                 gates.append(_gate(program, layers, side))
+            except PlanUsageError as error:
+                if not glob:
+                    raise
+                skipped[name] = f"no gate: {error.what.removeprefix(f'{name}: ')}"
     if tied:
-        gates = _joined(structure, gates)
+        gates = _joined(structure, gates, skipped)
     if not gates:
         raise PlanUsageError(
             "there is nothing to gate",
@@ -330,7 +335,7 @@ def _refuse_other_readers(program: Program, name: str, parameter: str, own: set[
 # ------------------------------------------------------------------ shared gates
 
 
-def _joined(structure: Structure, gates: list[Gate]) -> list[Gate]:
+def _joined(structure: Structure, gates: list[Gate], skipped: dict[str, str]) -> list[Gate]:
     """Return the gates with those of outputs that follow one tie made one."""
     found: dict[object, list[Gate]] = {}
     for gate in gates:
@@ -338,6 +343,9 @@ def _joined(structure: Structure, gates: list[Gate]) -> list[Gate]:
         holds = structure.along(side.layer, side.side) if side.side == "outputs" else None
         one = holds is not None and len(holds) == 1
         found.setdefault(holds[0][0] if one and holds else gate, []).append(gate)
+        if side.side == "outputs" and not one:
+            why = "they live or die with those of several other layers, part by part"
+            skipped[gate.name] = f"a gate of its own: {why}"
     return [
         _merged(structure, tie, parts) if isinstance(tie, int) and len(parts) > 1 else parts[0]
         for tie, parts in found.items()

@@ -17,6 +17,7 @@ def loaded(name: str) -> dict[str, Any]:
     return runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="example")
 
 
+@pytest.mark.filterwarnings("ignore")  # of packages that warn of each other
 @pytest.mark.parametrize("package", ["lightning", "accelerate"])
 def test_gates_in_other_loops(package: str) -> None:
     pytest.importorskip(package, reason=f"the example is one for {package}")

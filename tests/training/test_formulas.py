@@ -70,9 +70,7 @@ def test_a_closed_channel_returns(program: Program, fresh: Fresh) -> None:
     assert gates.hard()[0].tolist() == [False] * 4 + [True] * 4
 
 
-def test_gains_follow_the_density_and_remove_leaves_them_so(
-    program: Program, fresh: Fresh
-) -> None:
+def test_gains_follow_the_density_and_remove_leaves_them_so(program: Program, fresh: Fresh) -> None:
     model, (images, _) = fresh().eval(), digits(8)
     gain = model.block1.norm1.weight.detach().clone()
     gates = training.SoftMasks(model, program, inputs="block1.conv1.weight")

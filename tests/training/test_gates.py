@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import narrows
 from narrows import training
@@ -189,6 +190,31 @@ def test_the_state_dict_and_the_optimizer_do_not_see_gates(
         off = model.eval()(images)
     gates.remove()
     assert torch.equal(model(images), off)
+
+
+def test_a_layer_that_runs_by_itself_is_told(program: Program, fresh: Callable[[], Net]) -> None:
+    model, (images, _) = fresh().eval(), digits(4)
+    gates = training.GumbelGates(model, program, outputs="*")
+    with pytest.raises(UsageError, match="outside of a call of the model") as error:
+        model.stem(images)
+    parts(error.value)
+    with gates.off():
+        model.stem(images)
+
+    class Again(nn.Module):  # a layer runs a second time in the backward call
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if torch.compiler.is_exporting():
+                return self.b(self.a(x))
+            return self.b(checkpoint(self.a, x, use_reentrant=False))  # type: ignore[arg-type]
+
+    again, x = Again().eval(), torch.randn(2, 4)
+    training.GumbelGates(again, narrows.capture(again, (x,)), outputs="*")
+    with pytest.raises(UsageError, match="checkpointing"):
+        again.train()(x).sum().backward()
 
 
 def test_a_weight_that_two_modules_share_is_gated_in_both(fresh: Callable[[], Net]) -> None:

@@ -77,7 +77,7 @@ def test_spatial_attention_compares_maps_over_levels() -> None:
     found = training.spatial_attention(ours, theirs, power=1.5, temperature=0.7)
     assert math.isclose(float(found), total)
     one = training.spatial_attention(ours[0], theirs[0])
-    assert 0 < float(one)
+    assert float(one) > 0
 
 
 def test_self_supervised_is_the_cross_entropy_to_the_teacher() -> None:
