@@ -17,6 +17,8 @@ from narrows.errors import CaptureError, PlanError, UsageError
 from narrows.ir.compare import relative_error
 from narrows.ir.program import Program
 from narrows.training.gates import Gates
+from tests.networks import randomise
+from tests.networks.generated import Generated
 from tests.training.digits import Net, accuracy, captured, digits, train
 
 Make = Callable[[nn.Module, Program], Gates]
@@ -89,7 +91,7 @@ def test_what_is_compiled_is_the_gated_model(
     model, (images, _) = fresh(), digits(16)
     names = [n for n, _ in model.named_parameters()]
     gates = KINDS[kind](model, program)
-    train(model, gates, steps=20, gate_rate=0.002 if kind in SPREAD else 0.05)
+    train(model, gates, steps=16, gate_rate=0.002 if kind in SPREAD else 0.05)
     assert [n for n, _ in model.named_parameters()] == names
     with torch.no_grad():
         expected = model(images)
@@ -269,6 +271,34 @@ def test_grouped_and_normless_layers_and_flattened_channels() -> None:
     pruned, plan = compiled(gates, model, program)
     assert plan.removed == round(0.4 * 22)
     assert relative_error(pruned(x), expected) < 1e-5
+
+
+DRAWN: tuple[list[Any], ...] = (
+    [("concat", 3, 1), ("split", 2, 1), ("shuffle", 0, 0), ("grouped", 4, 2)],
+    [("residual", 1, 0), ("depthwise", 2, 1), ("attention", 1, 0), ("norm", 1, 2)],
+)
+
+
+@pytest.mark.parametrize("steps", DRAWN)
+def test_every_gate_of_all_kinds_of_blocks_means_what_a_plan_does(steps: list[Any]) -> None:
+    torch.manual_seed(0)
+    model, x = Generated(steps, "both").double(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    randomise(model, 0, (x,))
+    program = narrows.capture(model, (x,))
+    for tied in (False, True):
+        gates = training.GumbelGates(model, program, outputs="*", inputs="*", tied=tied, ratio=0.4)
+        said = gates.skipped.values()
+        assert all(why.startswith(("no gate:", "a gate of its own:")) for why in said)
+        with torch.no_grad():
+            for scores in gates.scores:
+                scores.copy_(torch.randn(len(scores)))
+            gates._forwards = 1
+            expected = model(x)
+        plan = gates.plan(program)
+        gates.remove()
+        assert relative_error(plan.masked(program)(x), expected) < 1e-12
+        assert relative_error(narrows.apply(program, plan)(x), expected) < 1e-12
+        assert relative_error(program(x), expected) > 1e-3
 
 
 # ------------------------------------------------------------------ bad use
