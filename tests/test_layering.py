@@ -1,5 +1,7 @@
 """Imports run one way: errors <- files <- ir <- {frontend, passes, backends} <- api <- demo <- cli.
 
+`narrows.training` stands above api, too, and nothing imports it.
+
 `narrows.registry`, which passes and targets are found through, and `narrows.options` stand beside
 files.
 
@@ -35,6 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "api": {"errors", "options", "files", "ir", *SIBLINGS},
     "demo": {"errors", "files", "ir", *SIBLINGS, "api"},
+    "training": {"errors", "ir", "passes", "api"},
     "cli": {"version", "errors", "options", "files", "ir", *SIBLINGS, "api", "demo", "__init__"},
     "__main__": {"cli"},
     # The public names, imported on use.
@@ -125,6 +128,9 @@ def test_every_module_imports_downwards_only():
         ("backends/base.py", "import narrows as n\nn.capture(model)"),
         ("frontend/__init__.py", "LAZY = {'x': 'narrows.passes:Pass'}"),
         ("api/planning.py", "from narrows import demo"),
+        ("api/planning.py", "from narrows import training"),
+        ("demo/story.py", "import narrows.training.gates"),
+        ("training/gates.py", "from narrows.backends import base"),
         ("demo/story.py", "from .. import cli"),
     ],
 )

@@ -19,7 +19,7 @@ from torch.fx.experimental.symbolic_shapes import (
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
-from narrows.errors import CaptureError
+from narrows.errors import CaptureError, NarrowsError
 from narrows.frontend.containers import is_unknown_type
 from narrows.frontend.inputs import TRACE_BATCH, Inputs, unsupported
 from narrows.frontend.lifted import Lifted
@@ -200,6 +200,8 @@ def is_data_dependent(error: Exception) -> bool:
 def explain(error: Exception, model: nn.Module, inputs: Inputs) -> CaptureError:
     """Return the error for a model that torch.export does not trace."""
     place = error_line(error) or _forward_line(model)
+    if isinstance(error, NarrowsError):  # a hook of narrows on the model says it better
+        return CaptureError(error.what, where=error.where, why=error.why, hint=error.hint)
     if is_data_dependent(error):
         return CaptureError(
             "the control flow, or a size, depends on the data of a tensor",
