@@ -12,9 +12,9 @@ from narrows.errors import PlanUsageError
 from narrows.ir.program import Program
 from narrows.ir.structure.layers import Layer
 from narrows.passes.choosing.columns import columns
-from narrows.passes.choosing.products import gram
 from narrows.passes.choosing.criteria.base import Measuring, Sums
 from narrows.passes.choosing.criteria.filters import blocks
+from narrows.passes.choosing.products import gram
 from narrows.passes.choosing.seen import Seen
 
 
