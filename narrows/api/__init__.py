@@ -170,14 +170,14 @@ def compensate(
     from narrows.passes.choosing.compensate import compensated
     from narrows.passes.choosing.compensations.catalog import find
     from narrows.passes.plans.plan import loaded
-    from narrows.passes.quant.batches import batches
+    from narrows.passes.quant.batches import CHOOSING, batches
 
     refuse_model(program, "compensate")
     found = find(method)
     if isinstance(plan, Mapping):
         plan = plan_for(program, plan, None)
     plan = loaded(plan)
-    given = [*batches(program, data, "compensating")]
+    given = [*batches(program, data, "compensating", CHOOSING)]
     return compensated(program, plan, given, found, outputs, progress)
 
 

@@ -465,3 +465,53 @@ def test_compress_refuses(options: dict, message: str):
     given = {"data": [images(8), images(8)], **options}
     with pytest.raises(UsageError, match=message):
         narrows.compress(model(), (images(2),), **given)
+
+
+# ------------------------------------------------------------------ data as people give it
+
+
+def test_data_that_is_not_finite_is_refused(program: Program):
+    bad = images(16)
+    bad[3, 0, 2, 2] = torch.nan
+    plan = ChannelPlan.given(program, {"last.weight": list(range(10))})
+    with pytest.raises(PlanError, match=r"'stem.0.weight' sees of the data is not finite"):
+        narrows.plan(program, macs=0.7, data=[bad], constrained=False)
+    with pytest.raises(PlanError, match="is not finite"):
+        narrows.compensate(program, plan, data=[images(16), bad])
+
+
+def test_no_data_is_told_without_a_word_of_calibration(program: Program):
+    with pytest.raises(UsageError, match="there is no data") as caught:
+        narrows.plan(program, macs=0.7, data=iter([]))
+    assert "what the outputs lose" in caught.value.why
+    assert caught.value.hint.startswith("data=")
+
+
+def test_inference_mode_is_no_obstacle(program: Program):
+    wanted = narrows.plan(program, macs=0.8, data=[images(16)], constrained=False)
+    with torch.inference_mode():
+        data = [images(16)]
+        assert narrows.plan(program, macs=0.8, data=data, constrained=False) == wanted
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_types_are_summed_in_float32(dtype: torch.dtype):
+    """A result of 300 has squares that float16 does not hold."""
+    layer = nn.Linear(4, 3)
+    with torch.no_grad():
+        layer.weight.fill_(100.0)
+        layer.bias.zero_()
+    x = torch.ones(8, 4, dtype=dtype)
+    base = prepared(narrows.capture(layer.to(dtype).eval(), (x,)))
+    product = reads_of(base).products[0]
+    lines, made = product.rows(x, base(x), None)
+    assert gram(lines).equal(torch.full((1, 5, 5), 8.0, dtype=torch.float64))
+    assert (made @ made.mT).equal(torch.full((1, 3, 3), 8 * 400.0**2))
+
+
+def test_classes_that_are_ruled_out_add_nothing():
+    a, b = torch.tensor([[0.0, 2.0]]), torch.tensor([[2.0, 0.0]])
+    never = torch.full((1, 1), -torch.inf)
+    divergence = Divergence.of([a])
+    wanted = divergence.between([a], [b])
+    assert divergence.between([torch.cat([a, never], 1)], [torch.cat([b, never], 1)]) == wanted

@@ -69,7 +69,8 @@ class Divergence:
             a, b = a.double(), b.double()
             if logits:
                 p, q = a.log_softmax(-1), b.log_softmax(-1)
-                each = (p.exp() * (p - q)).sum(-1)
+                # A class that a network rules out has a logit of -inf, and adds nothing.
+                each = (p.exp() * (p - q)).masked_fill(p.isneginf(), 0.0).sum(-1)
             else:
                 each = 0.5 * ((a - b) / scale).square()
             total += float(each.sum() / max(len(a), 1) if a.dim() else each)

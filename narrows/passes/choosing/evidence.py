@@ -21,7 +21,7 @@ from narrows.ir.program import Program
 from narrows.ir.structure.layers import SIDES, Layer, layers_of
 from narrows.passes.choosing.criteria.base import GRADIENTS, NoScoreError, comparable
 from narrows.passes.choosing.criteria.chains import after
-from narrows.passes.choosing.probe import Loss, lost, probe
+from narrows.passes.choosing.probe import Loss, leaf, lost, probe, send_back
 from narrows.passes.choosing.seen import Seen, Sight, by_example, lead_of
 from narrows.passes.quant.batches import Split, Told, as_inputs, with_items
 
@@ -137,26 +137,16 @@ def informed(
                 program.run_flat(flat, call=taken.call)
             continue
         with torch.inference_mode(False), torch.enable_grad():
-            given = [_plain(t) if isinstance(t, Tensor) else t for t in flat]
-            weights = {name: _plain(w) for name, w in program.weights.items()}
+            given = [leaf(t) if isinstance(t, Tensor) else t for t in flat]
+            weights = {name: leaf(w) for name, w in program.weights.items()}
             outputs = program.run_flat(given, weights, call=taken.call)
             if loss is None:
                 number = probe(outputs, generator)
             else:
                 number = lost(loss, pytree.tree_unflatten(outputs, program.out_spec), item)
-            _send_back(program, number)
+            send_back(program, number)
         taken.finish()
     return result
-
-
-def _send_back(program: Program, number: Tensor) -> None:
-    try:
-        number.backward()
-    except RuntimeError as cause:  # torch's own: an operator without a derivative
-        raise PlanError(
-            f"no gradients can be taken of {program.name}: {cause}",
-            hint="a criterion that needs none; narrows criteria lists them",
-        ) from cause
 
 
 def _without_extras(program: Program) -> Split:
@@ -325,8 +315,3 @@ def _examples(program: Program, flat: Sequence[Any]) -> int:
               if isinstance(t, Tensor) and t.dim()]  # fmt: skip
     free = [len(t) for n, t in inputs if 0 in Meta(n).dynamic]
     return (free or [len(t) for _, t in inputs] or [1])[0]
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    """Return a tensor of the same numbers that no gradient is recorded for yet."""
-    return tensor.clone() if tensor.is_inference() else tensor.detach()

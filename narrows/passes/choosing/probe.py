@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from narrows.errors import PlanError, PlanUsageError
+from narrows.ir.program import Program
 
 SURE = 1e-3  # how far the sum of probabilities may be from one
 
@@ -50,6 +51,25 @@ def probe(outputs: Sequence[Any], generator: torch.Generator) -> Tensor:
             hint="loss=lambda outputs, batch: outputs.square().sum()",
         )
     return total
+
+
+def leaf(tensor: Tensor) -> Tensor:
+    """Return a tensor of the same numbers that no gradient is recorded for yet.
+
+    What was made in inference mode cannot be part of a graph; it is copied.
+    """
+    return tensor.clone() if tensor.is_inference() else tensor.detach()
+
+
+def send_back(program: Program, number: Tensor) -> None:
+    """Take gradients of a number; `PlanError` where an operator has no derivative."""
+    try:
+        number.backward()
+    except RuntimeError as cause:  # torch's own: an operator without a derivative
+        raise PlanError(
+            f"no gradients can be taken of {program.name}: {cause}",
+            hint="a criterion that needs none; narrows criteria lists them",
+        ) from cause
 
 
 def lost(loss: Loss, outputs: Any, item: Any) -> Tensor:

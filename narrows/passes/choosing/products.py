@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from narrows.ir.meta import shape_of
+from narrows.errors import PlanError
+from narrows.ir.meta import shape_of, where
 from narrows.ir.ops import table
 from narrows.ir.ops.args import arguments, call
 from narrows.ir.ops.contract import Contract
@@ -93,8 +94,10 @@ class Product:
 
         Returns:
             Patches ``[groups, inputs * taps + 1, rows]``, the last line ones, and results
-            ``[groups, outputs, rows]``.
+            ``[groups, outputs, rows]``; float32 where the program is of a half type, in which their
+            products would overflow.
         """
+        x, y = _wide(x), _wide(y)
         made = y.movedim(self.contraction.y_axis, 0)
         made = made.reshape(self.layer.outputs, y.shape[0] if self.spatial else 1, -1)
         made = made if places is None else made[:, :, places]
@@ -126,11 +129,11 @@ class Product:
         space = tuple(x.shape[2:])
         if space not in self._known:
             self._known[space] = self._picked(space)
-        where = self._known[space]
-        where = where if places is None else where[:, places]
+        reads = self._known[space]
+        reads = reads if places is None else reads[:, places]
         padded = x.new_zeros(self.layer.inputs, len(x), math.prod(space) + 1)
         padded[:, :, 1:] = x.flatten(2).transpose(0, 1)
-        index = where[:, None] + torch.arange(len(x))[None, :, None] * padded.shape[2]
+        index = reads[:, None] + torch.arange(len(x))[None, :, None] * padded.shape[2]
         return padded.flatten(1).index_select(1, index.flatten())
 
     def _picked(self, space: tuple[int, ...]) -> Tensor:
@@ -186,10 +189,26 @@ class Product:
         return replace(self.contraction, data=numbers).blocks
 
 
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def gram(lines: Tensor) -> Tensor:
-    """Return ``lines @ lines.T`` per group, float64."""
+    """Return ``lines @ lines.T`` per group, float64; lines are float32 or float64."""
     # NumPy asks BLAS for one half of a symmetric product, torch for both.
     return torch.from_numpy(np.stack([m @ m.T for m in lines.numpy()])).double()
 
 
-__all__ = ["Product", "gram"]
+def refuse_infinite(product: Product, *sums: Tensor) -> None:
+    """Raise `PlanError` where what was summed over data of a layer is NaN or infinite."""
+    if all(bool(total.isfinite().all()) for total in sums):
+        return
+    raise PlanError(
+        f"what {product.layer.weight!r} sees of the data is not finite",
+        where=where(product.layer.node),
+        why="the data, or what the network makes of it, holds NaN or infinity",
+        hint="look for it: x.isfinite().all()",
+    )
+
+
+__all__ = ["Product", "gram", "refuse_infinite"]

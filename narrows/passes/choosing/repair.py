@@ -22,7 +22,7 @@ from narrows.ir.meta import op_name, shape_of
 from narrows.ir.program import Program
 from narrows.passes.choosing.compensations.base import Compensation, Sums
 from narrows.passes.choosing.compensations.least_squares import LEAST_SQUARES
-from narrows.passes.choosing.products import Product, gram
+from narrows.passes.choosing.products import Product, gram, refuse_infinite
 from narrows.passes.choosing.reads import Reads
 from narrows.passes.choosing.statistics import Batch, examples_of
 from narrows.passes.plans.plan import ChannelPlan
@@ -115,6 +115,9 @@ def repaired(
         batches: Flat inputs, batch by batch.
         method: How a layer makes up for what is gone.
         progress: Told what is done, how far it is and of how much.
+
+    Raises:
+        PlanError: What a layer sees, or has to make, is not finite.
     """
     return _Repair(original, current, reads, left, batches, method, progress).run()
 
@@ -209,6 +212,7 @@ class _Repair:
             cross = cross + (wanted @ lines.mT).double()
             power = power + wanted.double().square().sum(2)
             count += lines.shape[2]
+        refuse_infinite(product, square, cross, power)
         weight = self.pruned.weights[name]
         now = product.matrix(weight, self.pruned.weights[bias] if bias else None)
         kept = self.left.columns[j].clone()

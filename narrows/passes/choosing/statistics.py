@@ -13,7 +13,8 @@ from narrows.errors import PlanError, PlanUsageError
 from narrows.ir.meta import Meta
 from narrows.ir.program import Program
 from narrows.passes.choosing.divergence import Divergence
-from narrows.passes.choosing.products import Product, gram
+from narrows.passes.choosing.probe import leaf, send_back
+from narrows.passes.choosing.products import Product, gram, refuse_infinite
 from narrows.passes.choosing.reads import Reads
 
 Batch = Sequence[Any]
@@ -60,6 +61,9 @@ def measured(
         batches: Flat inputs, batch by batch.
         divergence: How outputs are compared.
         seed: Of the probe.
+
+    Raises:
+        PlanError: What a layer sees is not finite, or no gradient reaches the layers.
     """
     return _Measuring(program, reads, batches, divergence).run(seed)
 
@@ -78,7 +82,7 @@ class _Measuring:
         self.wanted = [bool(reads.free[own].any()) for own in reads.of_layer]
         # The layers' own alone: statistics of norms have no gradient.
         names = {n for p in reads.products for n in (p.layer.weight, p.bias) if n}
-        self.own = {n: program.weights[n] for n in names}
+        self.own = names
         self.grams: list[Tensor | None] = [None for _ in reads.products]
         self.rows = [0 for _ in reads.products]
         self.squares = [
@@ -90,6 +94,10 @@ class _Measuring:
         generator = torch.Generator().manual_seed(seed)
         for turn, batch in enumerate(self.batches):
             self._add(batch, turn, generator)
+        for product, found, squares in zip(
+            self.reads.products, self.grams, self.squares, strict=True
+        ):
+            refuse_infinite(product, squares, *([] if found is None else [found]))
         grams = (None if g is None else g / n for g, n in zip(self.grams, self.rows, strict=True))
         return Statistics(tuple(grams), tuple(s / self.examples for s in self.squares))
 
@@ -104,16 +112,19 @@ class _Measuring:
                 value.retain_grad()
                 made[self.number[node]] = value
 
-        with torch.enable_grad():
-            weights = {**self.program.weights, **{n: _leaf(w) for n, w in self.own.items()}}
-            outputs = self.program.run_flat(list(batch), weights, observe)
+        with torch.inference_mode(False), torch.enable_grad():
+            weights = {n: leaf(w) for n, w in self.program.weights.items()}
+            for name in self.own:
+                weights[name].requires_grad_()
+            given = [leaf(v) if isinstance(v, Tensor) else v for v in batch]
+            outputs = self.program.run_flat(given, weights, observe)
             probe = self.divergence.probe(outputs, generator)
             if not probe.requires_grad:
                 raise PlanError(
                     "the outputs depend on no weight",
                     why="nothing tells how much the layers' errors matter",
                 )
-            probe.backward()
+            send_back(self.program, probe)
         for j, y in made.items():
             product = self.reads.products[j]
             if y.grad is not None:
@@ -124,10 +135,6 @@ class _Measuring:
                 found, known = gram(lines), self.grams[j]
                 self.grams[j] = found if known is None else known + found
                 self.rows[j] += lines.shape[2]
-
-
-def _leaf(weight: Tensor) -> Tensor:
-    return weight.detach().requires_grad_()
 
 
 def _squares(product: Product, grad: Tensor) -> Tensor:

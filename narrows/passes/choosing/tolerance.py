@@ -13,7 +13,7 @@ from narrows.passes.choosing.repair import Progress
 from narrows.passes.choosing.search import Chosen, Search
 from narrows.passes.choosing.statistics import Batch, examples_of
 from narrows.passes.plans.plan import ChannelPlan
-from narrows.passes.quant.batches import batches
+from narrows.passes.quant.batches import CHOOSING, batches
 
 STEP = 0.1  # of the multiply-accumulates, per round
 HALVINGS = 2  # of the last step, which was too much
@@ -45,7 +45,7 @@ def tolerated(
         PlanError: The first step loses more.
         UsageError: The outputs are no logits and there is no function, or it gives no number.
     """
-    given = [*batches(program, data, "choosing")]
+    given = [*batches(program, data, "choosing", CHOOSING)]
     search = Search(
         program, given, lambda reads: reads.macs, constrained=constrained, outputs=outputs,
         progress=progress,

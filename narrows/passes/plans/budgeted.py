@@ -22,7 +22,7 @@ from narrows.passes.choosing.search import Search
 from narrows.passes.plans.options import Choosing
 from narrows.passes.plans.plan import ChannelPlan
 from narrows.passes.plans.rank import Options, ranked
-from narrows.passes.quant.batches import batches
+from narrows.passes.quant.batches import CHOOSING, batches
 
 TURNS = 12  # halvings of the ratio
 NEAR = 0.002  # of the share: close enough
@@ -62,7 +62,7 @@ def searched(
         return named and not barred
 
     search = Search(
-        program, [*batches(program, choosing.data, "choosing")], cost,
+        program, [*batches(program, choosing.data, "choosing", CHOOSING)], cost,
         constrained=choosing.constrained, free=free, least=choosing.min_width,
         outputs=choosing.outputs, progress=progress,
     )  # fmt: skip

@@ -18,7 +18,7 @@ from narrows.passes.plans.latency import Aim, aimed
 from narrows.passes.plans.options import Choosing
 from narrows.passes.plans.plan import ChannelPlan, fingerprint
 from narrows.passes.plans.rank import Options
-from narrows.passes.quant.batches import batches
+from narrows.passes.quant.batches import CHOOSING, batches
 
 ROUNDS = 3
 
@@ -44,7 +44,7 @@ def in_rounds(
     """
     base = current = prepared(program)
     reads = reads_of(base)
-    parts = pieces(base, [*batches(program, choosing.data, "choosing")])
+    parts = pieces(base, [*batches(program, choosing.data, "choosing", CHOOSING)])
     made = plan
     for turn in range(1, ROUNDS + 1):
         share = 1 - (1 - aim.share) * turn / ROUNDS

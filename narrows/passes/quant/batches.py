@@ -29,7 +29,15 @@ CALIBRATION = Told(
 )
 
 
-def batches(program: Program, data: Iterable[Any] | None, doing: str) -> Iterator[list[Any]]:
+CHOOSING = Told(
+    "what the layers see, and what the outputs lose, is measured on it",
+    "data=[images] or any iterable of inputs, without labels; an iterator is used up once",
+)
+
+
+def batches(
+    program: Program, data: Iterable[Any] | None, doing: str, told: Told = CALIBRATION
+) -> Iterator[list[Any]]:
     """Yield the flat inputs of every batch, and say on a terminal how many there were.
 
     Args:
@@ -37,12 +45,13 @@ def batches(program: Program, data: Iterable[Any] | None, doing: str) -> Iterato
         data: Each item is one batch: a tuple of positional inputs, a dict of inputs by name, or one
             tensor.
         doing: What is done with them, ``calibrating``.
+        told: What errors say of the data.
 
     Raises:
         UsageError: There is none, or an item is no batch.
         ProgramError: An item does not fit the program.
     """
-    return (flat for flat, _ in with_items(program, data, doing, as_inputs, CALIBRATION))
+    return (flat for flat, _ in with_items(program, data, doing, as_inputs, told))
 
 
 def with_items(
@@ -128,4 +137,4 @@ def as_inputs(item: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     )
 
 
-__all__ = ["Split", "Told", "as_inputs", "batches", "kept", "with_items"]
+__all__ = ["CHOOSING", "Split", "Told", "as_inputs", "batches", "kept", "with_items"]
