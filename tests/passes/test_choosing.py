@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import narrows
+import narrows.passes.choosing.scales as scales
 from narrows.errors import PlanError, PlanUsageError, UsageError
 from narrows.ir.program import Program
 from narrows.ir.workload import macs, works_of
@@ -23,7 +24,7 @@ from narrows.passes.choosing.products import gram
 from narrows.passes.choosing.reads import reads_of
 from narrows.passes.choosing.repair import Left
 from narrows.passes.choosing.search import Search
-from narrows.passes.choosing.statistics import measured, split
+from narrows.passes.choosing.statistics import examples_of, measured, split
 from narrows.passes.choosing.surgeon import DAMPING, Surgeon
 from narrows.passes.plans.plan import ChannelPlan
 from tests.networks import NETWORKS
@@ -387,10 +388,48 @@ def test_bad_budgets(program: Program):
     assert wrong.value.hint == "did you mean 'least-squares'?"
 
 
-def test_data_is_split_in_halves():
-    one, other = split([[torch.arange(5)]])
-    assert one[0][0].tolist() == [0, 1]
-    assert other[0][0].tolist() == [2, 3, 4]
+def test_data_is_split_in_halves(program: Program):
+    x = images(5)
+    one, other = split(program, [[x]])
+    assert one[0][0].equal(x[:2])
+    assert other[0][0].equal(x[2:])
+
+
+class Shifted(nn.Module):
+    """The first input is a table that every example is added to; its length is no batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(6, 8), nn.Linear(8, 5)
+
+    def forward(self, table: Tensor, x: Tensor) -> Tensor:
+        return self.two(self.one(x + table.sum(0)).relu())
+
+
+def test_an_input_without_a_batch_is_not_cut():
+    table, x = torch.randn(4, 6), torch.randn(4, 6)
+    dynamic = ({}, {0: torch.export.Dim("b")})
+    made = torch.export.export(Shifted().eval(), (table, x[:2]), dynamic_shapes=dynamic)
+    program = narrows.capture(made)
+    one, other = split(program, [[table, x]])
+    assert [t.shape[0] for t in (*one[0], *other[0])] == [4, 2, 4, 2]
+    assert examples_of(program, [table, x[:3]]) == 3
+    plan = narrows.plan(program, macs=0.7, data=[(table, x)], constrained=False)
+    assert plan.removed
+
+
+def test_batches_of_a_fixed_size_are_not_cut(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(scales, "FORWARDS", 1)
+    x = images(24)
+    program = narrows.capture(model(), (x[:8],), dynamic_batch=False)
+    data = [*x.split(8)]
+    with pytest.raises(PlanUsageError, match="one batch to choose by"):
+        narrows.plan(program, macs=0.8, data=data[:1])
+    reads = reads_of(prepared(program))
+    batches = [[t] for t in data]
+    some = scales.few(program, batches, reads)
+    assert all(batch[0].shape == (8, 3, 8, 8) for batch in some)
+    assert len(some) == 2  # of three, as 12 examples are asked for at least
 
 
 def test_everything_costs_what_the_network_does(program: Program):

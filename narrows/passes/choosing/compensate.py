@@ -67,7 +67,7 @@ def _compared(
         for batch in batches:
             own = base.run_flat(list(batch))
             divergence = divergence or Divergence.of(own, outputs)
-            examples = examples_of(batch)
+            examples = examples_of(base, batch)
             count += examples
             for i, other in enumerate((plain, made)):
                 found: list[Any] = other.run_flat(list(batch))

@@ -50,11 +50,11 @@ class Losses:
         """
         base = prepared(program)
         reads = reads_of(base)
-        halves = split(pieces(base, batches))
+        halves = split(base, pieces(base, batches))
         with torch.no_grad():
             divergence = Divergence.of(base.run_flat(list(halves[0][0])), outputs)
         parts = [measured(base, reads, half, divergence, i) for i, half in enumerate(halves)]
-        folds = [(parts[i], few(halves[1 - i], reads)) for i in (0, 1)]
+        folds = [(parts[i], few(base, halves[1 - i], reads)) for i in (0, 1)]
         factors = scales(base, reads, folds, divergence, reads.all())
         found: dict[str, Floats] = {}
         surgeons = surgeons_of(base, reads, Statistics.mean(parts), reads.all())

@@ -24,7 +24,7 @@ from narrows.passes.choosing.compensations.base import Compensation, Sums
 from narrows.passes.choosing.compensations.least_squares import LEAST_SQUARES
 from narrows.passes.choosing.products import Product, gram, refuse_infinite
 from narrows.passes.choosing.reads import Reads
-from narrows.passes.choosing.statistics import Batch, examples_of
+from narrows.passes.choosing.statistics import Batch, counted
 from narrows.passes.plans.plan import ChannelPlan
 
 LEAST_GATE = 0.1  # what a gate lets through at least when an error is divided by it
@@ -158,7 +158,7 @@ class _Repair:
         self.original, self.reads, self.left, self.method = original, reads, left, method
         self.nodes = [n for n in original.graph.nodes if n.op == "call_function"]
         self.number = {p.layer.node: j for j, p in enumerate(reads.products)}
-        self.examples = sum(map(examples_of, batches))
+        self.examples = counted(original, batches)
         self.plain = _Side(original, batches, dict(original.weights))
         self.pruned = _Side(original, batches, left.masked(reads.products, current.weights))
         self.progress = progress

@@ -18,7 +18,14 @@ from narrows.ir.labels import Bools
 from narrows.ir.program import Program
 from narrows.passes.choosing.divergence import Divergence
 from narrows.passes.choosing.reads import Floats, Reads
-from narrows.passes.choosing.statistics import Batch, Statistics, examples_of, part
+from narrows.passes.choosing.statistics import (
+    Batch,
+    Statistics,
+    counted,
+    examples_of,
+    part,
+    takes_any,
+)
 from narrows.passes.choosing.surgeon import surgeons_of
 
 SHARE = 0.7  # of a layer's channels; what a tenth costs says little about what the choice will cost
@@ -88,7 +95,7 @@ def _measured(
 ) -> Floats:
     """Return per layer the divergence of the network with another matrix in that layer."""
     result = np.zeros(len(reads.products))
-    examples = sum(map(examples_of, batches))
+    examples = counted(program, batches)
     with torch.no_grad():
         for batch in batches:
             own = program.run_flat(list(batch))
@@ -102,16 +109,16 @@ def _measured(
                 if product.bias:
                     weights[product.bias] = bias
                 other = run.reweighted(weights).finish()
-                result[j] += divergence.between(own, other) * examples_of(batch) / examples
+                result[j] += divergence.between(own, other) * examples_of(program, batch) / examples
     return result
 
 
-def few(batches: Sequence[Batch], reads: Reads) -> list[Batch]:
+def few(program: Program, batches: Sequence[Batch], reads: Reads) -> list[Batch]:
     """Return as much data as the factors of a network are measured on in a while.
 
     For every layer the network runs from there to the end, which is half of it in the mean.
     """
-    examples = sum(map(examples_of, batches))
+    examples = counted(program, batches)
     runs = max(len(reads.products) / 2, 1)
     most = examples * FORWARDS / runs
     goal = max(EXAMPLES, int(min(most, MACS / max(runs * reads.whole(reads.macs), 1))))
@@ -120,9 +127,10 @@ def few(batches: Sequence[Batch], reads: Reads) -> list[Batch]:
     for batch in batches:
         if seen >= goal:
             break
-        few = min(examples_of(batch), goal - seen)
-        result.append(part(batch, 0, few))
-        seen += few
+        length = examples_of(program, batch)
+        some = min(length, goal - seen) if takes_any(program) else length
+        result.append(part(program, batch, 0, some))
+        seen += some
     return result
 
 

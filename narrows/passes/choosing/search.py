@@ -27,6 +27,7 @@ from narrows.passes.choosing.scales import few, scales
 from narrows.passes.choosing.statistics import (
     Batch,
     Statistics,
+    counted,
     examples_of,
     measured,
     pieces,
@@ -108,7 +109,7 @@ class Search:
         reads = _limited(reads_of(base), free)
         self.each = cost(reads)
         self.full = reads.whole(self.each)
-        self.halves = split(pieces(base, batches))
+        self.halves = split(base, pieces(base, batches))
         self.batches = [*self.halves[0], *self.halves[1]]
         with torch.no_grad():
             self.own = [base.run_flat(list(batch)) for batch in self.batches]
@@ -126,7 +127,7 @@ class Search:
         seed = self.seed + len(now.curve)
         parts = [measured(now.program, reads, h, self.divergence, seed) for h in self.halves]
         self.tell(f"{step}: layers measured", 1, 4)
-        folds = [(parts[i], few(self.halves[1 - i], reads)) for i in (0, 1)]
+        folds = [(parts[i], few(now.program, self.halves[1 - i], reads)) for i in (0, 1)]
         factors = scales(now.program, reads, folds, self.divergence, now.there)
         if now.factors is not None:
             factors = now.factors**MEMORY * factors ** (1 - MEMORY)
@@ -173,8 +174,8 @@ class Search:
         with torch.no_grad():
             for outputs, batch in zip(self.own, self.batches, strict=True):
                 other = program.run_flat(list(batch))
-                total += self.divergence.between(outputs, other) * examples_of(batch)
-        return total / sum(map(examples_of, self.batches))
+                total += self.divergence.between(outputs, other) * examples_of(program, batch)
+        return total / counted(program, self.batches)
 
 
 def _limited(reads: Reads, free: Callable[[str], bool]) -> Reads:

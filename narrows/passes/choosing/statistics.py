@@ -76,7 +76,7 @@ class _Measuring:
     ) -> None:
         self.program, self.reads, self.batches = program, reads, batches
         self.divergence = divergence
-        self.examples = sum(map(examples_of, batches))
+        self.examples = counted(program, batches)
         self.number = {p.layer.node: j for j, p in enumerate(reads.products)}
         self.read = {p.contraction.x for p in reads.products}
         self.wanted = [bool(reads.free[own].any()) for own in reads.of_layer]
@@ -142,48 +142,72 @@ def _squares(product: Product, grad: Tensor) -> Tensor:
     return own.double().square().sum(1).reshape(product.groups, -1)
 
 
-def examples_of(batch: Batch) -> int:
-    """Return how many examples a batch holds."""
-    return next((t.shape[0] for t in batch if isinstance(t, Tensor) and t.dim()), 1)
+def examples_of(program: Program, batch: Batch) -> int:
+    """Return how many examples a batch holds: the length of an input that may have any, or of the
+    first one."""
+    holders = zip(program.placeholders, batch, strict=True)
+    tensors = [(n, t) for n, t in holders if isinstance(t, Tensor) and t.dim()]
+    sized = [(0 in Meta(n).dynamic, t.shape[0]) for n, t in tensors]
+    return next((length for free, length in sized if free), sized[0][1] if sized else 1)
+
+
+def counted(program: Program, batches: Sequence[Batch]) -> int:
+    """Return how many examples there are in all batches."""
+    return sum(examples_of(program, batch) for batch in batches)
+
+
+def takes_any(program: Program) -> bool:
+    """Return whether a program takes any number of examples, so that batches may be cut."""
+    return any(0 in Meta(node).dynamic for node in program.placeholders)
 
 
 def pieces(program: Program, batches: Sequence[Batch], size: int = PIECE) -> list[Batch]:
     """Return batches of at most so many examples, where the program takes any number of them."""
-    if not any(0 in Meta(node).dynamic for node in program.placeholders):
+    if not takes_any(program):
         return list(batches)
     return [
-        part(batch, start, start + size)
+        part(program, batch, start, start + size)
         for batch in batches
-        for start in range(0, examples_of(batch), size)
+        for start in range(0, examples_of(program, batch), size)
     ]
 
 
-def split(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
+def split(program: Program, batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
     """Return data in two halves: what is measured on one is held to the other.
 
     Raises:
-        PlanUsageError: There is one example.
+        PlanUsageError: There is one example, or one batch that cannot be cut.
     """
     if len(batches) > 1:
         return list(batches[::2]), list(batches[1::2])
     (batch,) = batches
-    examples = examples_of(batch)
+    examples = examples_of(program, batch)
+    if not takes_any(program):
+        raise PlanUsageError(
+            "there is one batch to choose by",
+            why="what is measured on some of the data is held to the rest, and the program takes "
+            f"{examples} examples at a time",
+            hint="more batches, or capture with dynamic_batch=True",
+        )
     if examples < 2:
         raise PlanUsageError(
             "there is one example to choose by",
             why="what is measured on some of the data is held to the rest",
             hint="data=[images], some hundred of them",
         )
-    return [part(batch, 0, examples // 2)], [part(batch, examples // 2, examples)]
+    half = examples // 2
+    return [part(program, batch, 0, half)], [part(program, batch, half, examples)]
 
 
-def part(batch: Batch, start: int, end: int) -> Batch:
-    """Return some examples of a batch."""
-    count = examples_of(batch)
+def part(program: Program, batch: Batch, start: int, end: int) -> Batch:
+    """Return some examples of a batch, of a program that takes any number of them."""
     return [
-        v[start:end] if isinstance(v, Tensor) and v.dim() and v.shape[0] == count else v
-        for v in batch
+        v[start:end] if isinstance(v, Tensor) and v.dim() and 0 in Meta(n).dynamic else v
+        for n, v in zip(program.placeholders, batch, strict=True)
     ]
 
 
-__all__ = ["Batch", "Statistics", "examples_of", "measured", "part", "pieces", "split"]
+__all__ = [
+    "Batch", "Statistics", "counted", "examples_of", "measured", "part", "pieces", "split",
+    "takes_any",
+]  # fmt: skip

@@ -6,12 +6,14 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+
 from narrows.errors import PlanError, UsageError
 from narrows.ir.program import Note, Program
 from narrows.passes.choosing.divergence import Divergence
 from narrows.passes.choosing.repair import Progress
 from narrows.passes.choosing.search import Chosen, Search
-from narrows.passes.choosing.statistics import Batch, examples_of
+from narrows.passes.choosing.statistics import counted, examples_of
 from narrows.passes.plans.plan import ChannelPlan
 from narrows.passes.quant.batches import CHOOSING, batches
 
@@ -50,7 +52,7 @@ def tolerated(
         program, given, lambda reads: reads.macs, constrained=constrained, outputs=outputs,
         progress=progress,
     )  # fmt: skip
-    value = _agreement(search, given) if evaluate is None else _checked(evaluate)
+    value = _agreement(search) if evaluate is None else _checked(evaluate)
     full = value(search.base)
     best: Chosen | None = None
     share, step = 1.0, STEP
@@ -102,7 +104,7 @@ def _checked(evaluate: Callable[[Any], float]) -> Callable[[Program], float]:
     return lambda program: worth(evaluate, program)
 
 
-def _agreement(search: Search, given: Sequence[Batch]) -> Callable[[Program], float]:
+def _agreement(search: Search) -> Callable[[Program], float]:
     """Return how many percent of the data a program gives the class that the unpruned one does."""
     divergence: Divergence = search.divergence
     if not any(divergence.logits):
@@ -111,15 +113,14 @@ def _agreement(search: Search, given: Sequence[Batch]) -> Callable[[Program], fl
             why="the outputs are no logits, whose largest could be compared",
             hint="evaluate=function, macs=0.7, or outputs='logits'",
         )
-    own = [search.base.run_flat(list(batch)) for batch in given]
 
     def percent(program: Program) -> float:
-        same = total = 0.0
-        for outputs, batch in zip(own, given, strict=True):
-            share = divergence.agreement(outputs, program.run_flat(list(batch))) or 0.0
-            same += share * examples_of(batch)
-            total += examples_of(batch)
-        return 100 * same / total
+        same = 0.0
+        with torch.no_grad():
+            for outputs, batch in zip(search.own, search.batches, strict=True):
+                share = divergence.agreement(outputs, program.run_flat(list(batch))) or 0.0
+                same += share * examples_of(program, batch)
+        return 100 * same / counted(program, search.batches)
 
     return percent
 
