@@ -18,7 +18,8 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 from narrows.ir.labels import Bools
-from narrows.ir.meta import op_name, shape_of
+from narrows.ir.meta import shape_of
+from narrows.ir.ops import dialect
 from narrows.ir.program import Program
 from narrows.passes.choosing.compensations.base import Compensation, Sums
 from narrows.passes.choosing.compensations.least_squares import LEAST_SQUARES
@@ -267,20 +268,18 @@ def _sum_after(node: fx.Node) -> _Sum | None:
         users = [u for u in node.users if shape_of(u) == shape and _other(u, node) is not None]
         # A squeeze-and-excitation block also reads the result that it gates.
         users = users if len(node.users) == 1 or gate is None else []
-        users = users if len(node.users) == 1 else [u for u in users if _is(u, "mul")]
+        users = (
+            users if len(node.users) == 1 else [u for u in users if u.target is dialect.MULTIPLY]
+        )
         if len(users) != 1:
             return None
         user, other = users[0], _other(users[0], node)
         assert other is not None
-        if _is(user, "add") and shape_of(other) == shape:
+        if user.target is dialect.ADD and shape_of(other) == shape:
             return _Sum(other, gate)
-        if not _is(user, "mul") or gate is not None:
+        if user.target is not dialect.MULTIPLY or gate is not None:
             return None
         gate, node = other, user
-
-
-def _is(node: fx.Node, name: str) -> bool:
-    return op_name(node) == f"aten.{name}.Tensor"
 
 
 def _other(user: fx.Node, node: fx.Node) -> fx.Node | None:
