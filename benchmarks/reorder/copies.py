@@ -12,7 +12,7 @@ from narrows.ir.program import Program, aten
 
 MOVES = {
     aten.index_select.default, aten.index.Tensor, aten.gather.default, aten.slice.Tensor,
-    aten.narrow.default, aten.select.int, aten.cat.default, aten.constant_pad_nd.default,
+    aten.narrow.default, aten.select.int, aten.cat.default, aten.pad.default,
 }  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from torch.fx.node import map_arg
 from narrows.frontend.einsum import einsum
 from narrows.frontend.lifted import Lifted, is_item, val
 from narrows.frontend.simplify import substitute
+from narrows.frontend.spellings import respell
 from narrows.ir.adaptive import windows
 from narrows.ir.graph import live_nodes
 from narrows.ir.ops import table
@@ -71,6 +72,7 @@ def _composition(node: fx.Node) -> fx.Graph | None:
     for part in list(live_nodes(graph)):
         if part.op == "get_attr":  # a tensor that the trace made up
             return None
+        respell(part)
         if not _known(part):
             body = _composition(part)
             if body is None:

@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from narrows.frontend.lifted import Lifted, is_item, val
-from narrows.frontend.spellings import SPELLINGS, Call, Rule, renamed
+from narrows.frontend.spellings import Call, Rule, renamed, respell
 
 aten = torch.ops.aten
 
@@ -24,9 +24,7 @@ def recompose(lifted: Lifted) -> None:
         rule = _RULES.get(node.target) if node.op == "call_function" else None
         call = rule(*node.args, **node.kwargs) if rule is not None else None
         if call is None:
-            continue
-        if node.target in SPELLINGS:  # the same results under another name
-            node.target, node.args, node.kwargs = call
+            respell(node)
             continue
         old = node
         if isinstance(val(node), (tuple, list)):  # only the first result is known to the dialect
@@ -101,17 +99,7 @@ def _transposed(node: fx.Node) -> Any:
     """Return ``w`` where ``node`` is the transpose of the matrix ``w``."""
     if node.target is aten.permute.default and [a % 2 for a in node.args[1]] == [1, 0]:  # type: ignore
         return node.args[0]
-    if node.target is aten.transpose.int and {a % 2 for a in node.args[1:]} == {0, 1}:  # type: ignore
-        return node.args[0]
     return None
-
-
-def _softmax(x: Any, axis: int, half_to_float: bool) -> Call:
-    return None if half_to_float else (aten.softmax.int, (x, axis), {})
-
-
-def _log_softmax(x: Any, axis: int, half_to_float: bool) -> Call:
-    return None if half_to_float else (aten.log_softmax.int, (x, axis), {})
 
 
 def _dropout(x: Any, p: float, train: bool | None) -> Call:
@@ -126,18 +114,6 @@ def _attention(
     return aten.scaled_dot_product_attention.default, args, named
 
 
-def _to_copy(x: Any, **kwargs: Any) -> Call:
-    if set(kwargs) != {"dtype"}:
-        return None
-    return aten.to.dtype, (x, kwargs["dtype"]), {}
-
-
-def _dense_copy(x: Any, **kwargs: Any) -> Call:
-    if kwargs.get("memory_format") is not torch.contiguous_format:
-        return None
-    return aten.contiguous.default, (x,), {}
-
-
 def _copy(x: fx.Node, source: fx.Node) -> Call:
     """``x.copy_(source)`` where x is not written any more: the source, as x's type and shape."""
     before, after = val(source), val(x)
@@ -147,7 +123,6 @@ def _copy(x: fx.Node, source: fx.Node) -> Call:
 
 
 _RULES: dict[Any, Rule] = {
-    **SPELLINGS,
     aten.convolution.default: _convolution,
     aten._native_batch_norm_legit_no_training.default: _batch_norm,
     aten._native_batch_norm_legit.no_stats: _batch_norm_of_input,
@@ -155,19 +130,13 @@ _RULES: dict[Any, Rule] = {
     aten.native_group_norm.default: _group_norm,
     aten.addmm.default: _addmm,
     aten.mm.default: _mm,
-    aten._softmax.default: _softmax,
-    aten._log_softmax.default: _log_softmax,
     aten.native_dropout.default: _dropout,
     aten._scaled_dot_product_flash_attention_for_cpu.default: _attention,
     aten.max_pool2d_with_indices.default: renamed(aten.max_pool2d.default),
     aten.max_pool3d_with_indices.default: renamed(aten.max_pool3d.default),
     aten._adaptive_avg_pool2d.default: renamed(aten.adaptive_avg_pool2d.default),
     aten._adaptive_avg_pool3d.default: renamed(aten.adaptive_avg_pool3d.default),
-    aten.view.default: renamed(aten.reshape.default),
-    aten._unsafe_view.default: renamed(aten.reshape.default),
-    aten._to_copy.default: _to_copy,
-    aten.clone.default: _dense_copy,
     aten.copy.default: _copy,
     aten.fill.Scalar: renamed(aten.full_like.default),
-    aten.zero.default: renamed(aten.zeros_like.default),
+    aten.zero.default: lambda x: (aten.full_like.default, (x, 0), {}),
 }

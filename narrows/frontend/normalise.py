@@ -16,6 +16,7 @@ from narrows.frontend.simplify import (
     inline_contexts,
     respell_extrema,
     respell_indices,
+    respell_unbound,
     unify_sizes,
 )
 
@@ -35,6 +36,7 @@ def normalise(lifted: Lifted) -> bool:
         return False
     fold_constants(lifted)
     recompose(lifted)
+    respell_unbound(lifted)
     expand_composites(lifted)
     unify_sizes(lifted)
     recompose(lifted)

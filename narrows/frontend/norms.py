@@ -26,7 +26,7 @@ aten = torch.ops.aten
 _PROVENANCE = ("stack_trace", "nn_module_stack", "custom")
 _MULTIPLIED = {aten.mul.Tensor}
 _ADDED = {aten.add.Tensor}
-_VIEWS = {aten.view.default, aten.reshape.default, aten.unsqueeze.default}
+_VIEWS = {aten.reshape.default, aten.unsqueeze.default}
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def _difference(node: Any) -> tuple[Any, tuple[int, ...] | None] | None:
 
 def _squared(node: Any) -> Any:
     """Return ``x`` where a node is its square."""
-    if _power(node) == 2 or _is(node, aten.square.default):
+    if _power(node) == 2:
         return node.args[0]
     return node.args[0] if _is(node, aten.mul.Tensor) and node.args[0] is node.args[1] else None
 

@@ -98,6 +98,18 @@ def respell_extrema(lifted: Lifted) -> None:
         lifted.graph.erase_node(node)
 
 
+def respell_unbound(lifted: Lifted) -> None:
+    """Write what is read of ``x.unbind(dim)`` as ``select``."""
+    for node in list(lifted.graph.nodes):
+        if node.target is not aten.unbind.int or not all(is_item(u) for u in node.users):
+            continue
+        for item in list(node.users):
+            given = {a.name: value for a, value in schema_args(node)}
+            item.target, index = aten.select.int, item.args[1]
+            item.args = (given["self"], given.get("dim", 0), index)
+        lifted.graph.erase_node(node)
+
+
 def respell_indices(lifted: Lifted) -> None:
     """Write ``x[:, index]`` as ``index_select`` or ``select`` where the index is known.
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from narrows.ir.graph import Observe, interpret
-from narrows.ir.ops.args import with_argument, without_strides
+from narrows.ir.ops.args import with_argument
 from narrows.ir.program import Program
 
 
@@ -41,7 +41,6 @@ def _blank(value: Any) -> Any:
 
 
 def _call(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    # The memory order of attention's result is another without data, and view minds.
-    target = without_strides(node.target)
+    target: Any = node.target
     args, kwargs = with_argument(target, args, kwargs, "device", "meta")
     return target(*args, **kwargs)

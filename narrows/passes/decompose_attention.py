@@ -93,8 +93,8 @@ def _decompose(program: Draft, node: fx.Node) -> None:
         keys = shape_of(key)
         scores = (*shape_of(node)[:-2], shape[-2], keys[-2])
         scaled = call(dialect.MULTIPLY, (query, scale), shape, "scaled")
-        turned = call(dialect.TRANSPOSE, (key, rank - 2, rank - 1),
-                      (*keys[:-2], keys[-1], keys[-2]), "keys")  # fmt: skip
+        order = [*range(rank - 2), rank - 1, rank - 2]
+        turned = call(dialect.TURN, (key, order), (*keys[:-2], keys[-1], keys[-2]), "keys")
         products = call(dialect.MATMUL, (scaled, turned), scores, "scores")
         mask = _mask(program, node, given, scores[-2:])
         softmax: Any = dialect.SOFTMAX if given["attn_mask"] is None else dialect.SAFE_SOFTMAX

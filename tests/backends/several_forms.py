@@ -20,6 +20,11 @@ def images(*shapes: tuple[int, ...]) -> Builder:
     return b
 
 
+STATISTICS = (
+    aten.mean.dim, aten.sum.dim_IntList, aten.amax.default, aten.amin.default,
+)  # fmt: skip
+
+
 def averages() -> Program:
     """Poolings over one to three axes, and sums."""
     b = images((2, 6, 11), (2, 4, 5, 6, 7), (2, 3, 5, 7))
@@ -33,11 +38,9 @@ def averages() -> Program:
         b.call(aten.avg_pool2d.default, b.inputs[2], [3, 2], [3, 2], [1, 1], True),
         b.call(aten.sum.dim_IntList, line, [-1]),
         b.call(aten.sum.dim_IntList, line, [1], True),
-        *(b.call(getattr(aten, name).default, line) for name in ("mean", "sum", "max", "min")),
+        *(b.call(target, line, [0, 1, 2]) for target in STATISTICS),
         b.call(aten.mean.dim, line, [0, 2]),
-        b.call(
-            aten.maximum.default, b.call(aten.max.default, line), b.call(aten.sum.default, line)
-        ),
+        b.call(aten.maximum.default, *(b.call(t, line, [0, 1, 2]) for t in STATISTICS[1:3])),
         b.call(aten.avg_pool3d.default, volume, [2, 3, 2], [2, 1, 2], [1, 1, 0], True, False),
         b.call(aten.avg_pool3d.default, volume, [2], [2], [0], False, True, 3),
         b.call(aten.adaptive_avg_pool3d.default, volume, [1, 1, 1]),
@@ -54,13 +57,13 @@ def resizings() -> Program:
     return b.program(
         b.call(aten.upsample_bilinear2d.vec, image, None, False, [2.0, 4.0]),
         b.call(aten.upsample_bilinear2d.vec, narrow, None, False, [1.5, 0.7]),
-        b.call(aten.upsample_bilinear2d.default, image, [12, 14], True),
-        b.call(aten.upsample_bicubic2d.default, image, [9, 13], False),
+        b.call(aten.upsample_bilinear2d.vec, image, [12, 14], True, None),
+        b.call(aten.upsample_bicubic2d.vec, image, [9, 13], False, None),
         b.call(aten._upsample_bilinear2d_aa.vec, image, [4, 5], False, None),
         b.call(aten._upsample_nearest_exact2d.vec, narrow, None, [1.5, 1.5]),
         b.call(aten.upsample_nearest2d.vec, narrow, None, [1.5, 2.1]),
-        b.call(aten.upsample_linear1d.default, line, [10], False),
-        b.call(aten.upsample_trilinear3d.default, volume, [6, 7, 9], False),
+        b.call(aten.upsample_linear1d.vec, line, [10], False, None),
+        b.call(aten.upsample_trilinear3d.vec, volume, [6, 7, 9], False, None),
         b.call(aten.adaptive_avg_pool2d.default, image, [4, 5]),
         b.call(aten.adaptive_avg_pool2d.default, narrow, [7, 2]),
         b.call(aten.adaptive_avg_pool1d.default, line, [3]),
@@ -131,12 +134,12 @@ def borders() -> Program:
         *(b.call(aten.pad.default, image, [1, 2, 0, 3], m) for m in modes),
         *(b.call(aten.pad.default, line, [2, 1], m) for m in modes),
         *(b.call(aten.pad.default, volume, [1, 1, 0, 2, 1, 0], m) for m in modes),
-        b.call(aten.reflection_pad1d.default, line, [0, 2]),
-        b.call(aten.replication_pad3d.default, volume, [1, 0, 0, 0, 2, 2]),
+        b.call(aten.pad.default, line, [0, 2], "reflect"),
+        b.call(aten.pad.default, volume, [1, 0, 0, 0, 2, 2], "replicate"),
         b.call(aten.pad.default, image, [1, 1], "constant", 0.3),
         b.call(aten.pad.default, narrow, [1, 1, 0, 2], "constant", 0.5),
-        b.call(aten.constant_pad_nd.default, image, [1, -1, 2, 0, 0, 1], -77.0),
-        b.call(aten.constant_pad_nd.default, image, [0, 0, 0, 0, 1, 1], float("-inf")),
+        b.call(aten.pad.default, image, [1, -1, 2, 0, 0, 1], "constant", -77.0),
+        b.call(aten.pad.default, image, [0, 0, 0, 0, 1, 1], "constant", float("-inf")),
     )
 
 
@@ -147,7 +150,7 @@ def quotients() -> Program:
     above, part = b.call(aten.relu.default, x), b.call(aten.slice.Tensor, x, 1, 0, 1)
     total = b.call(aten.sum.dim_IntList, b.call(aten.exp.default, x), [-1], True)
     size = b.call(aten.linalg_vector_norm.default, x, 2, [1], True)
-    least = b.call(aten.clamp_min.default, size, 1e-12)
+    least = b.call(aten.clamp.default, size, 1e-12)
     return b.program(
         b.call(aten.div.Tensor, x, b.call(aten.add.Tensor, above, 0.01)),
         b.call(aten.div.Tensor, above, x),
@@ -155,7 +158,7 @@ def quotients() -> Program:
         b.call(aten.div.Tensor, x, b.weight("w", torch.tensor([2.0, -3.0, 0.5]).reshape(3, 1, 1))),
         b.call(aten.relu.default, b.call(aten.div.Tensor, b.call(aten.exp.default, x), total)),
         b.call(aten.div.Tensor, x, b.call(aten.expand.default, least, [-1, 3, 5, 6])),
-        b.call(aten.norm.ScalarOpt_dim, above, None, [1, 3]),
+        b.call(aten.linalg_vector_norm.default, above, 2, [1, 3]),
         b.call(aten.linalg_vector_norm.default, x),
         *(b.call(aten.linalg_vector_norm.default, x, n, [2]) for n in (1, float("inf"))),
     )
@@ -181,7 +184,7 @@ def choices() -> Program:
         b.call(aten.where.ScalarOther, tests[5], x, 0.7),
         b.call(aten.where.ScalarSelf, told, -9.0, x),
         b.call(aten.where.Scalar, above, 1.0, 2.5),
-        b.call(aten.masked_fill.Scalar, x, row, -1.0),
+        b.call(aten.where.ScalarSelf, row, -1.0, x),
         b.call(aten.mul.Tensor, x, told),
         b.call(aten.mul.Tensor, x, tests[5]),
         b.call(aten.where.self, above, x, b.call(aten.full_like.default, x, 0.25)),
@@ -191,7 +194,7 @@ def choices() -> Program:
         b.call(aten.minimum.default, z, b.call(aten.slice.Tensor, x, 1, 0, 1)),
         b.call(aten.maximum.default, x, b.weight("least", torch.tensor(0.2))),
         b.call(aten.clamp.Tensor, x, b.call(aten.neg.default, z), b.call(aten.abs.default, y)),
-        b.call(aten.clamp_min.Tensor, x, b.weight("ends", torch.rand(3, 1, 1))),
+        b.call(aten.maximum.default, x, b.weight("ends", torch.rand(3, 1, 1))),
     ]
     return b.program(*tests, both, row, number, *chosen)
 

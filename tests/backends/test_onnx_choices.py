@@ -51,8 +51,8 @@ def test_a_sum_is_floats_where_those_are_exact(target: object) -> None:
 
 def test_a_resized_image_is_floats_where_those_are_exact() -> None:
     x = line(2, 1, 5, 5, low=0.0)  # codes whose zero point is the least of them
-    assert "Resize" in operators(unary(x, aten.upsample_bilinear2d.default, [10, 10], False))
-    assert "Mod" in operators(unary(x, aten.upsample_bicubic2d.default, [12, 12], False))
+    assert "Resize" in operators(unary(x, aten.upsample_bilinear2d.vec, [10, 10], False, None))
+    assert "Mod" in operators(unary(x, aten.upsample_bicubic2d.vec, [12, 12], False, None))
 
 
 def test_an_average_is_floats_where_every_divisor_is_exact() -> None:

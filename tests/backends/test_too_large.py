@@ -54,7 +54,7 @@ def compare(up: int) -> Callable[[Builder, fx.Node], fx.Node]:
 
 
 def matmul(b: Builder, x: fx.Node) -> fx.Node:
-    turned = b.call(aten.transpose.int, x, 0, 1)
+    turned = b.call(aten.permute.default, x, [1, 0])
     Meta(turned).grid = Meta(x).grid
     return b.call(ops.matmul.default, x, turned, -18, 0, 0, 0, 0, 255)
 

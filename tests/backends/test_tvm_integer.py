@@ -110,8 +110,8 @@ def layers(rounding: str, few: bool = False) -> Program:
     b.add("linear", odd, weight, None, [8], 128, 128, 0, 255)
     alone = b.call(aten.select.int, b.call(aten.select.int, rows, 0, 0), 0, 0)
     b.add("linear", alone, weight, None, [8], 128, 128, 0, 255)
-    b.add("matmul", y, b.call(aten.transpose.int, y, 1, 2), 7, 128, 128, 128, 0, 255)
-    b.add("matmul", rows, b.call(aten.transpose.int, rows, 1, 2), 12, 0, 128, 0, 0, 255)
+    b.add("matmul", y, b.call(aten.permute.default, y, [0, 2, 1]), 7, 128, 128, 128, 0, 255)
+    b.add("matmul", rows, b.call(aten.permute.default, rows, [0, 2, 1]), 12, 0, 128, 0, 0, 255)
     return b.finished()
 
 
@@ -166,7 +166,7 @@ def others(rounding: str) -> Program:
     b.add("quantize", z, 3, 128, 20, 255)
     for target, *args in (
         (aten.max_pool2d.default, [3, 3], [2, 2], [1, 1]), (aten.relu.default,),
-        (aten.constant_pad_nd.default, [1, 2, 0, 1], 128), (aten.flip.default, [1]),
+        (aten.pad.default, [1, 2, 0, 1], "constant", 128), (aten.flip.default, [1]),
         (aten.upsample_nearest2d.vec, None, [2.0, 2.0]), (aten.amax.default, [1], True),
         (aten.slice.Tensor, 1, 3, 17), (aten.permute.default, [0, 2, 3, 1]),
     ):  # fmt: skip

@@ -129,7 +129,7 @@ class Bench:
         w, b = self._weight(f"{name}.weight", weight), self._weight(f"{name}.bias", bias)
         y = self._call(aten.linear.default, x, w, b)
         if len(leaf.axes) > 1:
-            y = self._call(aten.view.default, y, sizes)
+            y = self._call(aten.reshape.default, y, sizes)
         if order != sorted(order):
             back = [order.index(a) for a in range(len(order))]
             y = self._call(aten.contiguous.default, self._call(aten.permute.default, y, back))

@@ -133,7 +133,7 @@ def test_other_precision(program: Program) -> None:
 def test_precision_of_literals() -> None:
     b = Builder((2, 3))
     y = b.call(aten.to.dtype, b.inputs[0], torch.float32)
-    program = b.program(b.call(aten.zeros_like.default, y, dtype=torch.float32))
+    program = b.program(b.call(aten.full_like.default, y, 0, dtype=torch.float32))
     assert program.to(torch.float64)(ramp(2, 3).double()).dtype == torch.float64
 
 
@@ -183,9 +183,9 @@ def test_shapes_after_a_rewrite(program: Program) -> None:
 def test_shapes_of_what_minds_devices_and_memory_order() -> None:
     b = Builder((2, 3, 4, 4))
     x = b.inputs[0]
-    made = b.call(aten.zeros.default, [4, 4], device=torch.device("cpu"))
+    made = b.call(aten.full.default, [4, 4], 0.0, device=torch.device("cpu"))
     y = b.call(aten.scaled_dot_product_attention.default, x, x, x)
-    y = b.call(aten.view.default, b.call(aten.add.Tensor, y, made), [2, 3, 16])
+    y = b.call(aten.reshape.default, b.call(aten.add.Tensor, y, made), [2, 3, 16])
     verify(b.program(y), shapes=True)
 
 

@@ -172,7 +172,7 @@ def test_graph_that_does_not_run(program: Program) -> None:
 def test_size_that_is_wrong() -> None:
     b = Builder((2, 3))
     size = b.call(aten.sym_size.int, b.inputs[0], 0, name="size")
-    program = b.program(b.call(aten.view.default, b.inputs[0], [size, 3], name="view"))
+    program = b.program(b.call(aten.reshape.default, b.inputs[0], [size, 3], name="view"))
     verify(program, shapes=True)
     program = program.copy()
     Meta(program.node("size")).size = 5

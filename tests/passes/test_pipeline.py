@@ -137,7 +137,7 @@ def residual() -> Program:
     y = b.relu(b.norm(b.conv(x, "inner", 4, 6), "inner_norm", 4), "inner_relu")
     y = b.conv(y, "outer", 6, 4, bias=True)
     total = b.call(aten.add.Tensor, x, y, name="total")
-    flat = b.call(aten.view.default, total, [2, 96], name="flat")
+    flat = b.call(aten.reshape.default, total, [2, 96], name="flat")
     return b.program(b.call(aten.linear.default, flat, b.weight("head.weight", ramp(3, 96))))
 
 

@@ -261,7 +261,7 @@ def test_islands_have_their_reason(reason: str) -> None:
 def test_a_border_beyond_the_codes_is_noted() -> None:
     b = Builder((2, 3, 4))
     (x,) = b.inputs
-    pads = [b.call(aten.constant_pad_nd.default, x, [1, 1], v) for v in (-0.99, 7.0)]
+    pads = [b.call(aten.pad.default, x, [1, 1], "constant", v) for v in (-0.99, 7.0)]
     program = b.program(*pads)
     made = narrows.quantize(program, [program.examples], method="minmax")
     (note,) = [n for n in made.plan.notes if n.reason == "border"]

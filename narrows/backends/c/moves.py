@@ -25,16 +25,14 @@ from narrows.backends.c.layout import (
 )
 from narrows.backends.c.sketch import Pointers, Sketch, nest
 from narrows.ir.meta import op_name
-from narrows.ir.ops.args import invoke
 from narrows.ir.ops.integer import Moves
 from narrows.ir.ops.table import find
 
 Rule = Callable[[Sketch, fx.Node, dict[str, Any]], View]
 
 SAME = frozenset(
-    f"{n}.default" for n in ("clone", "contiguous", "detach", "alias",
-                             "dropout", "feature_dropout", "alpha_dropout",
-                             "feature_alpha_dropout", "lift_fresh_copy")
+    f"{n}.default" for n in ("clone", "contiguous", "alias", "dropout", "feature_dropout",
+                             "alpha_dropout", "feature_alpha_dropout")
 )  # fmt: skip
 
 
@@ -65,7 +63,8 @@ def _moved(sketch: Sketch, node: fx.Node) -> Any:
     view = sketch.views[source]
     values = {**sketch.fixed, source: view.addresses()}
     args, kwargs = map_arg((node.args, node.kwargs), values.__getitem__)
-    made = invoke(node.target, args, kwargs)
+    run: Any = node.target
+    made = run(*args, **kwargs)
     if isinstance(made, Tensor):
         return _placed(sketch, node, view, made)
     return tuple(_placed(sketch, node, view, part) for part in made)
@@ -224,9 +223,9 @@ def _embedding(sketch: Sketch, node: fx.Node, args: dict[str, Any]) -> View:
 
 
 PICKS: dict[str, Rule] = {
-    "constant_pad_nd.default": _pad, "pad.default": _pad,
+    "pad.default": _pad,
     **{f"max_pool{n}d.default": _max_pool for n in (1, 2, 3)},
-    **{f"{n}.default": _extremum for n in ("amax", "amin", "max", "min")},
+    **{f"{n}.default": _extremum for n in ("amax", "amin")},
     "embedding.default": _embedding,
 }  # fmt: skip
 

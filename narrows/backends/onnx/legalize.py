@@ -87,7 +87,7 @@ def _divided(rank: int, target: Any) -> Callable[..., fx.Node | None]:
         axes = list(zip(sizes, kernel, stride, padding, strict=True))
         pads = [p for s, k, step, p in reversed(axes) for p in _ends(s, k, step, p, ceil)]
         if any(pads):
-            x = builder.emit(f"{name}_padded", aten.constant_pad_nd.default, x, pads, 0.0)
+            x = builder.emit(f"{name}_padded", aten.pad.default, x, pads, "constant", 0.0)
         mean = builder.emit(f"{name}_mean", target, x, kernel, stride)
         return builder.emit(name, aten.mul.Tensor, mean, math.prod(kernel) / divisor)
 

@@ -39,7 +39,7 @@ UNITS = 16
 # Functions that runtimes compute to some units in the last place of one, however small the result.
 AROUND_ONE = frozenset(
     {aten.sigmoid.default, aten.tanh.default, aten.erf.default, aten.sin.default, aten.cos.default,
-     aten.softmax.int, aten._softmax.default, aten.log_sigmoid.default}
+     aten.softmax.int, aten.log_sigmoid.default}
 )  # fmt: skip
 
 

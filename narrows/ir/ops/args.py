@@ -105,7 +105,8 @@ def call(node: fx.Node, values: dict[fx.Node, Tensor]) -> Any:
         (node.args, node.kwargs), lambda n: values[n] if n in values else Meta(n).size
     )
     with torch.no_grad():
-        return invoke(node.target, args, kwargs)
+        run: Any = node.target
+        return run(*args, **kwargs)
 
 
 def with_argument(
@@ -122,20 +123,3 @@ def with_argument(
         position = schema.positional.index(name)
         return (*args[:position], value, *args[position + 1 :]), kwargs
     return args, {**kwargs, name: value} if name in schema.defaults else kwargs
-
-
-aten = torch.ops.aten
-VIEWS = frozenset({aten.view.default, aten._unsafe_view.default})
-
-
-def without_strides(target: Any) -> Any:
-    """Return the operator that does what ``target`` does wherever its operand lies in memory."""
-    return aten.reshape.default if target in VIEWS else target
-
-
-def invoke(target: Any, args: Any, kwargs: Any) -> Any:
-    """Run an operator on labels, which are expanded tensors and so cannot always be viewed in
-    place."""
-    if target in VIEWS:
-        return args[0].reshape(args[1])
-    return target(*args, **kwargs)

@@ -30,5 +30,5 @@ CONTIGUOUS = aten.contiguous.default
 SLICE = aten.slice.Tensor
 PICK = aten.index_select.default
 SQUEEZE = aten.squeeze.dim
-TRANSPOSE = aten.transpose.int
+TURN = aten.permute.default
 REPEAT_EACH = aten.repeat_interleave.self_int

@@ -21,19 +21,19 @@ class Fill(Row):
     """``y`` depends on no tensor. Where its sizes are fixed, it counts as a weight.
 
     Attributes:
-        value: The number it is filled with, or the argument that says it; ``None`` if it varies.
+        value: The argument that says the number it is filled with; empty if it varies.
     """
 
     kind = "fill"
-    value: float | str | None = None
+    value: str = ""
 
     def flow(self, facts: Channels, node: fx.Node) -> Flow:
         shape = shape_of(node)
         if not node.all_input_nodes:
             return Flow(free(shape))
         value = opaque(shape)
-        number = arguments(node)[self.value] if isinstance(self.value, str) else self.value
-        if number is not None:
+        if self.value:
+            number = arguments(node)[self.value]
             value.const = torch.tensor([numeric(number)], dtype=Meta(node).dtype).double().numpy()
         return Flow(value)
 

@@ -64,9 +64,3 @@ def in_order(program: Program, node: fx.Node, given: dict[str, Any]) -> bool:
     """A ``permute`` leaves every axis where it is."""
     rank = len(given["dims"])
     return [d % rank for d in given["dims"]] == list(range(rank))
-
-
-def same_axis(program: Program, node: fx.Node, given: dict[str, Any]) -> bool:
-    """A ``transpose`` exchanges an axis with itself."""
-    rank = max(1, len(shape_of(node)))
-    return given["dim0"] % rank == given["dim1"] % rank

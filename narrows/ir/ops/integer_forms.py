@@ -44,7 +44,7 @@ from narrows.ir.ops.integer_choices import (
 )
 from narrows.ir.ops.integer_functions import Lookup, Power, Slope, number
 from narrows.ir.ops.integer_norms import GroupNorm, InstanceNorm, LayerNorm
-from narrows.ir.ops.integer_padding import Border, Nearest, Padding
+from narrows.ir.ops.integer_padding import Nearest, Padding
 from narrows.ir.ops.integer_quotients import Div, VectorNorm
 from narrows.ir.ops.integer_windows import Resize
 
@@ -122,8 +122,8 @@ class Layer(AnyWidth):
         padding, more = self._padding(node)
         if any(more):  # the code of zero goes behind
             behind = [n for m in reversed(more) for n in (0, m)]
-            target = aten.constant_pad_nd.default
-            head = (fold.step(node, target, (x, behind, grid.zero), "padded", grid), *head[1:])
+            padded = (x, behind, "constant", grid.zero)
+            head = (fold.step(node, aten.pad.default, padded, "padded", grid), *head[1:])
         if not self.transposed:
             return ops.conv.default, (*head, stride, padding, dilation, args["groups"])
         extra = spread(args["output_padding"], self.spatial)
@@ -256,19 +256,16 @@ class Softmax(IntegerForm):
 # ------------------------------------------------------------------ which operator has which form
 
 _MOVES = """
-    view _unsafe_view reshape unflatten.int flatten.using_ints squeeze squeeze.dim squeeze.dims
-    unsqueeze clone contiguous detach alias expand permute transpose.int roll flip pixel_shuffle
-    pixel_unshuffle channel_shuffle repeat tile repeat_interleave.self_int slice.Tensor split.Tensor
-    split.sizes chunk tensor_split.sections tensor_split.indices index_select select.int unbind.int
-    max_pool2d max_pool3d amax amin max min dropout
-    feature_dropout alpha_dropout feature_alpha_dropout embedding lift_fresh_copy
+    reshape unflatten.int flatten.using_ints squeeze squeeze.dim squeeze.dims unsqueeze clone
+    contiguous alias expand permute roll flip pixel_shuffle pixel_unshuffle channel_shuffle repeat
+    repeat_interleave.self_int slice.Tensor split.sizes index_select select.int max_pool2d
+    max_pool3d amax amin dropout feature_dropout alpha_dropout feature_alpha_dropout embedding
 """
 _LOOKUPS = """
     silu gelu sigmoid tanh hardswish hardsigmoid leaky_relu elu selu celu mish softplus log_sigmoid
-    hardshrink softshrink threshold abs neg sign square sin cos atan asinh erf erfc floor ceil round
-    trunc frac exp exp2 expm1 tan sinh cosh sgn rrelu pow.Scalar
-    rsub.Scalar remainder.Scalar fmod.Scalar floor_divide.Scalar
-    floor_divide div.Scalar_mode div.Tensor_mode
+    hardshrink softshrink threshold abs neg sign sin cos atan asinh erf erfc floor ceil round
+    trunc frac exp exp2 expm1 tan sinh cosh rrelu pow.Scalar
+    rsub.Scalar remainder.Scalar fmod.Scalar floor_divide div.Tensor_mode
 """
 # Functions that end somewhere, or have a pole, by where they are defined.
 _DOMAINS = {
@@ -304,24 +301,21 @@ def _standard() -> dict[str, IntegerForm]:
     for names, domain in _DOMAINS.items():
         put(names, Lookup(domain=domain))
     put("pow.Tensor_Scalar", Power())
-    put("constant_pad_nd pad", Padding())
+    put("pad", Padding())
     for n in (1, 2, 3):
-        put(f"reflection_pad{n}d replication_pad{n}d", Border())
-        put(f"upsample_nearest{n}d upsample_nearest{n}d.vec", Nearest())
+        put(f"upsample_nearest{n}d.vec", Nearest())
     put("max_pool1d", Flat())
     put("prelu", Slope())
     put("relu", Clip(lo=0.0))
     put("relu6", Clip(lo=0.0, hi=6.0))
     put("hardtanh", Clip(lo="min_val", hi="max_val"))
     put("clamp", Clip(lo="min", hi="max"))
-    put("clamp_min", Clip(lo="min"))
-    put("clamp_max", Clip(hi="max"))
     for n in (1, 2, 3):
         put(f"conv{n}d conv{n}d.padding", Layer(spatial=n))
         put(f"conv_transpose{n}d conv_transpose{n}d.input", Layer(spatial=n, transposed=True))
     put("linear", Layer())
     put("addmm", Layer(swapped=True))
-    put("matmul mm bmm", Matmul())
+    put("matmul", Matmul())
     put("add.Tensor", Add())
     put("sub.Tensor", Add(sign=-1))
     put("mul.Tensor", Mul())
@@ -332,32 +326,26 @@ def _standard() -> dict[str, IntegerForm]:
     put("isfinite", Compare("gt", -math.inf))
     put("logical_not", Compare("eq", 0.0))
     put("where.self where.ScalarOther where.ScalarSelf where.Scalar", Where())
-    put("masked_fill.Scalar masked_fill.Tensor", Where("mask", "value", "self"))
     largest, smallest = aten.maximum.default, aten.minimum.default
     put("maximum fmax", Extreme((("other", largest),)))
     put("minimum fmin", Extreme((("other", smallest),)))
     put("clamp.Tensor", Extreme((("min", largest), ("max", smallest))))
-    put("clamp_min.Tensor", Extreme((("min", largest),)))
-    put("clamp_max.Tensor", Extreme((("max", smallest),)))
-    put("to.dtype to.dtype_layout to.device _to_copy", Cast())
+    put("to.dtype to.device", Cast())
     put("nan_to_num", Same())
     put("tril triu", Triangle())
-    put("zeros_like", Constant(lo=0.0, hi=0.0))
-    put("ones_like", Constant(lo=1.0, hi=1.0))
     put("full_like", Constant(lo="fill_value", hi="fill_value"))
     put("linalg_vector_norm", VectorNorm())
-    put("norm.ScalarOpt_dim", VectorNorm("p"))
     put("cat", Concat())
     put("stack", Stack())
-    put("mean.dim mean", Mean())
-    put("sum.dim_IntList sum", Mean(total=True))
+    put("mean.dim", Mean())
+    put("sum.dim_IntList", Mean(total=True))
     for n in (1, 2, 3):
         put(f"avg_pool{n}d", AveragePool(spatial=n))
         put(f"adaptive_avg_pool{n}d", AveragePool(spatial=n, adaptive=True))
     for n, names in RESIZINGS.items():
         for name, method in names.items():
-            put(f"{name} {name}.vec", Resize(n, method))
-    put("softmax.int _softmax _safe_softmax", Softmax())
+            put(f"{name}.vec", Resize(n, method))
+    put("softmax.int _safe_softmax", Softmax())
     put("layer_norm", LayerNorm())
     put("rms_norm", LayerNorm(centred=False))
     put("group_norm", GroupNorm())

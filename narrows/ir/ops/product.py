@@ -78,15 +78,13 @@ class Product(Contract):
     kind = "product"
     makes_channels = False  # where its factors are both computed
     reads_masked = False
-    left: str = "self"
-    right: str = "other"
 
     def contraction(self, facts: Channels, node: fx.Node) -> Contraction | None:
         args = arguments(node)
-        a, b = args[self.left], args[self.right]
+        a, b = args["self"], args["other"]
         for x, weight, names, axes in (
-            (a, b, (self.left, self.right, ""), (-1, -1, -1, -2)),
-            (b, a, (self.right, self.left, ""), (-2, -2, -2, -1)),
+            (a, b, ("self", "other", ""), (-1, -1, -1, -2)),
+            (b, a, ("other", "self", ""), (-2, -2, -2, -1)),
         ):
             if not facts.is_free(weight) or facts.is_free(x):
                 continue
@@ -104,14 +102,14 @@ class Product(Contract):
         return None
 
     def input_axis(self, node: fx.Node, operand: fx.Node) -> int | str | None:
-        return -1 if operand is arguments(node)[self.left] else -2
+        return -1 if operand is arguments(node)["self"] else -2
 
     def flow(self, facts: Channels, node: fx.Node) -> Flow:
         c = self.contraction(facts, node)
         if c is not None:
             return self.contracted(facts, node, c)
         args = arguments(node)
-        a, b = args[self.left], args[self.right]
+        a, b = args["self"], args["other"]
         if facts.is_free(a) or facts.is_free(b):
             return barrier_flow(facts, node, "one factor is a weight that is not a matrix")
         if len(shape_of(a)) < 2 or len(shape_of(b)) < 2:
@@ -147,21 +145,21 @@ class Product(Contract):
         summed = rank  # an axis of its own behind those of the result
         lead = [range(rank - len(x.shape), rank - 2) for x in (a, b)]
         parts = [
-            (args[self.left], a, [*lead[0], rank - 2, summed]),
-            (args[self.right], b, [*lead[1], summed, rank - 1]),
+            (args["self"], a, [*lead[0], rank - 2, summed]),
+            (args["other"], b, [*lead[1], summed, rank - 1]),
         ]
         sides = rewriter.sides(node, parts, rank + 1, [*value.axes, summed])
         a, b = (s.held for s in sides)
         places = _result_places(rewriter, node, sides)
         shape = (*torch.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
-        return rewriter.emit(node, {self.left: a.node, self.right: b.node}, places, shape)
+        return rewriter.emit(node, {"self": a.node, "other": b.node}, places, shape)
 
     def joins(self, facts: Channels, node: fx.Node) -> list[tuple[fx.Node, Any, fx.Node, Any]]:
         paired = facts.flows[node].facts
         if not isinstance(paired, Paired):
             return []
         args = arguments(node)
-        a, b = args[self.left], args[self.right]
+        a, b = args["self"], args["other"]
         if facts.value(a).tensor.shape[-1] == 1 or facts.value(b).tensor.shape[-2] == 1:
             return []  # what is summed over holds no channels
         return [(a, paired.left, b, paired.right)]
@@ -171,7 +169,7 @@ class Product(Contract):
         if not isinstance(paired, Paired):
             return super().shared(facts, node)
         args = arguments(node)
-        a, b = args[self.left], args[self.right]
+        a, b = args["self"], args["other"]
         wide = facts.value(a).tensor.shape[-1] > 1, facts.value(b).tensor.shape[-2] > 1
         return one_sided((a, paired.left), (b, paired.right), wide)
 
@@ -179,7 +177,7 @@ class Product(Contract):
         if not isinstance(facts.flows[node].facts, Paired):
             return []
         args = arguments(node)
-        nodes = (args[self.left], args[self.right], node)
+        nodes = (args["self"], args["other"], node)
         return by_head([(n, facts.value(n).tensor) for n in nodes])
 
 

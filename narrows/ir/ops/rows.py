@@ -18,7 +18,6 @@ from narrows.ir.ops.identities import (
     always,
     in_order,
     plus_zero,
-    same_axis,
     selects_all,
     slices_all,
     times_one,
@@ -64,13 +63,12 @@ def _rows(kind: Callable[..., Row], names: str, summary: str, **facts: Any) -> I
 
 _UNARY = """
     relu relu6 silu gelu sigmoid tanh hardtanh hardswish hardsigmoid leaky_relu elu selu celu mish
-    softplus log_sigmoid hardshrink softshrink threshold rrelu abs neg sign sgn
-    square sin cos tan atan asinh erf erfc floor ceil round trunc frac clamp clamp.Tensor clamp_min
-    clamp_max clamp_min.Tensor clamp_max.Tensor nan_to_num logical_not bitwise_not isnan isinf
-    isfinite
+    softplus log_sigmoid hardshrink softshrink threshold rrelu abs neg sign sin cos tan atan
+    asinh erf erfc floor ceil round trunc frac clamp clamp.Tensor nan_to_num logical_not bitwise_not
+    isnan isinf isfinite
 """
 _BINARY = """
-    rsub.Tensor rsub.Scalar maximum minimum fmax fmin logaddexp atan2
+    rsub.Scalar maximum minimum fmax fmin logaddexp atan2
     eq.Tensor eq.Scalar ne.Tensor ne.Scalar lt.Tensor lt.Scalar le.Tensor le.Scalar gt.Tensor
     gt.Scalar ge.Tensor ge.Scalar logical_and logical_or logical_xor bitwise_and.Tensor
     bitwise_or.Tensor bitwise_xor.Tensor where.Scalar lerp.Scalar lerp.Tensor addcmul
@@ -81,8 +79,7 @@ _PARTIAL_UNARY = """
     erfinv sinh cosh
 """
 _PARTIAL_BINARY = """
-    div.Tensor_mode div.Scalar_mode floor_divide floor_divide.Scalar remainder.Tensor
-    remainder.Scalar fmod.Tensor fmod.Scalar
+    div.Tensor_mode floor_divide remainder.Tensor remainder.Scalar fmod.Tensor fmod.Scalar
     pow.Tensor_Scalar pow.Tensor_Tensor pow.Scalar addcdiv
 """
 
@@ -93,10 +90,8 @@ def _pointwise() -> Iterator[Row]:
     yield from _rows(Pointwise, _PARTIAL_UNARY, unary, partial=True)
     yield from _rows(Pointwise, _BINARY, binary)
     yield from _rows(Pointwise, _PARTIAL_BINARY, binary, partial=True)
-    sums = "add.Tensor sub.Tensor"
-    yield from _rows(Pointwise, sums, binary, identity=plus_zero)
-    quotients = "div.Tensor"
-    yield from _rows(Pointwise, quotients, binary, partial=True, identity=times_one)
+    yield from _rows(Pointwise, "add.Tensor sub.Tensor", binary, identity=plus_zero)
+    yield from _rows(Pointwise, "div.Tensor", binary, partial=True, identity=times_one)
     yield from _rows(
         Pointwise,
         "mul.Tensor",
@@ -104,8 +99,7 @@ def _pointwise() -> Iterator[Row]:
         absorbs=True,
         identity=times_one,
     )
-    chosen = {"where.self": "self other", "where.ScalarOther": "self", "where.ScalarSelf": "other",
-              "masked_fill.Scalar": "self", "masked_fill.Tensor": "self"}  # fmt: skip
+    chosen = {"where.self": "self other", "where.ScalarOther": "self", "where.ScalarSelf": "other"}
     for name, parts in chosen.items():
         yield from _rows(Pointwise, name, binary, parts=tuple(parts.split()))
     yield from _rows(
@@ -116,15 +110,11 @@ def _pointwise() -> Iterator[Row]:
     )
     yield from _rows(
         Pointwise,
-        "to.dtype to.dtype_layout to.device _to_copy",
+        "to.dtype to.device",
         "the same elements, perhaps in another dtype",
         identity=always,
     )
-    yield from _rows(
-        Pointwise,
-        "zeros_like ones_like full_like",
-        "the same shape, perhaps in another dtype",
-    )
+    yield from _rows(Pointwise, "full_like", "the same shape, perhaps in another dtype")
     statistics = ("weight", "bias", "running_mean", "running_var")
     yield from _rows(
         PerChannel,
@@ -156,14 +146,7 @@ def _pointwise() -> Iterator[Row]:
 
 _MOVES = """
     roll flip rot90 pixel_shuffle pixel_unshuffle channel_shuffle repeat repeat_interleave.self_int
-    tile unfold
-"""
-# Each axis stays one.
-_TURNS = {"permute": in_order, "transpose.int": same_axis}
-_COPIES = "clone contiguous detach alias lift_fresh_copy"
-_PARTS = """
-    split.Tensor split.sizes chunk
-    tensor_split.sections tensor_split.indices
+    unfold
 """
 
 
@@ -171,7 +154,6 @@ def _layout() -> Iterator[Row]:
     shape = "another shape for the same elements"
     view: dict[str, Any] = {"work_kind": "view"}
     same: dict[str, Any] = {"identity": always}
-    yield from _rows(Layout, "view _unsafe_view", shape, sizes="size", **view, **same)
     yield from _rows(Layout, "reshape", shape, sizes="shape", **view, **same)
     yield from _rows(
         Layout,
@@ -185,28 +167,26 @@ def _layout() -> Iterator[Row]:
     yield from _rows(Layout, "expand", repeated, sizes="size", keeps_axes=True, **same)
     moving = "elements moved, none computed"
     yield from _rows(Layout, _MOVES, moving)
-    for name, rule in _TURNS.items():
-        yield from _rows(Layout, name, moving, keeps_axes=True, identity=rule)
+    yield from _rows(Layout, "permute", moving, keeps_axes=True, identity=in_order)
     view["any_width"] = True
     yield from _rows(Layout, "flatten.using_ints", moving, **view, **same)
     yield from _rows(Layout, "squeeze.dim", moving, keeps_axes=True, **view, **same)
     yield from _rows(Layout, "squeeze.dims", moving, **view, **same)
     yield from _rows(Layout, "unsqueeze", moving, keeps_axes=True, **view)
-    yield from _rows(Layout, _COPIES, moving, keeps_axes=True, **view, **same)
+    yield from _rows(Layout, "clone contiguous alias", moving, keeps_axes=True, **view, **same)
     del view["any_width"]
     gone = "every axis of size 1 taken away"
     yield from _rows(Squeeze, "squeeze", gone, keeps_axes=True, **view, **same)
     part = "a part of an axis"
     yield from _rows(Selection, "slice.Tensor", part, identity=slices_all)
-    yield from _rows(Selection, _PARTS, part)
+    yield from _rows(Selection, "split.sizes", part)
     yield from _rows(Selection, "index_select", part, work_kind="gather", identity=selects_all)
-    yield from _rows(
-        Selection, "select.int unbind.int", "one index of an axis, which goes away", drops=True
-    )
+    yield from _rows(Selection, "select.int", "one index of an axis, which goes away", drops=True)
     beside = "tensors side by side along an axis"
     yield from _rows(Join, "cat", beside, parts=("tensors",))
     yield from _rows(Join, "stack", beside, stacks=True, parts=("tensors",))
-    yield from _rows(Pad, "pad constant_pad_nd", "constants around the elements", parts=("self",))
+    around = "constants around the elements, or elements over again"
+    yield from _rows(Pad, "pad", around, parts=("self",))
     yield from _rows(Glu, "glu", "first half of an axis times the sigmoid of the second")
 
 
@@ -250,9 +230,7 @@ def _contractions() -> Iterator[Row]:
         costs=partial(product, left="mat1"),
     )
     matrices = "matrix product, of two activations or with a weight"
-    cost = {"costs": partial(product, left="self")}
-    yield from _rows(Product, "matmul", matrices, **cost)
-    yield from _rows(Product, "mm bmm", matrices, right="mat2", **cost)
+    yield from _rows(Product, "matmul", matrices, costs=partial(product, left="self"))
     yield from _rows(Attention, "scaled_dot_product_attention", "softmax(q k^T) v", costs=attention)
     yield from _rows(Lookup, "embedding", "rows of a table by index")
 
@@ -281,7 +259,7 @@ def _mixing() -> Iterator[Row]:
     along: dict[str, Any] = {"dims": "dim", "constants": never}
     yield from _rows(
         Mixing,
-        "softmax.int _softmax _safe_softmax log_softmax.int _log_softmax",
+        "softmax.int _safe_softmax log_softmax.int",
         "normalised over an axis",
         work_kind="softmax",
         **along,
@@ -291,19 +269,12 @@ def _mixing() -> Iterator[Row]:
 
 
 _RESIZING = {
-    1: """
-        upsample_nearest1d upsample_nearest1d.vec upsample_linear1d upsample_linear1d.vec
-        reflection_pad1d replication_pad1d
-    """,
+    1: "upsample_nearest1d.vec upsample_linear1d.vec",
     2: """
-        upsample_nearest2d upsample_nearest2d.vec upsample_bilinear2d upsample_bilinear2d.vec
-        upsample_bicubic2d upsample_bicubic2d.vec _upsample_bilinear2d_aa.vec
-        _upsample_nearest_exact2d.vec reflection_pad2d replication_pad2d
+        upsample_nearest2d.vec upsample_bilinear2d.vec upsample_bicubic2d.vec
+        _upsample_bilinear2d_aa.vec _upsample_nearest_exact2d.vec
     """,
-    3: """
-        upsample_nearest3d upsample_nearest3d.vec upsample_trilinear3d upsample_trilinear3d.vec
-        reflection_pad3d replication_pad3d
-    """,
+    3: "upsample_nearest3d.vec upsample_trilinear3d.vec",
 }
 
 
@@ -326,8 +297,7 @@ def _padded_mean(args: dict[str, Any]) -> str:
 # ---------------------------------------------------------------------- reductions
 
 _STATISTICS = """
-    var.correction std.correction logsumexp norm.ScalarOpt_dim linalg_vector_norm
-    prod.dim_int any.dim all.dim
+    var.correction std.correction logsumexp linalg_vector_norm prod.dim_int any.dim all.dim
 """
 
 
@@ -353,9 +323,7 @@ def _picking() -> Iterator[Row]:
 def _reductions() -> Iterator[Row]:
     total: dict[str, Any] = {"constants": zero_only, "skips_zeros": True}
     yield from _rows(Reduce, "mean.dim amax amin", "mean or extremum over axes", dims="dim")
-    yield from _rows(Reduce, "mean max min", "mean or extremum of everything")
     yield from _rows(Reduce, "sum.dim_IntList", "sum over axes", dims="dim", **total)
-    yield from _rows(Reduce, "sum", "sum of everything", **total)
     yield from _rows(
         Reduce, "argmax argmin", "where an extremum is", dims="dim", constants=never, numbers=True
     )
@@ -364,7 +332,5 @@ def _reductions() -> Iterator[Row]:
 
 def _fills() -> Iterator[Row]:
     summary = "made of sizes and numbers"
-    yield from _rows(Fill, "zeros", summary, value=0.0)
-    yield from _rows(Fill, "ones", summary, value=1.0)
     yield from _rows(Fill, "full", summary, value="fill_value")
-    yield from _rows(Fill, "arange arange.start arange.start_step eye eye.m linspace", summary)
+    yield from _rows(Fill, "arange.start_step eye.m linspace", summary)

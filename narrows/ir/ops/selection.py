@@ -1,4 +1,4 @@
-"""Operators that take a part of an axis: slice, select, split, unbind, index_select."""
+"""Operators that take a part of an axis: slice, select, split, index_select."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from narrows.ir.ops.row import Row
 
 @dataclass(frozen=True, kw_only=True)
 class Selection(Row):
-    """``y`` is a part of ``x`` along one axis: slice, select, split, unbind, index_select.
+    """``y`` is a part of ``x`` along one axis: slice, select, split, index_select.
 
     Attributes:
-        drops: Whether the axis itself goes away (select, unbind).
+        drops: Whether the axis itself goes away (select).
         axis: The argument that names the axis.
     """
 

@@ -18,7 +18,7 @@ from narrows.ir.held import Held, RaggedError
 from narrows.ir.labels import Bools, Ints, distinct, is_count
 from narrows.ir.meta import Meta, copy_meta, shape_of
 from narrows.ir.ops import dialect, table
-from narrows.ir.ops.args import arguments, call, changed, without_strides
+from narrows.ir.ops.args import arguments, call, changed
 from narrows.ir.ops.constants import as_array
 from narrows.ir.ops.contraction import Contraction
 from narrows.ir.ops.layout import Layout
@@ -111,9 +111,7 @@ class Emitter:
         return self.plain(node)
 
     def _create(self, node: fx.Node, args: Any, kwargs: Any) -> fx.Node:
-        # A view of what is now a slice may need a copy; reshape decides at run time.
-        target = without_strides(node.target)
-        new = add_node(self.graph, node.op, target, args, kwargs, node.name)
+        new = add_node(self.graph, node.op, node.target, args, kwargs, node.name)
         new.meta = dict(node.meta)
         return new
 

@@ -20,7 +20,7 @@ from narrows.ir.labels import Bools, Ints, Value, count_to, is_count, match, run
 from narrows.ir.liveness import Demand
 from narrows.ir.meta import Meta, shape_of
 from narrows.ir.ops import dialect, table
-from narrows.ir.ops.args import arguments, changed, invoke
+from narrows.ir.ops.args import arguments, changed
 from narrows.ir.program import Note, Program
 from narrows.ir.rewrite.aligned import aligned, in_step
 from narrows.ir.rewrite.chains import collapse, replay
@@ -426,7 +426,8 @@ class Rewriter(Emitter):
         args, kwargs = changed(node, changes)
         free = free or {}
         args, kwargs = map_arg((args, kwargs), lambda n: free[n] if n in free else Meta(n).size)
-        return invoke(node.target, args, kwargs)
+        run: Any = node.target
+        return run(*args, **kwargs)
 
     def trim(self, labels: Tensor, value: Value) -> Tensor:
         """Cut the axes along which ``value`` never changes to size 1."""

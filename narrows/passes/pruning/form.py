@@ -55,7 +55,7 @@ def _is_idle_gate(program: Program, node: fx.Node) -> bool:
 def is_idle(old: Program, new: Program) -> bool:
     """Whether a rewrite has removed nothing: the same weights, and every tensor of the same shape.
 
-    The rewriter may spell some operators otherwise, ``unbind`` as slices; that alone is no change.
+    The rewriter may spell some operators otherwise, a split as slices; that alone is no change.
     """
     if old.weights.keys() != new.weights.keys() or old.aliases != new.aliases:
         return False

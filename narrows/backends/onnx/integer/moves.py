@@ -46,14 +46,14 @@ def _source(node: fx.Node) -> fx.Node:
     return node.all_input_nodes[0]
 
 
-@moves("alias", "clone", "contiguous", "detach", "lift_fresh_copy",
-       "dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")  # fmt: skip
+@moves("alias", "clone", "contiguous", "dropout", "feature_dropout", "alpha_dropout",
+       "feature_alpha_dropout")  # fmt: skip
 def _same(graph: Graph, node: fx.Node) -> None:
     graph.renamed[node] = _first(graph, node)
 
 
-@moves("view", "_unsafe_view", "reshape", "unflatten.int", "flatten.using_ints", "squeeze",
-       "squeeze.dim", "squeeze.dims", "unsqueeze")  # fmt: skip
+@moves("reshape", "unflatten.int", "flatten.using_ints", "squeeze", "squeeze.dim", "squeeze.dims",
+       "unsqueeze")  # fmt: skip
 def _reshape(graph: Graph, node: fx.Node) -> None:
     graph.reshape(_first(graph, node), graph.sizes(node), node.name)
 
@@ -62,14 +62,6 @@ def _reshape(graph: Graph, node: fx.Node) -> None:
 def _permute(graph: Graph, node: fx.Node) -> None:
     rank = _rank(node)
     perm = [d % rank for d in given(node)["dims"]]
-    graph.add("Transpose", [_first(graph, node)], node.name, perm=perm)
-
-
-@moves("transpose.int")
-def _transpose(graph: Graph, node: fx.Node) -> None:
-    perm, args = list(range(_rank(node))), given(node)
-    a, b = args["dim0"], args["dim1"]
-    perm[a], perm[b] = perm[b], perm[a]
     graph.add("Transpose", [_first(graph, node)], node.name, perm=perm)
 
 
@@ -121,8 +113,7 @@ def _index_select(graph: Graph, node: fx.Node) -> None:
     graph.add("Gather", inputs, node.name, axis=args["dim"] % _rank(node))
 
 
-@moves("split.Tensor", "split.sizes", "chunk", "unbind.int",
-       "tensor_split.sections", "tensor_split.indices")  # fmt: skip
+@moves("split.sizes")
 def _split(graph: Graph, node: fx.Node) -> None:
     """Nothing: every part that is read is cut out on its own, by ``getitem``."""
 
@@ -133,35 +124,10 @@ def _getitem(graph: Graph, node: fx.Node) -> None:
     args = given(parts)  # type: ignore[arg-type]
     source = next(iter(args.values()))
     axis = args["dim"] % _rank(source)
-    drops = op_name(parts) == "unbind.int"  # type: ignore[arg-type]
-    if drops:
-        i = graph.constant(index, "int64")
-        graph.add("Gather", [graph.name(source), i], node.name, axis=axis)
-        return
-    widths = [shape_of(u)[axis] for u in _parts(parts)]  # type: ignore[arg-type]
-    start = _starts(args, shape_of(source)[axis], op_name(parts))[index]  # type: ignore
+    start = sum(args["split_size"][:index])
     bounds = [graph.constant([v], "int64") for v in (start, start + shape_of(node)[axis])]
     rest = [graph.constant([v], "int64") for v in (axis, 1)]
-    assert widths
     graph.add("Slice", [graph.name(source), *bounds, *rest], node.name)
-
-
-def _parts(node: fx.Node) -> list[fx.Node]:
-    return list(node.users)
-
-
-def _starts(args: dict[str, Any], size: int, op: str) -> list[int]:
-    """Return where every part of a split begins."""
-    if "split_sizes" in args or isinstance(args.get("split_size"), list | tuple):
-        sizes = args.get("split_sizes") or args["split_size"]
-        return [0, *np.cumsum(sizes[:-1]).tolist()]
-    if op.startswith("tensor_split.indices"):
-        return [0, *args["indices"]]
-    if op.startswith("tensor_split"):
-        lengths = [len(p) for p in np.array_split(np.arange(size), args["sections"])]
-        return [0, *np.cumsum(lengths[:-1]).tolist()]
-    step = args["split_size"] if "split_size" in args else -(-size // args["chunks"])
-    return list(range(0, size, step))
 
 
 @moves("expand")
@@ -177,10 +143,10 @@ def _expand(graph: Graph, node: fx.Node) -> None:
     graph.add("Expand", [_first(graph, node), shape], node.name)
 
 
-@moves("repeat", "tile")
+@moves("repeat")
 def _tile(graph: Graph, node: fx.Node) -> None:
     args = given(node)
-    counts = [number(graph, c) for c in args.get("repeats") or args["dims"]]
+    counts = [number(graph, c) for c in args["repeats"]]
     x = _first(graph, node)
     rank = _rank(_source(node))
     if len(counts) > rank:
@@ -216,7 +182,7 @@ def _repeat_interleave(graph: Graph, node: fx.Node) -> None:
     graph.add("Gather", inputs, node.name, axis=axis)
 
 
-@moves("constant_pad_nd", "pad")
+@moves("pad")
 def _pad(graph: Graph, node: fx.Node) -> None:
     args, rank = given(node), _rank(node)
     before, after = [0] * rank, [0] * rank
@@ -279,8 +245,7 @@ def _max_pool(graph: Graph, node: fx.Node) -> None:
     )  # fmt: skip
 
 
-@moves("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_nearest1d.vec",
-       "upsample_nearest2d.vec", "upsample_nearest3d.vec")  # fmt: skip
+@moves("upsample_nearest1d.vec", "upsample_nearest2d.vec", "upsample_nearest3d.vec")
 def _nearest(graph: Graph, node: fx.Node) -> None:
     old, new = shape_of(_source(node))[2:], shape_of(node)[2:]
     picked = _picked(node)

@@ -192,7 +192,7 @@ def _addmm(low: Lowering, call: Call) -> Value:
     return binary(low, y, bias, op.add)
 
 
-@rule("matmul mm bmm")
+@rule("matmul")
 def _matmul(low: Lowering, call: Call) -> Value:
     a, b = call.args["self"], call.args.get("other", call.args.get("mat2"))
     y = multiplied(low, a, b, call.dtype)

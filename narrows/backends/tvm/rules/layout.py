@@ -18,27 +18,15 @@ from narrows.backends.tvm.values import Value
 op = relax.op
 
 
-@rule(
-    "view _unsafe_view reshape flatten.using_ints squeeze squeeze.dim squeeze.dims unsqueeze "
-    "unflatten.int"
-)
+@rule("reshape flatten.using_ints squeeze squeeze.dim squeeze.dims unsqueeze unflatten.int")
 def _reshape(low: Lowering, call: Call) -> Value:
     return low.reshaped(call.args["self"], call.shape)
 
 
-@rule("permute transpose.int")
+@rule("permute")
 def _permute(low: Lowering, call: Call) -> Value:
     x = call.args["self"]
-    return x.permuted(_axes(call, x.rank))
-
-
-def _axes(call: Call, rank: int) -> tuple[int, ...]:
-    """Return per result axis the operand's axis."""
-    if "dims" in call.args:
-        return tuple(d % rank for d in call.args["dims"])
-    axes, first, second = list(range(rank)), call.args["dim0"], call.args["dim1"]
-    axes[first], axes[second] = axes[second], axes[first]
-    return tuple(axes)
+    return x.permuted(tuple(d % x.rank for d in call.args["dims"]))
 
 
 @rule("expand")
@@ -57,10 +45,10 @@ def _expand(low: Lowering, call: Call) -> Value:
     return Value(call.shape, x.dtype, raised.order, width, expr)
 
 
-@rule("repeat tile")
+@rule("repeat")
 def _repeat(low: Lowering, call: Call) -> Value:
     x = call.args["self"]
-    times = call.args.get("repeats", call.args.get("dims"))
+    times = call.args["repeats"]
     times = [1] * (call.rank - len(times)) + list(times)
     expr = low.emit(op.tile(low.plain(x), times))
     return low.made(expr, call.shape, call.dtype)
@@ -194,7 +182,7 @@ def _slice(low: Lowering, call: Call) -> Value:
     return part(low, x, axis, *bounds.indices(x.shape[axis]))
 
 
-@rule("split.Tensor split.sizes chunk tensor_split.sections tensor_split.indices")
+@rule("split.sizes")
 def _split(low: Lowering, call: Call) -> list[Value]:
     x, axis = call.args["self"], call.args["dim"]
     sizes = [shape[axis] for shape in call.shape]  # type: ignore[index]
@@ -222,13 +210,6 @@ def _select(low: Lowering, call: Call) -> Value:
     x, axis = call.args["self"], call.args["dim"]
     index = call.args["index"] % x.shape[axis]
     return low.reshaped(part(low, x, axis, index, index + 1), call.shape)
-
-
-@rule("unbind.int")
-def _unbind(low: Lowering, call: Call) -> list[Value]:
-    x, axis = call.args["self"], call.args["dim"]
-    shape = tuple(call.shape[0])  # type: ignore[arg-type]
-    return [low.reshaped(part(low, x, axis, i, i + 1), shape) for i in range(x.shape[axis])]
 
 
 # ---------------------------------------------------------------------- side by side
@@ -282,16 +263,12 @@ def _glu(low: Lowering, call: Call) -> Value:
 # ---------------------------------------------------------------------- around
 
 
-@rule(
-    "pad constant_pad_nd reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d "
-    "replication_pad2d replication_pad3d"
-)
+@rule("pad")
 def _pad(low: Lowering, call: Call) -> Value:
-    x, pad = call.args["self"], call.args["pad" if "pad" in call.args else "padding"]
-    mode = call.args.get("mode", {"refl": "reflect", "repl": "replicate"}.get(call.op[:4]))
+    x, pad, mode = (call.args[k] for k in ("self", "pad", "mode"))
     around = [(pad[i], pad[i + 1]) for i in range(0, len(pad), 2)]
     around = [(0, 0)] * (x.rank - len(around)) + around[::-1]
-    if mode in (None, "constant"):
+    if mode == "constant":
         return _constant_pad(low, x, around, call.args.get("value") or 0)
     for axis, (before, after) in enumerate(around):
         if before or after:

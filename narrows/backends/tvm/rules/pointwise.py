@@ -70,7 +70,7 @@ def _const(low: Lowering, call: Call, number: float) -> Any:
 _DIRECT: dict[str, Callable[[Any], Any]] = {
     "relu": nn.relu, "sigmoid": op.sigmoid, "tanh": op.tanh, "abs": op.abs,
     "neg": op.negative, "sign": op.sign,
-    "sgn": op.sign, "square": lambda x: op.multiply(x, x), "sin": op.sin, "cos": op.cos,
+    "sin": op.sin, "cos": op.cos,
     "atan": op.atan, "erf": op.erf, "floor": op.floor, "ceil": op.ceil,
     "trunc": op.trunc, "exp": op.exp, "log": op.log, "sqrt": op.sqrt, "rsqrt": op.rsqrt,
     "tan": op.tan, "asin": op.asin, "acos": op.acos, 
@@ -188,7 +188,7 @@ def _nan_to_num(low: Lowering, call: Call) -> Value:
     return unary(low, x, replaced)
 
 
-@rule("hardtanh clamp clamp_min clamp_max")
+@rule("hardtanh clamp")
 def _clamp(low: Lowering, call: Call) -> Value:
     low_end = call.args.get("min", call.args.get("min_val"))
     high_end = call.args.get("max", call.args.get("max_val"))
@@ -202,7 +202,7 @@ def _clamp(low: Lowering, call: Call) -> Value:
     return unary(low, x, clamped)
 
 
-@rule("clamp.Tensor clamp_min.Tensor clamp_max.Tensor")
+@rule("clamp.Tensor")
 def _clamp_tensor(low: Lowering, call: Call) -> Value:
     x = low.cast(call.args["self"], call.dtype)
     for key, function in (("min", op.maximum), ("max", op.minimum)):
@@ -291,8 +291,8 @@ def _logit(low: Lowering, call: Call) -> Value:
 
 
 @rule(
-    "dropout feature_dropout alpha_dropout feature_alpha_dropout clone contiguous detach alias "
-    "lift_fresh_copy to.dtype to.dtype_layout to.device _to_copy"
+    "dropout feature_dropout alpha_dropout feature_alpha_dropout clone contiguous alias "
+    "to.dtype to.device"
 )
 def _identity(low: Lowering, call: Call) -> Value:
     if call.args.get("train"):
@@ -300,10 +300,9 @@ def _identity(low: Lowering, call: Call) -> Value:
     return low.cast(call.args.get("self", call.args.get("input")), call.dtype)
 
 
-@rule("zeros_like ones_like full_like")
+@rule("full_like")
 def _filled(low: Lowering, call: Call) -> Value:
-    number = {"z": 0, "o": 1}.get(call.op[0], call.args.get("fill_value"))
-    return Value.constant(np.full(call.shape, number, call.dtype))
+    return Value.constant(np.full(call.shape, call.args["fill_value"], call.dtype))
 
 
 # ---------------------------------------------------------------------- two operands
@@ -364,7 +363,7 @@ def _enter_binary() -> None:
 _enter_binary()
 
 
-@rule("add.Tensor sub.Tensor rsub.Tensor rsub.Scalar")
+@rule("add.Tensor sub.Tensor rsub.Scalar")
 def _add(low: Lowering, call: Call) -> Value:
     a, b = _pair(low, call, call.dtype)
     alpha = call.args.get("alpha", 1)
@@ -379,7 +378,7 @@ def _add(low: Lowering, call: Call) -> Value:
     return binary(low, *((b, a) if call.op.startswith("rsub") else (a, b)), op.subtract)
 
 
-@rule("div.Tensor_mode div.Scalar_mode floor_divide floor_divide.Scalar")
+@rule("div.Tensor_mode floor_divide")
 def _div_mode(low: Lowering, call: Call) -> Value:
     mode = call.args.get("rounding_mode", "floor")
     a, b = _pair(low, call, call.dtype)
@@ -456,17 +455,7 @@ def _pow_scalar(low: Lowering, call: Call) -> Value:
 @rule("where.self where.ScalarOther where.ScalarSelf where.Scalar")
 def _where(low: Lowering, call: Call) -> Value:
     a, b = (operand(low, call.args[k], call.dtype) for k in ("self", "other"))
-    return _choose(low, call.args["condition"], a, b)
-
-
-@rule("masked_fill.Scalar masked_fill.Tensor")
-def _masked_fill(low: Lowering, call: Call) -> Value:
-    x = call.args["self"]
-    return _choose(low, call.args["mask"], operand(low, call.args["value"], call.dtype), x)
-
-
-def _choose(low: Lowering, condition: Value, a: Value, b: Value) -> Value:
-    exprs, like = low.aligned([condition, a, b])
+    exprs, like = low.aligned([call.args["condition"], a, b])
     return low.like(like, low.emit(op.where(*exprs)), a.dtype)
 
 

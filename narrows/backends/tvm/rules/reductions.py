@@ -62,22 +62,22 @@ def mean(low: Lowering, x: Value, axes: list[int], keep: bool) -> Value:
     return binary(low, reduced(low, x, axes, keep, op.sum), share, op.multiply)
 
 
-@rule("mean mean.dim")
+@rule("mean.dim")
 def _mean(low: Lowering, call: Call) -> Value:
     return mean(low, *_operand(low, call))
 
 
-@rule("sum sum.dim_IntList")
+@rule("sum.dim_IntList")
 def _sum(low: Lowering, call: Call) -> Value:
     return reduced(low, *_operand(low, call), op.sum)
 
 
-@rule("amax max")
+@rule("amax")
 def _max(low: Lowering, call: Call) -> Value:
     return reduced(low, *_operand(low, call), op.max)
 
 
-@rule("amin min")
+@rule("amin")
 def _min(low: Lowering, call: Call) -> Value:
     return reduced(low, *_operand(low, call), op.min)
 
@@ -118,11 +118,10 @@ def _variance(low: Lowering, call: Call) -> Value:
     return unary(low, y, op.sqrt) if call.op.startswith("std") else y
 
 
-@rule("norm.ScalarOpt_dim linalg_vector_norm")
+@rule("linalg_vector_norm")
 def _norm(low: Lowering, call: Call) -> Value:
     x, axes, keep = _operand(low, call)
-    order = call.args.get("p", call.args.get("ord"))
-    order = 2 if order is None else order
+    order = call.args["ord"]
     size = unary(low, x, op.abs)
     if order == math.inf:
         return reduced(low, size, axes, keep, op.max)

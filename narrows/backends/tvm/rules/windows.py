@@ -83,11 +83,9 @@ def _uneven(size: int, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @rule(
-    "upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_nearest1d.vec "
-    "upsample_nearest2d.vec upsample_nearest3d.vec _upsample_nearest_exact2d.vec "
-    "upsample_linear1d upsample_linear1d.vec upsample_bilinear2d upsample_bilinear2d.vec "
-    "upsample_trilinear3d upsample_trilinear3d.vec upsample_bicubic2d upsample_bicubic2d.vec "
-    "_upsample_bilinear2d_aa.vec"
+    "upsample_nearest1d.vec upsample_nearest2d.vec upsample_nearest3d.vec upsample_linear1d.vec "
+    "_upsample_nearest_exact2d.vec upsample_bilinear2d.vec upsample_trilinear3d.vec "
+    "upsample_bicubic2d.vec _upsample_bilinear2d_aa.vec"
 )
 def _resize(low: Lowering, call: Call) -> Value:
     x, rank = call.args.get("input", call.args.get("self")), call.rank - 2
@@ -95,18 +93,17 @@ def _resize(low: Lowering, call: Call) -> Value:
     corners = bool(call.args.get("align_corners", False))
     for i in range(rank):
         size, count = x.shape[2 + i], call.shape[2 + i]
-        scale = _scale(call, i, "hwd"[i] if rank == 2 else "dhw"[i], size, count, corners)
+        scale = _scale(call, i, size, count, corners)
         x = resampled(low, x, 2 + i, *_tables(call.op, size, count, scale, corners))
     return x
 
 
-def _scale(call: Call, i: int, letter: str, size: int, count: int, corners: bool) -> float:
+def _scale(call: Call, i: int, size: int, count: int, corners: bool) -> float:
     """Return how many operand indices one result index is."""
     if corners and "nearest" not in call.op:
         return (size - 1) / (count - 1) if count > 1 else 0.0
-    factors = call.args.get("scale_factors")
-    factor = factors[i] if factors else call.args.get(f"scales_{letter}")
-    return 1 / factor if factor else size / count
+    factors = call.args["scale_factors"]
+    return 1 / factors[i] if factors else size / count
 
 
 def _tables(
