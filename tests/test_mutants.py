@@ -93,8 +93,11 @@ def test_the_seed_decides_what_is_drawn() -> None:
 def test_rows_claim_what_they_are_not() -> None:
     row = next(r for r in table.rows() if r.name == "relu.default")
     claims = {(trait, name) for trait, _, name in others(row)}
-    assert {("partial", "True"), ("any_width", "False"), ("absorbs", "True")} <= claims
+    assert {("partial", "True"), ("any_width", "False")} <= claims
     assert {("integer", "None"), ("work_kind", "'view'")} <= claims
+    assert ("absorbs", "True") not in claims  # of a zero it makes a zero
+    row = next(r for r in table.rows() if r.name == "cos.default")
+    assert ("absorbs", "True") in {(trait, name) for trait, _, name in others(row)}
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # a process that forks has threads

@@ -22,7 +22,8 @@ UNSAFE, PESSIMISTIC, COSTS = "unsafe", "pessimistic", "costs"
 CAREFUL = {
     ("partial", "True"), ("any_width", "False"), ("absorbs", "False"), ("integer", "None"),
     ("skips_zeros", "False"), ("centered", "False"), ("ordered", "True"), ("gain", "''"),
-    ("constants", "never"), ("constants", "zero_only"), ("value", "None"),
+    ("constants", "never"), ("constants", "zero_only"), ("value", "''"), ("numbers", "True"),
+    ("picks", "False"), ("keeps_axes", "False"), ("parts", "()"),
 }  # fmt: skip
 KINDS = ("view", "copy", "gather", "pointwise", "norm", "softmax")
 LEFT = {"target", "summary", "samples"}  # what a row is, and what it is tried on
@@ -54,9 +55,23 @@ def others(row: Any) -> Iterator[tuple[str, Any, str]]:
     for field in dataclasses.fields(row):
         idle = row.kind == "product" and field.name in ITS_OWN
         idle |= field.name == "x_axis" and row.spatial > 0  # that of a convolution is known
+        idle |= field.name == "absorbs" and _keeps_zero(row)  # then it is no wrong claim
         if field.name not in LEFT and not idle:
             for value, name in _others(row, field.name, getattr(row, field.name)):
                 yield field.name, value, name
+
+
+def _keeps_zero(row: Any) -> bool:
+    """Whether an operator of one tensor makes zero of zero."""
+    import torch
+
+    for sample in row.samples[:1]:
+        try:
+            made = row.target(torch.zeros(1, 1, 4, 4), *sample.args[1:], **sample.kwargs)
+        except (RuntimeError, TypeError, ValueError):  # it takes more tensors than that
+            return False
+        return isinstance(made, torch.Tensor) and not made.any()
+    return False
 
 
 def _others(row: Any, trait: str, value: Any) -> Iterator[tuple[Any, str]]:

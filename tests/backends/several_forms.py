@@ -86,7 +86,8 @@ def slopes() -> Program:
 
 
 def paddings() -> Program:
-    """Kernels of even sizes whose result is as large as the operand: more is padded behind."""
+    """Kernels of even sizes whose result is as large as the operand: more is padded behind; and
+    one of a single element, around whose operand there are zeros."""
     b = images((2, 3, 16), (2, 4, 5, 7))
     line, image = b.inputs
     generator = torch.Generator().manual_seed(1)
@@ -100,6 +101,7 @@ def paddings() -> Program:
         b.call(aten.conv1d.padding, line, kernel("b", 4, 3, 2), None, [1], "same"),
         b.call(aten.conv2d.padding, image, kernel("c", 6, 4, 2, 4), None, [1, 1], "same"),
         b.call(aten.conv2d.padding, inside, kernel("d", 4, 1, 3, 2), None, [1], "same", [1, 3], 4),
+        b.call(aten.conv2d.default, image, kernel("e", 5, 4, 1, 1), None, [1, 1], [1, 1]),
     )
 
 

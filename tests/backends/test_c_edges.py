@@ -8,17 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import narrows
-from narrows.backends.c import compiler, session
+from narrows.backends.c import compiler, files, session
+from narrows.backends.c.rules import average_shift
+from narrows.backends.c.sketch import Sketch
 from narrows.errors import ArtifactError
+from narrows.ir.meta import Meta
 from narrows.ir.program import Program
 from tests.backends.several_forms import integers
 
@@ -194,3 +198,38 @@ def test_an_index_is_within_its_table() -> None:
 @pytest.mark.parametrize("name", ["borders", "quotients", "choices"])
 def test_operators_do_nothing_undefined(name: str) -> None:
     compare(integers(name))
+
+
+# ------------------------------------------------------------------ numbers of the code
+
+
+def test_a_self_test_holds_a_vector_however_large_it_is() -> None:
+    def count(*sizes: int) -> int:
+        ports: Any = [SimpleNamespace(size=s) for s in sizes]
+        drawn: Any = SimpleNamespace(inputs=ports[:1], outputs=ports[1:])
+        return files.vector_count(drawn)
+
+    assert count(files.VECTOR_CODES, 1) == 1
+    assert count(0) == count(1, 1) == files.MOST_VECTORS
+
+
+def test_rounding_counts_among_what_leaves_32_bits() -> None:
+    wide: list[str] = []
+    sketch: Any = SimpleNamespace(widen=wide.append)
+    node: Any = "n"
+    assert Sketch.shift(sketch, node, 5, 2**31 - 17) == 5
+    assert wide == []
+    assert Sketch.shift(sketch, node, 5, 2**31 - 16) == 5
+    assert wide == ["n"]
+
+
+def test_an_average_of_wide_codes_is_shifted_as_far_as_those_reach() -> None:
+    graph, made = fx.Graph(), []
+    for kind in (torch.int16, torch.uint8):
+        x = graph.placeholder(f"x{len(made)}")
+        Meta(x).dtype = kind
+        made.append(graph.call_function(torch.neg, (x,)))
+        Meta(made[-1]).dtype = torch.uint8
+    sketch: Any = None  # only asked to refuse
+    assert average_shift(sketch, made[0], 16, 1, 1) == 16
+    assert average_shift(sketch, made[1], 16, 1, 1) == 11

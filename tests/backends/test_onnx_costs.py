@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -13,7 +14,7 @@ from narrows.backends import make_target
 from narrows.backends.measured.grid import Grid
 from narrows.backends.measured.layout import Layout
 from narrows.backends.onnx import calibrate, costs, sweep
-from narrows.backends.onnx.probes import NARROW, Bench, Point
+from narrows.backends.onnx.probes import NARROW, POINTWISE, Bench, Point
 from narrows.backends.onnx.profile import work_of_node
 from narrows.backends.onnx.staircase import StairTable
 from narrows.backends.onnx.stairs import Layer, read_layers, reasons
@@ -287,3 +288,41 @@ def test_the_shipped_table_is_json_of_one_line_a_grid():
     lines = costs.TABLES.file.read_text().splitlines()
     assert max(map(len, lines)) < 6000
     assert json.loads("\n".join(lines))["format"] == 1
+
+
+# ---------------------------------------------------------------------- what a runtime is asked
+
+
+def test_a_runtime_without_blocks_has_a_plain_layout(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(calibrate, "optimized_ops", lambda model: ["FusedConv"])
+    layout = calibrate.find_layout()
+    assert (layout.block, layout.blocked) == (Layout().block, Layout().blocked)
+    assert "relu" in layout.fused
+
+
+def test_a_runtime_with_blocks_is_asked_which_operators_run_on_them(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    found = ["ReorderInput", "Conv", "Other", "ReorderOutput", "Concat"]
+    monkeypatch.setattr(calibrate, "optimized_ops", lambda model: found)
+    layout = calibrate.find_layout()
+    assert layout.block == 16
+    assert layout.fused == ()
+    assert {*layout.blocked} == {*POINTWISE}
+
+
+def test_the_time_of_a_run_is_the_time_and_not_how_much_it_was_slowed():
+    class Still(Quiet):
+        def runs(self, run: Any, wanted: int) -> list[tuple[float, float]]:
+            run()
+            return [(1.0, 9.0)] * wanted
+
+    bench = Bench()
+    bench.use(bench.conv(bench.input(1, 8, 4, 4), 8))
+    assert calibrate.cpu_time(bench.model(), rounds=3, quiet=Still()) == 1.0
+
+
+def test_a_concat_that_channels_pass_through_pays_for_no_change_of_layout():
+    table = costs.TABLES.shipped()
+    odd = Work("concat", "cat", inputs=20, outputs=20, space=(7, 7))  # 20 is no multiple of a block
+    assert table.passing_seconds(odd) == table.seconds(odd, alone=True) < table.seconds(odd)

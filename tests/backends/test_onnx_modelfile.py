@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from narrows.backends.onnx import tidy
 from narrows.backends.onnx.modelfile import ALIGNMENT, outline, write_model
 from narrows.backends.onnx.session import OnnxSession
 
@@ -92,3 +94,12 @@ def test_what_is_no_model_has_no_outline(tmp_path: Path) -> None:
     path.write_bytes(b"\x3a\x7fshort")
     with pytest.raises(ValueError, match="a field ends behind its message"):
         outline(path)
+
+
+def test_a_name_that_is_taken_gets_the_next_number() -> None:
+    held = dict.fromkeys(["w.T", "w.T.2"])
+    model = SimpleNamespace(graph=SimpleNamespace(initializers=held))
+    assert tidy._free_name(model, "v.T") == "v.T"
+    assert tidy._free_name(model, "w.T") == "w.T.3"
+    del held["w.T.2"]
+    assert tidy._free_name(model, "w.T") == "w.T.2"

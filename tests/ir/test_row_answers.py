@@ -13,6 +13,7 @@ from torch import fx
 from narrows.ir.channels import analyse
 from narrows.ir.compare import relative_error
 from narrows.ir.ops import table
+from narrows.ir.ops.args import settled_arguments
 from narrows.ir.ops.mixing import Reduce
 from narrows.ir.ops.row import Row
 from narrows.ir.program import Program
@@ -183,3 +184,50 @@ def test_a_zero_counts_where_all_others_are_of_one_sign(row: Reduce) -> None:
         weights["m0.weight"][0], weights["m0.bias"][0] = 0.0, 0.0
         changed = program.replace(weights=weights)
         rewritten(changed, analyse(changed))  # compares the numbers
+
+
+# ------------------------------------------------------------------ arguments and barriers
+
+
+def test_a_number_among_tensors_is_settled_at_the_examples_value() -> None:
+    b = Builder((2, 4, 6))
+    size = b.call(aten.sym_size.int, b.inputs[0], 0)
+    part = b.call(aten.slice.Tensor, b.inputs[0], 1, 0, size)
+    b.program(part)
+    assert settled_arguments(part)["end"] == 2
+
+
+def test_what_has_no_row_is_told_beside_weights_too() -> None:
+    b = Builder((2, 4))
+    made = b.call(aten.hypot.default, b.inputs[0], b.weight("w", ramp(4)))
+    free = b.call(aten.hypot.default, b.weight("w", ramp(4)), b.weight("v", ramp(4)))
+    found = table.missing(b.program(b.call(aten.add.Tensor, made, free)))
+    assert {name: len(places) for name, places in found.items()} == {"hypot.default": 1}
+
+
+def test_what_has_no_elements_is_a_barrier() -> None:
+    b = Builder((2, 4, 6))
+    made = b.call(aten.linear.default, b.inputs[0], b.weight("w", ramp(6, 6)))
+    none = b.call(aten.slice.Tensor, made, 1, 2, 2)
+    facts = analyse(b.program(b.call(aten.neg.default, none)))
+    assert "without elements" in facts.flows[none].barrier
+
+
+def test_a_fold_whose_places_are_channels_is_a_barrier_that_shares_nothing() -> None:
+    b = Builder((2, 4, 6))
+    made = b.call(aten.linear.default, b.inputs[0], b.weight("w", ramp(6, 6)))
+    image = b.call(aten.col2im.default, made, [3, 4], [2, 2], [1, 1], [0, 0], [1, 1])
+    facts, row = analyse(b.program(image)), table.find(image)
+    assert facts.flows[image].barrier
+    assert row is not None
+    assert row.shared(facts, image) is None
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_sum_over_channels_leaves_out_what_is_zero(keep: bool) -> None:
+    weight, bias = ramp(6, 5) + 2, ramp(6) + 2
+    weight[1:4], bias[1:4] = 0.0, 0.0
+    b = Builder((2, 4, 5))
+    made = b.call(aten.linear.default, b.inputs[0], b.weight("w", weight), b.weight("b", bias))
+    program = b.program(b.call(aten.sum.dim_IntList, made, [-1], keep))
+    assert rewritten(program, analyse(program)).weights["w"].shape == (3, 5)

@@ -117,7 +117,8 @@ def test_the_report_measures_what_they_cost(quantized: Quantized) -> None:
     ("grid", "thresholds", "text"),
     [
         (Grid(0, 0, 2), (5, 4), "have to rise"),
-        (Grid(0, 0, 2), (5, 300), "have to rise, between"),
+        (Grid(0, 0, 2), (5, 257), "have to rise, between"),
+        (Grid(0, 0, 2), (-1, 5), "have to rise, between"),
         (Grid(0, 0, 2), (1, 2, 3, 4), "4 thresholds do not fit 2 bits"),
         (Grid(0, 0, 2), (), "0 thresholds do not fit"),
     ],

@@ -25,7 +25,9 @@ def test_the_gain_of_levels_is_that_of_no_rounding_at_all() -> None:
     plan = replace(plan, levels={"relu6": Levels(Grid(1, 0, 2), (3, 40, 180))}, offsets={})
     made, name = narrows.quantize(captured(), plan=plan), "relu6"
     without = made.fake.copy()
-    first, *_, last = activation_quantizers(without, made.plan)[name]
+    quantizers = activation_quantizers(without, made.plan)
+    assert set(quantizers) == set(made.plan.activations)  # levels stand behind a grid
+    first, *_, last = quantizers[name]
     last.replace_all_uses_with(first.all_input_nodes[0])
     with torch.no_grad():
         exact, whole, rest = made.prepared(x), made.fake(x), without(x)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import narrows
 from narrows.errors import PassError, PlanError
 from narrows.ir.compare import relative_error
+from narrows.passes.quant.choose_parts import Reading
 from narrows.passes.quant.observe import Histogram
 from narrows.passes.quant.plan import QuantPlan
 from narrows.passes.quant.scale_parts import ScaleParts
@@ -450,3 +451,11 @@ def test_powers_that_no_float_holds_are_refused() -> None:
     data = {**made.plan.to_json(), "parts": {"cat": [0, 0, 5000]}}
     with pytest.raises(PlanError, match="is damaged"):
         QuantPlan.from_json(data)
+
+
+def test_the_noise_of_a_layer_is_the_mean_of_its_outputs() -> None:
+    """The second output is carried half as strongly as it is there."""
+    none = torch.zeros(2, 1)
+    reading = Reading(energy=torch.tensor([[1.0], [3.0]]), largest=none, count=none)
+    noise = reading.noise(torch.zeros(1), torch.tensor([1.0]), torch.tensor([2.0]), 127.0)
+    assert noise == pytest.approx(0.5)

@@ -459,3 +459,11 @@ def test_notes_survive(program: Program) -> None:
     note = Note("first.weight", "test", "a note", 3, "net.py:1")
     plan = plan_of(program).with_notes(note)
     assert ChannelPlan.from_json(plan.to_json()).notes[-1] == note
+
+
+def test_a_programs_fingerprint_knows_the_shapes_of_its_weights() -> None:
+    def of(width: int) -> str:
+        net = nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 3))
+        return fingerprint(narrows.capture(net.eval(), (torch.randn(2, 4),)))
+
+    assert of(6) == of(6) != of(8)

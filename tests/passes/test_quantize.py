@@ -483,3 +483,18 @@ def test_only_the_first_and_the_last_layer_stay_in_float() -> None:
     x = torch.randn(4, 6)
     made = narrows.quantize(narrows.capture(Again().eval(), (x,)), [x], first_last="float")
     assert sorted(made.plan.floats) == ["fc", "o"]
+
+
+def test_a_number_among_the_inputs_is_no_tensor_to_calibrate_on() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x: Tensor, by: float) -> Tensor:
+            return self.layer(x) * by
+
+    x = images(2, 3, 4, 4)
+    program = narrows.capture(Scaled().eval(), (x, 2.0))
+    quantized = narrows.quantize(program, [(x, 2.0)]).program
+    assert relative_error(quantized(x, 2.0), program(x, 2.0)) < 0.02

@@ -280,6 +280,7 @@ for _n in (1, 2, 3):
     _add(_conv, _in, _halves, _bias, groups=2, note="grouped")
     _add(f"{_conv}.padding", _in, _dense, _bias, [1] * _n, "same")
     _add(f"{_conv}.padding", _in, _dense, _bias, [1] * _n, "valid")
+    _add(f"{_conv}.padding", _in, _halves, _bias, [1] * _n, "same", [1] * _n, 2, note="grouped")
     _up = "conv_transpose1d.default" if _n == 1 else f"conv_transpose{_n}d.input"
     _add(_up, _in, Weight((6, 8, *(2,) * _n)), _bias, [2] * _n)
     _add(_up, _in, Weight((6, 4, *_k)), stride=[2] * _n, padding=[1] * _n, groups=2, note="grouped")
