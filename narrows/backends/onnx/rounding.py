@@ -24,7 +24,6 @@ from narrows.errors import ArtifactError
 from narrows.ir.graph import interpret
 from narrows.ir.ops import table
 from narrows.ir.ops.args import with_argument
-from narrows.ir.ops.contract import Contract
 from narrows.ir.program import Program, aten
 
 # The most that rounding may carry to an output; what is worse is refused, whatever it comes from.
@@ -140,7 +139,7 @@ def _allowed(
     """
     dtype, target = dtypes[node.name], cast(Callable[..., Tensor], node.target)
     units = UNITS * torch.finfo(dtype).eps
-    if isinstance(table.find(node), Contract):
+    if table.contracts(node):
         return units * target(*_each(args, Tensor.abs), **_each(kwargs, Tensor.abs))
     scale = value.abs().clamp(min=1.0) if node.target in AROUND_ONE else value.abs()
     try:

@@ -39,6 +39,7 @@ class Contract(Row):
     """
 
     kind = "contraction"
+    contracts = True
     makes_channels = True
     reads_masked = True
     x: str = "input"

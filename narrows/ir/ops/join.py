@@ -28,6 +28,7 @@ class Join(Row):
     """
 
     kind = "join"
+    concatenates = True
     work_kind: str = "concat"
     stacks: bool = False
 

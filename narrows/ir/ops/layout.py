@@ -53,6 +53,7 @@ class Layout(Row):
     kind = "layout"
     passes_on = True
     rearranges = True
+    keeps_all = True
     work_kind: str = "copy"
     keeps_axes: bool = False
     sizes: str = ""

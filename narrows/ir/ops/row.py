@@ -84,6 +84,9 @@ class Row(ABC):
         passes_on: Whether a result channel is a channel of each operand, whatever that holds.
         broadcasts: Whether operands are repeated along the axes that they lack.
         rearranges: Whether it picks or moves elements of one operand and computes none.
+        keeps_all: Whether, moving them, it leaves none of them out.
+        concatenates: Whether its operands lie side by side in its result.
+        contracts: Whether it sums products over an axis, with a weight or of two operands.
         makes_channels: Whether its result has channels of its own, made of a weight.
         reads_masked: Whether an input mask of its weight can be handed to the analysis beside the
             program (`narrows.ir.channels.Facts.ignored`).
@@ -110,6 +113,9 @@ class Row(ABC):
     passes_on: ClassVar[bool] = False
     broadcasts: ClassVar[bool] = False
     rearranges: ClassVar[bool] = False
+    keeps_all: ClassVar[bool] = False
+    concatenates: ClassVar[bool] = False
+    contracts: ClassVar[bool] = False
     makes_channels: ClassVar[bool] = False
     reads_masked: ClassVar[bool] = False
 

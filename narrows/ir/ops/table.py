@@ -90,6 +90,24 @@ def is_affine(node: fx.Node) -> bool:
     return row is not None and row.affine
 
 
+def keeps_all(node: fx.Node) -> bool:
+    """Whether a node only moves the elements of its operand, all of them."""
+    row = find(node)
+    return row is not None and row.keeps_all
+
+
+def concatenates(node: fx.Node) -> bool:
+    """Whether a node puts tensors side by side."""
+    row = find(node)
+    return row is not None and row.concatenates
+
+
+def contracts(node: fx.Node) -> bool:
+    """Whether a node sums products over an axis."""
+    row = find(node)
+    return row is not None and row.contracts
+
+
 def layer_of(node: fx.Node) -> Contract | None:
     """Return the row of a convolution or a linear layer, whose operands have fixed arguments."""
     row = find(node)

@@ -22,7 +22,6 @@ from narrows.ir.labels import Bools, Value
 from narrows.ir.liveness import Demand, staying
 from narrows.ir.meta import Meta, where
 from narrows.ir.ops import table
-from narrows.ir.ops.layout import Layout
 from narrows.ir.program import Note, Program, Pruning
 from narrows.ir.rewrite.analyses import demand_of, everything, facts_of
 from narrows.ir.rewrite.rewriter import Rewriter
@@ -131,7 +130,7 @@ def _force(
             missing = int((~demand.needed(target)).sum()) if demand.alive(target) else 0
             if _grow(forced, target, everything):
                 # What only moves channels and its operand hold the same: they count once.
-                same = target is not node and grew and isinstance(table.find(node), Layout)
+                same = target is not node and grew and table.keeps_all(node)
                 grew = True
                 _noted(notes, target, "ragged", 0 if same else missing, _RAGGED)
     return grew

@@ -22,7 +22,6 @@ from narrows.ir.ops import table
 from narrows.ir.ops.args import arguments, call, is_tensor
 from narrows.ir.ops.contraction import Contraction
 from narrows.ir.ops.flow import Flow
-from narrows.ir.ops.layout import Layout
 from narrows.ir.ops.lookup import Lookup
 from narrows.ir.program import Program
 
@@ -171,7 +170,7 @@ def _lookup(facts: Facts, node: fx.Node) -> Layer | None:
 def root_of(node: fx.Node) -> tuple[fx.Node, tuple[fx.Node, ...]]:
     """Return the node where a chain of layout operators begins, and the chain up to ``node``."""
     chain: list[fx.Node] = []
-    while isinstance(table.find(node), Layout):
+    while table.keeps_all(node):
         tensors = [n for n in node.all_input_nodes if is_tensor(n)]
         if len(tensors) != 1:
             break

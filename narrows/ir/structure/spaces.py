@@ -25,7 +25,6 @@ from narrows.ir.channels import Facts
 from narrows.ir.labels import Bools, Value, how_many, same
 from narrows.ir.liveness import Demand
 from narrows.ir.ops import table
-from narrows.ir.ops.contract import Contract
 from narrows.ir.ops.join import Join
 from narrows.ir.ops.layout import Layout
 from narrows.ir.ops.selection import Selection
@@ -186,7 +185,7 @@ def handed(facts: Facts, node: fx.Node) -> tuple[int, ...]:
     flow, row = facts.flows[node], table.find(node)
     if row is None or flow.barrier or not flow.reads:
         return ()
-    depthwise = isinstance(row, Contract) and flow.reads[0].source is not None
+    depthwise = row.contracts and flow.reads[0].source is not None
     if not row.passes_on and not depthwise:
         return ()
     count = facts.value(node).count

@@ -20,7 +20,6 @@ from narrows.ir.labels import Bools, Ints, how_many, same, some
 from narrows.ir.liveness import Demand
 from narrows.ir.meta import Meta, shape_of
 from narrows.ir.ops import table
-from narrows.ir.ops.join import Join
 from narrows.ir.program import Note, Pruning
 from narrows.ir.rewrite import demand_of, facts_of
 from narrows.ir.structure.spaces import Space, handed, joined_spaces, spaces_of
@@ -138,9 +137,9 @@ def _is_free(facts: Facts, space: Space) -> bool:
         c = table.contraction(facts, node)
         if c is not None and (c.groups > 1 or len(c.weight.users) > 1):
             return False
-    joins = all(isinstance(table.find(n), Join) for n, _ in space.others)
+    joins = all(table.concatenates(n) for n, _ in space.others)
     along = all(isinstance(facts.flows[n].facts, tuple) for n in space.entries)
-    return joins and along and all(isinstance(table.find(n), Join) for n in space.entries)
+    return joins and along and all(table.concatenates(n) for n in space.entries)
 
 
 def _family(facts: Facts, group: list[Space], of: dict[fx.Node, Space]) -> Family | None:

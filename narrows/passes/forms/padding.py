@@ -26,7 +26,6 @@ from narrows.ir.labels import Bools, Ints, Value
 from narrows.ir.meta import shape_of
 from narrows.ir.ops import table as ops
 from narrows.ir.ops.args import arguments, changed
-from narrows.ir.ops.contract import Contract
 from narrows.ir.ops.join import Join
 from narrows.ir.program import Origin, Program, Pruning
 from narrows.ir.rewrite import facts_of
@@ -65,7 +64,7 @@ def padded(pruning: Pruning, costs: Costs) -> Pruning | None:
 
 def _is_slow(node: fx.Node, costs: Costs) -> bool:
     """Whether a convolution would have a fast kernel if it had a few channels more."""
-    work = work_of(node) if isinstance(ops.find(node), Contract) else None
+    work = work_of(node) if ops.contracts(node) else None
     if work is None or work.kind not in CONVOLUTIONS or work.kind == "grouped":
         return False
     if costs.fits(work):
@@ -109,7 +108,7 @@ def _can_grow(facts: Facts, coupling: Coupling) -> bool:
 def _takes_more(facts: Facts, node: fx.Node, inside: bool) -> bool:
     """Whether an operator does the same on more channels, with nothing changed but its weights."""
     row = ops.find(node)
-    if isinstance(row, Contract):
+    if ops.contracts(node):
         if arguments(node).get("groups", 1) == 1:
             return True
         work = work_of(node)
@@ -121,10 +120,9 @@ def _takes_more(facts: Facts, node: fx.Node, inside: bool) -> bool:
 
 def _is_tied(facts: Facts, node: fx.Node, grown: set[str], inside: bool) -> bool:
     """Whether an operator has weights as wide as its channels that do not grow with them."""
-    row = ops.find(node)
-    if isinstance(row, Join):
+    if ops.concatenates(node):
         return False
-    if isinstance(row, Contract):
+    if ops.contracts(node):
         c = ops.contraction(facts, node)
         read = [] if c is None else [c.weight, *([c.bias] if inside and c.bias is not None else [])]
         return not read or any(n.op != "get_attr" or str(n.target) not in grown for n in read)
@@ -138,7 +136,7 @@ def _meets_another(facts: Facts, node: fx.Node, inside: set[str]) -> bool:
 
     Such a tensor comes from an operator that nothing is known of, or its channels are another's.
     """
-    if isinstance(ops.find(node), (Join, Contract)):
+    if ops.concatenates(node) or ops.contracts(node):
         return False
     axes, rank = facts.value(node).axes, len(shape_of(node))
     others = [n for n in node.all_input_nodes if n.name not in inside and not facts.is_free(n)]

@@ -181,7 +181,6 @@ def _twin(program: Draft, node: fx.Node, twins: dict[fx.Node, fx.Node]) -> fx.No
         stem, dot, leaf = str(weight.target).rpartition(".")
         name = f"{stem}_split{dot}{leaf}" if dot else f"{leaf}_split"
         own[weight] = add_weight(program, name, program.tensor(weight), str(weight.target))
-        own[weight].meta = dict(weight.meta)
     args, kwargs = map_arg((node.args, node.kwargs), lambda n: own.get(n, n))
     with program.graph.inserting_after(node):
         made = program.graph.create_node(

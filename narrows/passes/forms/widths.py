@@ -23,8 +23,6 @@ from narrows.ir.liveness import Demand
 from narrows.ir.meta import shape_of
 from narrows.ir.ops import table as ops
 from narrows.ir.ops.constants import as_array
-from narrows.ir.ops.contract import Contract
-from narrows.ir.ops.join import Join
 from narrows.ir.structure.spaces import Reader, Space, joined_spaces, spaces_of
 from narrows.ir.work import SUMMING, Work
 from narrows.ir.workload import work_of
@@ -151,7 +149,7 @@ class Chooser:
             return {}
 
         def counts(entry: fx.Node) -> bool:
-            return isinstance(ops.find(entry), Join) and len(shape_of(entry)) == 4
+            return ops.concatenates(entry) and len(shape_of(entry)) == 4
 
         groups = joined_spaces(self.facts, spaces, counts)
         joined = [g for g in groups if any(counts(e) for s in g for e in s.entries)]
@@ -291,7 +289,7 @@ class Chooser:
         """Return the labels of a derived space that come with what its sources hold."""
         found = np.ones(space.count, dtype=bool)
         for entry in space.entries:
-            joined = isinstance(ops.find(entry), Join)  # has every label from one operand
+            joined = ops.concatenates(entry)  # has every label from one operand
             come = np.full(space.count, not joined)
             for read in self.facts.flows[entry].reads:
                 held = self._held.get(read.operand)
@@ -308,7 +306,7 @@ class Chooser:
         """Return what taking ``hold`` of what the sources hold costs, and what comes of it."""
         total, cut, plain = 0.0, False, False
         for entry in space.entries:
-            joined = isinstance(ops.find(entry), Join)
+            joined = ops.concatenates(entry)
             parts: list[tuple[fx.Node, int, int]] = []
             for read in self.facts.flows[entry].reads:
                 held = self._held.get(read.operand)
@@ -332,7 +330,7 @@ class Chooser:
         if known is not None:
             return known
         flow = self.facts.flows[node]
-        if not isinstance(ops.find(node), Contract) or not isinstance(flow.facts, tuple):
+        if not ops.contracts(node) or not isinstance(flow.facts, tuple):
             return None
         _, columns = flow.facts
         return rounded(int(self.demand.required(node, 0)[columns].any(0).sum()), LIKELY)
@@ -376,10 +374,11 @@ class Chooser:
 
     def passing_seconds(self, node: fx.Node, width: int, plain: bool = False) -> float:
         """Return the seconds of an operator that hands channels on; 0 where it is fused."""
-        if not width or node.op != "call_function" or ops.contraction(self.facts, node) is not None:
-            row = ops.find(node)
-            if not isinstance(row, Contract) or self.facts.flows[node].reads[0].source is None:
-                return 0.0
+        idle = not width or node.op != "call_function"
+        if (idle or ops.contraction(self.facts, node) is not None) and (
+            not ops.contracts(node) or self.facts.flows[node].reads[0].source is None
+        ):
+            return 0.0
         work = self.work(node)
         if work is None or not width:
             return 0.0
@@ -393,7 +392,7 @@ class Chooser:
         if len(operands) != 1 or len(operands[0].users) != 1:
             return False
         (before,) = operands
-        if isinstance(ops.find(before), Contract):
+        if ops.contracts(before):
             return work.kind == "scale" or self.costs.fuses(work)
         inner = self.work(before)
         return self.costs.fuses(work) and inner is not None and inner.kind == "scale"

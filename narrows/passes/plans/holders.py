@@ -18,8 +18,6 @@ from narrows.ir.liveness import Demand
 from narrows.ir.meta import where
 from narrows.ir.ops import table
 from narrows.ir.ops.flow import Read
-from narrows.ir.ops.join import Join
-from narrows.ir.ops.layout import Layout
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,7 @@ def said(holder: Holder, facts: Facts, noted: Mapping[str, str]) -> str:
         return f"{where(node)} is a barrier: {barrier}"
     if holder.met:
         met = " and ".join(_named(facts, n) for n in holder.met)
-        if isinstance(table.find(node), Join):
+        if table.concatenates(node):
             return f"{node.name} joins {met} to them"
         return f"they meet {met} in {node.name}"
     row = table.find(node)
@@ -153,7 +151,7 @@ def _ways(demand: Demand, maker: fx.Node, labels: Bools) -> Iterator[Holder]:
             met = Holder(user, node, _met(facts, user, node))
             if some(woken):
                 yield met
-            if isinstance(table.find(user), Join) and met.met:
+            if table.concatenates(user) and met.met:
                 joined[user] = met
             elif node in joined:
                 joined[user] = joined[node]
@@ -186,7 +184,7 @@ def _met(facts: Facts, user: fx.Node, node: fx.Node) -> tuple[fx.Node, ...]:
 def _named(facts: Facts, node: fx.Node) -> str:
     """Return a name for a tensor: the model's input that it holds as it is, or what makes it."""
     source = node
-    while isinstance(table.find(source), Layout) and facts.flows[source].reads:
+    while table.keeps_all(source) and facts.flows[source].reads:
         source = facts.moved_operand(source)
     if source.op != "placeholder":
         return node.name

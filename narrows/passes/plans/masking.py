@@ -22,8 +22,6 @@ from narrows.ir.labels import Bools, compact, varying
 from narrows.ir.meta import Meta, copy_meta, shape_of
 from narrows.ir.ops import dialect, table
 from narrows.ir.ops.args import arguments, call, changed, first_tensor, is_tensor
-from narrows.ir.ops.join import Join
-from narrows.ir.ops.layout import Layout
 from narrows.ir.program import Draft, Program
 from narrows.ir.structure.layers import Layer, positions
 
@@ -203,7 +201,7 @@ def followers(use: Layer) -> tuple[list[tuple[fx.Node, Tensor]], bool]:
         node, labels = queue.pop()
         for user in node.users:
             row = table.find(user)
-            if isinstance(row, Layout) or _joins_one(user):
+            if table.keeps_all(user) or _joins_one(user):
                 queue.append((user, call(user, {node: labels})))
             elif row is not None and row.gain and first_tensor(user) is node:
                 norms.append((user, compact(labels)))
@@ -214,7 +212,7 @@ def followers(use: Layer) -> tuple[list[tuple[fx.Node, Tensor]], bool]:
 
 def _joins_one(node: fx.Node) -> bool:
     """Whether a node joins a single tensor, which is to pass it on."""
-    return isinstance(table.find(node), Join) and len(node.all_input_nodes) == 1
+    return table.concatenates(node) and len(node.all_input_nodes) == 1
 
 
 def _mask_norm(edits: Edits, norm: fx.Node, labels: Tensor, dead: Ints) -> None:

@@ -9,7 +9,6 @@ from torch import fx
 from narrows.errors import PlanUsageError, suggest
 from narrows.ir.meta import op_name, where
 from narrows.ir.ops import table
-from narrows.ir.ops.contract import Contract
 from narrows.ir.ops.lookup import Lookup
 from narrows.ir.program import Program
 from narrows.ir.structure.layers import Layer
@@ -47,6 +46,6 @@ def _why_not(program: Program, readers: list[fx.Node], side: str) -> str:
         return f"{op_name(node)} has no row in the op table and is a barrier"
     if isinstance(row, Lookup):
         return "a lookup sums over no channels"
-    if isinstance(row, Contract):
+    if row.contracts:
         return f"{op_name(node)} reads another weight as its input, or one computed from inputs"
     return f"{op_name(node)} makes no channels with it"
