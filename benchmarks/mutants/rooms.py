@@ -98,6 +98,14 @@ EQUIVALENT: dict[tuple[str, str], str] = {
         "narrows/ir/couplings.py",
         "self._join(lines.flatten(), np.broadcast_to(lines[:, :1], lines.shape).flatten())",
     ): "channels are joined either way round",
+    (
+        "narrows/passes/forms/order.py",
+        "return np.unique(places) if some(places[1:] < places[:-1]) else places",
+    ): "who asks counts a place that stands twice once",
+    (
+        "narrows/ir/ops/pointwise.py",
+        'if is_tensor(n) and n.op == "get_attr" and shape_of(n)[-1] == len(along):',
+    ): "a parameter per channel has one axis",
     **{("narrows/passes/forms/order.py", f"return {bounds}"):
         "one column is an interval in every order, and so are all of them"
        for bounds in ("1 <= len(columns) < self.width", "1 < len(columns) <= self.width")},

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 import narrows
 from narrows.backends import make_target
@@ -268,3 +270,19 @@ def test_all_kernels_stand_in_one_file(tmp_path: Path, rounding: str) -> None:
     (tmp_path / "model.h").write_text("#include <stdint.h>\n", encoding="utf-8")
     (tmp_path / "all.c").write_text("\n".join(texts), encoding="utf-8")
     compiler.build([tmp_path / "all.c"], tmp_path / "all", ["-Wno-unused-function"])
+
+
+def test_an_embedding_of_computed_indices_is_refused_for_them() -> None:
+    class Next(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.head = nn.Embedding(9, 8), nn.Linear(8, 3)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.head(F.relu(self.table(ids + 1)))
+
+    ids = torch.arange(8).reshape(2, 4)
+    program = narrows.capture(Next().eval(), (ids,))
+    quantized = narrows.quantize(program, [ids], check=False).program
+    with pytest.raises(LowerError, match="its indices are computed"):
+        narrows.lower(quantized, "c", check=False)

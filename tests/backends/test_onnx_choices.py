@@ -65,3 +65,21 @@ def test_an_average_is_floats_where_every_divisor_is_exact() -> None:
 
 def test_the_mean_square_of_a_wide_row_is_without_its_zero_point() -> None:
     operators(unary(line(2, 4000), aten.rms_norm.default, [4000]))
+
+
+def test_tensors_of_one_grid_are_joined_as_codes() -> None:
+    b = Builder((2, 3, 4), (2, 5, 4))
+    b.examples = (line(2, 3, 4), line(2, 5, 4))
+    program = integers(b, b.call(aten.cat.default, list(b.inputs), 1))
+    artifact = narrows.lower(program, form="qdq", samples=1)
+    nodes = onnx.load(artifact.folder / MODEL).graph.node
+    (join,) = (n for n in nodes if n.op_type == "Concat")
+    made = {out: n.op_type for n in nodes for out in n.output}
+    assert {made[name] for name in join.input} == {"QuantizeLinear"}
+
+
+def test_a_sum_of_many_codes_is_of_integers() -> None:
+    for width, quick in ((9, True), (300, False)):  # float32 holds 65,793 times 255
+        x = line(1, 1, width, width, low=0.0)
+        made = operators(unary(x, aten.sum.dim_IntList, [2, 3]))
+        assert ("Mod" not in made) == quick, made

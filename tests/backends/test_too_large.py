@@ -98,3 +98,16 @@ def test_sums_that_are_too_large_are_refused(
 @pytest.mark.parametrize("by", [-12, -3, 0, 9])
 def test_a_sum_beyond_the_codes_is_their_end(by: int) -> None:
     narrows.lower(single(mean(by, divisor=1), 1, 2**15), "c", samples=1)  # it compares, with ==
+
+
+@pytest.mark.parametrize("rounding", ["half_even", "half_up"])
+def test_channels_may_be_shifted_to_both_sides(rounding: str) -> None:
+    b = Builder((2, 3))
+    b.examples = (torch.tensor([[90, 7, 3], [20, 250, 255]], dtype=torch.uint8),)
+    weight = b.weight("w", torch.tensor([[1, 0, 0], [0, 3, 5]], dtype=torch.int8))
+    rest = (None, [-1, 3], 0, 0, 0, 255, rounding)
+    made = b.call(ops.linear.default, b.inputs[0], weight, *rest)
+    Meta(made).grid = Grid(0)
+    program = b.program(made)
+    assert program(*b.examples).tolist() == [[180, 4 + (rounding == "half_up")], [40, 253]]
+    narrows.lower(program, form="integer", samples=1)  # it compares, with ==

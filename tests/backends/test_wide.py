@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 import narrows
 from narrows.backends.c.compiler import find_compiler
 from narrows.backends.onnx.check import first_difference
+from narrows.backends.onnx.session import MODEL
 from narrows.cli import main
 from narrows.errors import LowerError
 from narrows.ir.program import Program
@@ -180,3 +182,14 @@ def test_windows_that_leave_a_remainder(form: str) -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.AvgPool2d(2), nn.Conv2d(4, 2, 1)).eval()
     made = narrows.quantize(narrows.capture(net, (x,)), [x], activations=16).program
     assert np.array_equal(narrows.lower(made, form=form).run(x), made(x).numpy())
+
+
+def test_the_widest_channel_says_how_far_sums_reach() -> None:
+    """The other one reads a single number, so that its own sum would be exact in float32."""
+    net = nn.Linear(600, 2).eval()
+    with torch.no_grad():
+        net.weight[0, 1:], net.weight[1] = 0.0, 1.0
+    x = torch.randn(4, 600, generator=torch.Generator().manual_seed(3)).abs()
+    made = narrows.quantize(narrows.capture(net, (x,)), [x], activations=16).program
+    nodes = onnx.load(narrows.lower(made, samples=1).folder / MODEL).graph.node
+    assert sum(n.op_type == "MatMul" for n in nodes) == 2  # in parts that float32 sums exactly

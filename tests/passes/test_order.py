@@ -382,7 +382,3 @@ def test_bad_arguments_are_refused() -> None:
             choose_order(range(3), [Reader({1}, weight)])
     with pytest.raises(PassError, match="stay together"):
         choose_order(range(3), [], together=[{0, 1}, {1, 2}, {0, 2}])
-
-
-def test_a_channel_that_a_set_names_twice_counts_once() -> None:
-    assert consecutive([0, 1, 2, 3], [[0, 0, 3], [3, 3]]) == consecutive([0, 1, 2, 3], [[0, 3]])

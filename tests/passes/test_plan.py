@@ -467,3 +467,8 @@ def test_a_programs_fingerprint_knows_the_shapes_of_its_weights() -> None:
         return fingerprint(narrows.capture(net.eval(), (torch.randn(2, 4),)))
 
     assert of(6) == of(6) != of(8)
+
+
+def test_a_weight_that_there_is_not_is_named_as_such(program: Program) -> None:
+    with pytest.raises(PlanError, match=r"net has no weight 'nothing\.weight'"):
+        narrows.plan(program, keep_inputs={"nothing.weight": [0]})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import xml.dom.minidom
 from pathlib import Path
 from typing import Any
@@ -180,6 +181,8 @@ def test_a_report_is_three_files(report: QuantReport, tmp_path: Path) -> None:
     page = (folder / "report.html").read_text()
     xml.dom.minidom.parseString(page)
     assert "<script" not in page
+    bars = [float(w) for w in re.findall(r'class="two" x="0" y="3" width="([0-9.]+)"', page)]
+    assert bars[0] == max(bars) == 260 > min(bars)  # the costliest has the longest
     assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
     data = json.loads((folder / "report.json").read_text(), parse_constant=pytest.fail)
     assert data["culprits"][0] == "head.weight"

@@ -459,3 +459,16 @@ def test_straight_through_where_nothing_is_clipped() -> None:
     assert y.tolist() == pytest.approx([-1.0, -1.0, 0.0, 0.5, 0.9])
     assert x.grad is not None
     assert x.grad.tolist() == [0.0, 1.0, 1.0, 1.0, 1.0]
+
+
+def test_cuda_computes_a_block_in_full_precision() -> None:
+    library = torch.backends.cuda.matmul  # it can be asked without such a device
+    before, library.allow_tf32 = library.allow_tf32, True
+    try:
+        with module._full_precision(torch.device("cpu")):
+            assert library.allow_tf32
+        with module._full_precision(torch.device("cuda")):
+            assert not library.allow_tf32
+        assert library.allow_tf32
+    finally:
+        library.allow_tf32 = before

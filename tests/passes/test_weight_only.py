@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import narrows
+from narrows.backends.onnx import blocks
 from narrows.errors import NarrowsError, PassError, ProgramError, UsageError
 from narrows.ir.compare import relative_error
 from narrows.ir.integer.blocks import Blocks, dequantize_blocks
@@ -259,3 +260,8 @@ def test_nan_is_refused() -> None:
         narrows.quantize_weights(program, [torch.full((2, 4), torch.nan)])
     with pytest.raises(UsageError, match="quantize_weights takes a Program, got Linear"):
         narrows.quantize_weights(nn.Linear(4, 4))  # type: ignore[arg-type]
+
+
+def test_an_odd_row_of_half_bytes_ends_in_zero() -> None:
+    codes = np.array([[1, 2, 3], [15, 0, 9]], dtype=np.uint8)
+    assert blocks._pairs(codes).tolist() == [[0x21, 0x03], [0x0F, 0x09]]
