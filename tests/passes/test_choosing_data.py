@@ -154,3 +154,26 @@ def test_channels_that_no_layer_reads_have_no_cost_in_nats():
     layers = [layer for layers in layers_of(program).values() for layer in layers]
     with pytest.raises(NoScoreError):
         found.score(program, layers[0], "outputs")
+
+
+class Scaled(nn.Module):
+    """A branch that is scaled by a number below zero, as a learned scale may be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.skip, self.one, self.two = nn.Linear(6, 4), nn.Linear(6, 32), nn.Linear(32, 4)
+        self.scale = nn.Parameter(torch.full((4,), -0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.skip(x) + self.two(self.one(x).relu()) * self.scale
+
+
+def test_what_a_sum_lost_is_made_up_for_behind_a_scale_below_zero():
+    torch.manual_seed(0)
+    x = torch.randn(512, 6)
+    program = narrows.capture(Scaled().eval(), (x[:2],))
+    plan = ChannelPlan.given(program, {"skip.weight": [0, 1, 2]})
+    found = {m: plan.masked(narrows.compensate(program, plan, data=[x], method=m))
+             for m in ("least-squares", "mean")}  # fmt: skip
+    far = {m: float((made(x) - program(x)).square().mean()) for m, made in found.items()}
+    assert far["least-squares"] < 0.2 * far["mean"]

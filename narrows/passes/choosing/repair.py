@@ -285,7 +285,7 @@ def _sum_after(node: fx.Node) -> _Sum | None:
 
 
 def _is(node: fx.Node, name: str) -> bool:
-    return op_name(node) == f"aten.{name}.Tensor" and bool(node.kwargs.get("alpha", 1) == 1)
+    return op_name(node) == f"{name}.Tensor" and bool(node.kwargs.get("alpha", 1) == 1)
 
 
 def _other(user: fx.Node, node: fx.Node) -> fx.Node | None:
