@@ -58,7 +58,7 @@ class Compressing:
         drop = self.accuracy_drop
         if drop is not None and (isinstance(drop, bool) or not 0 <= float(drop) <= 100):
             raise UsageError(f"accuracy_drop is points from 0 to 100, got {drop!r}")
-        if self.bits is not None and not 2 <= self.bits <= 8:
+        if self.bits is not None and self.bits not in range(2, 9):
             raise UsageError(f"bits are 2 to 8, got {self.bits!r}")
 
     @property
@@ -171,15 +171,21 @@ def compressed(
         check: Whether passes and artifact are compared with what they have to equal.
         progress: Told what is done, how far it is and of how much.
     """
+    from narrows.ir.program import Note
     from narrows.passes.choosing.solved import Solved
+    from narrows.passes.choosing.tolerance import worth
 
     asked.refuse_idle()
     plan, made, solved = None, program, None
+    before = None if evaluate is None else worth(evaluate, program)  # fails now, or not at all
     if asked.budgets:
         plan = _planned(program, data, asked, target, evaluate, progress)
         made = api.compensate(program, plan, data=data, outputs=asked.outputs, progress=progress)
         solved = Solved.of(program, plan, made)
-        made = _told(made, program, plan, evaluate)
+        if evaluate is not None:
+            after = worth(evaluate, plan.masked(made))
+            text = f"evaluate: {before:.4g} unpruned, {after:.4g} pruned and compensated"
+            made = made.replace(notes=(*made.notes, Note(program.name, "evaluated", text)))
     told = [note.message for note in (*(plan.notes if plan else ()), *made.notes)]
     small = api.apply(made, plan, target=target, check=check)
     if asked.bits is not None:
@@ -205,18 +211,6 @@ def _planned(
     (name,) = asked.budgets
     common |= {"target": target} if name == "latency" else {"constrained": False}
     return api.plan(program, data=data, **{name: getattr(asked, name)}, **common)
-
-
-def _told(made: Program, program: Program, plan: ChannelPlan, evaluate: Evaluate | None) -> Program:
-    """Return a program that says what it is worth by the user's measure."""
-    from narrows.ir.program import Note
-    from narrows.passes.choosing.tolerance import worth
-
-    if evaluate is None:
-        return made
-    before, after = worth(evaluate, program), worth(evaluate, plan.masked(made))
-    text = f"evaluate: {before:.4g} unpruned, {after:.4g} pruned and compensated"
-    return made.replace(notes=(*made.notes, Note(program.name, "evaluated", text)))
 
 
 def kept(data: Iterable[Any] | None) -> list[Any]:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 import narrows
-import narrows.passes.choosing.scales as scales
 from narrows.errors import PlanError, PlanUsageError, UsageError
 from narrows.ir.program import Program
 from narrows.ir.workload import macs, works_of
@@ -24,7 +23,7 @@ from narrows.passes.choosing.products import gram
 from narrows.passes.choosing.reads import reads_of
 from narrows.passes.choosing.repair import Left
 from narrows.passes.choosing.search import Search
-from narrows.passes.choosing.statistics import examples_of, measured, split
+from narrows.passes.choosing.statistics import measured, split
 from narrows.passes.choosing.surgeon import DAMPING, Surgeon
 from narrows.passes.plans.plan import ChannelPlan
 from tests.networks import NETWORKS
@@ -372,6 +371,10 @@ def test_a_latency_is_reached_by_losses(program: Program):
 def test_bad_budgets(program: Program):
     with pytest.raises(PlanUsageError, match="ratio and macs exclude each other"):
         narrows.plan(program, ratio=0.5, macs=0.5)
+    with pytest.raises(PlanUsageError, match="loss has no effect"):
+        narrows.plan(program, macs=0.5, data=[images(8)], loss=lambda outputs, batch: outputs.sum())
+    with pytest.raises(PlanUsageError, match="outputs is one of"):
+        narrows.plan(program, macs=0.5, data=[images(8)], outputs="logit")
     with pytest.raises(PlanUsageError, match="macs are above 0"):
         narrows.plan(program, macs=0)
     with pytest.raises(PlanUsageError, match="one example"):
@@ -393,43 +396,6 @@ def test_data_is_split_in_halves(program: Program):
     one, other = split(program, [[x]])
     assert one[0][0].equal(x[:2])
     assert other[0][0].equal(x[2:])
-
-
-class Shifted(nn.Module):
-    """The first input is a table that every example is added to; its length is no batch."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.one, self.two = nn.Linear(6, 8), nn.Linear(8, 5)
-
-    def forward(self, table: Tensor, x: Tensor) -> Tensor:
-        return self.two(self.one(x + table.sum(0)).relu())
-
-
-def test_an_input_without_a_batch_is_not_cut():
-    table, x = torch.randn(4, 6), torch.randn(4, 6)
-    dynamic = ({}, {0: torch.export.Dim("b")})
-    made = torch.export.export(Shifted().eval(), (table, x[:2]), dynamic_shapes=dynamic)
-    program = narrows.capture(made)
-    one, other = split(program, [[table, x]])
-    assert [t.shape[0] for t in (*one[0], *other[0])] == [4, 2, 4, 2]
-    assert examples_of(program, [table, x[:3]]) == 3
-    plan = narrows.plan(program, macs=0.7, data=[(table, x)], constrained=False)
-    assert plan.removed
-
-
-def test_batches_of_a_fixed_size_are_not_cut(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(scales, "FORWARDS", 1)
-    x = images(24)
-    program = narrows.capture(model(), (x[:8],), dynamic_batch=False)
-    data = [*x.split(8)]
-    with pytest.raises(PlanUsageError, match="one batch to choose by"):
-        narrows.plan(program, macs=0.8, data=data[:1])
-    reads = reads_of(prepared(program))
-    batches = [[t] for t in data]
-    some = scales.few(program, batches, reads)
-    assert all(batch[0].shape == (8, 3, 8, 8) for batch in some)
-    assert len(some) == 2  # of three, as 12 examples are asked for at least
 
 
 def test_everything_costs_what_the_network_does(program: Program):
@@ -496,6 +462,7 @@ def test_compress_in_bits_and_by_a_drop():
         ({"accuracy_drop": -1}, "points from 0 to 100"),
         ({"accuracy_drop": 1, "evaluate": lambda run: float("nan")}, "evaluate returned nan"),
         ({"accuracy_drop": 1, "evaluate": lambda run: "good"}, "did not return a number"),
+        ({"macs": 0.5, "bits": "8"}, "bits are 2 to 8"),
         ({"accuracy_drop": 1, "outputs": "values"}, "needs something to be measured by"),
         ({"macs": 0.5, "data": []}, "there is no data"),
     ],
@@ -504,53 +471,3 @@ def test_compress_refuses(options: dict, message: str):
     given = {"data": [images(8), images(8)], **options}
     with pytest.raises(UsageError, match=message):
         narrows.compress(model(), (images(2),), **given)
-
-
-# ------------------------------------------------------------------ data as people give it
-
-
-def test_data_that_is_not_finite_is_refused(program: Program):
-    bad = images(16)
-    bad[3, 0, 2, 2] = torch.nan
-    plan = ChannelPlan.given(program, {"last.weight": list(range(10))})
-    with pytest.raises(PlanError, match=r"'stem.0.weight' sees of the data is not finite"):
-        narrows.plan(program, macs=0.7, data=[bad], constrained=False)
-    with pytest.raises(PlanError, match="is not finite"):
-        narrows.compensate(program, plan, data=[images(16), bad])
-
-
-def test_no_data_is_told_without_a_word_of_calibration(program: Program):
-    with pytest.raises(UsageError, match="there is no data") as caught:
-        narrows.plan(program, macs=0.7, data=iter([]))
-    assert "what the outputs lose" in caught.value.why
-    assert caught.value.hint.startswith("data=")
-
-
-def test_inference_mode_is_no_obstacle(program: Program):
-    wanted = narrows.plan(program, macs=0.8, data=[images(16)], constrained=False)
-    with torch.inference_mode():
-        data = [images(16)]
-        assert narrows.plan(program, macs=0.8, data=data, constrained=False) == wanted
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_types_are_summed_in_float32(dtype: torch.dtype):
-    """A result of 300 has squares that float16 does not hold."""
-    layer = nn.Linear(4, 3)
-    with torch.no_grad():
-        layer.weight.fill_(100.0)
-        layer.bias.zero_()
-    x = torch.ones(8, 4, dtype=dtype)
-    base = prepared(narrows.capture(layer.to(dtype).eval(), (x,)))
-    product = reads_of(base).products[0]
-    lines, made = product.rows(x, base(x), None)
-    assert gram(lines).equal(torch.full((1, 5, 5), 8.0, dtype=torch.float64))
-    assert (made @ made.mT).equal(torch.full((1, 3, 3), 8 * 400.0**2))
-
-
-def test_classes_that_are_ruled_out_add_nothing():
-    a, b = torch.tensor([[0.0, 2.0]]), torch.tensor([[2.0, 0.0]])
-    never = torch.full((1, 1), -torch.inf)
-    divergence = Divergence.of([a])
-    wanted = divergence.between([a], [b])
-    assert divergence.between([torch.cat([a, never], 1)], [torch.cat([b, never], 1)]) == wanted

@@ -11,6 +11,7 @@ import torch
 
 from narrows.ir.program import Program
 from narrows.ir.structure.layers import Layer
+from narrows.passes.choosing.criteria.base import NoScoreError
 from narrows.passes.choosing.divergence import Divergence
 from narrows.passes.choosing.prepare import prepared
 from narrows.passes.choosing.reads import Floats, reads_of
@@ -26,8 +27,8 @@ class Losses:
     """What each layer's input channels cost when they go one after the other, the cheapest first.
 
     The costs of a layer's channels add up, as those of a criterion such as L1 do not: a channel
-    that another one can stand in for costs little while the other is there. Outputs cost nothing,
-    as whoever reads them says what they are worth.
+    that another one can stand in for costs little while the other is there. Outputs have no score:
+    whoever reads them says what they are worth, and channels that no layer reads stay.
 
     Attributes:
         name: What a plan's reasons say.
@@ -69,10 +70,12 @@ class Losses:
         return Losses("losses", found)
 
     def score(self, program: Program, use: Layer, side: str) -> Floats:
-        """Return what the channels of a layer cost."""
+        """Return what the channels of a layer cost; `NoScoreError` for what reads none."""
         costs = self.found.get(use.weight)
         if side == "outputs" or costs is None or len(costs) != use.inputs:
-            return np.zeros(use.width(side))
+            raise NoScoreError(
+                f"{self.name} has no score for it", why="it is no layer that reads these channels"
+            )
         return costs
 
 

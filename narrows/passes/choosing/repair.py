@@ -21,6 +21,7 @@ from narrows.ir.labels import Bools
 from narrows.ir.meta import shape_of
 from narrows.ir.ops import dialect
 from narrows.ir.program import Program
+from narrows.ir.structure.layers import root_of
 from narrows.passes.choosing.compensations.base import Compensation, Sums
 from narrows.passes.choosing.compensations.least_squares import LEAST_SQUARES
 from narrows.passes.choosing.products import Product, gram, refuse_infinite
@@ -224,13 +225,17 @@ class _Repair:
         self.pruned.weights[name], constant = product.weights(solved, weight)
         if bias:
             self.pruned.weights[bias] = constant
+        for step in root_of(product.contraction.weight)[1]:  # made of the weight as it was
+            for values in self.pruned.values:
+                values.pop(step, None)
 
     def _lost(self, total: _Sum, at: int) -> Tensor:
         """Return what the other operand of a sum has lost, as the layer can make up for it."""
         lost = self.plain.value(total.other, at) - self.pruned.value(total.other, at)
         if total.gate is None:
             return lost
-        return lost / self.plain.value(total.gate, at).clamp(min=LEAST_GATE)
+        gate = self.plain.value(total.gate, at)
+        return lost / torch.where(gate < 0, gate.clamp(max=-LEAST_GATE), gate.clamp(min=LEAST_GATE))
 
     def _is_ready(self, node: fx.Node) -> bool:
         """Whether a tensor is there, or is computed without a layer that is not solved yet."""
@@ -275,7 +280,8 @@ def _sum_after(node: fx.Node) -> _Sum | None:
             return None
         user, other = users[0], _other(users[0], node)
         assert other is not None
-        if user.target is dialect.ADD and shape_of(other) == shape:
+        plain = user.kwargs.get("alpha", 1) == 1
+        if user.target is dialect.ADD and plain and shape_of(other) == shape:
             return _Sum(other, gate)
         if user.target is not dialect.MULTIPLY or gate is not None:
             return None

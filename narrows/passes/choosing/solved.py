@@ -85,7 +85,7 @@ class Solved:
             raise PlanError(
                 f"{place} is no solved plan",
                 why="its header does not say that it is one",
-                hint="such files are written by Solved.save and `narrows plan --solved`",
+                hint="such files are written by Solved.save and `narrows compress --save-solved`",
             )
         try:
             data = json.loads(told.get("plan", ""))

@@ -88,9 +88,14 @@ def tolerated(
 
 
 def worth(evaluate: Callable[[Any], float], program: Program) -> float:
-    """Return what a person's function says a program is worth; `UsageError` unless a number."""
+    """Return what a person's function says a program is worth; `UsageError` unless a number,
+    `PlanError` where it fails."""
     try:
-        value = float(evaluate(program))
+        given = evaluate(program)
+    except Exception as cause:  # a user's function may raise anything
+        raise PlanError(f"evaluate failed: {type(cause).__name__}: {cause}") from cause
+    try:
+        value = float(given)
     except (TypeError, ValueError) as cause:
         raise UsageError(
             "evaluate did not return a number", why=f"{type(cause).__name__}: {cause}"

@@ -7,6 +7,7 @@ by then, and the mass that the search keeps is in nats.
 from __future__ import annotations
 
 from dataclasses import replace
+from glob import escape
 
 from narrows.ir.program import Program
 from narrows.passes.choosing.losses import Losses
@@ -45,6 +46,9 @@ def in_rounds(
     base = current = prepared(program)
     reads = reads_of(base)
     parts = pieces(base, [*batches(program, choosing.data, "choosing", CHOOSING)])
+    # What a shared weight reads is not measured, and stays.
+    shared = {p.layer.weight for p in reads.products if len(base.users_of(p.layer.weight)) > 1}
+    options = replace(options, exclude=(*options.exclude, *map(escape, sorted(shared))))
     made = plan
     for turn in range(1, ROUNDS + 1):
         share = 1 - (1 - aim.share) * turn / ROUNDS
@@ -55,7 +59,7 @@ def in_rounds(
             current = repaired(base, current, reads, Left.by(reads, made), parts)
         if progress is not None:
             progress(f"round {turn} of {ROUNDS}: {share:.3f} of the latency", turn, ROUNDS)
-    return replace(made, fingerprint=fingerprint(program))
+    return replace(made, fingerprint=fingerprint(program)).with_notes(*reads.notes)
 
 
 __all__ = ["in_rounds"]

@@ -121,6 +121,8 @@ class Choosing:
                 raise PlanUsageError(f"{name} is a whole number of at least 1, got {value!r}")
         if self.scope not in SCOPES:
             raise PlanUsageError(f"scope is 'local' or 'global', got {self.scope!r}")
+        if self.outputs not in OUTPUTS:
+            raise PlanUsageError(f"outputs is one of {', '.join(OUTPUTS)}, got {self.outputs!r}")
         self._check_aims()
         self._check_side()
         if all(getattr(self, name) is None for name in AIMS):
@@ -150,6 +152,12 @@ class Choosing:
                     f"{'a latency is' if name == 'latency' else f'{name} are'} above 0 and up to 1"
                 )
                 raise PlanUsageError(f"{what}, got {value!r}", why=why)
+        if self.loss is not None and self.by_losses:
+            raise PlanUsageError(
+                "loss has no effect without a criterion",
+                why="with data alone, channels are chosen by how far the outputs go from their own",
+                hint="criterion='taylor'",
+            )
         if self.macs is not None or self.params is not None:
             self._check_budget()
         if self.latency is None:
