@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from narrows.ir.integer.codes import WeightCodes
 from narrows.ir.integer.library import weight_codes
 from narrows.ir.program import Program
 from narrows.passes.quant import rapq as module
+from narrows.passes.quant import reconstruct
 from narrows.passes.quant.blocks import cut
 from narrows.passes.quant.calibrate import calibrate
 from narrows.passes.quant.exactness import assert_exact
@@ -472,3 +474,21 @@ def test_cuda_computes_a_block_in_full_precision() -> None:
         assert library.allow_tf32
     finally:
         library.allow_tf32 = before
+
+
+def test_steps_of_weights_and_activations_are_chosen_twice(monkeypatch: pytest.MonkeyPatch):
+    """Each depends on the other, so once is too little; more would not pay."""
+    losses = iter([8.0, 4.0, 2.0, 1.0])
+    tried: list[int] = []
+
+    def closest(*_: object) -> int:
+        tried.append(len(tried) + 1)
+        return tried[-1]
+
+    monkeypatch.setattr(reconstruct, "loss_of", lambda *_: next(losses))
+    monkeypatch.setattr(reconstruct, "_closest", closest)
+    kernel: Any = SimpleNamespace(steps=0)
+    nothing: Any = None
+    block = reconstruct.Block(nothing, [], [], [], kernels=[kernel])
+    found = reconstruct.choose_steps(nothing, block, [0], reconstruct.POWERS_OF_TWO)
+    assert (found, tried, kernel.steps) == (2.0, [1, 2], 2)
