@@ -191,5 +191,6 @@ def test_the_widest_channel_says_how_far_sums_reach() -> None:
         net.weight[0, 1:], net.weight[1] = 0.0, 1.0
     x = torch.randn(4, 600, generator=torch.Generator().manual_seed(3)).abs()
     made = narrows.quantize(narrows.capture(net, (x,)), [x], activations=16).program
-    nodes = onnx.load(narrows.lower(made, samples=1).folder / MODEL).graph.node
+    artifact = narrows.lower(made, samples=1)  # its folder is there as long as it is
+    nodes = onnx.load(artifact.folder / MODEL).graph.node
     assert sum(n.op_type == "MatMul" for n in nodes) == 2  # in parts that float32 sums exactly
