@@ -18,7 +18,6 @@ from narrows.ir.channels import Facts, analyse, input_axis
 from narrows.ir.labels import Value
 from narrows.ir.meta import Meta, where
 from narrows.ir.ops import table
-from narrows.ir.ops.join import Join
 from narrows.ir.program import Program
 from narrows.ir.states import State
 
@@ -159,7 +158,7 @@ def _joins(holder: fx.Node, result: fx.Node) -> bool:
     seen, queue = {holder}, [holder]
     while queue:
         for user in queue.pop().users:
-            if isinstance(table.find(user), Join) and _reaches(user, result):
+            if table.concatenates(user) and _reaches(user, result):
                 return True
             if user not in seen:
                 seen.add(user)

@@ -22,7 +22,6 @@ from narrows.ir.labels import varying
 from narrows.ir.meta import Meta, where
 from narrows.ir.ops import table
 from narrows.ir.ops.args import arguments, is_tensor
-from narrows.ir.ops.layout import Layout
 from narrows.ir.program import Program
 from narrows.ir.structure import Structure, structure_of
 from narrows.ir.structure.layers import Layer
@@ -320,7 +319,7 @@ def _of_norm(program: Program, layer: Layer, norm: fx.Node, labels: Tensor) -> l
 def _refuse_other_readers(program: Program, name: str, parameter: str, own: set[fx.Node]) -> None:
     """Raise unless some nodes alone read a parameter, and nothing else what they make of it."""
     readers = set(program.users_of(parameter))
-    chains = {n for n in own if n in readers and isinstance(table.find(n), Layout)}
+    chains = {n for n in own if n in readers and table.keeps_all(n)}
     readers |= {u for n in chains for u in n.users}
     others = [n for n in program.nodes if n in readers - own]
     if others:

@@ -20,7 +20,7 @@ CONVOLUTIONS = {
 TRANSPOSED = {
     aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input,
 }  # fmt: skip
-PRODUCTS = {aten.matmul.default, aten.mm.default}
+PRODUCTS = {aten.matmul.default}
 
 
 @dataclass(frozen=True)

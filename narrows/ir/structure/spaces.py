@@ -154,7 +154,7 @@ def joined_spaces(
     family = {space: [space] for space in spaces}
     for space in spaces:
         for entry in space.entries:
-            if not isinstance(table.find(entry), Join) or (joins and not joins(entry)):
+            if not table.concatenates(entry) or (joins and not joins(entry)):
                 continue
             for read in facts.flows[entry].reads:
                 other = of.get(read.operand, space)
