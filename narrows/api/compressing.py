@@ -35,7 +35,8 @@ class Compressing:
         params: The same of the weights.
         latency: The same of the predicted latency on the target.
         accuracy_drop: How many points may be lost: of ``evaluate`` where there is one, else of the
-            share of the data, in percent, that is given the class that the unpruned network gives.
+            share of a quarter of the data, in percent, that is given the class that the unpruned
+            network gives. It is looked at before the result is quantized.
         bits: In how many bits weights and activations are held; floating-point unless given.
         outputs: What the outputs are: ``logits``, ``values`` or ``auto``.
     """
@@ -191,6 +192,11 @@ def compressed(
     if asked.bits is not None:
         bits: dict[str, Any] = {"weights": asked.bits, "activations": asked.bits}
         small = api.quantize(small, data, **bits, check=check).program
+        if evaluate is not None:
+            after = worth(evaluate, small)
+            text = f"evaluate: {before:.4g} unpruned, {after:.4g} in {asked.bits} bits"
+            small = small.replace(notes=(*small.notes, Note(program.name, "evaluated", text)))
+            told.append(text)
     return Compressed(api.lower(small, target, plan=plan), plan, solved, told)
 
 

@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import narrows
-from narrows.errors import PlanError, PlanUsageError, UsageError
 from narrows.ir.program import Program
 from narrows.ir.workload import macs, works_of
 from narrows.passes.choosing.compensations.base import Sums
 from narrows.passes.choosing.compensations.catalog import COMPENSATIONS, find
 from narrows.passes.choosing.compensations.least_squares import LeastSquares
 from narrows.passes.choosing.divergence import Divergence
-from narrows.passes.choosing.losses import Losses, in_order
+from narrows.passes.choosing.losses import in_order
 from narrows.passes.choosing.prepare import prepared
 from narrows.passes.choosing.products import gram
 from narrows.passes.choosing.reads import reads_of
 from narrows.passes.choosing.repair import Left
 from narrows.passes.choosing.search import Search
-from narrows.passes.choosing.statistics import measured, split
+from narrows.passes.choosing.statistics import measured
 from narrows.passes.choosing.surgeon import DAMPING, Surgeon
 from narrows.passes.plans.plan import ChannelPlan
 from tests.networks import NETWORKS
-from tests.networks.registry import conv, conv_bn
+from tests.networks.registry import conv
+from tests.passes.residual import images, settled
 
 SOME = (
     "residual_projection", "squeeze_excite_sigmoid", "depthwise", "grouped_conv",
@@ -37,46 +35,9 @@ SOME = (
 )  # fmt: skip
 
 
-class Small(nn.Module):
-    """A residual network with a gate, whose channels are not all alike."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = conv_bn(3, 16)
-        self.first = conv_bn(16, 24)
-        self.second = conv_bn(24, 16)
-        self.gate = nn.Sequential(nn.Linear(16, 4), nn.ReLU(), nn.Linear(4, 16), nn.Sigmoid())
-        self.last = conv(16, 32)
-        self.head = nn.Linear(32, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x).relu()
-        y = self.second(self.first(x).relu())
-        y = y * self.gate(y.mean((2, 3)))[:, :, None, None]
-        return self.head(self.last((x + y).relu()).relu().mean((2, 3)))
-
-
-def images(count: int, seed: int = 0) -> Tensor:
-    """Images that have few directions, as real ones do."""
-    generator = torch.Generator().manual_seed(seed)
-    basis = torch.randn(6, 3 * 64, generator=torch.Generator().manual_seed(9))
-    mixed = torch.randn(count, 6, generator=generator) @ basis
-    return mixed.reshape(count, 3, 8, 8) + 0.1 * torch.randn(count, 3, 8, 8, generator=generator)
-
-
-@pytest.fixture(scope="module")
+@pytest.fixture
 def program() -> Program:
-    torch.manual_seed(0)
-    module = Small()
-    with torch.no_grad():
-        for _ in range(3):
-            module.train()(images(64))
-    return narrows.capture(module.eval(), (images(2),))
-
-
-def left(program: Program) -> int:
-    works = works_of(program)
-    return sum(macs(n, works) for n in program.graph.nodes if n.op == "call_function")
+    return settled()
 
 
 # ------------------------------------------------------------------ layers as products
@@ -302,6 +263,62 @@ def test_what_a_plan_leaves_is_what_its_masked_program_computes(program: Program
     torch.testing.assert_close(base.with_weights(weights)(x), plan.masked(base)(x))
 
 
+class Unfolded(nn.Module):
+    """A norm that cannot be folded, as what it reads is read elsewhere, too."""
+
+    def __init__(self, *, shared: bool) -> None:
+        super().__init__()
+        self.conv = conv(3, 12)
+        self.norm = nn.BatchNorm2d(12)
+        self.one, self.two = conv(12, 10), conv(12, 10)
+        if shared:
+            self.two.bias = self.one.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return self.one(self.norm(y).relu()).mean((2, 3)) + self.two(y.relu()).mean((2, 3))
+
+
+def unfolded(*, shared: bool) -> Program:
+    torch.manual_seed(1)
+    module = Unfolded(shared=shared)
+    with torch.no_grad():
+        module.norm.bias.fill_(2.0)
+        for _ in range(3):
+            module.train()(images(64))
+    return narrows.capture(module.eval(), (images(2),))
+
+
+def test_a_repair_begins_where_the_masks_are():
+    """They are zero behind the norm: what stands there without them is not there to be used."""
+    program = unfolded(shared=False)
+    plan = ChannelPlan.given(program, {}, {"conv.weight": range(6)})
+    squares: list[Tensor] = []
+
+    class Watched(LeastSquares):
+        def solve(self, sums: Sums) -> Tensor:
+            squares.append(sums.square)
+            return super().solve(sums)
+
+    narrows.compensate(program, plan, data=[images(32)], method=Watched())
+    one, two = (s[0].diagonal() for s in squares if s.shape[1] == 12 * 9 + 1)
+    for reads in (one, two):
+        assert reads[: 6 * 9].all()
+        assert not reads[6 * 9 : 12 * 9].any()
+
+
+def test_a_bias_of_two_layers_holds_both():
+    program = unfolded(shared=True)
+    plan = ChannelPlan.given(program, {"one.weight": range(6)})
+    made = narrows.compensate(program, plan, data=[images(32)])
+    base = prepared(program)
+    assert made.weights["one.bias"].equal(base.weights["one.bias"])
+    assert made.weights["two.weight"].equal(base.weights["two.weight"])
+    told = [n.message for n in made.notes if n.reason == "shared weight"]
+    assert len(told) == 2
+    assert all("'one.bias' is used in several places" in text for text in told)
+
+
 def test_a_network_at_chance_is_told(program: Program):
     plan = ChannelPlan.given(program, {"head.weight": []})
     made = narrows.compensate(program, plan, data=[images(40)], method="mean")
@@ -311,163 +328,3 @@ def test_a_network_at_chance_is_told(program: Program):
     own = program(images(40)).argmax(1)
     constant = float((own == plan.masked(made)(images(40)).argmax(1)).float().mean())
     assert bool(told) == (constant < 0.2)
-
-
-# ------------------------------------------------------------------ plans by a budget
-
-
-@pytest.mark.parametrize("constrained", [False, True])
-@pytest.mark.parametrize("budget", ["macs", "params"])
-def test_a_budget_is_met(program: Program, budget: str, constrained: bool):
-    data = [images(32, 1), images(32, 2)]
-    plan = narrows.plan(program, data=data, constrained=constrained, **{budget: 0.6})
-    small = narrows.apply(program, plan)
-    if budget == "macs":
-        share = left(small) / left(program)
-    else:
-        layers = [n for n in program.weights if program.weights[n].dim() > 1]
-        share = sum(small.weights[n].numel() for n in layers) / sum(
-            program.weights[n].numel() for n in layers
-        )
-    assert 0.5 < share <= 0.6 + 1e-9
-    assert any(n.reason == "curve" for n in plan.notes)
-
-
-def test_a_search_is_better_than_a_ratio(program: Program):
-    data, x = [images(64, 1), images(64, 2)], images(128, 5)
-    searched = narrows.plan(program, data=data, macs=0.5, constrained=False)
-    by_norm = narrows.plan(program, macs=0.5, constrained=False)
-    assert left(narrows.apply(program, by_norm)) <= 0.5 * left(program) * 1.001
-    divergence = Divergence.of([program(x)])
-
-    def far(plan: ChannelPlan) -> float:
-        made = plan.masked(narrows.compensate(program, plan, data=data))
-        return divergence.between([program(x)], [made(x)])
-
-    assert far(searched) < far(by_norm)
-
-
-def test_what_is_excluded_or_given_stays(program: Program):
-    data = [images(32, 1), images(32, 2)]
-    plan = narrows.plan(
-        program, {"last.weight": range(16)}, data=data, macs=0.8, constrained=False,
-        exclude="second.*", min_width=8,
-    )  # fmt: skip
-    assert plan.inputs["last.weight"] == tuple(range(16))
-    assert "second.0.weight" not in plan.inputs
-    assert all(len(keep) >= 8 for keep in plan.inputs.values())
-
-
-def test_a_latency_is_reached_by_losses(program: Program):
-    data = [images(32, 1), images(32, 2)]
-    plan = narrows.plan(program, latency=0.9, target="onnx", data=data)
-    assert plan.removed
-    assert plan.fingerprint == ChannelPlan.given(program).fingerprint
-    costs = Losses.of(program, [[d] for d in data]).found["last.weight"]
-    assert costs.shape == (16,)
-    assert (costs > 0).all()
-
-
-def test_bad_budgets(program: Program):
-    with pytest.raises(PlanUsageError, match="ratio and macs exclude each other"):
-        narrows.plan(program, ratio=0.5, macs=0.5)
-    with pytest.raises(PlanUsageError, match="loss has no effect"):
-        narrows.plan(program, macs=0.5, data=[images(8)], loss=lambda outputs, batch: outputs.sum())
-    with pytest.raises(PlanUsageError, match="outputs is one of"):
-        narrows.plan(program, macs=0.5, data=[images(8)], outputs="logit")
-    with pytest.raises(PlanUsageError, match="macs are above 0"):
-        narrows.plan(program, macs=0)
-    with pytest.raises(PlanUsageError, match="one example"):
-        narrows.plan(program, macs=0.5, data=[images(1)])
-    with pytest.raises(PlanError, match="cannot be met") as caught:
-        narrows.plan(program, macs=0.0001, data=[images(8)], constrained=False)
-    assert "is the least" in str(caught.value)
-    with pytest.raises(PlanError, match="cannot be met"):
-        narrows.plan(program, macs=0.5, data=[images(8)], exclude="*", constrained=False)
-    with pytest.raises(UsageError, match="not batches"):
-        narrows.plan(program, macs=0.5, data=images(8))
-    with pytest.raises(PlanUsageError, match="no compensation 'least-square'") as wrong:
-        narrows.compensate(program, ChannelPlan(), data=[images(4)], method="least-square")
-    assert wrong.value.hint == "did you mean 'least-squares'?"
-
-
-def test_data_is_split_in_halves(program: Program):
-    x = images(5)
-    one, other = split(program, [[x]])
-    assert one[0][0].equal(x[:2])
-    assert other[0][0].equal(x[2:])
-
-
-def test_everything_costs_what_the_network_does(program: Program):
-    reads = reads_of(prepared(program))
-    assert reads.cost(reads.all(), reads.macs) == reads.whole(reads.macs)
-
-
-# ------------------------------------------------------------------ one saved thing
-
-
-def test_a_solved_plan_is_one_file(program: Program, tmp_path: Path):
-    plan = ChannelPlan.given(program, {"last.weight": list(range(10))})
-    made = narrows.compensate(program, plan, data=[images(32)])
-    narrows.Solved.of(program, plan, made).save(tmp_path / "plan.solved")
-    solved = narrows.Solved.load(tmp_path / "plan.solved")
-    assert solved.plan == plan
-    again = solved.applied(program)
-    assert all(again.weights[n].equal(t) for n, t in made.weights.items())
-    other = program.with_weights({n: t + 1 for n, t in program.weights.items()})
-    with pytest.raises(PlanError, match="another checkpoint"):
-        solved.applied(other)
-    (tmp_path / "bad").write_bytes(b"{}")
-    with pytest.raises(PlanError, match="is no solved plan"):
-        narrows.Solved.load(tmp_path / "bad")
-    with pytest.raises(PlanError, match="there is no file"):
-        narrows.Solved.load(tmp_path / "none")
-
-
-# ------------------------------------------------------------------ one call
-
-
-def model() -> nn.Module:
-    torch.manual_seed(0)
-    return Small().eval()
-
-
-def test_compress_makes_an_artifact():
-    seen = []
-    artifact = narrows.compress(
-        model(), (images(2),), data=[images(32, 1), images(32, 2)], macs=0.7,
-        evaluate=lambda run: float(run(images(2)).shape[1]),
-        progress=lambda what, done, of: seen.append((what, done, of)),
-    )  # fmt: skip
-    assert any("least-squares: divergence" in n["message"] for n in artifact.notes)
-    assert any("evaluate: 10 unpruned, 10 pruned" in n["message"] for n in artifact.notes)
-    assert seen
-    assert all(0 < done <= of for _, done, of in seen)
-
-
-def test_compress_in_bits_and_by_a_drop():
-    data = [images(32, 1), images(32, 2)]
-    artifact = narrows.compress(model(), (images(2),), data=data, accuracy_drop=60, bits=8)
-    assert artifact.plan is not None
-    alone = narrows.compress(model(), (images(2),), data=data, bits=8)
-    assert alone.plan is None
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({}, "there is no budget"),
-        ({"macs": 0.5, "latency": 0.5}, "macs and latency exclude each other"),
-        ({"macs": 0.5, "bits": 1}, "bits are 2 to 8"),
-        ({"accuracy_drop": -1}, "points from 0 to 100"),
-        ({"accuracy_drop": 1, "evaluate": lambda run: float("nan")}, "evaluate returned nan"),
-        ({"accuracy_drop": 1, "evaluate": lambda run: "good"}, "did not return a number"),
-        ({"macs": 0.5, "bits": "8"}, "bits are 2 to 8"),
-        ({"accuracy_drop": 1, "outputs": "values"}, "needs something to be measured by"),
-        ({"macs": 0.5, "data": []}, "there is no data"),
-    ],
-)
-def test_compress_refuses(options: dict, message: str):
-    given = {"data": [images(8), images(8)], **options}
-    with pytest.raises(UsageError, match=message):
-        narrows.compress(model(), (images(2),), **given)

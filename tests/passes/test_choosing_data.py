@@ -20,7 +20,8 @@ from narrows.passes.choosing.products import gram
 from narrows.passes.choosing.reads import reads_of
 from narrows.passes.choosing.statistics import examples_of, split
 from narrows.passes.plans.plan import ChannelPlan
-from tests.passes.test_choosing import built, images, model
+from tests.passes.residual import images, model
+from tests.passes.test_choosing import built
 
 
 @pytest.fixture(scope="module")

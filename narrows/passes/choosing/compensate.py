@@ -12,7 +12,7 @@ from narrows.passes.choosing.compensations.base import Compensation
 from narrows.passes.choosing.divergence import Divergence
 from narrows.passes.choosing.prepare import prepared
 from narrows.passes.choosing.reads import reads_of
-from narrows.passes.choosing.repair import Left, Progress, repaired
+from narrows.passes.choosing.repair import Left, Progress, held_by, repaired
 from narrows.passes.choosing.statistics import Batch, examples_of, pieces
 from narrows.passes.plans.plan import ChannelPlan
 
@@ -43,12 +43,15 @@ def compensated(
     batches = pieces(base, batches)
     reads = reads_of(base)
     plain = plan.masked(base)  # refuses a plan of another model
-    result = repaired(base, base, reads, Left.by(reads, plan), batches, method, progress)
+    begun = base
+    if len(plain.graph.nodes) == len(base.graph.nodes):  # only weights tell it from the whole one
+        begun = base.with_weights({**base.weights, **plain.weights})
+    result = repaired(base, begun, reads, Left.by(reads, plan), batches, method, progress)
     notes = [*_compared(base, plain, plan.masked(result), batches, method, outputs)]
-    shared = [p for p in reads.products if len(base.users_of(p.layer.weight)) > 1]
-    for product in shared:
-        text = f"{product.layer.weight!r} is used in several places: it stays as it is"
-        notes.append(Note(product.layer.node.name, "shared weight", text))
+    for product in reads.products:
+        if name := held_by(base, product):
+            text = f"{name!r} is used in several places: {product.layer.weight!r} stays as it is"
+            notes.append(Note(product.layer.node.name, "shared weight", text))
     return result.replace(notes=(*program.notes, *notes))
 
 

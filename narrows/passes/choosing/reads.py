@@ -8,7 +8,7 @@ reads a channel any more, its makers are gone, and what they cost is saved, too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,6 +20,7 @@ from narrows.ir.program import Note, Program
 from narrows.ir.structure import Structure, structure_of
 from narrows.ir.workload import macs, works_of
 from narrows.passes.choosing.products import Product
+from narrows.passes.plans.plan import ChannelPlan
 
 Floats = np.ndarray
 
@@ -35,7 +36,7 @@ class Reads:
         columns: Per read the layer's input channels that it is.
         free: Per read whether the layer may do without it.
         maker_layer: Per maker its layer, by number.
-        maker_rows: Per maker how many of the layer's output channels it is.
+        rows: Per maker the layer's output channels that it is.
         maker_stays: Per maker whether it is there whatever goes: an output, a barrier, and what is
             read by no layer.
         pairs: Which makers a read needs: reads and makers, ``[2, pairs]``.
@@ -50,7 +51,7 @@ class Reads:
     columns: tuple[Ints, ...]
     free: Bools
     maker_layer: Ints
-    maker_rows: Ints
+    rows: tuple[Ints, ...]
     maker_stays: Bools
     pairs: Ints
     macs: Floats
@@ -60,6 +61,11 @@ class Reads:
     def size(self) -> Ints:
         """Per read how many input channels of its layer it is."""
         return np.array([len(c) for c in self.columns], dtype=np.int64)
+
+    @cached_property
+    def maker_rows(self) -> Ints:
+        """Per maker how many output channels of its layer it is."""
+        return np.array([len(r) for r in self.rows], dtype=np.int64)
 
     @cached_property
     def of_layer(self) -> tuple[Ints, ...]:
@@ -77,6 +83,24 @@ class Reads:
     def all(self) -> Bools:
         """Return the choice to keep everything."""
         return np.ones(len(self.layer), dtype=bool)
+
+    def left_by(self, plan: ChannelPlan) -> Bools:
+        """Return which reads a plan leaves.
+
+        A read is gone whose columns are all masked, or whose makers all are.
+        """
+        result = np.array([
+            _any_of(plan.inputs, self.products[j], columns)
+            for j, columns in zip(self.layer, self.columns, strict=True)
+        ], dtype=bool)  # fmt: skip
+        made = np.array([
+            _any_of(plan.outputs, self.products[j], rows)
+            for j, rows in zip(self.maker_layer, self.rows, strict=True)
+        ], dtype=bool)  # fmt: skip
+        reads, makers = self.pairs
+        for read in np.setdiff1d(reads, reads[made[makers]]):
+            result[read] = False
+        return result
 
     # ------------------------------------------------------------------ costs
 
@@ -211,7 +235,7 @@ class _Found:
             columns=tuple(r[3] for r in read),
             free=np.array(free, dtype=bool),
             maker_layer=_ints(m[0] for m in made),
-            maker_rows=_ints(len(m[3]) for m in made),
+            rows=tuple(m[3] for m in made),
             maker_stays=np.array(stays, dtype=bool),
             pairs=np.array(pairs, dtype=np.int64).reshape(-1, 2).T,
             macs=np.array([macs(n, works) / n_full for n, n_full in full]),
@@ -256,6 +280,12 @@ class _Found:
                     seen.add(user)
                     todo.append(user)
         return found
+
+
+def _any_of(keeps: Mapping[str, tuple[int, ...]], product: Product, channels: Ints) -> bool:
+    """Whether some channels of a layer, or one of them, are kept."""
+    keep = keeps.get(product.layer.weight)
+    return keep is None or bool(np.isin(channels, keep).any())
 
 
 def _ints(values: Iterable[int]) -> Ints:

@@ -72,6 +72,12 @@ class Left:
             sides.append(masks)
         return Left._of(reads.products, *sides)
 
+    def __and__(self, other: Left) -> Left:
+        """Return what both leave."""
+        columns = (a & b for a, b in zip(self.columns, other.columns, strict=True))
+        rows = (a & b for a, b in zip(self.rows, other.rows, strict=True))
+        return Left(tuple(columns), tuple(rows))
+
     @staticmethod
     def _of(products: Sequence[Product], inputs: list[Tensor], outputs: list[Tensor]) -> Left:
         columns = []
@@ -124,6 +130,12 @@ def repaired(
     return _Repair(original, current, reads, left, batches, method, progress).run()
 
 
+def held_by(program: Program, product: Product) -> str:
+    """Return which weight keeps a layer as it is: one that is used elsewhere, too; or nothing."""
+    names = (product.layer.weight, product.bias)
+    return next((n for n in names if n and len(program.users_of(n)) > 1), "")
+
+
 class _Side:
     """One network on all batches, node by node."""
 
@@ -174,7 +186,7 @@ class _Repair:
                 j = self.number.get(node)
                 for at in range(count):
                     self.plain.value(node, at)
-                if j is not None and self._is_solvable(j):
+                if j is not None and not held_by(self.original, self.reads.products[j]):
                     self._solve(j)
                 for at in range(count):
                     self.pruned.value(node, at)
@@ -182,10 +194,6 @@ class _Repair:
                 if self.progress is not None:
                     self.progress("repair", place + 1, len(self.nodes))
         return self.original.with_weights(self.pruned.weights)
-
-    def _is_solvable(self, j: int) -> bool:
-        name = self.reads.products[j].layer.weight
-        return len(self.original.users_of(name)) == 1
 
     def _drop(self, node: fx.Node) -> None:
         """Forget what nothing needs any more after a node."""
@@ -306,4 +314,4 @@ def _needed_after(graph: fx.Graph) -> Mapping[fx.Node, list[fx.Node]]:
     return result
 
 
-__all__ = ["Left", "Progress", "repaired"]
+__all__ = ["Left", "Progress", "held_by", "repaired"]

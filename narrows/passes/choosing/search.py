@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from narrows.errors import PlanError
+from narrows.ir.couplings import Coupling
 from narrows.ir.labels import Bools
 from narrows.ir.program import Program
 from narrows.ir.structure import structure_of
@@ -34,6 +35,7 @@ from narrows.passes.choosing.statistics import (
     split,
 )
 from narrows.passes.choosing.surgeon import surgeons_of
+from narrows.passes.plans.plan import ChannelPlan
 
 STEP = 0.1  # of the cost goes in a round at most
 MEMORY = 0.5  # of the factors of the rounds before: what is measured of one layer scatters
@@ -86,7 +88,8 @@ class Search:
         cost: Callable[[Reads], Floats],
         *,
         constrained: bool = False,
-        free: Callable[[str], bool] = lambda weight: True,
+        free: Callable[[str, Coupling], bool] = lambda weight, coupling: True,
+        plan: ChannelPlan | None = None,
         least: int = 1,
         outputs: str = "auto",
         seed: int = 0,
@@ -99,14 +102,17 @@ class Search:
             batches: Flat inputs, batch by batch; no labels.
             cost: The cost per layer of one input channel for one output channel: ``Reads.macs``.
             constrained: Whether channels go from all that read them at once.
-            free: Whether the layer of a weight may lose channels; all of a coupling's have to.
+            free: Whether the layer of a weight may lose channels of a coupling. With
+                ``constrained`` all that read it have to.
+            plan: What is masked from the beginning.
             least: How many channels every layer reads at least.
             outputs: How outputs are compared: ``logits``, ``values`` or ``auto``.
             seed: Of the probes.
             progress: Told what is done, how far it is and of how much.
         """
         self.base = base = prepared(program)
-        reads = _limited(reads_of(base), free)
+        ties = structure_of(base).ties
+        reads = _limited(reads_of(base), ties, free)
         self.each = cost(reads)
         self.full = reads.whole(self.each)
         self.halves = split(base, pieces(base, batches))
@@ -114,11 +120,16 @@ class Search:
         with torch.no_grad():
             self.own = [base.run_flat(list(batch)) for batch in self.batches]
         self.divergence = Divergence.of(self.own[0], outputs)
-        barred = [bool(tie.barrier) for tie in structure_of(base).ties]
+        barred = [bool(tie.barrier) for tie in ties]
         self.group = together(reads, barred) if constrained else None
         self.least, self.seed = least, seed
         self.tell = progress if progress is not None else lambda what, done, of: None
+        self.begun = Left.of(reads, reads.all())
         self.state = Chosen(base, reads, reads.all())
+        if plan is not None and plan.removed:
+            self.begun = Left.by(reads, plan)
+            weights = self.begun.masked(reads.products, base.weights)
+            self.state = Chosen(base.with_weights(weights), reads, reads.left_by(plan))
 
     def down(self, share: float) -> Chosen:
         """Go a round down to a share of the cost, or as far as it goes."""
@@ -138,7 +149,8 @@ class Search:
             reads, surgeons, factors, now.there, self.each, goal, self.group, self.least
         )
         self.tell(f"{step}: chosen", 3, 4)
-        program = repaired(self.base, now.program, reads, Left.of(reads, there), self.batches)
+        left_over = self.begun & Left.of(reads, there)
+        program = repaired(self.base, now.program, reads, left_over, self.batches)
         left = reads.cost(there, self.each) / self.full
         curve = (*now.curve, (left, self._apart(program)))
         self.state = Chosen(program, reads, there, factors, curve)
@@ -178,10 +190,14 @@ class Search:
         return total / counted(program, self.batches)
 
 
-def _limited(reads: Reads, free: Callable[[str], bool]) -> Reads:
-    """Return reads of which only those of some layers may go."""
-    open_ = np.array([free(p.layer.weight) for p in reads.products], dtype=bool)
-    return replace(reads, free=reads.free & open_[reads.layer]) if not open_.all() else reads
+def _limited(
+    reads: Reads, ties: Sequence[Coupling], free: Callable[[str, Coupling], bool]
+) -> Reads:
+    """Return reads of which only those may go that a rule leaves free."""
+    pairs = dict.fromkeys(zip(reads.layer.tolist(), reads.tie.tolist(), strict=True))
+    known = {(j, t): free(reads.products[j].layer.weight, ties[t]) for j, t in pairs}
+    open_ = [known[pair] for pair in zip(reads.layer.tolist(), reads.tie.tolist(), strict=True)]
+    return replace(reads, free=reads.free & np.array(open_, dtype=bool))
 
 
 __all__ = ["Chosen", "Search"]

@@ -208,6 +208,7 @@ def part(program: Program, batch: Batch, start: int, end: int) -> Batch:
 
 
 __all__ = [
+    "PIECE",
     "Batch", "Statistics", "counted", "examples_of", "measured", "part", "pieces", "split",
     "takes_any",
 ]  # fmt: skip

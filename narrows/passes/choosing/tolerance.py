@@ -11,9 +11,10 @@ import torch
 from narrows.errors import PlanError, UsageError
 from narrows.ir.program import Note, Program
 from narrows.passes.choosing.divergence import Divergence
+from narrows.passes.choosing.prepare import prepared
 from narrows.passes.choosing.repair import Progress
 from narrows.passes.choosing.search import Chosen, Search
-from narrows.passes.choosing.statistics import counted, examples_of
+from narrows.passes.choosing.statistics import PIECE, Batch, counted, examples_of, pieces
 from narrows.passes.plans.plan import ChannelPlan
 from narrows.passes.quant.batches import CHOOSING, batches
 
@@ -38,7 +39,9 @@ def tolerated(
         data: Batches of inputs without labels.
         drop: How many points may be lost.
         evaluate: What a program is worth, in points, called with the unpruned program and with
-            repaired ones; without it, how many percent of the data are given the same class.
+            repaired ones; without it, how many percent of a quarter of the data are given the same
+            class. That quarter is kept out of the search: on what it was solved for a network is
+            better than it is.
         constrained: Whether channels go from all that read them at once.
         outputs: How outputs are compared: ``logits``, ``values`` or ``auto``.
         progress: Told what is done, how far it is and of how much.
@@ -48,11 +51,14 @@ def tolerated(
         UsageError: The outputs are no logits and there is no function, or it gives no number.
     """
     given = [*batches(program, data, "choosing", CHOOSING)]
+    held: list[Batch] = []
+    if evaluate is None:
+        given, held = _apart(prepared(program), given)
     search = Search(
         program, given, lambda reads: reads.macs, constrained=constrained, outputs=outputs,
         progress=progress,
     )  # fmt: skip
-    value = _agreement(search) if evaluate is None else _checked(evaluate)
+    value = _agreement(search, held) if evaluate is None else _checked(evaluate)
     full = value(search.base)
     best: Chosen | None = None
     share, step = 1.0, STEP
@@ -109,7 +115,7 @@ def _checked(evaluate: Callable[[Any], float]) -> Callable[[Program], float]:
     return lambda program: worth(evaluate, program)
 
 
-def _agreement(search: Search) -> Callable[[Program], float]:
+def _agreement(search: Search, held: Sequence[Batch]) -> Callable[[Program], float]:
     """Return how many percent of the data a program gives the class that the unpruned one does."""
     divergence: Divergence = search.divergence
     if not any(divergence.logits):
@@ -119,15 +125,25 @@ def _agreement(search: Search) -> Callable[[Program], float]:
             hint="evaluate=function, macs=0.7, or outputs='logits'",
         )
 
+    with torch.no_grad():
+        own = [search.base.run_flat(list(batch)) for batch in held]
+
     def percent(program: Program) -> float:
         same = 0.0
         with torch.no_grad():
-            for outputs, batch in zip(search.own, search.batches, strict=True):
+            for outputs, batch in zip(own, held, strict=True):
                 share = divergence.agreement(outputs, program.run_flat(list(batch))) or 0.0
                 same += share * examples_of(program, batch)
-        return 100 * same / counted(program, search.batches)
+        return 100 * same / counted(program, held)
 
     return percent
+
+
+def _apart(program: Program, batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
+    """Return data for a search, and a quarter to see on what it has lost."""
+    size = max(1, counted(program, batches) // 8)
+    parts = pieces(program, batches, min(size, PIECE))
+    return [p for i, p in enumerate(parts) if i % 4], list(parts[::4])
 
 
 __all__ = ["tolerated", "worth"]

@@ -8,20 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from fnmatch import fnmatchcase
-
-import numpy as np
 
 from narrows.errors import PlanError
-from narrows.ir.labels import Bools
+from narrows.ir.couplings import Coupling
 from narrows.ir.program import Note, Program
+from narrows.ir.structure import structure_of
+from narrows.ir.structure.layers import layers_of
 from narrows.passes.choosing.prepare import prepared
 from narrows.passes.choosing.reads import Floats, Reads, reads_of
 from narrows.passes.choosing.repair import Progress
 from narrows.passes.choosing.search import Search
 from narrows.passes.plans.options import Choosing
 from narrows.passes.plans.plan import ChannelPlan
-from narrows.passes.plans.rank import Options, ranked
+from narrows.passes.plans.rank import Options, Ranking, ranked
 from narrows.passes.quant.batches import CHOOSING, batches
 
 TURNS = 12  # halvings of the ratio
@@ -56,14 +55,20 @@ def searched(
     name, share = choosing.aim
     what, cost = COSTS[name]
 
-    def free(weight: str) -> bool:
-        named = not options.include or any(fnmatchcase(weight, g) for g in options.include)
-        barred = weight in given.inputs or any(fnmatchcase(weight, g) for g in options.exclude)
-        return named and not barred
+    base = prepared(program)
+    ties = structure_of(base).ties
+    chooser = Ranking(base, layers_of(base), given, plan, options)
+    candidates = chooser.coupled(ties) if choosing.constrained else chooser.single(("inputs",))
+    chooser.refuse_none(candidates)
+    open_ties = {id(c.coupling) for c in candidates}
+    open_weights = {part.use.weight for c in candidates for part in c.parts}
+
+    def free(weight: str, tie: Coupling) -> bool:
+        return id(tie) in open_ties if choosing.constrained else weight in open_weights
 
     search = Search(
         program, [*batches(program, choosing.data, "choosing", CHOOSING)], cost,
-        constrained=choosing.constrained, free=free, least=choosing.min_width,
+        constrained=choosing.constrained, free=free, plan=plan, least=choosing.min_width,
         outputs=choosing.outputs, progress=progress,
     )  # fmt: skip
     found = search.to(share)
@@ -91,19 +96,16 @@ def bisected(
     each = cost(reads)
     sides = None if choosing.constrained else ("inputs",)
     low, high, best, least = 0.0, 1.0, None, 1.0
+    everything = replace(options, ratios=(("*", 1.0),), scope="global")
+    ranked(program, given, plan, everything, sides)  # fails if there is nothing to choose from
     for turn in range(TURNS):
         ratio = (low + high) / 2
+        overall = replace(options, ratios=(("*", ratio),), scope="global")
         try:
-            made = ranked(
-                program,
-                given,
-                plan,
-                replace(options, ratios=(("*", ratio),), scope="global"),
-                sides,
-            )
-            left = reads.cost(_there(reads, made), each) / reads.whole(each)
+            made = ranked(program, given, plan, overall, sides)
         except PlanError:  # so small a ratio removes nothing
-            made, left = plan, 1.0
+            made = plan
+        left = reads.cost(reads.left_by(made), each) / reads.whole(each)
         least = min(least, left)
         if left > share:
             low = ratio
@@ -120,16 +122,6 @@ def bisected(
             hint="a larger budget" + (", or constrained=False" if choosing.constrained else ""),
         )
     return best
-
-
-def _there(reads: Reads, plan: ChannelPlan) -> Bools:
-    """Return which reads a plan leaves: all whose columns are not all masked."""
-    result = reads.all()
-    for read, columns in enumerate(reads.columns):
-        keep = plan.inputs.get(reads.products[reads.layer[read]].layer.weight)
-        if keep is not None:
-            result[read] = bool(np.isin(columns, keep).any())
-    return result
 
 
 __all__ = ["bisected", "searched"]
