@@ -79,16 +79,15 @@ class _Descent:
 
     def _next(self, excess: float) -> list[int]:
         """Return the next moves: the best for what they save, until the excess is saved."""
+        known, count = self.there & (self.group >= 0), len(self.moves)
+        group = self.group[known]
+        costs = np.bincount(group, self.scores[known], count)
         if self.alone:
-            saved, costs = self.reads.saved(self.there, self.each), self.scores
+            saved = self.reads.saved(self.there, self.each)
         else:
             saved = self.reads.saved_together(self.there, self.each, self.group)
-            known = self.there & (self.group >= 0)
-            costs = np.bincount(self.group[known], self.scores[known], len(self.moves))
-        open_ = ~self.barred & np.isfinite(costs) & (saved > 0)
-        open_ &= np.array([bool(self.there[m].any()) for m in self.moves]) if not self.alone else (
-            self.there
-        )  # fmt: skip
+        alive = np.bincount(group, minlength=count) > 0
+        open_ = alive & ~self.barred & np.isfinite(costs) & (saved > 0)
         ratio = np.full(len(self.moves), np.inf)
         ratio[open_] = costs[open_] / saved[open_]
         left = np.bincount(self.reads.layer[self.there], minlength=len(self.reads.products))
@@ -97,7 +96,8 @@ class _Descent:
         for move in np.argsort(ratio, kind="stable"):
             if len(taken) >= self.count or gain >= excess or not np.isfinite(ratio[move]):
                 break
-            layers = self.reads.layer[self.moves[move]]
+            own = self.moves[move]
+            layers = self.reads.layer[own[self.there[own]]]
             if (left[layers] <= self.keep).any():
                 continue
             np.subtract.at(left, layers, 1)

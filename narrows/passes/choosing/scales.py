@@ -2,7 +2,7 @@
 
 What a channel costs is summed over positions as if the errors at different ones had nothing to do
 with each other. Before an average they add up, elsewhere they cancel, and so the sum is wrong by a
-factor that differs between layers by hundreds. It is measured: a share of one layer's channels is
+factor that differs from layer to layer. It is measured: a share of one layer's channels is
 removed, the rest of the network runs, and the divergence is divided by the sum.
 """
 
