@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import narrows
+from narrows.errors import PlanUsageError
 from narrows.ir.program import Program
 from narrows.ir.workload import macs, works_of
 from narrows.passes.choosing.compensations.base import Sums
@@ -160,7 +161,6 @@ def test_costs_in_order_add_up_to_the_loss_of_everything():
 def test_a_probe_has_the_covariance_of_the_probabilities():
     z = torch.tensor([[1.0, -0.5, 0.2]])
     divergence = Divergence.of([z.repeat(2, 1)])
-    assert divergence.logits == (True,)
     generator = torch.Generator().manual_seed(0)
     found = torch.zeros(3, 3)
     count = 4000
@@ -172,13 +172,85 @@ def test_a_probe_has_the_covariance_of_the_probabilities():
     torch.testing.assert_close(found, p.diag() - torch.outer(p, p), atol=0.02, rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("z", "kind", "wanted"),
+    [
+        (torch.randn(4, 3), "auto", ("logits", 1)),
+        (torch.randn(4, 3).softmax(1), "auto", ("probabilities", 1)),
+        (torch.randn(4, 3).softmax(1), "logits", ("logits", 1)),
+        (torch.randn(4, 3), "values", ("values", -1)),
+        (torch.randn(4, 1), "auto", ("values", -1)),
+        (torch.randn(4, 5, 3), "auto", ("values", -1)),
+        (torch.randn(4, 3, 6, 6).softmax(1), "auto", ("values", -1)),
+        (torch.randn(4, 5, 3), "logits", ("logits", 2)),
+        (torch.randn(4, 3, 6, 6), "logits", ("logits", 1)),
+        (torch.arange(6), "auto", ("nothing", -1)),
+    ],
+)
+def test_what_an_output_is_and_where_its_classes_lie(z: Tensor, kind: str, wanted: tuple):
+    (found,) = Divergence.of([z], "values" if wanted[0] == "nothing" else kind).outputs
+    assert (found.kind, found.axis) == wanted
+
+
+def test_outputs_of_one_class_are_no_logits():
+    one, many = torch.randn(4, 1), torch.randn(4, 3)
+    assert Divergence.of([one, many], "logits").logits == (False, True)
+    with pytest.raises(PlanUsageError, match="the outputs are no logits"):
+        Divergence.of([one], "logits")
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+def test_maps_and_sequences_are_compared_class_by_class(axis: int):
+    """As the matrices of all their places are, but for the mean, which is over the examples."""
+    shape = (2, 3, 4, 5) if axis == 1 else (2, 4, 3)
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(shape, generator=generator) for _ in "ab")
+    flat = [z.movedim(axis, -1).reshape(-1, 3) for z in (a, b)]
+    wanted = Divergence.of([flat[0]])
+    found = Divergence.of([a], "logits")
+    places = len(flat[0]) / 2
+    each = wanted.between([flat[0]], [flat[1]])
+    assert found.between([a], [b]) == pytest.approx(each * places)
+    assert found.agreement([a], [b]) == pytest.approx(wanted.agreement([flat[0]], [flat[1]]))
+
+
+def test_probabilities_are_compared_as_their_logits_are():
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(4, 3, generator=generator) for _ in "ab")
+    p, q = a.softmax(1), b.softmax(1)
+    plain, sure = Divergence.of([a]), Divergence.of([p])
+    assert sure.between([p], [q]) == pytest.approx(plain.between([a], [b]), rel=1e-5)
+    assert sure.agreement([p], [q]) == plain.agreement([a], [b])
+    never, one = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.25, 0.75]])
+    assert sure.between([never], [one]) == pytest.approx(np.log(4))
+    assert np.isfinite(sure.between([one], [never]))
+
+
+def test_values_are_compared_by_their_variance():
+    a, b = torch.tensor([1.0, 3.0]), torch.tensor([1.0, 5.0])
+    assert Divergence.of([a]).between([a], [b]) == pytest.approx(0.5 * 4 / 2)
+    same = torch.full((2,), 4.0)  # nothing spreads: their magnitude stands for the deviation
+    assert Divergence.of([same]).between([same], [same + 4]) == pytest.approx(0.5)
+    assert Divergence.of([same * 0]).between([same * 0], [same * 0 + 1]) == pytest.approx(0.5)
+
+
+def test_classes_that_are_ruled_out_have_a_finite_probe():
+    z = torch.tensor([[1.0, 2.0, -torch.inf]], requires_grad=True)
+    p = torch.tensor([[0.25, 0.75, 0.0]], requires_grad=True)
+    for outputs in (z, p):
+        number = Divergence.of([outputs]).probe([outputs], torch.Generator().manual_seed(0))
+        number.backward()
+        assert number.isfinite()
+        assert outputs.grad is not None
+        assert outputs.grad.isfinite().all()
+
+
 def test_divergences():
     a, b = torch.tensor([[0.0, 1.0], [2.0, 0.0]]), torch.tensor([[1.0, 0.0], [2.0, 0.0]])
     divergence = Divergence.of([a])
     wanted = nn.functional.kl_div(b.log_softmax(1), a.softmax(1), reduction="batchmean")
     assert divergence.between([a], [b]) == pytest.approx(float(wanted))
     assert divergence.agreement([a], [b]) == 0.5
-    assert Divergence.of([a.softmax(1)]).logits == (False,)
     assert Divergence.of([a], "values").agreement([a], [b]) is None
 
 

@@ -18,8 +18,8 @@ from narrows.passes.choosing.criteria.base import NoScoreError, scores
 from narrows.passes.choosing.criteria.catalog import find
 from narrows.passes.choosing.criteria.filters import blocks
 from narrows.passes.choosing.criteria.lasso import drops
+from narrows.passes.choosing.divergence import Divergence
 from narrows.passes.choosing.evidence import informed
-from narrows.passes.choosing.probe import probe
 from narrows.passes.plans.mass import kept_mass
 from tests.passes.scored import BATCHES, IMAGES, Small, captured, layer, score, x_of
 
@@ -264,7 +264,7 @@ def test_the_probe_is_the_curvature_of_the_divergence() -> None:
     assert np.allclose(found, wanted, rtol=0.1)
 
 
-def test_probabilities_are_probed_by_their_logarithms() -> None:
+def test_probabilities_are_probed_as_their_logits_are() -> None:
     plain = captured(nn.Sequential(nn.Flatten(), nn.Linear(108, 4), nn.Linear(4, 3)))
     module = nn.Sequential(nn.Flatten(), nn.Linear(108, 4), nn.Linear(4, 3), nn.Softmax(1))
     sure = captured(module).with_weights(plain.weights)
@@ -308,7 +308,7 @@ def test_windows_of_an_image_are_its_positions() -> None:
     weights = {k: v.detach() for k, v in program.weights.items()}
     own = x.clone().requires_grad_()
     outputs = program.run_flat([own], weights)
-    probe(outputs, torch.Generator().manual_seed(0)).backward()
+    Divergence.of(outputs).probe(outputs, torch.Generator().manual_seed(0)).backward()
     assert own.grad is not None
     assert np.allclose(found, (own * own.grad).sum(1).abs().mean(0).detach(), rtol=1e-9)
 
@@ -321,6 +321,9 @@ def test_windows_of_an_image_are_its_positions() -> None:
         ({"criterion": "l1", "data": BATCHES}, "data has no effect with the criterion l1"),
         ({"criterion": "l1", "data": None, "loss": labels}, "loss has no effect with the crit"),
         ({"criterion": "wanda", "loss": labels}, "a loss has no effect with wanda"),
+        ({"criterion": "l1", "data": None, "loss": None, "outputs": "values"}, "outputs has no ef"),
+        ({"criterion": "wanda", "loss": None, "outputs": "logits"}, "no effect with wanda"),
+        ({"loss": labels, "data": LABELLED, "outputs": "logits"}, "no effect with a loss"),
         ({"loss": 3}, "a loss is a function"),
         ({"loss": labels}, "the loss failed: ValueError"),
         ({"loss": lambda y, b: y}, r"one number .* got \[4, 5\]"),
@@ -348,12 +351,53 @@ def test_data_without_a_ratio_has_no_effect(cnn: Program) -> None:
             narrows.plan(cnn, **options)
 
 
-def test_outputs_without_classes_need_a_loss() -> None:
+def test_outputs_without_classes_are_values() -> None:
     program = captured(nn.Sequential(nn.Flatten(), nn.Linear(108, 4), nn.Linear(4, 1)))
+    found = told(program, "gauss-newton", "2.weight", "inputs", data=[IMAGES[:1]])
+    x = program.weights["1.weight"] @ IMAGES[0].flatten() + program.weights["1.bias"]
+    w, b = program.weights["2.weight"][0].detach(), program.weights["2.bias"].detach()
+    noise = torch.randn(1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    # One number has no deviation: its magnitude stands for it.
+    wanted = (0.5 * (noise * w * x / (w @ x + b)).square()).detach()
+    assert np.allclose(found, wanted, rtol=1e-9)
+
+
+def test_outputs_that_no_layer_makes_have_no_gradients() -> None:
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 5), nn.Linear(5, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(x)).argmax(1)
+
+    x = x_of(3, 6, seed=1)
+    program = narrows.capture(Fixed().double().eval(), (x,))
     with pytest.raises(PlanError, match="the outputs have no gradients to score by"):
-        narrows.plan(program, ratio=0.5, criterion="taylor", data=BATCHES)
-    how: dict[str, Any] = {"criterion": "taylor", "data": BATCHES}
-    assert narrows.plan(program, ratio=0.5, loss=lambda y, b: y.sum(), **how).removed
+        narrows.plan(program, ratio=0.5, criterion="taylor", data=[x])
+    with pytest.raises(PlanError, match="the outputs have no gradients to score by"):
+        narrows.plan(program, macs=0.5, data=[x])
+
+
+def test_classes_of_maps_lie_along_axis_1_if_told() -> None:
+    """Each place of a map counts as an example of a network that makes it from its patch does."""
+    net = captured(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 3, 1)))
+    found, plain = (told(net, "gauss-newton", "1.weight", "inputs", data=[IMAGES], outputs=kind)
+                    for kind in ("logits", "auto"))  # fmt: skip
+    own = IMAGES.clone()
+    x = nn.functional.conv2d(own, net.weights["0.weight"], net.weights["0.bias"]).detach()
+    x.requires_grad_()
+    z = nn.functional.conv2d(x, net.weights["1.weight"], net.weights["1.bias"])
+
+    def effects(v: Tensor) -> Tensor:
+        (grad,) = torch.autograd.grad(z, x, v, retain_graph=True)
+        return ((x * grad).sum((2, 3)).square().mean(0) / 2).detach()
+
+    noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(0), dtype=z.dtype)
+    p = z.softmax(1).detach()
+    v = p.sqrt() * noise
+    assert np.allclose(found, effects(v - p * v.sum(1, keepdim=True)), rtol=1e-9)
+    assert np.allclose(plain, effects(noise / z.std(correction=0).detach()), rtol=1e-9)
 
 
 def test_a_user_s_criterion_may_measure(cnn: Program) -> None:

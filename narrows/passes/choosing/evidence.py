@@ -16,13 +16,14 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx
 
 from narrows.errors import NarrowsError, PlanError, PlanUsageError
-from narrows.ir.meta import Meta
 from narrows.ir.program import Program
 from narrows.ir.structure.layers import SIDES, Layer, layers_of
 from narrows.passes.choosing.criteria.base import GRADIENTS, NoScoreError, comparable
 from narrows.passes.choosing.criteria.chains import after
-from narrows.passes.choosing.probe import Loss, leaf, lost, probe, send_back
+from narrows.passes.choosing.divergence import Divergence
+from narrows.passes.choosing.gradients import Loss, leaf, lost, send_back
 from narrows.passes.choosing.seen import Seen, Sight, by_example, lead_of
+from narrows.passes.choosing.statistics import examples_of
 from narrows.passes.quant.batches import Split, Told, as_inputs, with_items
 
 ASKED = Told(
@@ -100,6 +101,7 @@ def informed(
     data: Iterable[Any] | None,
     loss: Loss | None = None,
     sides: Sequence[str] = SIDES,
+    outputs: str = "auto",
     seed: int = 0,
 ) -> Informed:
     """Return a criterion that has seen data.
@@ -112,16 +114,19 @@ def informed(
         loss: ``(outputs, batch) -> number``, for a criterion that needs gradients, in place of the
             probe. It sums over the examples; a mean scales all scores alike.
         sides: The sides that are going to be scored.
+        outputs: What the outputs are, to be probed: ``logits``, ``values`` or ``auto``; see
+            `Divergence.of`.
         seed: Of the probe.
 
     Raises:
-        PlanUsageError: There is no data, or a loss that has no effect or is none.
+        PlanUsageError: There is no data, or a loss or a kind of
+            outputs that has no effect, or is none.
         PlanError: The loss fails or is not finite, or the criterion fails.
         UsageError: An item is no batch.
         ProgramError: An item does not fit the program.
     """
     backward = getattr(criterion, "data", "") == GRADIENTS
-    _refuse(criterion, data, loss, backward)
+    _refuse(criterion, data, loss, outputs, backward)
     result = Informed(criterion)
     wanted = [side for side in sides if side in result.sides]
     if not wanted:
@@ -129,9 +134,10 @@ def informed(
     layers = [layer for layers in layers_of(program).values() for layer in layers]
     ends = {_end(layer): layer for layer in layers}
     generator = torch.Generator().manual_seed(seed)
+    divergence: Divergence | None = None
     split = as_inputs if loss is None else _without_extras(program)
     for flat, item in with_items(program, data, "scoring", split, ASKED):
-        taken = _Pass(result, wanted, ends, _examples(program, flat), backward)
+        taken = _Pass(result, wanted, ends, examples_of(program, flat), backward)
         if not backward:
             with torch.no_grad():
                 program.run_flat(flat, call=taken.call)
@@ -139,11 +145,12 @@ def informed(
         with torch.inference_mode(False), torch.enable_grad():
             given = [leaf(t) if isinstance(t, Tensor) else t for t in flat]
             weights = {name: leaf(w) for name, w in program.weights.items()}
-            outputs = program.run_flat(given, weights, call=taken.call)
+            made = program.run_flat(given, weights, call=taken.call)
             if loss is None:
-                number = probe(outputs, generator)
+                divergence = divergence or Divergence.of(made, outputs)
+                number = divergence.probe(made, generator)
             else:
-                number = lost(loss, pytree.tree_unflatten(outputs, program.out_spec), item)
+                number = lost(loss, pytree.tree_unflatten(made, program.out_spec), item)
             send_back(program, number)
         taken.finish()
     return result
@@ -161,7 +168,7 @@ def _without_extras(program: Program) -> Split:
     return split
 
 
-def _refuse(criterion: Any, data: Any, loss: Any, backward: bool) -> None:
+def _refuse(criterion: Any, data: Any, loss: Any, outputs: str, backward: bool) -> None:
     if data is None:
         raise PlanUsageError(
             f"{criterion.name} scores by data, and there is none",
@@ -173,6 +180,13 @@ def _refuse(criterion: Any, data: Any, loss: Any, backward: bool) -> None:
             f"a loss has no effect with {criterion.name}",
             why="it needs no gradients",
             hint="criterion='taylor', or leave out loss",
+        )
+    if outputs != "auto" and (loss is not None or not backward):
+        idle = criterion.name if loss is None else "a loss"
+        raise PlanUsageError(
+            f"outputs={outputs!r} has no effect with {idle}",
+            why="no probe of the outputs is sent back",
+            hint="leave it out",
         )
     if loss is not None and not callable(loss):
         raise PlanUsageError(f"a loss is a function (outputs, batch) -> number, got {loss!r:.60}")
@@ -306,12 +320,3 @@ class _Pass:
 def _end(layer: Layer) -> fx.Node:
     """Return the node that holds a layer's channels as the rest of the network sees them."""
     return (after(layer) or [layer.node])[-1]
-
-
-def _examples(program: Program, flat: Sequence[Any]) -> int:
-    """Return how many examples a batch has: the length of an input that may have any, or of the
-    first one."""
-    inputs = [(n, t) for n, t in zip(program.placeholders, flat, strict=True)
-              if isinstance(t, Tensor) and t.dim()]  # fmt: skip
-    free = [len(t) for n, t in inputs if 0 in Meta(n).dynamic]
-    return (free or [len(t) for _, t in inputs] or [1])[0]

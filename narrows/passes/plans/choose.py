@@ -96,9 +96,13 @@ def _informed(program: Program, criterion: Any, choosing: Choosing) -> Any:
     """Return the criterion with what it needs to see of data; an error for data without effect."""
     if measures(criterion):
         sides = SIDES if choosing.constrained else CHOICES[choosing.side or "input"]
-        return informed(program, criterion, choosing.data, choosing.loss, sides)
-    for name in ("data", "loss"):
-        if getattr(choosing, name) is not None:
+        return informed(program, criterion, choosing.data, choosing.loss, sides, choosing.outputs)
+    given = {
+        "data": choosing.data is not None, "loss": choosing.loss is not None,
+        "outputs": choosing.outputs != "auto",
+    }  # fmt: skip
+    for name, idle in given.items():
+        if idle:
             raise PlanUsageError(
                 f"{name} has no effect with the criterion {criterion.name}",
                 why="it scores by the weights alone",

@@ -54,8 +54,10 @@ class Choosing:
             (`narrows.passes.choosing.search`), as they are with a latency then; else by the
             criterion, over the whole network.
         params: The same of the layers' weights.
-        outputs: With data, what the outputs are: ``logits`` along their last axis, which are
-            compared as class probabilities, ``values``, or ``auto``: matrices are logits.
+        outputs: With data, what the outputs are where they are compared or probed: ``logits``,
+            which are compared as class probabilities, with classes along axis 1 of maps (four axes
+            or more) and else along the last; ``values``; or ``auto``: matrices of several columns
+            are logits, or probabilities where their rows add up to one, and all else is values.
         costs: A cost table to predict by in place of the target's own, or its file. With a ratio,
             channels are kept after all that a target of these costs has a place for anyway
             (`narrows.passes.plans.take_back.take_back`).
