@@ -32,6 +32,7 @@ from benchmarks.machine import table
 from benchmarks.quantized_accuracy import Case, Results, load_zoo
 from narrows.ir.program import Program
 from narrows.ir.workload import macs, works_of
+from narrows.passes.choosing.criteria.catalog import find, measures
 
 METHODS = ("losses", "couplings", "l1+repair", "l1")
 BATCH = 32
@@ -59,22 +60,6 @@ def count(program: Program) -> int:
     return sum(macs(node, works) for node in program.graph.nodes if node.op == "call_function")
 
 
-def by_criterion(program: Program, criterion: str, budget: float, data: list[Tensor]) -> Any:
-    """Return the plan of a criterion whose multiply-accumulates are a share, by bisection."""
-    low, high = 0.0, 1.0
-    best = None
-    for _ in range(10):
-        ratio = (low + high) / 2
-        plan = narrows.plan(
-            program, ratio=ratio, criterion=criterion, constrained=False, scope="global"
-        )
-        if share(program, plan) > budget:
-            low = ratio
-        else:
-            high, best = ratio, plan
-    return best
-
-
 def figure(case: Case, method: str, budget: float, data: list[Tensor]) -> dict[str, Any]:
     """Return what a method keeps."""
     start = time.process_time()
@@ -86,7 +71,8 @@ def figure(case: Case, method: str, budget: float, data: list[Tensor]) -> dict[s
     elif name == "onnx":
         plan = narrows.plan(case.program, latency=budget, target="onnx", data=data)
     else:
-        plan = by_criterion(case.program, name, budget, data)
+        seen = data if measures(find(name)) else None
+        plan = narrows.plan(case.program, macs=budget, criterion=name, constrained=False, data=seen)
     made = case.program
     if repair or name in ("losses", "couplings", "onnx"):
         made = narrows.compensate(case.program, plan, data=data)

@@ -7,8 +7,9 @@ reads the same in a traceback, on the command line and in a report.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class NarrowsError(Exception):
@@ -76,6 +77,20 @@ class PassUsageError(UsageError, PassError):
 
 class ArtifactUsageError(UsageError, ArtifactError):
     """There is no artifact where one was named."""
+
+
+@contextlib.contextmanager
+def users_code(what: str, error: type[NarrowsError]) -> Iterator[None]:
+    """Raise an error that says what a person's function failed at, whatever it raised itself.
+
+    What narrows raised inside it stays as it is.
+    """
+    try:
+        yield
+    except NarrowsError:
+        raise
+    except Exception as cause:
+        raise error(f"{what}: {type(cause).__name__}: {cause}") from cause
 
 
 def unknown_option(owner: str, name: str, known: Iterable[str]) -> UsageError:

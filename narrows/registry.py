@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
-from narrows.errors import NarrowsError
+from narrows.errors import NarrowsError, UsageError, suggest
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,14 @@ class Registry:
         group: The group of entry points that adds to them.
         builtin: Name -> ``"module:attribute"`` of those that narrows has itself.
         error: What is raised where an entry point is wrong.
+        unknown: What is raised where there is nothing of a name.
     """
 
     kind: str
     group: str
     builtin: Mapping[str, str]
     error: type[NarrowsError]
+    unknown: type[NarrowsError] = UsageError
 
     def providers(self) -> dict[str, str]:
         """Return ``name -> "module:attribute"`` of everything that is known.
@@ -56,9 +58,16 @@ class Registry:
             found[entry.name] = entry.value
         return found
 
-    def load(self, name: str) -> Any:
-        """Return what a known name stands for, imported."""
-        provider = self.providers()[name]
+    def load(self, name: object) -> Any:
+        """Return what a name stands for, imported; an error with a suggestion if unknown."""
+        known = self.providers()
+        if not isinstance(name, str) or name not in known:
+            raise self.unknown(
+                f"there is no {self.kind} {name!r}",
+                why=f"known are {', '.join(sorted(known))}",
+                hint=suggest(str(name), known),
+            )
+        provider = known[name]
         module, _, attribute = provider.partition(":")
         try:
             return getattr(importlib.import_module(module), attribute)
@@ -68,7 +77,7 @@ class Registry:
             ) from cause
 
     def load_class(self, name: str) -> Any:
-        """Return the class that a known name stands for; its own ``name`` has to be the same."""
+        """Return the class that a name stands for; its own ``name`` has to be the same."""
         found = self.load(name)
         called = getattr(found, "name", None)
         if called != name:

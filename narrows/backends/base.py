@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from narrows.errors import LowerError, UsageError, suggest, unknown_option
+from narrows.errors import LowerError, UsageError, unknown_option
 from narrows.files.folders import with_room
 from narrows.ir.tracing import alone
 from narrows.registry import Registry
@@ -153,13 +153,6 @@ def target_names() -> list[str]:
 
 def target_type(name: str) -> type[Target]:
     """Return the class of a target; `UsageError` with a suggestion if there is none."""
-    known = target_names()
-    if name not in known:
-        raise UsageError(
-            f"there is no target {name!r}",
-            why=f"the targets are: {', '.join(known)}",
-            hint=suggest(name, known),
-        )
     found = TARGETS.load_class(name)
     if not isinstance(found, type) or not issubclass(found, Target):
         raise LowerError(f"the target {name!r} of {TARGETS.providers()[name]} is no Target")

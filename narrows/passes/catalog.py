@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from narrows.errors import PassError, UsageError, suggest
+from narrows.errors import PassError
 from narrows.registry import Registry
 
 if TYPE_CHECKING:
@@ -44,10 +44,4 @@ def providers() -> dict[str, str]:
 
 def lookup(name: str) -> type[Pass]:
     """Return the class of the pass called ``name``; `UsageError` with a suggestion if unknown."""
-    known = providers()
-    if name not in known:
-        listed = ", ".join(sorted(known))
-        raise UsageError(
-            f"there is no pass {name!r}", why=f"known are {listed}", hint=suggest(name, known)
-        )
     return PASSES.load_class(name)

@@ -208,6 +208,17 @@ def test_what_a_convolution_multiplies_gives_its_result(conv: nn.Module) -> None
     assert np.isclose(float(energy), float(made.square().mean() * 6), rtol=1e-10)
 
 
+def test_an_image_alone_is_a_batch_of_one() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 3, 3, padding=1)).double()
+    x = x_of(3, 20, 20, seed=2)
+    alone, batched = (narrows.capture(net.eval(), (images,)) for images in (x, x[None]))
+    found = told(alone, "obc", "2.weight", "inputs", data=[x])
+    assert np.allclose(found, told(batched, "obc", "2.weight", "inputs", data=[x[None]]))
+    macs = {"macs": 0.8, "constrained": False}
+    wanted = narrows.plan(batched, data=[x[None]] * 2, **macs)
+    assert narrows.plan(alone, data=[x] * 2, **macs).inputs == wanted.inputs
+
+
 def test_lasso_is_the_order_of_the_path() -> None:
     """Each score is where coordinate descent finds the coefficient to leave zero."""
     program = captured(nn.Sequential(nn.Conv2d(3, 7, 1), nn.Conv2d(7, 5, 3)))

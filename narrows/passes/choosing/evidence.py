@@ -15,7 +15,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx
 
-from narrows.errors import NarrowsError, PlanError, PlanUsageError
+from narrows.errors import PlanError, PlanUsageError, users_code
 from narrows.ir.program import Program
 from narrows.ir.structure.layers import SIDES, Layer, layers_of
 from narrows.passes.choosing.criteria.base import GRADIENTS, NoScoreError, comparable
@@ -77,18 +77,13 @@ class Informed:
         known = self.sums.get(keys[0])
         if isinstance(known, NoScoreError):
             return
+        what = f"{self.name} failed to measure the {seen.side} of {seen.layer.weight!r}"
         try:
-            given = self.criterion.measure(seen)
+            with users_code(what, PlanError):
+                given = self.criterion.measure(seen)
         except NoScoreError as no:
             self.sums.update(dict.fromkeys(keys, no))
             return
-        except NarrowsError:
-            raise
-        except Exception as cause:  # a user's criterion may raise anything
-            raise PlanError(
-                f"{self.name} failed to measure the {seen.side} of {seen.layer.weight!r}: "
-                f"{type(cause).__name__}: {cause}"
-            ) from cause
         more = {"examples": torch.tensor(float(seen.examples)), **given}
         more = {name: value.detach().double() for name, value in more.items()}
         total = more if known is None else {n: known[n] + more[n] for n in more}
@@ -119,8 +114,8 @@ def informed(
         seed: Of the probe.
 
     Raises:
-        PlanUsageError: There is no data, or a loss or a kind of
-            outputs that has no effect, or is none.
+        PlanUsageError: There is no data, or a loss or a kind of outputs that has no effect, or is
+            none.
         PlanError: The loss fails or is not finite, or the criterion fails.
         UsageError: An item is no batch.
         ProgramError: An item does not fit the program.

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from narrows.errors import PlanError, PlanUsageError
+from narrows.errors import PlanError, PlanUsageError, users_code
 from narrows.ir.program import Program
 
 Loss = Callable[[Any, Any], Tensor]
@@ -34,10 +34,8 @@ def send_back(program: Program, number: Tensor) -> None:
 
 def lost(loss: Loss, outputs: Any, item: Any) -> Tensor:
     """Return a user's loss of a batch, checked."""
-    try:
+    with users_code("the loss failed", PlanError):
         number = loss(outputs, item)
-    except Exception as cause:  # a user's function may raise anything
-        raise PlanError(f"the loss failed: {type(cause).__name__}: {cause}") from cause
     if not isinstance(number, Tensor) or number.numel() != 1 or not number.requires_grad:
         told = list(number.shape) if isinstance(number, Tensor) else type(number).__name__
         raise PlanUsageError(

@@ -97,13 +97,16 @@ class Product:
             ``[groups, outputs, rows]``; float32 where the program is of a half type, in which their
             products would overflow.
         """
-        x, y = _wide(x), _wide(y)
-        made = y.movedim(self.contraction.y_axis, 0)
-        made = made.reshape(self.layer.outputs, y.shape[0] if self.spatial else 1, -1)
+        made = _wide(y).movedim(self.contraction.y_axis, 0)
+        made = made.reshape(self.layer.outputs, self._apart(y), -1)
         made = made if places is None else made[:, :, places]
-        patches = self._patches(x, places).reshape(self.groups, self.inputs * self.taps, -1)
+        patches = self.patches(x, places)
         ones = patches.new_ones(self.groups, 1, patches.shape[2])
         return torch.cat([patches, ones], 1), made.reshape(self.groups, self.outputs, -1)
+
+    def patches(self, x: Tensor, places: Tensor | None) -> Tensor:
+        """Return what it multiplies of its input: ``[groups, inputs * taps, rows]``; see `rows`."""
+        return self._patches(_wide(x), places).reshape(self.groups, self.inputs * self.taps, -1)
 
     def places(self, y: Tensor, examples: int, turn: int) -> Tensor | None:
         """Return positions that are enough to solve the layer by; ``None`` for all of them.
@@ -114,18 +117,27 @@ class Product:
             turn: The number of the batch.
         """
         goal = min(max(ROWS * self.inputs * self.taps, LEAST_ROWS), MOST_ROWS)
-        each = 1 if self.spatial else y.shape[0]  # a linear layer's positions are of the batch
-        there = y.numel() // (self.layer.outputs * (y.shape[0] if self.spatial else 1))
-        most = max(1, round(goal * each / examples))
+        return self.drawn(y, goal / examples, turn)
+
+    def drawn(self, y: Tensor, each: float, seed: int = 0) -> Tensor | None:
+        """Return so many positions of every example, drawn; ``None`` for all of them."""
+        # A convolution's positions are those of each example, a linear layer's of the batch.
+        there = y.numel() // (self.layer.outputs * self._apart(y))
+        most = max(1, round(each if self.spatial else each * y.shape[0]))
         if there <= most:
             return None
-        generator = torch.Generator().manual_seed(turn)
+        generator = torch.Generator().manual_seed(seed)
         return torch.randperm(there, generator=generator)[:most].sort().values
+
+    def _apart(self, y: Tensor) -> int:
+        """Return how many examples of a result have positions of their own."""
+        return y.shape[0] if y.dim() == self.spatial + 2 and self.spatial else 1
 
     def _patches(self, x: Tensor, places: Tensor | None) -> Tensor:
         if not self.spatial:
             flat = x.movedim(self.contraction.x_axis, 0).reshape(self.layer.inputs, -1)
             return flat if places is None else flat[:, places]
+        x = x if x.dim() == self.spatial + 2 else x[None]
         space = tuple(x.shape[2:])
         if space not in self._known:
             self._known[space] = self._picked(space)

@@ -47,11 +47,7 @@ class Surgeon:
         self.gone: set[int] = set()
         self._sensitivity = sensitivity
         self._where = [_columns(read, taps) for read in reads]
-        damped = gram.clone()
-        diagonal = damped.diagonal(dim1=1, dim2=2)
-        mean = diagonal[:, :-1].mean(1, keepdim=True)
-        diagonal[:, :-1] += DAMPING * mean + (mean == 0)
-        self._inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+        self._inverse = inverted(gram, DAMPING, constants=1)
         even = len(matrix) == 1 and len({len(w) for w in self._where}) == 1
         self._even = torch.stack(self._where) if even else None
 
@@ -59,13 +55,11 @@ class Surgeon:
         """Return what each read costs; infinite for one that is gone."""
         if self._even is None:
             return np.array([self._score(read) for read in range(len(self._where))])
-        where, gone = self._even, sorted(self.gone)
-        blocks = self._inverse[0][where[:, :, None], where[:, None, :]]
-        blocks[gone] = torch.eye(where.shape[1], dtype=blocks.dtype)
-        columns = self.matrix[0][:, where].permute(1, 2, 0)  # [reads, columns, outputs]
-        each = (columns * torch.linalg.solve(blocks, columns)).sum(1)
-        result = 0.5 * (each @ self._sensitivity[0]).numpy()
-        result[gone] = np.inf
+        result = np.full(len(self._where), np.inf)
+        left = [read for read in range(len(self._where)) if read not in self.gone]
+        where = self._even[left]
+        costs = losses(self.matrix[0], self._inverse[0], where, self._sensitivity[0])
+        result[left] = costs.numpy()
         return result
 
     def remove(self, reads: Sequence[int]) -> float:
@@ -102,6 +96,36 @@ class Surgeon:
             yield group, own, solved, 0.5 * float(each @ self._sensitivity[group])
 
 
+def inverted(gram: Tensor, damping: float, constants: int = 0) -> Tensor:
+    """Return the inverse of Gram matrices, damped.
+
+    Args:
+        gram: ``[groups, columns, columns]``, float64.
+        damping: What is added to a diagonal, relative to its mean.
+        constants: How many of the last columns are ones, which need no damping.
+    """
+    damped = gram.clone()
+    diagonal = damped.diagonal(dim1=1, dim2=2)[:, : gram.shape[1] - constants]
+    mean = diagonal.mean(1, keepdim=True)
+    diagonal += damping * mean + (mean == 0)
+    return torch.cholesky_inverse(torch.linalg.cholesky(damped))
+
+
+def losses(matrix: Tensor, inverse: Tensor, where: Tensor, sensitivity: Tensor) -> Tensor:
+    """Return what each of several sets of columns costs, all of one size.
+
+    Args:
+        matrix: The weights, ``[outputs, columns]``.
+        inverse: Of the Gram matrix, ``[columns, columns]``.
+        where: The columns of every set, ``[sets, columns of a set]``.
+        sensitivity: What a squared error of each output costs, ``[outputs]``.
+    """
+    blocks = inverse[where[:, :, None], where[:, None, :]]
+    columns = matrix[:, where].permute(1, 2, 0)  # [sets, columns of a set, outputs]
+    each = (columns * torch.linalg.solve(blocks, columns)).sum(1)
+    return 0.5 * (each @ sensitivity)
+
+
 def surgeons_of(
     program: Program, reads: Reads, found: Statistics, there: Bools
 ) -> list[Surgeon | None]:
@@ -128,4 +152,4 @@ def _columns(read: Ints, taps: int) -> Tensor:
     return (torch.as_tensor(read)[:, None] * taps + torch.arange(taps)).flatten()
 
 
-__all__ = ["Surgeon", "surgeons_of"]
+__all__ = ["Surgeon", "inverted", "losses", "surgeons_of"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from narrows.errors import PlanError, UsageError
+from narrows.errors import PlanError, UsageError, users_code
 from narrows.ir.program import Note, Program
 from narrows.passes.choosing.divergence import Divergence
 from narrows.passes.choosing.prepare import prepared
@@ -96,10 +96,8 @@ def tolerated(
 def worth(evaluate: Callable[[Any], float], program: Program) -> float:
     """Return what a person's function says a program is worth; `UsageError` unless a number,
     `PlanError` where it fails."""
-    try:
+    with users_code("evaluate failed", PlanError):
         given = evaluate(program)
-    except Exception as cause:  # a user's function may raise anything
-        raise PlanError(f"evaluate failed: {type(cause).__name__}: {cause}") from cause
     try:
         value = float(given)
     except (TypeError, ValueError) as cause:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from narrows.errors import NarrowsError, PlanError
+from narrows.errors import PlanError, users_code
 from narrows.ir.program import Program
 from narrows.ir.structure.layers import SIDES, Layer
 from narrows.passes.choosing.seen import Seen
@@ -184,17 +184,11 @@ def scores(criterion: Any, program: Program, layer: Layer, side: str) -> np.ndar
             hint=f"constrained=False, side={other!r}",
         )
     try:
-        given = criterion.score(program, layer, side)
+        with users_code(f"{criterion.name} failed on the {side} of {layer.weight!r}", PlanError):
+            given = criterion.score(program, layer, side)
     except NoScoreError as no:
         what = f"{criterion.name} has no score for the {side} of {layer.weight!r}"
         raise NoScoreError(what, why=no.why, hint=no.hint) from None
-    except NarrowsError:
-        raise
-    except Exception as cause:  # a user's function may raise anything
-        raise PlanError(
-            f"{criterion.name} failed on the {side} of {layer.weight!r}: "
-            f"{type(cause).__name__}: {cause}"
-        ) from cause
     return _checked(criterion.name, given, layer, side)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from narrows.errors import PlanError, PlanUsageError, UsageError, suggest
+from narrows.errors import PlanError, PlanUsageError, UsageError
 from narrows.passes.choosing.criteria.base import Criterion, Function
 from narrows.passes.spelling import make, parse_options
 from narrows.registry import Registry
@@ -39,7 +39,7 @@ BUILTIN: dict[str, str] = {
     "fisher": f"{ROOM}.fisher:Fisher",
 }
 
-CRITERIA = Registry("criterion", "narrows.criteria", BUILTIN, PlanError)
+CRITERIA = Registry("criterion", "narrows.criteria", BUILTIN, PlanError, PlanUsageError)
 
 
 def providers() -> dict[str, str]:
@@ -49,17 +49,10 @@ def providers() -> dict[str, str]:
 
 def lookup(name: str) -> Any:
     """Return the class of the criterion called ``name``; an error with a suggestion if unknown."""
-    known = providers()
-    if name not in known:
-        raise PlanUsageError(
-            f"there is no criterion {name!r}",
-            why=f"known are {', '.join(sorted(known))}",
-            hint=suggest(name, known),
-        )
     found = CRITERIA.load_class(name)
     if not dataclasses.is_dataclass(found):
         raise PlanError(
-            f"the criterion {name!r} of {known[name]} is no dataclass",
+            f"the criterion {name!r} of {providers()[name]} is no dataclass",
             why="its fields are its options",
             hint="@dataclass(frozen=True)",
         )

@@ -11,11 +11,13 @@ from torch import Tensor
 from narrows.errors import PlanUsageError
 from narrows.ir.program import Program
 from narrows.ir.structure.layers import Layer
-from narrows.passes.choosing.columns import columns
 from narrows.passes.choosing.criteria.base import Measuring, Sums
 from narrows.passes.choosing.criteria.filters import blocks
-from narrows.passes.choosing.products import gram
+from narrows.passes.choosing.products import Product, gram
 from narrows.passes.choosing.seen import Seen
+from narrows.passes.choosing.surgeon import DAMPING, inverted, losses
+
+POSITIONS = 256  # of an example, at most: neighbours say nearly the same
 
 
 class Reading(Measuring):
@@ -25,11 +27,10 @@ class Reading(Measuring):
 
     def measure(self, seen: Seen) -> Sums:
         """Return the Gram matrix of the columns, per group, and how many rows it sums over."""
-        found = columns(seen)
-        if found is None:
+        product, x, y = Product.of(seen.layer), seen.sight.x, seen.sight.result
+        if product is None or x is None or y is None:
             raise self.no("it is no convolution or linear layer")
-        rows = found.flatten(1, 2)
-        rows = rows.float() if rows.element_size() < 4 else rows
+        rows = product.patches(x.detach(), product.drawn(y, POSITIONS))
         return {"gram": gram(rows), "rows": torch.tensor(rows.shape[2])}
 
 
@@ -47,7 +48,7 @@ class Obc(Reading):
 
     name: ClassVar[str] = "obc"
     paper: ClassVar[str] = "Frantar and Alistarh, Optimal Brain Compression, NeurIPS 2022"
-    damping: float = 0.01
+    damping: float = DAMPING
 
     def __post_init__(self) -> None:
         if not self.damping > 0:
@@ -59,17 +60,9 @@ class Obc(Reading):
     def weigh(self, program: Program, layer: Layer, side: str, sums: Sums) -> Tensor:
         """Return the errors; a layer that reads nothing but zeros has zeros."""
         weights = blocks(program, layer).double()  # [groups, outputs, inputs, taps]
-        groups, _, inputs, taps = weights.shape
+        _, outputs, inputs, taps = weights.shape
+        where, each = torch.arange(inputs * taps).reshape(inputs, taps), weights.new_ones(outputs)
         mean = sums["gram"] / sums["rows"]
-        result = weights.new_zeros(groups, inputs)
-        for g in range(groups):
-            damping = self.damping * float(mean[g].diagonal().mean())
-            if damping == 0:
-                continue
-            eye = torch.eye(inputs * taps, dtype=mean.dtype)
-            inverse = torch.cholesky_inverse(torch.linalg.cholesky(mean[g] + damping * eye))
-            own = inverse.reshape(inputs, taps, inputs, taps).diagonal(dim1=0, dim2=2)
-            moments = torch.einsum("ois,oit->ist", weights[g], weights[g])
-            solved = torch.linalg.solve(own.permute(2, 0, 1), moments)
-            result[g] = 0.5 * solved.diagonal(dim1=1, dim2=2).sum(1)
-        return result.flatten()
+        parts = zip(weights.flatten(2), inverted(mean, self.damping), strict=True)
+        found = torch.stack([losses(matrix, inverse, where, each) for matrix, inverse in parts])
+        return (found * mean.diagonal(dim1=1, dim2=2).any(1, keepdim=True)).flatten()
