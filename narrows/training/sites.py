@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx
 
 from narrows.errors import PlanUsageError, suggest
+from narrows.ir.couplings import Coupling, Member
 from narrows.ir.labels import varying
 from narrows.ir.meta import Meta, where
 from narrows.ir.ops import table
@@ -358,14 +359,9 @@ def _merged(structure: Structure, tie: int, gates: list[Gate]) -> Gate:
     masked: dict[str, Place] = {}
     for gate in gates:
         (side,) = gate.sides
-        layer = side.layer
-        member = next(
-            m
-            for m in coupling.members
-            if (m.weight, m.axis, m.role) == (layer.weight, layer.out_axis, "out")
-        )
+        positions = member_of(coupling, side.layer).positions
         index = torch.zeros(gate.width, dtype=torch.int64)
-        for channel, own in enumerate(layer.channels("outputs", member.positions)):
+        for channel, own in enumerate(side.layer.channels("outputs", positions)):
             index[torch.as_tensor(own)] = channel
         sides.append(dataclasses.replace(side, channels=index))
         places = [dataclasses.replace(p, channels=index[p.channels]) for p in gate.weights]
@@ -374,6 +370,12 @@ def _merged(structure: Structure, tie: int, gates: list[Gate]) -> Gate:
             masked[place.parameter] = dataclasses.replace(place, channels=index[place.channels])
     name = f"{coupling.name} outputs"
     return Gate(name, coupling.width, tuple(sides), tuple(weights), tuple(masked.values()))
+
+
+def member_of(coupling: Coupling, layer: Layer) -> Member:
+    """Return how the outputs of a layer follow a coupling that has them."""
+    key = layer.weight, layer.out_axis, "out"
+    return next(m for m in coupling.members if (m.weight, m.axis, m.role) == key)
 
 
 # ------------------------------------------------------------------ norms and activations
