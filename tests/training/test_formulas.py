@@ -16,7 +16,7 @@ from narrows.errors import UsageError
 from narrows.ir.program import Program
 from narrows.ir.workload import macs, works_of
 from narrows.training.footprint import Footprint
-from narrows.training.gates import lowest
+from narrows.training.masks import lowest
 from narrows.training.pdp import soft_mask, threshold_between
 from narrows.training.predictors import firing
 from narrows.training.searched_widths import drawn, interpolated
@@ -254,7 +254,7 @@ def test_annealed_masks_harden_within_an_epoch(program: Program, fresh: Fresh) -
     e = gates.scores[0].detach()
     for step, b in enumerate([1, 2, 3, 4, 5, 1]):
         s = 1 / 10 + (10 - 1 / 10) * (b - 1) / 4
-        gates.steps = step
+        gates.done = step
         assert torch.allclose(gates.masks()[0], torch.sigmoid(s * e))
     assert torch.equal(gates.hard()[0], e > 0)
 
@@ -433,7 +433,7 @@ def test_depths_are_mixed_and_the_cost_follows_them(program: Program, fresh: Fre
         handle.remove()
     assert torch.equal(into[0], returned["two"])
     with torch.no_grad():
-        gates.depths[0].copy_(torch.tensor([1.0, 0.0]))
+        gates.depth_scores[0].copy_(torch.tensor([1.0, 0.0]))
     assert [int(m.sum()) for m in gates.hard()] == [8, 0]
     both = torch.softmax(torch.tensor([1.0, 0.0]), 0)[1]
     whole = 72 + 4 * 576 + 864 + 120
