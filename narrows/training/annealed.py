@@ -6,15 +6,17 @@ CVPR 2021; the annealing is that of J. Serra et al., ICML 2018.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from dataclasses import dataclass
 
-from narrows.ir.program import Program
+import torch
+from torch import Tensor
+
 from narrows.training.footprint import Footprint
-from narrows.training.gates import LearnedGates, Names
+from narrows.training.gates import LearnedGates
 from narrows.training.schedules import Sawtooth
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class AnnealedMasks(LearnedGates):
     """Gates with the masks ``m = sigmoid(s e)``, ``e`` one parameter per channel.
 
@@ -29,8 +31,7 @@ class AnnealedMasks(LearnedGates):
 
     with ``K_l`` the size of a layer's kernel and ``c_l`` its width (`Footprint`).
 
-    Args:
-        model, program, outputs, inputs, tied: As for `Gates`.
+    Args, beside those of `Gates`:
         steps: ``B``, the batches of an epoch.
         highest: ``s_max``.
         strength: The strength of `loss`.
@@ -38,27 +39,20 @@ class AnnealedMasks(LearnedGates):
         initial: What every ``e`` begins with.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        program: Program,
-        outputs: Names = (),
-        inputs: Names = (),
-        *,
-        steps: int,
-        tied: bool = False,
-        highest: float = 10.0,
-        strength: float = 0.5,
-        kind: str = "weights",
-        initial: float = 1.0,
-    ) -> None:
-        super().__init__(model, program, outputs, inputs, tied=tied, initial=initial)
-        self.schedule, self.strength = Sawtooth(highest, steps), strength
-        self._footprint = Footprint(program, self.gates, kind)
+    steps: int
+    highest: float = 10.0
+    strength: float = 0.5
+    kind: str = "weights"
+    initial: float = 1.0
+
+    def _build(self) -> None:
+        super()._build()
+        self.schedule = Sawtooth(self.highest, self.steps)
+        self._footprint = Footprint(self._program, self.gates, self.kind)
 
     def masks(self) -> list[Tensor]:
         """Return the masks of this step."""
-        s = self.schedule(self.steps)
+        s = self.schedule(self.done)
         return [torch.sigmoid(s * e) for e in self.scores]
 
     def loss(self) -> Tensor:

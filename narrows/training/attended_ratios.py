@@ -6,15 +6,18 @@ Attention based Approach, 2021. Its masks are of single weights, these are of ch
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
-from narrows.ir.program import Program
-from narrows.training.gates import Gates, Names, share_of
-from narrows.training.gumbel import temperature_at
-from narrows.training.schedules import Schedule, at
+from narrows.training.checks import share_of
+from narrows.training.gates import Gates
+from narrows.training.masks import straight_through
+from narrows.training.schedules import Schedule, at, temperature_at
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class AttendedRatios(Gates):
     """Gates that close the weakest channels of each layer, as many as an attention says.
 
@@ -31,8 +34,7 @@ class AttendedRatios(Gates):
     Dense and sparse weights are one set, trained together: add the loss of the model ``with
     gates.off():`` to the loss with masks.
 
-    Args:
-        model, program, outputs, inputs, tied: As for `Gates`.
+    Args, beside those of `Gates`:
         ratio: The global share of channels that goes; a function of the step raises it.
         highest: The largest share of one layer, below 1.
         tau: How far from the limit a channel's mask still has a gradient, in ranks.
@@ -40,37 +42,28 @@ class AttendedRatios(Gates):
         seed: The seed of its weights.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        program: Program,
-        outputs: Names = (),
-        inputs: Names = (),
-        *,
-        tied: bool = False,
-        ratio: Schedule = 0.5,
-        highest: float = 0.9,
-        tau: float = 0.1,
-        hidden: int = 8,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(model, program, outputs, inputs, tied=tied)
-        self.ratio, self.highest = ratio, share_of(highest, "highest")
-        self.tau = temperature_at(tau, 0)
+    ratio: Schedule = 0.5
+    highest: float = 0.9
+    tau: float = 0.1
+    hidden: int = 8
+    seed: int = 0
+
+    def _build(self) -> None:
+        share_of(self.highest, "highest")
+        temperature_at(self.tau, 0)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.manual_seed(self.seed)
             self.attention = nn.Sequential(
-                nn.Linear(4, hidden), nn.Tanh(), nn.Linear(hidden, 1, bias=False)
+                nn.Linear(4, self.hidden), nn.Tanh(), nn.Linear(self.hidden, 1, bias=False)
             )
         self.attention.to(self._device())
-        self._begun = [p.detach().cpu().clone() for p in self.parameters()]
 
     def masks(self) -> list[Tensor]:
         """Return the masks of this step: zeros and ones, with gradients to the attention."""
         found = []
         for rank, ratio in zip(self._ranks(), self.ratios(), strict=True):
             soft = torch.sigmoid((rank - ratio) / self.tau)
-            found.append((rank > ratio).to(soft.dtype) + (soft - soft.detach()))
+            found.append(straight_through(rank > ratio, soft))
         return found
 
     def hard(self) -> list[Tensor]:
@@ -81,7 +74,7 @@ class AttendedRatios(Gates):
 
     def ratios(self) -> Tensor:
         """Return the share of channels that goes per gate, ``[gates]``, differentiable."""
-        ratio = share_of(at(self.ratio, self.steps))
+        ratio = share_of(at(self.ratio, self.done))
         scores = self.attention(self.statistics())[:, 0]
         shares = torch.softmax(scores, 0) * len(self.gates) * ratio
         return shares.clamp_max(self.highest)
@@ -104,12 +97,6 @@ class AttendedRatios(Gates):
         dense = self._parameters_by_name()
         orders = [g.norms(dense).detach().argsort(stable=True).argsort() for g in self.gates]
         return [(order + 0.5) / len(order) for order in orders]
-
-    def _untrained(self) -> str:
-        now = list(self.parameters())
-        if all(torch.equal(a, b.cpu()) for a, b in zip(self._begun, now, strict=True)):
-            return "every parameter of the attention is what it began with"
-        return super()._untrained()
 
 
 __all__ = ["AttendedRatios"]

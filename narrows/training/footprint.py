@@ -6,7 +6,6 @@ and from all that read it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,11 +13,11 @@ import torch
 from torch import Tensor
 
 from narrows.errors import UsageError
-from narrows.ir.meta import shape_of
 from narrows.ir.program import Program
 from narrows.ir.structure import Holds, structure_of
 from narrows.ir.structure.layers import Layer
-from narrows.training.sites import Gate
+from narrows.ir.workload import macs, works_of
+from narrows.training.sites import Gate, member_of
 
 KINDS = ("weights", "macs")
 
@@ -45,8 +44,10 @@ class Footprint:
         *  mean of its mask of outputs``
 
     where a channel that several layers make together, as in a residual stream, is made unless all
-    of them close it: ``1 - product of (1 - m)``. A depthwise layer counts the smaller of its two
-    sides. It is the number to be pulled down; what a pruned program costs, `narrows.apply` says.
+    of them close it: ``1 - product of (1 - m)``. A depthwise layer hands channels on, and makes
+    none: it counts the smaller of its two sides. A weight that several layers read is shared out
+    among them. It is the number to be pulled down; what a pruned program costs, `narrows.apply`
+    says.
 
     Args:
         program: The program.
@@ -66,8 +67,12 @@ class Footprint:
         self._gates = gates
         self._layers = [layer for own in structure.layers.values() for layer in own]
         self._ties = structure.ties
-        self._along = {layer: structure.along(layer, "inputs") for layer in self._layers}
-        self._costs = [_cost(program, layer, kind) for layer in self._layers]
+        self._along = {
+            layer: structure.along(layer, "outputs" if _hands_on(layer) else "inputs")
+            for layer in self._layers
+        }
+        uses = {layer: len(own) for own in structure.layers.values() for layer in own}
+        self._costs = [_cost(program, layer, kind, uses[layer]) for layer in self._layers]
         self._whole = sum(self._costs)
         self._own = {
             (side.weight, side.side): (n, side)
@@ -76,7 +81,7 @@ class Footprint:
         }
         makers: dict[int, list[Maker]] = {}
         for layer in self._layers:
-            for tie, _ in structure.along(layer, "outputs") or ():
+            for tie, _ in () if _hands_on(layer) else structure.along(layer, "outputs") or ():
                 makers.setdefault(tie, []).append(self._maker(layer, tie))
         self._makers = makers
 
@@ -92,26 +97,17 @@ class Footprint:
             fed = self._fed(self._along[layer], made, masks[0].new_ones(()))
             inside = self._mean(layer, "inputs", masks) * fed
             outside = self._mean(layer, "outputs", masks)
-            depthwise = layer.groups > 1 and layer.groups == layer.inputs
-            both = torch.minimum(inside, outside) if depthwise else inside * outside
+            both = torch.minimum(inside, outside) if _hands_on(layer) else inside * outside
             left = left + cost * both
         return left / self._whole
 
     def _maker(self, layer: Layer, tie: int) -> Maker:
         found = self._own.get((layer.weight, "outputs"))
         coupling = self._ties[tie]
-        member = next(
-            (
-                m
-                for m in coupling.members
-                if (m.weight, m.axis, m.role) == (layer.weight, layer.out_axis, "out")
-            ),
-            None,
-        )
-        if found is None or member is None:
+        if found is None:
             return Maker(None, torch.arange(coupling.width))
         number, side = found
-        first = layer.channels("outputs", member.positions)[:, 0]
+        first = layer.channels("outputs", member_of(coupling, layer).positions)[:, 0]
         return Maker(number, side.channels[torch.as_tensor(first)])
 
     def _made(self, tie: int, masks: Sequence[Tensor]) -> Tensor:
@@ -140,13 +136,15 @@ class Footprint:
         return masks[number][own.channels.to(masks[number].device)].mean()
 
 
-def _cost(program: Program, layer: Layer, kind: str) -> int:
-    count = program.weights[layer.weight].numel()
-    if layer.contraction is None:
-        return count if kind == "weights" else 0
-    if kind == "weights":
-        return count
-    return count * (math.prod(shape_of(layer.node)) // layer.outputs)
+def _hands_on(layer: Layer) -> bool:
+    """Whether a layer is depthwise: its channels are those that it reads."""
+    return layer.groups > 1 and layer.groups == layer.inputs
+
+
+def _cost(program: Program, layer: Layer, kind: str, uses: int) -> float:
+    if kind == "macs":
+        return macs(layer.node, works_of(program))
+    return program.weights[layer.weight].numel() / uses
 
 
 __all__ = ["Footprint"]

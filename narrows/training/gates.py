@@ -10,19 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import KW_ONLY, InitVar, dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from narrows.errors import PlanError, UsageError, suggest
 from narrows.ir.program import Program
 from narrows.passes.plans.plan import ChannelPlan
-from narrows.training.sites import Gate, gates_of
+from narrows.training.sites import Gate, Names, gates_of
 
-Names = str | Sequence[str]
+Hook = Callable[[Tensor, Tensor], Tensor | None]  # of a module's first input and its result
 
 
+@dataclass(eq=False, repr=False)
 class Gates(nn.Module):
     """Gates on channels of a model; the base of those that learn.
 
@@ -52,23 +55,23 @@ class Gates(nn.Module):
         UsageError: The model is not the program's, or it is gated already.
     """
 
-    straight = False  # whether parameters get the gradients of the unmasked ones
+    straight: ClassVar[bool] = False  # whether parameters get the gradients of the unmasked ones
 
-    def __init__(
-        self,
-        model: nn.Module,
-        program: Program,
-        outputs: Names = (),
-        inputs: Names = (),
-        *,
-        tied: bool = False,
-    ) -> None:
+    model: InitVar[nn.Module]
+    program: InitVar[Program]
+    outputs: Names = ()
+    inputs: Names = ()
+    _: KW_ONLY
+    tied: bool = False
+
+    def __post_init__(self, model: nn.Module, program: Program) -> None:
+        """Find the gates, and hook them to the model once nothing is left that could fail."""
         super().__init__()
         _refuse_models(model, program)
-        sites = gates_of(program, _listed(outputs), _listed(inputs), tied)
+        sites = gates_of(program, self._named(), self.inputs, self.tied)
         self.gates: tuple[Gate, ...] = sites.gates
         self.skipped: Mapping[str, str] = sites.skipped
-        self.steps = 0
+        self.done = 0  # how many training steps
         self._forwards = 0
         self._active = True
         self._learning = False  # whether the forward call that runs is one to learn from
@@ -77,13 +80,20 @@ class Gates(nn.Module):
         self._program = program
         self._owners: dict[str, list[tuple[nn.Module, str]]] = {}
         self._watch(p.parameter for g in self.gates for p in (*g.weights, *g.masked))
-        self._handles = [
-            model.register_forward_pre_hook(self._enter),
-            model.register_forward_hook(self._leave, always_call=True),
-        ]
-        owners = {id(m): m for places in self._owners.values() for m, _ in places}
-        self._handles += [m.register_forward_pre_hook(self._within) for m in owners.values()]
+        self._watched: list[tuple[nn.Module, Hook]] = []
+        self._build()
+        self._begun = [p.detach().clone() for p in self.parameters()]
+        self._handles = list(self._attached(model))
         model.__dict__["_narrows_gates"] = self
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Refuse a copy and a pickle, also of the model that the gates are on."""
+        raise UsageError(
+            "gates are neither copied nor pickled",
+            where=type(self).__name__,
+            why="they are hooks on one model, which a copy would not have",
+            hint="save gates.state_dict() and model.state_dict(), or gates.remove() first",
+        )
 
     def extra_repr(self) -> str:
         """Return a line per gate, and what has none and why."""
@@ -92,9 +102,19 @@ class Gates(nn.Module):
 
     # ------------------------------------------------------------------ what a subclass says
 
+    def _build(self) -> None:
+        """Make what this kind of gates needs: its parameters, and what is to be watched."""
+
+    def _named(self) -> Names:
+        """Return the names and globs of weights whose outputs get gates."""
+        return self.outputs
+
     def masks(self) -> Sequence[Tensor]:
-        """Return the masks of train mode, one per gate, ``[width]`` in 0..1; differentiable."""
-        raise NotImplementedError
+        """Return the masks of train mode, one per gate, ``[width]`` in 0..1; differentiable.
+
+        They are ones unless a subclass says otherwise.
+        """
+        return [torch.ones(g.width, device=self._device()) for g in self.gates]
 
     def hard(self) -> list[Tensor]:
         """Return which channels stay, one boolean tensor per gate, ``[width]``."""
@@ -121,14 +141,19 @@ class Gates(nn.Module):
 
     def _untrained(self) -> str:
         """Return why the gates say nothing yet, or an empty string."""
-        return "" if self._forwards else "the model never ran in train mode with these gates"
+        if not self._forwards:
+            return "the model never ran in train mode with these gates"
+        pairs = list(zip(self._begun, self.parameters(), strict=True))
+        if pairs and all(torch.equal(a.to(b), b) for a, b in pairs):
+            return "every parameter of the gates is what it began with"
+        return ""
 
     # ------------------------------------------------------------------ using them
 
     def step(self) -> None:
         """Advance by one training step: call it between ``loss.backward()`` and the optimizer."""
         self._advance()
-        self.steps += 1
+        self.done += 1
 
     def plan(self, program: Program, *, empty: bool = False) -> ChannelPlan:
         """Return the plan that keeps the open channels.
@@ -205,6 +230,16 @@ class Gates(nn.Module):
     def _device(self) -> torch.device:
         return next(iter(self._parameters_by_name().values())).device
 
+    def _attached(self, model: nn.Module) -> Iterator[RemovableHandle]:
+        """Hook the gates to the model and yield a handle per hook."""
+        yield model.register_forward_pre_hook(self._enter)
+        yield model.register_forward_hook(self._leave, always_call=True)
+        owners = {id(m): m for places in self._owners.values() for m, _ in places}
+        for module in owners.values():
+            yield module.register_forward_pre_hook(self._within)
+        for module, hook in self._watched:
+            yield module.register_forward_hook(self._called(hook))
+
     def _enter(self, model: nn.Module, args: Any) -> None:
         if not self._active or self._swapped:
             return
@@ -261,7 +296,7 @@ class Gates(nn.Module):
         self._swapped = []
         self._learning = False
 
-    def _watch_module(self, path: str, hook: Callable[[Tensor, Tensor], Tensor | None]) -> None:
+    def _watch_module(self, path: str, hook: Hook) -> None:
         """Call ``hook`` with the first input and the result of a module in each forward call.
 
         What it returns, if anything, is the result from then on.
@@ -277,86 +312,37 @@ class Gates(nn.Module):
                 or "print(model) shows the names of its modules",
             ) from None
 
+        self._watched.append((module, hook))
+
+    def _called(self, hook: Hook) -> Callable[[nn.Module, tuple[Any, ...], Any], Any]:
         def call(module: nn.Module, args: tuple[Any, ...], result: Any) -> Any:
             return hook(args[0], result) if self._active else None
 
-        self._handles.append(module.register_forward_hook(call))
+        return call
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class LearnedGates(Gates):
     """Gates with one parameter a channel, ``scores``; the base of those.
 
     Args:
-        model, program, outputs, inputs, tied: As for `Gates`.
         initial: What every score begins with.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        program: Program,
-        outputs: Names = (),
-        inputs: Names = (),
-        *,
-        tied: bool = False,
-        initial: float = 0.0,
-    ) -> None:
-        super().__init__(model, program, outputs, inputs, tied=tied)
-        self._initial = initial
-        device = self._device()
+    initial: float = 0.0
+
+    def _build(self) -> None:
         self.scores = nn.ParameterList(
-            nn.Parameter(torch.full((g.width,), float(initial), device=device)) for g in self.gates
+            nn.Parameter(torch.full((g.width,), float(self.initial), device=self._device()))
+            for g in self.gates
         )
 
     def hard(self) -> list[Tensor]:
         """Return where the scores are above zero."""
         return [s.detach() > 0 for s in self.scores]
 
-    def _untrained(self) -> str:
-        if all(bool((s == self._initial).all()) for s in self.scores):
-            return "every score is what it began with"
-        return super()._untrained()
-
-
-# ------------------------------------------------------------------ which channels stay
-
-
-def lowest(scores: Sequence[Tensor], share: float) -> list[Tensor]:
-    """Return masks that close a share of all channels, those with the lowest scores.
-
-    The best channel of each gate stays open.
-
-    Args:
-        scores: Per gate a number for each channel, comparable over gates.
-        share: The share that is closed, 0..1.
-    """
-    flat = torch.cat([s.detach().flatten() for s in scores])
-    order = flat.argsort(stable=True)[: round(share * len(flat))]
-    keep = torch.ones_like(flat, dtype=torch.bool)
-    keep[order] = False
-    parts = list(keep.split([len(s) for s in scores]))
-    for part, own in zip(parts, scores, strict=True):
-        part[own.detach().argmax()] = True
-    return parts
-
-
-def share_of(ratio: float, name: str = "ratio") -> float:
-    """Return a share of channels that go; `UsageError` unless it is in 0..1, below 1."""
-    if not 0 <= ratio < 1:
-        raise UsageError(
-            f"{name} is the share of channels that go, got {ratio!r}",
-            where=name,
-            why="it is at least 0 and less than 1",
-            hint=f"{name}=0.5 closes half of the channels",
-        )
-    return ratio
-
 
 # ------------------------------------------------------------------ checks
-
-
-def _listed(names: Names) -> tuple[str, ...]:
-    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def _refuse_models(model: Any, program: Any) -> None:
@@ -375,6 +361,18 @@ def _refuse_models(model: Any, program: Any) -> None:
             why="two sets of gates would multiply the same parameters",
             hint="gates.remove() takes the others off",
         )
+
+
+def gradient_of(name: str, parameter: Tensor) -> Tensor:
+    """Return the gradient that a backward call left; `UsageError` where there is none."""
+    if parameter.grad is None:
+        raise UsageError(
+            f"{name!r} has no gradient, which step() reads",
+            where=name,
+            why="no backward call came before, or the gradients were set to None since",
+            hint="loss.backward(); gates.step(); optimizer.step(); optimizer.zero_grad()",
+        )
+    return parameter.grad
 
 
 def _owners(model: nn.Module, name: str, program: Program) -> list[tuple[nn.Module, str]]:
@@ -401,4 +399,4 @@ def _owner(model: nn.Module, name: str, wanted: tuple[int, ...]) -> tuple[nn.Mod
     return owner, leaf
 
 
-__all__ = ["Gates", "LearnedGates", "Names", "lowest", "share_of"]
+__all__ = ["Gates", "LearnedGates", "gradient_of"]

@@ -6,6 +6,7 @@ Y. Li, W. Liu, et al.: Weight-Dependent Gates for Network Pruning, 2020.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import InitVar, dataclass
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +14,9 @@ from torch import Tensor, nn
 
 from narrows.errors import UsageError
 from narrows.ir.program import Program
-from narrows.training.gates import Gates, Names
-from narrows.training.gumbel import opened
+from narrows.training.checks import divisor
+from narrows.training.gates import Gates
+from narrows.training.masks import straight_through
 
 
 class LatencyPredictor(nn.Module):
@@ -82,6 +84,7 @@ class LatencyPredictor(nn.Module):
             return float(((self(widths) - latencies).abs() / latencies).mean())
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class GeneratedGates(Gates):
     """Gates that follow from the weights: a small network per layer reads each filter.
 
@@ -92,8 +95,7 @@ class GeneratedGates(Gates):
     So the gradient reaches the weights on two ways. `loss` is a term in the predicted latency ``L``
     of the open widths: ``strength * log(1 + L / target)``.
 
-    Args:
-        model, program, outputs, inputs, tied: As for `Gates`.
+    Args, beside those of `Gates`:
         latency: A fitted `LatencyPredictor`, or any differentiable function of the widths
             ``[gates]``; without one there is no `loss`.
         target: What latencies are measured in.
@@ -102,42 +104,33 @@ class GeneratedGates(Gates):
         seed: The seed of their weights.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        program: Program,
-        outputs: Names = (),
-        inputs: Names = (),
-        *,
-        tied: bool = False,
-        latency: nn.Module | None = None,
-        target: float = 1.0,
-        strength: float = 1.0,
-        hidden: int = 16,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(model, program, outputs, inputs, tied=tied)
-        if target <= 0:
-            raise UsageError(
-                f"latencies cannot be measured in {target!r}",
-                where="target",
-                why="they are divided by it",
-                hint="target: the latency of the network as it is, or the one to be reached",
-            )
-        self._latency = (latency,)  # not a submodule: it is not trained here
-        self.target, self.strength = target, strength
+    latency: InitVar[nn.Module | None] = None
+    target: float = 1.0
+    strength: float = 1.0
+    hidden: int = 16
+    seed: int = 0
+
+    def __post_init__(self, model: nn.Module, program: Program, latency: nn.Module | None) -> None:
+        """Keep the latency out of the modules that are trained with the gates."""
+        self._latency = (latency,)
+        super().__post_init__(model, program)
+
+    def _build(self) -> None:
+        divisor(
+            self.target, f"latencies cannot be measured in {self.target!r}", where="target",
+            hint="target: the latency of the network as it is, or the one to be reached",
+        )  # fmt: skip
         dense = self._parameters_by_name()
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.manual_seed(self.seed)
             self.generators = nn.ModuleList(
-                _generator(g.rows(dense).shape[1], hidden) for g in self.gates
+                _generator(g.rows(dense).shape[1], self.hidden) for g in self.gates
             )
         self.generators.to(self._device())
-        self._begun = [p.detach().cpu().clone() for p in self.parameters()]
 
     def masks(self) -> list[Tensor]:
         """Return the masks of the weights as they are: zeros and ones, with gradients."""
-        return [opened(torch.sigmoid(x)) for x in self._logits()]
+        return [straight_through(x > 0, torch.sigmoid(x)) for x in self._logits()]
 
     def hard(self) -> list[Tensor]:
         """Return which channels' logits are above zero."""
@@ -162,12 +155,6 @@ class GeneratedGates(Gates):
             rows = (rows - rows.mean()) / (rows.std() + 1e-8)
             found.append(generator(rows)[:, 0])
         return found
-
-    def _untrained(self) -> str:
-        now = list(self.parameters())
-        if all(torch.equal(a, b.cpu()) for a, b in zip(self._begun, now, strict=True)):
-            return "every parameter of the generators is what it began with"
-        return super()._untrained()
 
 
 def _generator(entries: int, hidden: int) -> nn.Sequential:

@@ -6,15 +6,18 @@ Maddison et al. and Jang et al., both ICLR 2017.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from narrows.errors import UsageError
-from narrows.ir.program import Program
-from narrows.training.gates import LearnedGates, Names, lowest, share_of
-from narrows.training.schedules import Schedule, at
+from narrows.training.checks import share_of
+from narrows.training.gates import LearnedGates
+from narrows.training.masks import lowest, straight_through
+from narrows.training.schedules import Schedule, temperature_at
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class GumbelGates(LearnedGates):
     """Gates that are open with a probability that is learned, one number ``a`` per channel.
 
@@ -29,8 +32,7 @@ class GumbelGates(LearnedGates):
 
     Only the scores have to be trained: give the optimizer ``gates.parameters()`` alone.
 
-    Args:
-        model, program, outputs, inputs, tied: As for `Gates`.
+    Args, beside those of `Gates`:
         ratio: The share of all channels that is to be closed.
         temperature: ``t``; a function of the step cools it.
         strength: The strength of `loss`.
@@ -38,28 +40,22 @@ class GumbelGates(LearnedGates):
         seed: The seed of the draws.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        program: Program,
-        outputs: Names = (),
-        inputs: Names = (),
-        *,
-        tied: bool = False,
-        ratio: float = 0.5,
-        temperature: Schedule = 1.0,
-        strength: float = 10.0,
-        initial: float = 2.0,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(model, program, outputs, inputs, tied=tied, initial=initial)
-        self.ratio, self.temperature, self.strength = share_of(ratio), temperature, strength
-        self._generator = torch.Generator().manual_seed(seed)
+    ratio: float = 0.5
+    temperature: Schedule = 1.0
+    strength: float = 10.0
+    initial: float = 2.0
+    seed: int = 0
+
+    def _build(self) -> None:
+        super()._build()
+        share_of(self.ratio)
+        self._generator = torch.Generator().manual_seed(self.seed)
 
     def masks(self) -> list[Tensor]:
         """Return masks that were just drawn: zeros and ones, with the gradients of ``p``."""
-        heat = temperature_at(self.temperature, self.steps)
-        return [opened(torch.sigmoid((a + self._logistic(a)) / heat)) for a in self.scores]
+        heat = temperature_at(self.temperature, self.done)
+        drawn = [torch.sigmoid((a + self._logistic(a)) / heat) for a in self.scores]
+        return [straight_through(p > 0.5, p) for p in drawn]
 
     def hard(self) -> list[Tensor]:
         """Return which channels are not among the least probable."""
@@ -75,22 +71,4 @@ class GumbelGates(LearnedGates):
         return torch.logit(u).to(like.device)
 
 
-def opened(soft: Tensor) -> Tensor:
-    """Return ``1`` where a soft mask is above one half and else ``0``, with its gradients."""
-    return (soft > 0.5).to(soft.dtype) + (soft - soft.detach())
-
-
-def temperature_at(schedule: Schedule, step: int) -> float:
-    """Return a temperature at a step; `UsageError` unless it is above zero."""
-    heat = at(schedule, step)
-    if heat <= 0:
-        raise UsageError(
-            f"the temperature is {heat!r} at step {step}",
-            where="temperature",
-            why="scores are divided by it",
-            hint="temperature=Ramp(1.0, 0.1, steps=1000) cools to 0.1",
-        )
-    return heat
-
-
-__all__ = ["GumbelGates", "opened", "temperature_at"]
+__all__ = ["GumbelGates"]

@@ -8,18 +8,22 @@ Detection, 2022.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from narrows.errors import PlanUsageError, UsageError, suggest
-from narrows.ir.program import Program
-from narrows.training.gates import Gates, Names, lowest, share_of
+from narrows.training.checks import share_of
+from narrows.training.gates import Gates, gradient_of
+from narrows.training.masks import lowest
 from narrows.training.schedules import Schedule, at
-from narrows.training.sites import Gate, gains_behind
+from narrows.training.sites import Gate, Names, gains_behind, listed
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class NormSparsity(Gates):
     """Gates that close the channels whose norm has the smallest gain, after training made it small.
 
@@ -29,44 +33,32 @@ class NormSparsity(Gates):
         ``grad gamma += s(step) sign(gamma)``.
 
     Train mode runs without masks. Eval mode, and the plan, close a share of the channels of each
-    group: those with the smallest ``|gamma|``.
+    group: those with the smallest ``|gamma|``. So every layer has a norm behind it.
 
-    Args:
-        model, program, outputs, tied: As for `Gates`; every layer has a norm behind it.
+    Args, beside those of `Gates`, but for inputs:
         ratio: The share of a group's channels that goes; or a share for each group, by its name.
         rate: ``s``; a function of the step changes it, such as `Tent`.
         groups: Per group globs of weights; the first that matches counts. Layers without a group
             are one of their own. The paper groups by the scale of the stage and the kind of module.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        program: Program,
-        outputs: Names = (),
-        *,
-        tied: bool = False,
-        ratio: float | Mapping[str, float] = 0.5,
-        rate: Schedule = 1e-3,
-        groups: Mapping[str, Names] | None = None,
-    ) -> None:
-        super().__init__(model, program, outputs, tied=tied)
-        self.rate = rate
-        self._gains = [_gains(g) for g in self.gates]
-        self._groups = _grouped(self.gates, groups or {})
-        self.ratio = {name: share_of(_ratio(ratio, name)) for name in self._groups}
-        _refuse_ratios(ratio, self._groups)
+    inputs: ClassVar[Names] = ()  # a channel that is read has no gain of its own
+    ratio: float | Mapping[str, float] = 0.5
+    rate: Schedule = 1e-3
+    groups: Mapping[str, Names] | None = None
 
-    def masks(self) -> list[Tensor]:
-        """Return ones."""
-        return [torch.ones(g.width, device=self._device()) for g in self.gates]
+    def _build(self) -> None:
+        self._gains = [_gains(g) for g in self.gates]
+        self._members = _grouped(self.gates, self.groups or {})
+        self._ratios = {name: share_of(_ratio(self.ratio, name)) for name in self._members}
+        _refuse_ratios(self.ratio, self._members)
 
     def hard(self) -> list[Tensor]:
         """Return which channels are not among the smallest of their group."""
         sizes = self.sizes()
         found: dict[int, Tensor] = {}
-        for name, members in self._groups.items():
-            masks = lowest([sizes[n] for n in members], self.ratio[name])
+        for name, members in self._members.items():
+            masks = lowest([sizes[n] for n in members], self._ratios[name])
             found.update(zip(members, masks, strict=True))
         return [found[n] for n in range(len(self.gates))]
 
@@ -83,20 +75,13 @@ class NormSparsity(Gates):
 
     @torch.no_grad()
     def _advance(self) -> None:
-        rate, dense = at(self.rate, self.steps), self._parameters_by_name()
+        rate, dense = at(self.rate, self.done), self._parameters_by_name()
         for name in dict.fromkeys(n for names in self._gains for n in names):
             gain = dense[name]
-            if gain.grad is None:
-                raise UsageError(
-                    "a gain has no gradient to add the penalty's to",
-                    where=name,
-                    why="step() comes after loss.backward()",
-                    hint="loss.backward(); gates.step(); optimizer.step()",
-                )
-            gain.grad.add_(gain.sign(), alpha=rate)
+            gradient_of(name, gain).add_(gain.sign(), alpha=rate)
 
     def _untrained(self) -> str:
-        return super()._untrained() or ("" if self.steps else "step() was never called")
+        return super()._untrained() or ("" if self.done else "step() was never called")
 
 
 def _gains(gate: Gate) -> tuple[str, ...]:
@@ -116,22 +101,20 @@ def _grouped(gates: Sequence[Gate], groups: Mapping[str, Names]) -> dict[str, li
     found: dict[str, list[int]] = {name: [] for name in groups}
     for number, gate in enumerate(gates):
         weight = gate.sides[0].weight
-        own = (n for n, globs in groups.items() if any(fnmatchcase(weight, g) for g in _all(globs)))
+        own = (
+            n for n, globs in groups.items() if any(fnmatchcase(weight, g) for g in listed(globs))
+        )
         found.setdefault(next(own, "the rest"), []).append(number)
     for name, members in found.items():
         if not members:
             raise PlanUsageError(
                 f"the group {name!r} has no gate",
-                where=f"groups: {', '.join(_all(groups[name]))}",
+                where=f"groups: {', '.join(listed(groups[name]))}",
                 why="its globs match no gated weight, or groups before it have them all",
-                hint=suggest(_all(groups[name])[0], [g.sides[0].weight for g in gates])
+                hint=suggest(listed(groups[name])[0], [g.sides[0].weight for g in gates])
                 or "leave the group out, or gate its layers: outputs=...",
             )
     return found
-
-
-def _all(globs: Names) -> tuple[str, ...]:
-    return (globs,) if isinstance(globs, str) else tuple(globs)
 
 
 def _ratio(ratio: float | Mapping[str, float], group: str) -> float:

@@ -15,6 +15,7 @@ from torch import nn
 
 from narrows.errors import UsageError, suggest
 from narrows.ir.program import Program
+from narrows.training.sites import listed
 
 
 def follow(
@@ -91,7 +92,7 @@ def _patterns(group: Mapping[str, Any], known: Sequence[str]) -> tuple[str, ...]
             why="parameters are named, as pruning makes new tensors of them",
             hint='{"names": ["stem.*"], "lr": 0.01}',
         )
-    names = (names,) if isinstance(names, str) else tuple(names)
+    names = listed(names)
     for name in names:
         if not any(fnmatchcase(k, name) for k in known):
             raise UsageError(

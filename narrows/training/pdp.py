@@ -6,15 +6,15 @@ M. Cho, S. Adya, D. Naik: PDP: Parameter-free Differentiable Pruning is All You 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from narrows.errors import UsageError
-from narrows.ir.program import Program
-from narrows.training.gates import Gates, Names, share_of
-from narrows.training.gumbel import temperature_at
-from narrows.training.schedules import Schedule, at
+from narrows.training.checks import interval_of, share_of
+from narrows.training.gates import Gates
+from narrows.training.schedules import Schedule, at, temperature_at
 
 
 def soft_mask(values: Tensor, threshold: Tensor | float, tau: float) -> Tensor:
@@ -75,6 +75,7 @@ def check_pattern(pattern: tuple[int, int], width: int, name: str) -> None:
         )
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class DifferentiableMasks(Gates):
     """Gates whose masks follow from the norms of the channels' weights, and have no parameters.
 
@@ -86,39 +87,30 @@ class DifferentiableMasks(Gates):
     The gradient flows through ``m`` into the weights, ``t`` is a constant. With a ``pattern`` the
     channels of a layer are taken in groups of ``m``, each of which keeps ``n``: N:M for channels.
 
-    Args:
-        model, program, outputs, inputs, tied: As for `Gates`.
+    Args, beside those of `Gates`:
         ratio: The share of every layer's channels that goes; a function of the step raises it.
         pattern: ``(n, m)`` in place of a ratio.
         tau: How soft the masks are, in the unit of a squared norm.
         interval: After how many steps ``t`` is found anew: those of an epoch in the paper.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        program: Program,
-        outputs: Names = (),
-        inputs: Names = (),
-        *,
-        tied: bool = False,
-        ratio: Schedule = 0.5,
-        pattern: tuple[int, int] | None = None,
-        tau: Schedule = 1e-2,
-        interval: int = 1,
-    ) -> None:
-        super().__init__(model, program, outputs, inputs, tied=tied)
-        for gate in self.gates if pattern is not None else ():
-            check_pattern(pattern, gate.width, gate.name)  # type: ignore[arg-type]
-        self.ratio, self.pattern, self.tau, self.interval = ratio, pattern, tau, interval
+    ratio: Schedule = 0.5
+    pattern: tuple[int, int] | None = None
+    tau: Schedule = 1e-2
+    interval: int = 1
+
+    def _build(self) -> None:
+        interval_of(self.interval)
+        for gate in self.gates if self.pattern is not None else ():
+            check_pattern(self.pattern, gate.width, gate.name)  # type: ignore[arg-type]
         self._thresholds: tuple[int, list[Tensor]] | None = None
 
     def masks(self) -> list[Tensor]:
         """Return the soft masks of the weights as they are."""
-        tau = temperature_at(self.tau, self.steps)
+        tau = temperature_at(self.tau, self.done)
         dense = self._parameters_by_name()
         norms = [g.norms(dense) for g in self.gates]
-        epoch = self.steps // self.interval
+        epoch = self.done // self.interval
         if self._thresholds is None or self._thresholds[0] != epoch:
             self._thresholds = epoch, self._found(norms)
         pairs = zip(norms, self._thresholds[1], strict=True)
@@ -136,7 +128,7 @@ class DifferentiableMasks(Gates):
     def _threshold(self, norms: Tensor) -> Tensor:
         """Return the threshold of each of a gate's channels, or one of all."""
         if self.pattern is None:
-            ratio = share_of(at(self.ratio, self.steps))
+            ratio = share_of(at(self.ratio, self.done))
             return threshold_between(norms, max(1, len(norms) - round(ratio * len(norms))))
         n, m = self.pattern
         groups = norms.view(-1, m)

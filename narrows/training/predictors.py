@@ -5,17 +5,18 @@ S. Elkerdawy, M. Elhoushi, H. Zhang, N. Ray: Fire Together Wire Together, CVPR 2
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from narrows.errors import UsageError
-from narrows.ir.program import Program
-from narrows.training.gates import Gates, Names
-from narrows.training.sites import Gate, output_of
+from narrows.training.gates import Gates
+from narrows.training.sites import Gate, Names, output_of
 
 
 def firing(activations: Tensor, mass: float, axis: int = 1) -> Tensor:
@@ -37,6 +38,7 @@ def firing(activations: Tensor, mass: float, axis: int = 1) -> Tensor:
     return torch.zeros_like(fires).scatter(1, order, fires)
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class Predictors(Gates):
     """A predictor beside each layer: ``sigmoid(V maxpool(x) + v)`` per filter, from the layer's
     input.
@@ -55,37 +57,32 @@ class Predictors(Gates):
     ...     model(x); gates.loss().backward(); gates.step()
     ...     optimizer.step(); optimizer.zero_grad()
 
-    Args:
-        model, program, outputs: As for `Gates`; each layer is a module, with one norm behind it at
-            most.
+    Each layer is a module, with one norm behind it at most.
+
+    Args, beside the first three of `Gates`:
         mass: The share of the activation mass that the filters to be predicted make up.
         momentum: How fast the running mean of decisions follows.
         seed: The seed of the predictors' weights.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        program: Program,
-        outputs: Names = (),
-        *,
-        mass: float = 0.9,
-        momentum: float = 0.1,
-        seed: int = 0,
-    ) -> None:
-        if not 0 < mass <= 1:
+    inputs: ClassVar[Names] = ()
+    tied: ClassVar[bool] = False
+    mass: float = 0.9
+    momentum: float = 0.1
+    seed: int = 0
+
+    def _build(self) -> None:
+        if not 0 < self.mass <= 1:
             raise UsageError(
-                f"filters cannot make up {mass!r} of the activation mass",
+                f"filters cannot make up {self.mass!r} of the activation mass",
                 where="mass",
                 why="it is a share of the whole",
                 hint="mass=0.9",
             )
-        super().__init__(model, program, outputs)
-        self.mass, self.momentum = mass, momentum
         self._dynamic = False
         layers = [g.sides[0].layer for g in self.gates]
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.manual_seed(self.seed)
             self.predictors = nn.ModuleList(nn.Linear(u.inputs, u.outputs) for u in layers)
         for predictor in self.predictors:
             nn.init.constant_(predictor.bias, 1.0)  # type: ignore[arg-type]
@@ -96,10 +93,10 @@ class Predictors(Gates):
         for number, gate in enumerate(self.gates):
             self._attach(number, gate)
 
-    def masks(self) -> list[Tensor]:
+    def masks(self) -> Sequence[Tensor]:
         """Return ones: the network runs as it is while the predictors learn."""
         self._losses = {}
-        return [torch.ones(g.width, device=self._device()) for g in self.gates]
+        return super().masks()
 
     def hard(self) -> list[Tensor]:
         """Return the static decisions; ones within `dynamic`, where each input has its own."""

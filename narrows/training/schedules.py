@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from narrows.errors import UsageError
+from narrows.training.checks import divisor
 
 Schedule = float | Callable[[int], float]
 
@@ -13,6 +14,13 @@ Schedule = float | Callable[[int], float]
 def at(schedule: Schedule, step: int) -> float:
     """Return a schedule's value at a step; a number is the same at every step."""
     return float(schedule(step) if callable(schedule) else schedule)
+
+
+def temperature_at(schedule: Schedule, step: int) -> float:
+    """Return a temperature at a step; `UsageError` unless it is above zero."""
+    heat = at(schedule, step)
+    hint = "temperature=Ramp(1.0, 0.1, steps=1000) cools to 0.1"
+    return divisor(heat, f"the temperature is {heat!r} at step {step}", where="step()", hint=hint)
 
 
 @dataclass(frozen=True)
@@ -119,4 +127,4 @@ def _without_steps(name: str, steps: int) -> UsageError:
     )
 
 
-__all__ = ["Ramp", "Sawtooth", "Schedule", "Tent", "at"]
+__all__ = ["Ramp", "Sawtooth", "Schedule", "Tent", "at", "temperature_at"]

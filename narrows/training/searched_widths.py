@@ -5,19 +5,19 @@ X. Dong, Y. Yang: Network Pruning via Transformable Architecture Search, NeurIPS
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from narrows.errors import UsageError
-from narrows.ir.program import Program
 from narrows.training.footprint import Footprint
-from narrows.training.gates import Gates, Names
-from narrows.training.gumbel import temperature_at
-from narrows.training.schedules import Schedule
-from narrows.training.sites import Gate, gates_of, output_of
+from narrows.training.gates import Gates, Hook
+from narrows.training.schedules import Schedule, temperature_at
+from narrows.training.sites import Gate, Names, gates_of, listed, output_of
 
 
 def interpolated(features: Tensor, width: int, axis: int = 1) -> Tensor:
@@ -56,6 +56,7 @@ def drawn(scores: Tensor, samples: int, heat: float, generator: torch.Generator)
     return torch.zeros_like(noisy).scatter(0, chosen, torch.softmax(noisy[chosen] / heat, 0))
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class SearchedWidths(Gates):
     """A distribution over widths for every layer, and over depths for every stage.
 
@@ -71,9 +72,9 @@ class SearchedWidths(Gates):
     Train the model's weights on some batches and the scores (``gates.parameters()``) on others, as
     the paper does; then train the pruned network with `training.distillation`.
 
-    Args:
-        model, program, outputs: As for `Gates`; each layer is a module, with one norm behind it at
-            most.
+    Each layer is a module, with one norm behind it at most.
+
+    Args, beside the first three of `Gates`:
         widths: The shares of a layer's channels to choose from.
         depths: A stage each: per residual block, in their order, the path of its module and the
             weight that ends its branch. A block whose branch is gone has to return its input, as
@@ -86,70 +87,60 @@ class SearchedWidths(Gates):
         seed: The seed of the draws.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        program: Program,
-        outputs: Names = (),
-        *,
-        widths: Sequence[float] = (0.25, 0.5, 0.75, 1.0),
-        depths: Sequence[Mapping[str, str]] = (),
-        target: float = 0.5,
-        samples: int = 2,
-        temperature: Schedule = 1.0,
-        strength: float = 2.0,
-        kind: str = "macs",
-        seed: int = 0,
-    ) -> None:
-        _refuse_shares(widths, target, samples)
-        named = (outputs,) if isinstance(outputs, str) else tuple(outputs)
-        ends = [end for stage in depths for end in stage.values()]
-        super().__init__(model, program, [*named, *ends])
-        wide = {g.name for g in gates_of(program, named, ()).gates} if named else set[str]()
+    inputs: ClassVar[Names] = ()
+    tied: ClassVar[bool] = False
+    widths: Sequence[float] = (0.25, 0.5, 0.75, 1.0)
+    depths: Sequence[Mapping[str, str]] = ()
+    target: float = 0.5
+    samples: int = 2
+    temperature: Schedule = 1.0
+    strength: float = 2.0
+    kind: str = "macs"
+    seed: int = 0
+
+    def _named(self) -> Names:
+        return [*listed(self.outputs), *(end for stage in self.depths for end in stage.values())]
+
+    def _build(self) -> None:
+        _refuse_shares(self.widths, self.target, self.samples)
+        named = listed(self.outputs)
+        wide = {g.name for g in gates_of(self._program, named).gates} if named else set[str]()
         numbers = {g.sides[0].weight: n for n, g in enumerate(self.gates)}
         self._wide = [n for n, g in enumerate(self.gates) if g.name in wide]
-        self._stages = [[numbers[program.canonical(e)] for e in s.values()] for s in depths]
-        self.choices = [_choices(self.gates[n].width, widths) for n in self._wide]
-        self.target, self.samples, self.strength = target, samples, strength
-        self.temperature = temperature
-        device = self._device()
-        self.widths = nn.ParameterList(
-            nn.Parameter(torch.zeros(len(c), device=device)) for c in self.choices
-        )
-        self.depths = nn.ParameterList(
-            nn.Parameter(torch.zeros(len(s), device=device)) for s in self._stages
-        )
-        self._footprint = Footprint(program, self.gates, kind)
-        self._generator = torch.Generator().manual_seed(seed)
+        self._stages = [
+            [numbers[self._program.canonical(end)] for end in stage.values()]
+            for stage in self.depths
+        ]
+        self.choices = [_choices(self.gates[n].width, self.widths) for n in self._wide]
+        self.width_scores = _zeros(self.choices, self._device())
+        self.depth_scores = _zeros(self._stages, self._device())
+        self._footprint = Footprint(self._program, self.gates, self.kind)
+        self._generator = torch.Generator().manual_seed(self.seed)
         for place, number in enumerate(self._wide):
             self._watch_width(place, self.gates[number])
-        for place, stage in enumerate(depths):
+        for place, stage in enumerate(self.depths):
             self._watch_depth(place, list(stage))
 
     # ------------------------------------------------------------------ masks
 
-    def masks(self) -> list[Tensor]:
-        """Return ones: features are mixed, not masked."""
-        return [torch.ones(g.width, device=self._device()) for g in self.gates]
-
     def hard(self) -> list[Tensor]:
         """Return the first channels, by the most probable width, of blocks that are deep enough."""
         found = [torch.ones(g.width, dtype=torch.bool) for g in self.gates]
-        for number, scores, choice in zip(self._wide, self.widths, self.choices, strict=True):
+        for number, scores, choice in zip(self._wide, self.width_scores, self.choices, strict=True):
             found[number][choice[int(scores.argmax())] :] = False
-        for stage, scores in zip(self._stages, self.depths, strict=True):
+        for stage, scores in zip(self._stages, self.depth_scores, strict=True):
             for number in stage[int(scores.argmax()) + 1 :]:
                 found[number][:] = False
         return found
 
     def expected(self) -> list[Tensor]:
         """Return the probability that each channel is there, per gate ``[width]``."""
-        found = self.masks()
-        for number, scores, choice in zip(self._wide, self.widths, self.choices, strict=True):
+        found = list(self.masks())
+        for number, scores, choice in zip(self._wide, self.width_scores, self.choices, strict=True):
             places = torch.arange(self.gates[number].width, device=scores.device)
             there = places[None] < torch.tensor(choice, device=scores.device)[:, None]
             found[number] = torch.softmax(scores, 0) @ there.float()
-        for stage, scores in zip(self._stages, self.depths, strict=True):
+        for stage, scores in zip(self._stages, self.depth_scores, strict=True):
             reached = torch.softmax(scores, 0).flip(0).cumsum(0).flip(0)
             for number, share in zip(stage, reached, strict=True):
                 found[number] = found[number] * share
@@ -166,15 +157,10 @@ class SearchedWidths(Gates):
     def _may_close(self, number: int) -> bool:
         return any(number in stage for stage in self._stages)
 
-    def _untrained(self) -> str:
-        if not any(bool(p.any()) for p in self.parameters()):
-            return "every score is zero, what it began with"
-        return super()._untrained()
-
     # ------------------------------------------------------------------ features
 
     def _draw(self, scores: Tensor) -> Tensor:
-        heat = temperature_at(self.temperature, self.steps)
+        heat = temperature_at(self.temperature, self.done)
         return drawn(scores, self.samples, heat, self._generator)
 
     def _watch_width(self, place: int, gate: Gate) -> None:
@@ -183,7 +169,7 @@ class SearchedWidths(Gates):
         def hook(x: Tensor, y: Tensor) -> Tensor | None:
             if not self._learning:
                 return None
-            weights = self._draw(self.widths[place])
+            weights = self._draw(self.width_scores[place])
             parts = [int(n) for n in torch.nonzero(weights.detach())]
             widest = max(choice[n] for n in parts)
             mixed = sum_of(
@@ -199,14 +185,14 @@ class SearchedWidths(Gates):
     def _watch_depth(self, place: int, blocks: Sequence[str]) -> None:
         returned: dict[int, Tensor] = {}
 
-        def keep(number: int) -> Callable[[Tensor, Tensor], Tensor | None]:
+        def keep(number: int) -> Hook:
             def hook(x: Tensor, y: Tensor) -> Tensor | None:
                 if not self._learning:
                     return None
                 returned[number] = y
                 if number + 1 < len(blocks):
                     return None
-                weights = self._draw(self.depths[place])
+                weights = self._draw(self.depth_scores[place])
                 mixed = sum_of(
                     weights[n] * interpolated(returned[n], y.shape[1])
                     for n in range(len(blocks))
@@ -224,6 +210,11 @@ class SearchedWidths(Gates):
 def sum_of(parts: Sequence[Tensor] | object) -> Tensor:
     """Return the sum of at least one tensor."""
     return torch.stack(list(parts)).sum(0)  # type: ignore[call-overload]
+
+
+def _zeros(choices: Sequence[Sequence[int]], device: torch.device) -> nn.ParameterList:
+    """Return a score of zero for each of several choices."""
+    return nn.ParameterList(nn.Parameter(torch.zeros(len(c), device=device)) for c in choices)
 
 
 def _choices(width: int, shares: Sequence[float]) -> list[int]:

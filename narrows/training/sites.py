@@ -9,7 +9,7 @@ are one function. Start at `gates_of`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx
 
 from narrows.errors import PlanUsageError, suggest
+from narrows.ir.couplings import Coupling, Member
 from narrows.ir.labels import varying
 from narrows.ir.meta import Meta, where
 from narrows.ir.ops import table
@@ -29,6 +30,8 @@ from narrows.passes.plans.masking import followers
 from narrows.passes.plans.naming import find_layers
 
 GLOB = frozenset("*?[")
+
+Names = str | Sequence[str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,9 +143,12 @@ class Sites:
     skipped: Mapping[str, str]
 
 
-def gates_of(
-    program: Program, outputs: Iterable[str], inputs: Iterable[str], tied: bool = False
-) -> Sites:
+def listed(names: Names) -> tuple[str, ...]:
+    """Return names or globs, of which a single one may be given as it is."""
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def gates_of(program: Program, outputs: Names, inputs: Names = (), tied: bool = False) -> Sites:
     """Return the gates of weights.
 
     A name is gated whatever becomes of its channels, or an error; a glob leaves out what cannot be
@@ -163,7 +169,7 @@ def gates_of(
     gates: list[Gate] = []
     skipped: dict[str, str] = {}
     for side, globs in (("outputs", outputs), ("inputs", inputs)):
-        for weight, glob in _matched(program, structure, globs, side).items():
+        for weight, glob in _matched(program, structure, listed(globs), side).items():
             layers = find_layers(program, {**structure.layers}, weight, side)
             name = f"{weight} {side}"
             if glob and (barrier := _barrier(structure, layers[0], side)):
@@ -189,12 +195,12 @@ def gates_of(
 
 
 def _matched(
-    program: Program, structure: Structure, globs: Iterable[str], side: str
+    program: Program, structure: Structure, globs: Sequence[str], side: str
 ) -> dict[str, bool]:
     """Return the weights that names and globs mean, and whether only a glob means them."""
     found: dict[str, bool] = {}
     named: dict[str, bool] = {}
-    for glob in (globs,) if isinstance(globs, str) else globs:
+    for glob in globs:
         if not GLOB & set(glob):
             (layer, *_) = find_layers(program, {**structure.layers}, glob, side)
             named[layer.weight] = False
@@ -358,14 +364,9 @@ def _merged(structure: Structure, tie: int, gates: list[Gate]) -> Gate:
     masked: dict[str, Place] = {}
     for gate in gates:
         (side,) = gate.sides
-        layer = side.layer
-        member = next(
-            m
-            for m in coupling.members
-            if (m.weight, m.axis, m.role) == (layer.weight, layer.out_axis, "out")
-        )
+        positions = member_of(coupling, side.layer).positions
         index = torch.zeros(gate.width, dtype=torch.int64)
-        for channel, own in enumerate(layer.channels("outputs", member.positions)):
+        for channel, own in enumerate(side.layer.channels("outputs", positions)):
             index[torch.as_tensor(own)] = channel
         sides.append(dataclasses.replace(side, channels=index))
         places = [dataclasses.replace(p, channels=index[p.channels]) for p in gate.weights]
@@ -374,6 +375,12 @@ def _merged(structure: Structure, tie: int, gates: list[Gate]) -> Gate:
             masked[place.parameter] = dataclasses.replace(place, channels=index[place.channels])
     name = f"{coupling.name} outputs"
     return Gate(name, coupling.width, tuple(sides), tuple(weights), tuple(masked.values()))
+
+
+def member_of(coupling: Coupling, layer: Layer) -> Member:
+    """Return how the outputs of a layer follow a coupling that has them."""
+    key = layer.weight, layer.out_axis, "out"
+    return next(m for m in coupling.members if (m.weight, m.axis, m.role) == key)
 
 
 # ------------------------------------------------------------------ norms and activations
@@ -421,4 +428,7 @@ def output_of(gate: Gate) -> Output:
     return Output(owner, found[1])
 
 
-__all__ = ["Gate", "Output", "Place", "Side", "Sites", "gains_behind", "gates_of", "output_of"]
+__all__ = [
+    "Gate", "Names", "Output", "Place", "Side", "Sites", "gains_behind", "gates_of", "listed",
+    "member_of", "output_of",
+]  # fmt: skip

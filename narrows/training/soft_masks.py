@@ -7,19 +7,22 @@ Pruning, ECCV 2022.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from narrows.errors import UsageError
-from narrows.ir.program import Program
-from narrows.training.gates import Gates, Names, lowest, share_of
+from narrows.training.checks import interval_of, share_of
+from narrows.training.gates import Gates, gradient_of
+from narrows.training.masks import lowest
 from narrows.training.schedules import Schedule, at
 from narrows.training.sites import Gate, gains_behind
 
 Choose = Callable[[Sequence[Gate], Sequence[Tensor]], Sequence[Tensor]]
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class SoftMasks(Gates):
     """Gates that close the least important channels, and open them when they matter again.
 
@@ -35,8 +38,7 @@ class SoftMasks(Gates):
 
     The method is one of *input* channels: ``inputs="*"``.
 
-    Args:
-        model, program, outputs, inputs, tied: As for `Gates`.
+    Args, beside those of `Gates`:
         ratio: The share of all channels that is closed; a function of the step raises it slowly.
         interval: After how many steps masks are chosen anew.
         until: The step from which they stay, so that the model settles; ``None`` never.
@@ -45,34 +47,19 @@ class SoftMasks(Gates):
             lowest: for a budget of costs, say.
     """
 
-    straight = True
+    straight: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        model: nn.Module,
-        program: Program,
-        outputs: Names = (),
-        inputs: Names = (),
-        *,
-        tied: bool = False,
-        ratio: Schedule = 0.5,
-        interval: int = 100,
-        until: int | None = None,
-        rescale: bool = True,
-        choose: Choose | None = None,
-    ) -> None:
-        if interval < 1:
-            raise UsageError(
-                f"masks are chosen every {interval} steps",
-                where="interval",
-                why="it counts steps from one choice to the next",
-                hint="interval=100",
-            )
-        super().__init__(model, program, outputs, inputs, tied=tied)
-        self.ratio, self.interval, self.until, self.choose = ratio, interval, until, choose
+    ratio: Schedule = 0.5
+    interval: int = 100
+    until: int | None = None
+    rescale: bool = True
+    choose: Choose | None = None
+
+    def _build(self) -> None:
+        interval_of(self.interval)
         self._rescaled = [
             (n, gains_behind(g)) for n, g in enumerate(self.gates)
-            if rescale and g.sides[0].side == "inputs"
+            if self.rescale and g.sides[0].side == "inputs"
         ]  # fmt: skip
         self._watch(name for _, names in self._rescaled for name in names)
         self._open = [torch.ones(g.width, dtype=torch.bool) for g in self.gates]
@@ -105,12 +92,12 @@ class SoftMasks(Gates):
         for n, gate in enumerate(self.gates):
             taken = {p.parameter: _taken(p.parameter, dense[p.parameter]) for p in gate.masked}
             self._importance[n] = self._importance[n] + gate.sums(taken).float().cpu()
-        done = self.steps + 1
+        done = self.done + 1
         if done % self.interval == 0 and (self.until is None or done <= self.until):
             self._choose()
 
     def _choose(self) -> None:
-        ratio = share_of(at(self.ratio, self.steps))
+        ratio = share_of(at(self.ratio, self.done))
         if self.choose is None:
             self._open = lowest(self._importance, ratio)
         else:
@@ -119,20 +106,13 @@ class SoftMasks(Gates):
         self._chosen += 1
 
     def _untrained(self) -> str:
-        why = f"no masks were chosen within {self.steps} steps: the interval is {self.interval}"
+        why = f"no masks were chosen within {self.done} steps: the interval is {self.interval}"
         return super()._untrained() or ("" if self._chosen else why)
 
 
 def _taken(name: str, weight: Tensor) -> Tensor:
     """Return ``|w g|`` of a weight."""
-    if weight.grad is None:
-        raise UsageError(
-            "a weight of a gate has no gradient",
-            where=name,
-            why="importances are products of weights and their gradients",
-            hint="call gates.step() after loss.backward() and before optimizer.zero_grad()",
-        )
-    return (weight * weight.grad).abs()
+    return (weight * gradient_of(name, weight)).abs()
 
 
 __all__ = ["SoftMasks"]

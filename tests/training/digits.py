@@ -1,56 +1,28 @@
-"""Digits drawn as seven segments, a small residual network, and a loop: what gates are tried on."""
+"""A small residual network for the demo's digits, and a loop: what gates are tried on."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import narrows
+from narrows.demo.digits import Residual, load_splits
 from narrows.ir.program import Program
 from narrows.training import Gates
 
-# The rows and columns of the segments a to g on 8 x 8 pixels, and which of them a digit lights.
-SEGMENTS = {
-    "a": (slice(0, 1), slice(2, 6)),
-    "b": (slice(0, 4), slice(5, 6)),
-    "c": (slice(4, 8), slice(5, 6)),
-    "d": (slice(7, 8), slice(2, 6)),
-    "e": (slice(4, 8), slice(2, 3)),
-    "f": (slice(0, 4), slice(2, 3)),
-    "g": (slice(4, 5), slice(2, 6)),
-}
-LIT = ("abcdef", "bc", "abged", "abgcd", "fgbc", "afgcd", "afgedc", "abc", "abcdefg", "abcdfg")
 
-
-def digits(count: int = 256, noise: float = 0.3) -> tuple[Tensor, Tensor]:
-    """Return noisy images ``[count, 1, 8, 8]``, shifted sideways, and their digits."""
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(count) % 10
-    images = noise * torch.randn(count, 1, 8, 8, generator=generator)
-    for image, label in zip(images, labels.tolist(), strict=True):
-        drawn = torch.zeros(8, 8)
-        for segment in LIT[label]:
-            drawn[SEGMENTS[segment]] = 1
-        shift = int(torch.randint(-1, 2, (), generator=generator))
-        image[0] += drawn.roll(shift, 1)
-    return images, labels
-
-
-class Block(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.norm1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.norm1(self.conv1(x)))
-        return F.relu(x + self.norm2(self.conv2(y)))
+@functools.cache
+def digits(count: int = 256) -> tuple[Tensor, Tensor]:
+    """Return images ``[count, 1, 8, 8]`` in 0..1 and their digits."""
+    pytest.importorskip("sklearn")
+    training, _, _ = load_splits()
+    return training.images[:count], training.digits[:count]
 
 
 class Net(nn.Module):
@@ -60,8 +32,8 @@ class Net(nn.Module):
         super().__init__()
         self.stem = nn.Conv2d(1, 8, 3, stride=2, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(8)
-        self.block1 = Block(8)
-        self.block2 = Block(8)
+        self.block1 = Residual(8)
+        self.block2 = Residual(8)
         self.plain = nn.Conv2d(8, 12, 3, padding=1)
         self.head = nn.Linear(12, 10)
 

@@ -8,13 +8,15 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+import narrows
 from narrows import training
 from narrows.errors import UsageError
 from narrows.ir.program import Program
+from narrows.ir.workload import macs, works_of
 from narrows.training.footprint import Footprint
-from narrows.training.gates import lowest
+from narrows.training.masks import lowest
 from narrows.training.pdp import soft_mask, threshold_between
 from narrows.training.predictors import firing
 from narrows.training.searched_widths import drawn, interpolated
@@ -252,7 +254,7 @@ def test_annealed_masks_harden_within_an_epoch(program: Program, fresh: Fresh) -
     e = gates.scores[0].detach()
     for step, b in enumerate([1, 2, 3, 4, 5, 1]):
         s = 1 / 10 + (10 - 1 / 10) * (b - 1) / 4
-        gates.steps = step
+        gates.done = step
         assert torch.allclose(gates.masks()[0], torch.sigmoid(s * e))
     assert torch.equal(gates.hard()[0], e > 0)
 
@@ -280,6 +282,38 @@ def test_a_residual_channel_is_there_unless_all_close_it(program: Program) -> No
     }  # fmt: skip
     expected = sum(c * s for c, s in layers.values()) / sum(c for c, _ in layers.values())
     assert math.isclose(float(footprint.share(masks)), expected, rel_tol=1e-6)
+
+
+class Chain(nn.Module):
+    """Without biases, so that what a mask leaves is what a pruned program has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 8, 3, bias=False)
+        self.depthwise = nn.Conv2d(8, 8, 3, groups=8, bias=False)
+        self.up = nn.ConvTranspose2d(8, 6, 2, stride=2, bias=False)
+        self.b = nn.Conv2d(6, 6, 3, padding=1, bias=False)
+        self.head = nn.Linear(6, 4, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.up(F.relu(self.depthwise(F.relu(self.a(x))))))
+        y = F.relu(self.b(F.relu(self.b(y))))
+        return self.head(y.mean((2, 3)))
+
+
+def test_the_share_is_that_of_the_pruned_program() -> None:
+    program = narrows.capture(Chain().eval(), (torch.randn(2, 3, 8, 8),))
+    gates = gates_of(program, ["a.weight", "up.weight", "b.weight"], ()).gates
+    masks = [torch.arange(g.width) % 2 == 0 for g in gates]
+    keeps = {g.sides[0].weight: m.tolist() for g, m in zip(gates, masks, strict=True)}
+    pruned = narrows.apply(program, narrows.plan(program, keep_outputs=keeps))
+    soft = [m.float() for m in masks]
+    multiplied = [sum(macs(n, works_of(p)) for n in p.nodes) for p in (pruned, program)]
+    assert math.isclose(
+        Footprint(program, gates, "macs").share(soft), multiplied[0] / multiplied[1], rel_tol=1e-6
+    )
+    stored = pruned.parameter_count / program.parameter_count
+    assert math.isclose(Footprint(program, gates).share(soft), stored, rel_tol=1e-6)
 
 
 # ------------------------------------------------------------------ predictors
@@ -399,7 +433,7 @@ def test_depths_are_mixed_and_the_cost_follows_them(program: Program, fresh: Fre
         handle.remove()
     assert torch.equal(into[0], returned["two"])
     with torch.no_grad():
-        gates.depths[0].copy_(torch.tensor([1.0, 0.0]))
+        gates.depth_scores[0].copy_(torch.tensor([1.0, 0.0]))
     assert [int(m.sum()) for m in gates.hard()] == [8, 0]
     both = torch.softmax(torch.tensor([1.0, 0.0]), 0)[1]
     whole = 72 + 4 * 576 + 864 + 120

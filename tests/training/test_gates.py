@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -192,6 +193,29 @@ def test_the_state_dict_and_the_optimizer_do_not_see_gates(
         off = model.eval()(images)
     gates.remove()
     assert torch.equal(model(images), off)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gates_are_a_module_like_any_other(
+    kind: str, program: Program, fresh: Callable[[], Net]
+) -> None:
+    gates = KINDS[kind](fresh(), program)
+    state = gates.state_dict()
+    assert set(state) == {name for name, _ in gates.named_parameters()}
+    assert list(gates.children()) == [m for m in gates.children() if list(m.parameters())]
+    assert gates in {gates}  # by identity, not by the options
+    other = KINDS[kind](fresh(), program)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.zero_()
+    other.load_state_dict(state)
+    assert all(map(torch.equal, gates.parameters(), other.parameters()))
+    assert repr(other) == repr(gates)
+    for copied in (gates, gates._model):
+        with pytest.raises(UsageError, match="neither copied nor pickled") as error:
+            copy.deepcopy(copied)
+        parts(error.value)
+    assert next(gates.double().parameters(), torch.zeros(1).double()).dtype is torch.float64
 
 
 def test_a_layer_that_runs_by_itself_is_told(program: Program, fresh: Callable[[], Net]) -> None:

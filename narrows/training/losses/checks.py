@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from narrows.errors import UsageError
+from narrows.training.checks import divisor
 
 
 def refuse_pair(loss: str, student: Tensor, teacher: Tensor, axes: int, *, channels: bool) -> None:
@@ -30,13 +31,9 @@ def refuse_pair(loss: str, student: Tensor, teacher: Tensor, axes: int, *, chann
 
 def refuse_temperature(loss: str, temperature: float) -> None:
     """Raise `UsageError` unless a temperature is above zero."""
-    if temperature <= 0:
-        raise UsageError(
-            f"{loss} got the temperature {temperature!r}",
-            where="temperature",
-            why="it divides by it",
-            hint="temperature=4.0; higher is softer",
-        )
+    hint = "temperature=4.0; higher is softer"
+    what = f"{loss} got the temperature {temperature!r}"
+    divisor(temperature, what, where="temperature", hint=hint)
 
 
 __all__ = ["refuse_pair", "refuse_temperature"]
