@@ -100,11 +100,15 @@ def _tiled(x: Any, times: Sequence[Any]) -> Call:
 
 
 def _parted(lengths: Callable[[int, Any], list[int] | None]) -> Rule:
-    """Return the rule of an operator that cuts an axis into parts of these lengths."""
+    """Return the rule of an operator that cuts an axis into parts of these lengths.
+
+    Neither the axis' size nor what says the parts may be computed.
+    """
 
     def rule(x: Any, how: Any, axis: int = 0) -> Call:
-        size = val(x).shape[axis]
-        parts = lengths(size, how) if isinstance(size, int) and size else None
+        size, given = val(x).shape[axis], how if isinstance(how, list | tuple) else [how]
+        known = all(isinstance(n, int) for n in (size, *given))
+        parts = lengths(size, how) if known and size else None
         return None if parts is None else (aten.split.sizes, (x, parts, axis), {})
 
     return rule
