@@ -237,6 +237,11 @@ def _copied(x: Any, memory_format: Any = None) -> Call:
     return aten.contiguous.default, (x,), {"memory_format": memory_format}
 
 
+def _by_a_vector(x: Any, weight: Any, bias: Any = None) -> Call:
+    """A linear layer whose weight is a vector, which takes no bias, is a product."""
+    return (aten.matmul.default, (x, weight), {}) if val(weight).dim() == 1 else None
+
+
 def _normalised(target: Any) -> Rule:
     """Return the rule of the softmax that may be told to compute half precision in float32."""
 
@@ -374,6 +379,7 @@ PARTLY: dict[Any, Rule] = {
     aten.div.Tensor_mode: _rounded_down,
     aten.clamp.Tensor: _within,
     aten.clone.default: _copied,
+    aten.linear.default: _by_a_vector,
     aten.to.device: _kept_here,
 }
 
