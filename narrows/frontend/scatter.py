@@ -43,6 +43,8 @@ def scatter(call: Call, view: fx.Node, source: fx.Node, value: fx.Node) -> fx.No
         return _scatter_item(call, view, source, value)
     given = {a.name: v for a, v in schema_args(view)}
     packet = view.target.overloadpacket  # type: ignore[union-attr]
+    if val(view).dtype != val(source).dtype:  # the same bytes, read as another type
+        return None
     if packet in _RESHAPES and val(view).numel() == val(source).numel():
         return _reshaped(call, value, source)
     rule = _RULES.get(packet)

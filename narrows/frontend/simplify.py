@@ -287,21 +287,16 @@ def _given(node: fx.Node) -> dict[str, Any]:
 
 
 _NO_OPS: dict[Any, Callable[[fx.Node], bool]] = {
-    aten.lift_fresh_copy: _always,
     aten.lift_fresh: _always,
-    aten.detach: _always,
     aten.detach_: _always,
     aten.alias: _always,
     aten.slice: _whole_slice,
     aten.slice_scatter: _whole_scatter,
     aten.expand: _same_shape,
     aten.expand_as: _same_shape,
-    aten.view: _same_shape,
     aten.reshape: _same_shape,
     aten.pad: _no_padding,
-    aten.constant_pad_nd: _no_padding,
     aten.to: _same_type,
-    aten._to_copy: _same_type,
     aten.type_as: _same_type,
     aten.clone: _plain_copy,
     aten.dropout: _never_drops,

@@ -100,11 +100,15 @@ def _tiled(x: Any, times: Sequence[Any]) -> Call:
 
 
 def _parted(lengths: Callable[[int, Any], list[int] | None]) -> Rule:
-    """Return the rule of an operator that cuts an axis into parts of these lengths."""
+    """Return the rule of an operator that cuts an axis into parts of these lengths.
+
+    Neither the axis' size nor what says the parts may be computed.
+    """
 
     def rule(x: Any, how: Any, axis: int = 0) -> Call:
-        size = val(x).shape[axis]
-        parts = lengths(size, how) if isinstance(size, int) and size else None
+        size, given = val(x).shape[axis], how if isinstance(how, list | tuple) else [how]
+        known = all(isinstance(n, int) for n in (size, *given))
+        parts = lengths(size, how) if known and size else None
         return None if parts is None else (aten.split.sizes, (x, parts, axis), {})
 
     return rule
@@ -231,6 +235,11 @@ def _copied(x: Any, memory_format: Any = None) -> Call:
     if memory_format in (None, torch.preserve_format):
         return None  # not alias: what is returned must not share memory with an input
     return aten.contiguous.default, (x,), {"memory_format": memory_format}
+
+
+def _by_a_vector(x: Any, weight: Any, bias: Any = None) -> Call:
+    """A linear layer whose weight is a vector, which takes no bias, is a product."""
+    return (aten.matmul.default, (x, weight), {}) if val(weight).dim() == 1 else None
 
 
 def _normalised(target: Any) -> Rule:
@@ -370,6 +379,7 @@ PARTLY: dict[Any, Rule] = {
     aten.div.Tensor_mode: _rounded_down,
     aten.clamp.Tensor: _within,
     aten.clone.default: _copied,
+    aten.linear.default: _by_a_vector,
     aten.to.device: _kept_here,
 }
 

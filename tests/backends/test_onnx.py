@@ -400,6 +400,23 @@ def test_an_average_with_a_divisor_of_its_own(rank: int, how: dict[str, Any]):
         lower(capture(Net(lambda self, x: pool(x, **how)).eval(), (x,)), samples=1)
 
 
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_windows_that_would_begin_behind_the_end(rank: int):
+    """torch has none of them, ONNX has: along all axes, and beside one that ends in a part."""
+
+    def pooled(x: Tensor, kind: str, kernel: Any, stride: Any, **counts: Any) -> Tensor:
+        return getattr(F, f"{kind}_pool{rank}d")(x, kernel, stride, 1, ceil_mode=True, **counts)
+
+    def forward(self: Any, x: Tensor) -> list[Tensor]:
+        both = [2] * (rank - 1) + [3], [3] * (rank - 1) + [2]
+        means = [pooled(x, "avg", *how, count_include_pad=c)
+                 for how in ((2, 3), both) for c in (True, False)]  # fmt: skip
+        return [*means, pooled(x, "max", 2, 3), pooled(x, "max", *both)]
+
+    x = torch.randn(2, 3, *[10] * rank)
+    lower(capture(Net(forward).eval(), (x,)), samples=1)
+
+
 @pytest.mark.parametrize("target", ["onnx", "torch"])
 def test_bfloat16_is_lowered_as_float32(target: str):
     net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Flatten(), nn.Linear(96, 4))

@@ -75,6 +75,17 @@ def test_c_computes_the_same(asked: str, rounding: str, monkeypatch: pytest.Monk
 
 
 @needs_compiler
+def test_nine_bits_that_end_where_eight_do() -> None:
+    """With a sign the largest code is 255, too; a layer of them makes narrow codes for softmax."""
+    torch.manual_seed(0)
+    x = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
+    net = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 3), nn.Softmax(1)).eval()
+    program = narrows.capture(net, x)
+    made = narrows.quantize(program, [x], activations=9).program
+    assert np.array_equal(narrows.lower(made, "c", batch=8).run(x), made(x).numpy())
+
+
+@needs_compiler
 def test_c_files_of_wide_codes(tmp_path: Path) -> None:
     """The caller hands over int16; nothing is undefined on the way."""
     artifact = narrows.lower(quantized("16"), "c", check=False)

@@ -173,6 +173,12 @@ def chunks_of_one_tensor(m: Any, x: Tensor) -> Tensor:
     return y.flatten(1)
 
 
+def bytes_of_another_type(m: Any, x: Tensor) -> tuple[Tensor, ...]:
+    y = x * 2
+    y.view(torch.int64).add_(1)
+    return y, x.view(torch.int64)
+
+
 def kinds_of_views(m: Any, x: Tensor) -> Tensor:
     y = x[:, :, :4].contiguous() + 0
     y.diagonal(0, 1, 2).zero_()
@@ -206,6 +212,7 @@ def with_a_batch_norm(m: Any, x: Tensor) -> Tensor:
         interleaved,
         input_seen_through_dropout,
         chunks_of_one_tensor,
+        bytes_of_another_type,
         kinds_of_views,
         through_a_view_without_a_scatter,
         with_a_batch_norm,

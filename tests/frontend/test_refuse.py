@@ -58,6 +58,11 @@ class Listed(Model):
         return x * x[0].tolist()[0]  # here
 
 
+class Parts(Model):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.tensor_split(torch.tensor([1, 3]), 1)[1]  # here
+
+
 class Conditional(Model):
     def forward(self, x: Tensor) -> Tensor:
         return torch.cond(x.sum() > 0, lambda x: x + 1, lambda x: x - 1, (x,))  # here
@@ -107,6 +112,7 @@ class BatchStatistics(Model):
         (Branch, "control flow, or a size, depends on the data", "torch.where"),
         (Loop, "control flow, or a size, depends on the data", "plain Python argument"),
         (Select, "a size or a number depends on the data", "torch.where"),
+        (Parts, "a size or a number depends on the data", "torch.where"),
         (Listed, "a size or a number depends on the data", "plain Python argument"),
         (Conditional, "operator cond", "torch.where"),
         (Spectrum, "complex", "keep that part out"),

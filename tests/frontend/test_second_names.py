@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import narrows
@@ -84,6 +85,9 @@ FORMS: dict[str, Form] = {
     "var": lambda x, _: aten.var.dim(x, [2, 3]),
     "var of all": lambda x, _: aten.var.dim(x, [2, 3], False, True),
     "std": lambda x, _: aten.std.dim(x, [1], True, True),
+    "a layer by a vector": lambda x, y: (
+        F.linear(x, y[0, 0, 0]) + F.linear(x, torch.arange(4.0).to(x))
+    ),
 }
 
 
@@ -192,6 +196,7 @@ CALLS: list[tuple[Any, Callable[[Tensor, Tensor], tuple[Any, ...]]]] = [
     (aten._upsample_nearest_exact2d.default, lambda x, y: (x, [6, 7], 1.5, 1.5)),
     *((t, lambda x, y: (x, 1, False)) for t in (aten._softmax.default, aten._log_softmax.default)),
     (aten.mm.default, lambda x, y: (x[0, 0], y[0, 0].mT)),
+    (aten.linear.default, lambda x, y: (x, y[0, 0, 0])),
     (aten.bmm.default, lambda x, y: (x[0], y[0].mT)),
     *((aten.norm.ScalarOpt_dim, lambda x, y, p=p, d=d: (x, p, d, True))
       for p in (None, 1, 2, 3.5, float("inf")) for d in ([1], [2, 3], [])),

@@ -38,7 +38,8 @@ def number(
     sketch: Sketch, node: fx.Node, args: dict[str, Any], sides: str, by: int, bound: int
 ) -> tuple[int, str]:
     """Return a shift, and the type of the numbers where a code has 16 bits (`Sketch.shift`)."""
-    if Meta(node).dtype is torch.int16 or any(span(args[s])[1] > 255 for s in sides):
+    wide = any(span(args[s]) != span(None) for s in sides)
+    if Meta(node).dtype is torch.int16 or wide:
         return sketch.long_shift(node, by, bound)
     return sketch.shift(node, by, bound), ""
 
