@@ -33,8 +33,8 @@ FUNCTIONS = {
     "plan": "(program, keep_inputs=None, keep_outputs=None, *, target=None, progress=None, "
     "zeros=True, "
     "criterion='l1', data=None, loss=None, ratio=None, latency=None, macs=None, params=None, "
-    "outputs='auto', costs=None, batch=None, constrained=True, side=None, scope='local', "
-    "include=(), exclude=(), min_width=1)",
+    "limits=None, groups=None, allocator=None, outputs='auto', costs=None, batch=None, "
+    "constrained=True, side=None, scope='local', include=(), exclude=(), min_width=1)",
 }
 CLASSES = {
     "Artifact": "arrays fidelity gather gather_state identity inputs name notes open outputs "

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from narrows.backends.base import Target
     from narrows.ir.costs import Costs
     from narrows.ir.program import Program
+    from narrows.passes.choosing.allocators.base import Allocator
     from narrows.passes.choosing.compensations.base import Compensation
     from narrows.passes.choosing.criteria.base import Criterion, Measuring, Score
     from narrows.passes.choosing.repair import Progress
@@ -88,8 +89,11 @@ def plan(
     loss: Callable[[Any, Any], Any] | None = None,
     ratio: float | Mapping[str, float] | None = None,
     latency: float | None = None,
-    macs: float | None = None,
-    params: float | None = None,
+    macs: float | Mapping[str, float] | None = None,
+    params: float | Mapping[str, float] | None = None,
+    limits: Mapping[str, float | Mapping[str, float]] | None = None,
+    groups: Mapping[str, str | Sequence[str]] | None = None,
+    allocator: str | Allocator | None = None,
     outputs: str = "auto",
     costs: Costs | str | os.PathLike[str] | None = None,
     batch: int | None = None,
@@ -109,6 +113,7 @@ def plan(
     >>> plan = narrows.plan(program, ratio=0.5, criterion="taylor", data=[images])
     >>> plan = narrows.plan(program, latency=0.8, target="onnx")
     >>> plan = narrows.plan(program, macs=0.7, data=[images], constrained=False)
+    >>> plan = narrows.plan(program, macs=0.7, params=0.8, data=[images])
 
     Args:
         program: The program.
@@ -122,7 +127,7 @@ def plan(
         zeros, ...: The options, those of `narrows.passes.plans.options.Choosing`.
 
     Raises:
-        PlanError: Nothing can be removed, or the latency cannot be reached; a `PlanUsageError`,
+        PlanError: Nothing can be removed, or a budget cannot be met; a `PlanUsageError`,
             which is a `UsageError` too, where a weight is unknown or a mask has another length.
         UsageError: An option or the target is unknown, or the target has no cost table.
     """

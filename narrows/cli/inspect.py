@@ -36,11 +36,10 @@ def passes(arguments: argparse.Namespace) -> int:
 
 def criteria(arguments: argparse.Namespace) -> int:
     """List the criteria: name, options, data they need, the sides they score, one line."""
-    from narrows.passes.choosing.criteria.catalog import lookup, providers
+    from narrows.passes.choosing.criteria.catalog import CRITERIA
 
     entries = []
-    for name in providers():
-        cls = lookup(name)
+    for cls in map(CRITERIA.lookup, CRITERIA.providers()):
         facts = {"data": cls.data, "sides": list(cls.sides), "paper": cls.paper}
         entries.append(_entry(cls, **facts, comparable=cls.comparable))
     if arguments.json:
@@ -49,6 +48,34 @@ def criteria(arguments: argparse.Namespace) -> int:
     head = ("criterion", "needs", "scores", "what")
     rows = [(_spelled(e), e["data"] or "weights", _sides(e), e["summary"]) for e in entries]
     print("\n".join(columns([head, *rows], (48, 12, 16, 200))))
+    return 0
+
+
+def budgets(arguments: argparse.Namespace) -> int:
+    """List the budgets: name, options, unit, one line."""
+    from narrows.passes.choosing.budgets.catalog import BUDGETS
+
+    found = map(BUDGETS.lookup, BUDGETS.providers())
+    entries = [_entry(cls, unit=cls.unit, coupled=cls.coupled, paper=cls.paper) for cls in found]
+    if arguments.json:
+        print_json(entries)
+        return 0
+    rows = [(_spelled(e), e["unit"], e["summary"]) for e in entries]
+    print("\n".join(columns([("budget", "counts", "what"), *rows], (40, 24, 200))))
+    return 0
+
+
+def allocators(arguments: argparse.Namespace) -> int:
+    """List the allocators: name, options, one line."""
+    from narrows.passes.choosing.allocators.catalog import ALLOCATORS
+
+    found = map(ALLOCATORS.lookup, ALLOCATORS.providers())
+    entries = [_entry(cls, paper=cls.paper) for cls in found]
+    if arguments.json:
+        print_json(entries)
+        return 0
+    rows = [(_spelled(e), e["summary"]) for e in entries]
+    print("\n".join(columns([("allocator", "what"), *rows], (48, 200))))
     return 0
 
 

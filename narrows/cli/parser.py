@@ -77,8 +77,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     for add in (
         _compile, _compress, _quantize, _quantize_weights, _demo, _plan, _criteria,
-        _compensations, _passes, _ops, _couplings, _why, _show, _diff, _check, _bench, _targets,
-        _completion,
+        _budgets, _allocators, _compensations, _passes, _ops, _couplings, _why, _show, _diff,
+        _check, _bench, _targets, _completion,
     ):  # fmt: skip
         add(commands)
     return parser
@@ -330,6 +330,16 @@ def _passes(commands: Any) -> None:
 def _criteria(commands: Any) -> None:
     summary = "list the criteria: what each scores, the data it needs, whose it is"
     _command(commands, "criteria", "inspect:criteria", summary)
+
+
+def _budgets(commands: Any) -> None:
+    summary = "list the budgets: what each counts"
+    _command(commands, "budgets", "inspect:budgets", summary)
+
+
+def _allocators(commands: Any) -> None:
+    summary = "list the allocators: how each says what every layer keeps within budgets"
+    _command(commands, "allocators", "inspect:allocators", summary)
 
 
 def _compensations(commands: Any) -> None:

@@ -37,6 +37,19 @@ def test_criteria(run):
     assert all(c["paper"] and c["summary"].endswith(".") for c in data.values())
 
 
+@pytest.mark.parametrize(
+    ("command", "known"),
+    [("budgets", {"macs", "params", "latency"}), ("allocators", {"descent", "bisection"})],
+)
+def test_budgets_and_allocators(run, command: str, known: set[str]):
+    code, out, _ = run(command)
+    assert code == 0
+    assert known <= {line.split()[0].partition("{")[0] for line in out.splitlines()}
+    data = {entry["name"]: entry for entry in json.loads(run(command, "--json")[1])}
+    assert known <= data.keys()
+    assert all(entry["summary"].endswith((".", ";")) for entry in data.values())
+
+
 def test_ops(nets, run):
     code, out, _ = run("ops")
     assert code == 0

@@ -14,7 +14,7 @@ from narrows.errors import PlanError
 from narrows.ir.program import Program
 from narrows.ir.structure.layers import Layer
 from narrows.passes.choosing.criteria.base import NoScoreError
-from narrows.passes.choosing.criteria.catalog import lookup, providers
+from narrows.passes.choosing.criteria.catalog import CRITERIA
 from narrows.passes.plans.plan import ChannelPlan
 from tests.networks.registry import conv_bn
 from tests.passes.scored import BATCHES, Small, Vit, captured, score
@@ -156,14 +156,14 @@ def test_scores_that_compare_are_not_divided_by_their_mean() -> None:
 # ------------------------------------------------------------------ on networks
 
 
-@pytest.mark.parametrize("name", providers())
+@pytest.mark.parametrize("name", CRITERIA.providers())
 @pytest.mark.parametrize("network", ["cnn", "vit"])
 @pytest.mark.parametrize(
     "how", [{}, {"constrained": False}, {"constrained": False, "side": "output"}],
     ids=["couplings", "consumers", "producers"],
 )  # fmt: skip
 def test_each_plans_or_says_why_not(name: str, network: str, how: Any, request: Any) -> None:
-    data = BATCHES if lookup(name).data else None
+    data = BATCHES if CRITERIA.lookup(name).data else None
     plan, why = planned(request.getfixturevalue(network), criterion=name, data=data, **how)
     if plan is None:
         assert f"{name} has no score for the" in why

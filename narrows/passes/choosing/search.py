@@ -19,8 +19,9 @@ from narrows.ir.couplings import Coupling
 from narrows.ir.labels import Bools
 from narrows.ir.program import Program
 from narrows.ir.structure import structure_of
-from narrows.passes.choosing.descent import descend, together
+from narrows.passes.choosing.descent import together
 from narrows.passes.choosing.divergence import Divergence
+from narrows.passes.choosing.joint import descend_all
 from narrows.passes.choosing.prepare import prepared
 from narrows.passes.choosing.reads import Floats, Reads, reads_of
 from narrows.passes.choosing.repair import Left, Progress, repaired
@@ -50,8 +51,8 @@ class Chosen:
         reads: Its reads.
         there: Per read whether it is there.
         factors: Per layer what its costs are multiplied with; ``None`` before the first round.
-        curve: After every round the share of the cost that is left, and how far the outputs are
-            from the unpruned network's on the data.
+        curve: After every round the share of the first cost that is left, and how far the outputs
+            are from the unpruned network's on the data.
     """
 
     program: Program
@@ -85,7 +86,7 @@ class Search:
         self,
         program: Program,
         batches: Sequence[Batch],
-        cost: Callable[[Reads], Floats],
+        costs: Sequence[Callable[[Reads], Floats]],
         *,
         constrained: bool = False,
         free: Callable[[str, Coupling], bool] = lambda weight, coupling: True,
@@ -100,7 +101,8 @@ class Search:
         Args:
             program: The program as captured.
             batches: Flat inputs, batch by batch; no labels.
-            cost: The cost per layer of one input channel for one output channel: ``Reads.macs``.
+            costs: The costs to come down, each per layer of one input channel for one output
+                channel: ``Reads.macs``.
             constrained: Whether channels go from all that read them at once.
             free: Whether the layer of a weight may lose channels of a coupling. With
                 ``constrained`` all that read it have to.
@@ -113,8 +115,8 @@ class Search:
         self.base = base = prepared(program)
         ties = structure_of(base).ties
         reads = _limited(reads_of(base), ties, free)
-        self.each = cost(reads)
-        self.full = reads.whole(self.each)
+        self.each = [cost(reads) for cost in costs]
+        self.full = [reads.whole(each) for each in self.each]
         self.halves = split(base, pieces(base, batches))
         self.batches = [*self.halves[0], *self.halves[1]]
         with torch.no_grad():
@@ -131,10 +133,10 @@ class Search:
             weights = self.begun.masked(reads.products, base.weights)
             self.state = Chosen(base.with_weights(weights), reads, reads.left_by(plan))
 
-    def down(self, share: float) -> Chosen:
-        """Go a round down to a share of the cost, or as far as it goes."""
+    def down(self, *shares: float) -> Chosen:
+        """Go a round down to a share of each cost, or as far as it goes."""
         now, reads = self.state, self.state.reads
-        step = f"round {len(now.curve) + 1}, to {share:.3f}"
+        step = f"round {len(now.curve) + 1}, to {', '.join(f'{share:.3f}' for share in shares)}"
         seed = self.seed + len(now.curve)
         parts = [measured(now.program, reads, h, self.divergence, seed) for h in self.halves]
         self.tell(f"{step}: layers measured", 1, 4)
@@ -144,41 +146,48 @@ class Search:
             factors = now.factors**MEMORY * factors ** (1 - MEMORY)
         self.tell(f"{step}: what their errors do, measured", 2, 4)
         surgeons = surgeons_of(now.program, reads, Statistics.mean(parts), now.there)
-        goal = self.full * share
-        there = descend(
-            reads, surgeons, factors, now.there, self.each, goal, self.group, self.least
-        )
+        goals = [full * share for full, share in zip(self.full, shares, strict=True)]
+        costs = list(zip(self.each, self.full, goals, strict=True))
+        there = descend_all(reads, surgeons, factors, now.there, costs, self.group, self.least)
         self.tell(f"{step}: chosen", 3, 4)
         left_over = self.begun & Left.of(reads, there)
         program = repaired(self.base, now.program, reads, left_over, self.batches)
-        left = reads.cost(there, self.each) / self.full
+        left = self.left(there)[0]
         curve = (*now.curve, (left, self._apart(program)))
         self.state = Chosen(program, reads, there, factors, curve)
         self.tell(f"{step}: {left:.3f} left, divergence {curve[-1][1]:.4g}", 4, 4)
         return self.state
 
-    def to(self, share: float, rounds: int = 0) -> Chosen:
-        """Go down to a share of the cost in equal steps, of `STEP` at most.
+    def to(self, *shares: float, rounds: int = 0) -> Chosen:
+        """Go down to a share of each cost in equal steps, of `STEP` at most.
 
         Args:
-            share: The share that may be left.
+            shares: The shares that may be left.
             rounds: In how many steps, in place of that.
 
         Raises:
-            PlanError: It cannot be reached.
+            PlanError: One of them cannot be reached.
         """
-        rounds = rounds or max(1, math.ceil((1 - share) / STEP - 1e-9))
+        begun = self.left(self.state.there) if self.state.curve else [1.0 for _ in shares]
+        most = max(b - share for b, share in zip(begun, shares, strict=True))
+        rounds = rounds or max(1, math.ceil(most / STEP - 1e-9))
         for turn in range(1, rounds + 1):
-            found = self.down(1 - (1 - share) * turn / rounds)
-        left = self.state.reads.cost(self.state.there, self.each) / self.full
-        if left > share * 1.001:
-            constrained = self.group is not None
-            raise PlanError(
-                f"a budget of {share:g} cannot be met: {left:.3f} is the least",
-                why="every layer keeps a channel, and what inputs and outputs need stays",
-                hint="a larger budget" + (", or constrained=False" if constrained else ""),
-            )
+            pairs = zip(begun, shares, strict=True)
+            found = self.down(*(b - (b - share) * turn / rounds for b, share in pairs))
+        for share, left in zip(shares, self.left(self.state.there), strict=True):
+            if left > share * 1.001:
+                constrained = self.group is not None
+                raise PlanError(
+                    f"a budget of {share:g} cannot be met: {left:.3f} is the least",
+                    why="every layer keeps a channel, and what inputs and outputs need stays",
+                    hint="a larger budget" + (", or constrained=False" if constrained else ""),
+                )
         return found
+
+    def left(self, there: Bools) -> list[float]:
+        """Return the share of each cost that is left."""
+        pairs = zip(self.each, self.full, strict=True)
+        return [self.state.reads.cost(there, each) / full for each, full in pairs]
 
     def _apart(self, program: Program) -> float:
         """Return how far a program's outputs are from the network's own, mean over examples."""

@@ -55,7 +55,7 @@ def tolerated(
     if evaluate is None:
         given, held = _apart(prepared(program), given)
     search = Search(
-        program, given, lambda reads: reads.macs, constrained=constrained, outputs=outputs,
+        program, given, [lambda reads: reads.macs], constrained=constrained, outputs=outputs,
         progress=progress,
     )  # fmt: skip
     value = _agreement(search, held) if evaluate is None else _checked(evaluate)

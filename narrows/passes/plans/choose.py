@@ -1,8 +1,9 @@
 """Choosing what to keep: from masks, from zeros in the weights, and by a criterion.
 
 Start at `make_plan`. Three plans are made and merged: what is given, what is zero anyway
-(`narrows.passes.plans.zeros`), and what a criterion finds to matter least, down to a count
-(`narrows.passes.plans.rank`) or to a latency (`narrows.passes.plans.latency`).
+(`narrows.passes.plans.zeros`), and what matters least: down to a count by a criterion
+(`narrows.passes.plans.rank`), or within budgets by an allocator
+(`narrows.passes.choosing.allocators`).
 """
 
 from __future__ import annotations
@@ -17,16 +18,17 @@ from narrows.ir.costfiles import load_costs
 from narrows.ir.costs import Costs
 from narrows.ir.program import Note, Program
 from narrows.ir.structure.layers import SIDES, layers_of
+from narrows.passes.choosing.allocators import catalog as allocators
+from narrows.passes.choosing.budgets import catalog as budgets
+from narrows.passes.choosing.budgets.base import Goal, Part, Summed
 from narrows.passes.choosing.criteria.base import Remembered
 from narrows.passes.choosing.criteria.catalog import find, measures
 from narrows.passes.choosing.evidence import informed
 from narrows.passes.choosing.repair import Progress
-from narrows.passes.plans.budgeted import bisected, searched
-from narrows.passes.plans.latency import Aim, aimed
-from narrows.passes.plans.latency_rounds import in_rounds
-from narrows.passes.plans.options import AIMS, Choosing
+from narrows.passes.plans.options import Choosing
 from narrows.passes.plans.plan import ChannelPlan, refuse_nan
 from narrows.passes.plans.rank import Options, Sides, hardly, ranked
+from narrows.passes.plans.setting import Clock, Setting
 from narrows.passes.plans.take_back import take_back
 from narrows.passes.plans.zeros import zeros_in
 
@@ -39,6 +41,7 @@ def make_plan(
     keep_outputs: Mapping[str, Any] | None,
     choosing: Choosing,
     progress: Progress | None = None,
+    clock: Clock | None = None,
 ) -> ChannelPlan:
     """Return a plan of the program's channels.
 
@@ -49,11 +52,13 @@ def make_plan(
         keep_outputs: The same for outputs.
         choosing: How the others are chosen.
         progress: Told what is done, how far it is and of how much.
+        clock: What runs a program on the target.
 
     Raises:
-        PlanUsageError: A weight, glob or criterion is unknown, or the costs are no cost table.
+        PlanUsageError: A weight, glob, criterion, budget or allocator is unknown, or the costs are
+            no cost table.
         PlanError: A weight holds NaN, there is no layer, the ratio finds nothing that could be
-            removed, or the latency cannot be reached.
+            removed, or a budget cannot be met.
     """
     costs = _costs(choosing)
     refuse_nan(program)
@@ -64,22 +69,17 @@ def make_plan(
     criterion = find(choosing.criterion)
     ratios = _ratios(choosing.ratio, layers)
     include, exclude = (_globs(getattr(choosing, n), layers, n) for n in ("include", "exclude"))
-    asked = any(getattr(choosing, name) is not None for name in AIMS)
-    if asked and not choosing.by_losses:
+    if (choosing.ratio is not None or choosing.budgets) and not choosing.by_losses:
         criterion = _informed(program, criterion, choosing)
     options = Options(
         Remembered(criterion), ratios, include, exclude, choosing.min_width, choosing.scope
     )
-    if choosing.latency is not None and costs is not None:
-        aim = Aim(float(choosing.latency), costs, choosing.batch or 1)
-        if choosing.by_losses:
-            made = in_rounds(program, given, plan, options, aim, choosing, progress)
-        else:
-            made = aimed(program, given, plan, options, aim)
-        return made.with_notes(*hardly(program, made, options))
-    if choosing.budget is not None:
-        by = searched if choosing.by_losses else bisected
-        made = by(program, given, plan, options, choosing, progress)
+    if choosing.budgets:
+        setting = Setting(program, given, plan, options, choosing, costs, clock, progress)
+        goals = _goals(choosing, layers)
+        named = choosing.allocator
+        allocator = allocators.usual(choosing, goals) if named is None else allocators.find(named)
+        made = allocator.plan(setting, goals)
         return made.with_notes(*hardly(program, made, options))
     if choosing.ratio is None:
         if not plan.removed:
@@ -126,6 +126,55 @@ def _costs(choosing: Choosing) -> Costs | None:
             hint='narrows.plan(program, latency=0.8, target="onnx")',
         )
     return costs
+
+
+# ------------------------------------------------------------------ budgets
+
+
+def _goals(choosing: Choosing, layers: Mapping[str, Any]) -> list[Goal]:
+    """Return what the budgets ask for; `PlanUsageError` for one that is unknown or no share."""
+    found = []
+    groups = choosing.groups or {}
+    for name, given in choosing.budgets.items():
+        budget = budgets.find(name)
+        if budget.coupled and not choosing.constrained:
+            raise PlanUsageError(
+                f"{name} takes whole couplings",
+                why="layers that choose for themselves make copies, which cost time",
+                hint="leave out constrained=False",
+            )
+        for group, share in given.items() if isinstance(given, Mapping) else [("", given)]:
+            number = isinstance(share, int | float) and not isinstance(share, bool)
+            if not number or not 0 < share <= 1:
+                raise PlanUsageError(
+                    f"a budget is a share above 0 and up to 1, got {share!r}",
+                    where=name,
+                    why="it is relative to the unpruned program's",
+                )
+            one = budget if not group else _part(budget, group, groups, layers)
+            found.append(Goal(one, float(share)))
+    used = {g for v in choosing.budgets.values() if isinstance(v, Mapping) for g in v}
+    idle = [group for group in groups if group not in used]
+    if idle:
+        raise PlanUsageError(
+            f"the group {idle[0]!r} has no effect",
+            why="no budget names it",
+            hint=f"macs={{{idle[0]!r}: 0.7}}",
+        )
+    return found
+
+
+def _part(budget: Any, group: str, groups: Mapping[str, Any], layers: Mapping[str, Any]) -> Part:
+    """Return a budget of a group of layers alone."""
+    if not isinstance(budget, Summed):
+        raise PlanUsageError(
+            f"{budget.name} is one of the whole program",
+            where=group,
+            why="only a sum over layers can be one of some of them",
+            hint="macs, or params",
+        )
+    globs = _globs(groups.get(group, group), layers, f"the group {group!r}")
+    return Part(budget, group, globs)
 
 
 # ------------------------------------------------------------------ options

@@ -54,6 +54,12 @@ class Aim:
         """Return the predicted latency of a program."""
         return sum(s for _, s in self.costs.predict(program, self.batch))
 
+    def formed(self, program: Program, plan: ChannelPlan) -> Program:
+        """Return what the stages of pruning make of a plan."""
+        with without_collection():
+            made = fastest(program, plan, self.costs, self.batch)
+            return emit(order(made).pruning)
+
 
 def aimed(
     program: Program,
@@ -211,9 +217,7 @@ class Trials:
 
     def _really(self, plan: ChannelPlan) -> float:
         """Return the latency predicted for what the stages of pruning make of a plan."""
-        with without_collection():
-            made = fastest(self.ranking.program, plan, self.aim.costs, self.aim.batch)
-            return self.aim.seconds(emit(order(made).pruning))
+        return self.aim.seconds(self.aim.formed(self.ranking.program, plan))
 
 
 def _notes(program: Program, best: Trial, trials: Trials, options: Options) -> list[Note]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from narrows.errors import PlanUsageError
+from narrows.errors import PlanUsageError, UsageError
 from narrows.options import check_truths, number, option, per_glob, several, whole
 
 if TYPE_CHECKING:
@@ -18,11 +18,42 @@ Ratio = float | Mapping[str, float]
 SIDES = ("input", "output", "both")
 SCOPES = ("local", "global")
 OUTPUTS = ("auto", "logits", "values")
-AIMS = ("ratio", "latency", "macs", "params")
+BUDGETS = ("macs", "params", "latency")  # those that have an option of their own
 
 
 def _ratios(texts: list[str], flag: str) -> Ratio:
     return per_glob(texts, flag, float, "0.5")
+
+
+def _limits(texts: list[str], flag: str) -> dict[str, Ratio]:
+    """Return per budget its share; ``NAME:GROUP=SHARE`` is for one group."""
+    found: dict[str, Any] = {}
+    for text in texts:
+        label, equals, value = text.rpartition("=")
+        name, _, group = label.partition(":")
+        if not equals or (name in found and not (group and isinstance(found[name], dict))):
+            what = f"{flag} {text}: there is one for {name!r} already" if equals else ""
+            raise UsageError(
+                what or f"{flag} {text}: it names no budget",
+                hint=f"{flag} memory=0.8, or {flag} memory:body=0.8",
+            )
+        share = number(value, flag)
+        if group:
+            found.setdefault(name, {})[group] = share
+        else:
+            found[name] = share
+    return found
+
+
+def _groups(texts: list[str], flag: str) -> dict[str, list[str]]:
+    """Return per group its globs."""
+    found: dict[str, list[str]] = {}
+    for text in texts:
+        name, equals, glob = text.partition("=")
+        if not equals:
+            raise UsageError(f"{flag} {text}: it names no group", hint=f"{flag} body=layer1.*")
+        found.setdefault(name, []).append(glob)
+    return found
 
 
 @dataclass(frozen=True)
@@ -49,11 +80,17 @@ class Choosing:
             predict. Whole couplings lose channels, so that as much score mass stays as can; see
             `narrows.passes.plans.latency`.
         macs: In place of a ratio: the share of the multiply-accumulates of all layers with weights
-            that may be left, above 0 and up to 1. With data and no other criterion than the default
-            the channels are chosen by what the network's own outputs lose
-            (`narrows.passes.choosing.search`), as they are with a latency then; else by the
-            criterion, over the whole network.
-        params: The same of the layers' weights.
+            that may be left, above 0 and up to 1; for the layers of a group, or of a glob, where
+            there is a dict of them. With data and no other criterion than the default the channels
+            are chosen by what the network's own outputs lose (`narrows.passes.choosing.search`), as
+            they are with a latency then; else by the criterion, over the whole network.
+        params: The same of the layers' weights. Several budgets are all met.
+        limits: Any budgets of ``narrows budgets`` by name, ``{"channels": 0.8}``, beside these.
+        groups: Layers by a name that budgets may be given for, as globs on weight names:
+            ``{"body": ["layer1.*", "layer2.*"]}``.
+        allocator: What says how many channels each layer or coupling keeps within the budgets, one
+            of ``narrows allocators``; which one that is unless given depends on the budgets and the
+            data.
         outputs: With data, what the outputs are where they are compared or probed: ``logits``,
             which are compared as class probabilities, with classes along axis 1 of maps (four axes
             or more) and else along the last; ``values``; or ``auto``: matrices of several columns
@@ -83,8 +120,15 @@ class Choosing:
     loss: Any = option(None, name="criterion-loss", metavar="MODULE:FUNCTION")
     ratio: Ratio | None = option(None, metavar="R|GLOB=R", many=True, read=_ratios)
     latency: float | None = option(None, metavar="L", read=number)
-    macs: float | None = option(None, metavar="M", read=number)
-    params: float | None = option(None, metavar="P", read=number)
+    macs: Ratio | None = option(None, metavar="M|GROUP=M", many=True, read=_ratios)
+    params: Ratio | None = option(None, metavar="P|GROUP=P", many=True, read=_ratios)
+    limits: Mapping[str, Ratio] | None = option(
+        None, name="limit", metavar="BUDGET=SHARE", many=True, read=_limits
+    )
+    groups: Mapping[str, str | Sequence[str]] | None = option(
+        None, name="group", metavar="NAME=GLOB", many=True, read=_groups
+    )
+    allocator: Any = option(None, metavar="NAME")
     outputs: str = option("auto", choices=OUTPUTS)
     costs: Costs | str | os.PathLike[str] | None = option(None, metavar="FILE")
     batch: int | None = option(None, metavar="N", read=whole)
@@ -96,26 +140,21 @@ class Choosing:
     min_width: int = option(1, metavar="N", read=whole)
 
     @property
-    def budget(self) -> str | None:
-        """Which of ``macs`` and ``params`` is given."""
-        return next((n for n in ("macs", "params") if getattr(self, n) is not None), None)
-
-    @property
-    def aim(self) -> tuple[str, float]:
-        """The budget's name, and its share."""
-        assert self.budget is not None
-        return self.budget, float(getattr(self, self.budget))
+    def budgets(self) -> dict[str, Ratio]:
+        """The budgets that are given, by name."""
+        own = {name: getattr(self, name) for name in BUDGETS}
+        return {**{n: v for n, v in own.items() if v is not None}, **(self.limits or {})}
 
     @property
     def by_losses(self) -> bool:
         """Whether channels are chosen by what the outputs lose: with data, but no criterion."""
-        aimed = self.budget is not None or self.latency is not None
-        return aimed and self.data is not None and self.criterion == "l1"
+        return bool(self.budgets) and self.data is not None and self.criterion == "l1"
 
     def __post_init__(self) -> None:
         check_truths(self, PlanUsageError)
         for name, value in (("costs", self.costs), ("batch", self.batch)):
-            if value is not None and self.latency is None and self.ratio is None:
+            idle = self.latency is None and self.ratio is None and not self.limits
+            if value is not None and idle:
                 why = f"{name} has no effect without a latency or a ratio"
                 raise PlanUsageError(why, hint="latency=0.8")
         for name, value in (("batch", self.batch), ("min_width", self.min_width)):
@@ -127,7 +166,7 @@ class Choosing:
             raise PlanUsageError(f"outputs is one of {', '.join(OUTPUTS)}, got {self.outputs!r}")
         self._check_aims()
         self._check_side()
-        if all(getattr(self, name) is None for name in AIMS):
+        if self.ratio is None and not self.budgets:
             self._refuse_idle()
 
     def _check_aims(self) -> None:
@@ -139,28 +178,20 @@ class Choosing:
             if not _is_number(value) or not 0 <= value <= 1:
                 what = f"a ratio is a share from 0 to 1, got {value!r}"
                 raise PlanUsageError(what, where=repr(glob))
-        given = [name for name in AIMS if getattr(self, name) is not None]
-        if len(given) > 1:
+        if self.ratio is not None and self.budgets:
             raise PlanUsageError(
-                f"{' and '.join(given)} exclude each other",
+                f"ratio and {' and '.join(self.budgets)} exclude each other",
                 why="each of them alone says how much goes",
-                hint="leave all but one of them out",
+                hint="leave the ratio out",
             )
-        for name in ("latency", "macs", "params"):
-            value = getattr(self, name)
-            if value is not None and (not _is_number(value) or not 0 < value <= 1):
-                why = "it is relative to the unpruned program's"
-                what = (
-                    f"{'a latency is' if name == 'latency' else f'{name} are'} above 0 and up to 1"
-                )
-                raise PlanUsageError(f"{what}, got {value!r}", why=why)
+        self._check_limits()
         if self.loss is not None and self.by_losses:
             raise PlanUsageError(
                 "loss has no effect without a criterion",
                 why="with data alone, channels are chosen by how far the outputs go from their own",
                 hint="criterion='taylor'",
             )
-        if self.macs is not None or self.params is not None:
+        if self.budgets:
             self._check_budget()
         if self.latency is None:
             return
@@ -174,12 +205,36 @@ class Choosing:
             why = "a latency compares the channels of all couplings anyway"
             raise PlanUsageError("scope has no effect with a latency", why=why)
 
+    def _check_limits(self) -> None:
+        """Raise unless budgets are shares, those with groups dicts, and each is given once."""
+        for name in BUDGETS:
+            value = getattr(self, name)
+            for share in value.values() if isinstance(value, Mapping) else (value,):
+                if share is not None and (not _is_number(share) or not 0 < share <= 1):
+                    are = "a latency is" if name == "latency" else f"{name} are"
+                    raise PlanUsageError(
+                        f"{are} above 0 and up to 1, got {share!r}",
+                        why="it is relative to the unpruned program's",
+                    )
+        for name in ("limits", "groups"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, Mapping):
+                raise PlanUsageError(
+                    f"{name} is a dict by name, got {value!r:.60}",
+                    hint='limits={"channels": 0.8}, groups={"body": "layer1.*"}',
+                )
+        for name in BUDGETS:
+            if getattr(self, name) is not None and name in (self.limits or ()):
+                raise PlanUsageError(f"{name} is given twice: as an option, and in limits")
+        for name in ("groups", "allocator"):
+            if getattr(self, name) is not None and not self.budgets:
+                raise PlanUsageError(f"{name} has no effect without a budget", hint="macs=0.7")
+
     def _check_budget(self) -> None:
         """Raise for an option that has no effect with a budget."""
         for name, idle in (
-            ("scope", self.scope == "global"),
+            ("scope", self.scope == "global" and self.latency is None),
             ("side", self.side not in (None, "input")),
-            ("costs", self.costs is not None),
         ):
             if idle:
                 why = "a budget compares what all layers read"

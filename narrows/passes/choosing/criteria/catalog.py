@@ -8,12 +8,11 @@ A package adds its own through the entry point group ``narrows.criteria``::
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
-from narrows.errors import PlanError, PlanUsageError, UsageError
+from narrows.errors import PlanError, PlanUsageError
+from narrows.passes.choosing.catalogs import Catalog
 from narrows.passes.choosing.criteria.base import Criterion, Function
-from narrows.passes.spelling import make, parse_options
 from narrows.registry import Registry
 
 ROOM = "narrows.passes.choosing.criteria"
@@ -39,24 +38,7 @@ BUILTIN: dict[str, str] = {
     "fisher": f"{ROOM}.fisher:Fisher",
 }
 
-CRITERIA = Registry("criterion", "narrows.criteria", BUILTIN, PlanError, PlanUsageError)
-
-
-def providers() -> dict[str, str]:
-    """Return ``name -> "module:Class"`` of every known criterion; see `Registry.providers`."""
-    return CRITERIA.providers()
-
-
-def lookup(name: str) -> Any:
-    """Return the class of the criterion called ``name``; an error with a suggestion if unknown."""
-    found = CRITERIA.load_class(name)
-    if not dataclasses.is_dataclass(found):
-        raise PlanError(
-            f"the criterion {name!r} of {providers()[name]} is no dataclass",
-            why="its fields are its options",
-            hint="@dataclass(frozen=True)",
-        )
-    return found
+CRITERIA = Catalog(Registry("criterion", "narrows.criteria", BUILTIN, PlanError, PlanUsageError))
 
 
 def find(criterion: Any) -> Any:
@@ -67,7 +49,7 @@ def find(criterion: Any) -> Any:
             ``name``, ``measure`` and ``weigh``, or a function ``(program, layer, side) -> scores``.
     """
     if isinstance(criterion, str):
-        return _made(criterion)
+        return CRITERIA.made(criterion)
     if isinstance(criterion, Criterion) or measures(criterion):
         return criterion
     if callable(criterion):
@@ -81,13 +63,3 @@ def find(criterion: Any) -> Any:
 def measures(criterion: Any) -> bool:
     """Return whether a criterion scores by what layers see of data."""
     return all(hasattr(criterion, part) for part in ("name", "measure", "weigh"))
-
-
-def _made(text: str) -> Any:
-    name, options = parse_options(text)
-    try:
-        return make(lookup(name), options)
-    except UsageError as error:
-        raise PlanUsageError(
-            error.what, where=error.where, why=error.why, hint=error.hint
-        ) from None

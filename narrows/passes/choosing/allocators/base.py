@@ -1,0 +1,99 @@
+"""What an allocator is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+from narrows.errors import PlanUsageError
+from narrows.ir.program import Note
+from narrows.passes.choosing.allocators.rounds import in_rounds
+from narrows.passes.choosing.budgets.base import Goal, Limit, unreachable
+from narrows.passes.choosing.prepare import prepared
+from narrows.passes.plans.candidates import Candidates, Widths
+from narrows.passes.plans.plan import ChannelPlan
+from narrows.passes.plans.setting import Setting
+
+
+class Allocator(ABC):
+    """Something that makes a plan within budgets; its fields are options.
+
+    Attributes:
+        name: What it is called.
+        paper: Where it is from.
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[str] = ""
+
+    @abstractmethod
+    def plan(self, setting: Setting, goals: Sequence[Goal]) -> ChannelPlan:
+        """Return a plan that meets every goal.
+
+        Raises:
+            PlanError: A goal cannot be met; the message says the closest that can, and what binds.
+            PlanUsageError: It does not go with such a budget, or lacks data.
+        """
+
+    def refuse(self, goal: Goal, why: str, hint: str) -> PlanUsageError:
+        """Return the error for a budget that it cannot go by."""
+        what = f"the allocator {self.name!r} does not go by {goal.budget.name}"
+        return PlanUsageError(what, why=why, hint=hint)
+
+
+class ByWidths(Allocator):
+    """An allocator that gives every candidate a number of channels.
+
+    With data and no criterion, it is asked in rounds: what a channel costs in nats is measured,
+    a step toward the budget is taken, and what is left is repaired.
+    """
+
+    @abstractmethod
+    def widths(self, candidates: Candidates, limits: Sequence[Limit]) -> Sequence[int]:
+        """Return per candidate how many channels stay.
+
+        Args:
+            candidates: What may go, in its order, and what it is worth.
+            limits: What the widths may cost. The least widths meet all of them.
+        """
+
+    def plan(self, setting: Setting, goals: Sequence[Goal]) -> ChannelPlan:
+        """Return the plan of the widths."""
+        if setting.choosing.by_losses:
+            return in_rounds(setting, goals, self.once)
+        return self.once(setting, goals)
+
+    def once(self, setting: Setting, goals: Sequence[Goal]) -> ChannelPlan:
+        """Return the plan by the scores of the setting's criterion."""
+        candidates = Candidates.of(setting, prepared(setting.program))
+        limits = limits_of(candidates, goals)
+        label = ", ".join(g.label for g in goals)
+        widths = self.widths(candidates, limits)
+        made = candidates.plan(widths, f"{setting.options.criterion.name} {label}")
+        return made.with_notes(*told(candidates, limits, widths))
+
+
+def limits_of(candidates: Candidates, goals: Sequence[Goal]) -> list[Limit]:
+    """Return goals in the units of their budgets; `PlanError` for one that cannot be met."""
+    found = []
+    for goal in goals:
+        whole = goal.budget.whole(candidates)
+        limit = Limit(goal, whole * goal.share, whole, goal.budget.quick(candidates))
+        if not limit.meets(candidates.least):
+            least = limit.cost(candidates.least) / whole if whole else 1.0
+            raise unreachable(goal, least, candidates.setting.choosing.constrained)
+        found.append(limit)
+    return found
+
+
+def told(candidates: Candidates, limits: Sequence[Limit], widths: Widths) -> list[Note]:
+    """Return what is to be said of widths: what is left of every budget."""
+    left = ", ".join(
+        f"{limit.left(widths):.3f} of the {limit.goal.budget.unit} of {limit.goal.share:g}"
+        for limit in limits
+    )
+    return [Note(candidates.setting.program.name, "budget", f"left: {left}")]
+
+
+__all__ = ["Allocator", "ByWidths", "limits_of", "told"]

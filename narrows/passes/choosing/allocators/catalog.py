@@ -1,0 +1,52 @@
+"""Every allocator by name, as ``"module:Class"``: one is imported when it is used.
+
+A package adds its own through the entry point group ``narrows.allocators``::
+
+    [project.entry-points."narrows.allocators"]
+    annealed = "mypackage.annealed:Annealed"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from narrows.errors import PlanError, PlanUsageError
+from narrows.passes.choosing.allocators.base import Allocator
+from narrows.passes.choosing.budgets.base import Goal, Summed
+from narrows.passes.choosing.catalogs import Catalog
+from narrows.passes.plans.options import Choosing
+from narrows.registry import Registry
+
+ROOM = "narrows.passes.choosing.allocators"
+BUILTIN: dict[str, str] = {
+    "descent": f"{ROOM}.descent:Descent",
+    "bisection": f"{ROOM}.bisection:Bisection",
+    "ladder": f"{ROOM}.ladder:Ladder",
+}
+
+ALLOCATORS = Catalog(
+    Registry("allocator", "narrows.allocators", BUILTIN, PlanError, PlanUsageError)
+)
+
+
+def find(allocator: Any) -> Allocator:
+    """Return an allocator from its spelling, or itself; `PlanUsageError` with a suggestion."""
+    found = ALLOCATORS.made(allocator) if isinstance(allocator, str) else allocator
+    if not isinstance(found, Allocator):
+        raise PlanUsageError(
+            f"an allocator is a name or an Allocator, got {found!r:.60}",
+            hint="narrows allocators lists them",
+        )
+    return found
+
+
+def usual(choosing: Choosing, goals: Sequence[Goal]) -> Allocator:
+    """Return the allocator for options that name none."""
+    if len(goals) == 1 and goals[0].budget.name == "latency":
+        return find("ladder")
+    summed = all(isinstance(goal.budget, Summed) for goal in goals)
+    return find("descent" if summed and choosing.by_losses else "bisection")
+
+
+__all__ = ["ALLOCATORS", "find", "usual"]

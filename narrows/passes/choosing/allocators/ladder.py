@@ -1,0 +1,46 @@
+"""`Ladder`: as much score mass as a number of seconds can hold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from narrows.passes.choosing.allocators.base import Allocator
+from narrows.passes.choosing.allocators.rounds import in_rounds
+from narrows.passes.choosing.budgets.base import Goal
+from narrows.passes.choosing.budgets.latency import Latency, aim
+from narrows.passes.plans.latency import aimed
+from narrows.passes.plans.plan import ChannelPlan
+from narrows.passes.plans.setting import Setting
+
+
+@dataclass(frozen=True)
+class Ladder(Allocator):
+    """Couplings go down the target's steps, then up, for the most mass a second; then corrected.
+
+    What a coupling keeps is worth the logarithm of its share of the score mass, so that none is
+    squeezed to next to nothing (`narrows.passes.plans.latency_search`).
+    """
+
+    name: ClassVar[str] = "ladder"
+
+    def plan(self, setting: Setting, goals: Sequence[Goal]) -> ChannelPlan:
+        """Return a plan that reaches a latency; with data it is gone down to in rounds."""
+        for goal in goals:
+            if len(goals) > 1 or not isinstance(goal.budget, Latency):
+                why = "it goes by the seconds of one target, and nothing else"
+                raise self.refuse(goals[-1] if len(goals) > 1 else goal, why, "allocator='global'")
+        if setting.choosing.by_losses:
+            return in_rounds(setting, goals, self.once)
+        return self.once(setting, goals)
+
+    def once(self, setting: Setting, goals: Sequence[Goal]) -> ChannelPlan:
+        """Return the plan by the scores of the setting's criterion."""
+        (goal,) = goals
+        return aimed(
+            setting.program, setting.given, setting.plan, setting.options, aim(setting, goal.share)
+        )
+
+
+__all__ = ["Ladder"]

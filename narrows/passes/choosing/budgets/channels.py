@@ -1,0 +1,28 @@
+"""`Channels`: how many channels layers make."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from narrows.passes.choosing.budgets.base import Budget
+from narrows.passes.plans.candidates import Candidates, Widths
+
+
+@dataclass(frozen=True)
+class Channels(Budget):
+    """The channels that all layers make, what nobody reads any more not counted."""
+
+    name: ClassVar[str] = "channels"
+    unit: ClassVar[str] = "channels"
+
+    def of(self, candidates: Candidates, widths: Widths) -> float:
+        """Return how many are made."""
+        return float(candidates.reads.widths(candidates.there(widths))[1].sum())
+
+    def whole(self, candidates: Candidates) -> float:
+        """Return how many the unpruned layers make."""
+        return float(sum(p.layer.outputs for p in candidates.reads.products))
+
+
+__all__ = ["Channels"]

@@ -1,0 +1,69 @@
+"""`Latency`: the seconds that a target's cost table predicts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from narrows.errors import PlanUsageError
+from narrows.ir.structure import structure_of
+from narrows.passes.choosing.budgets.base import Budget
+from narrows.passes.plans.candidates import Candidates, Widths
+from narrows.passes.plans.latency import Aim
+from narrows.passes.plans.latency_model import LatencyModel
+from narrows.passes.plans.setting import Setting
+
+
+@dataclass(frozen=True)
+class Latency(Budget):
+    """The seconds that the target's cost table predicts for what the passes make."""
+
+    name: ClassVar[str] = "latency"
+    unit: ClassVar[str] = "seconds, predicted"
+    paper: ClassVar[str] = "staircases of time: Shen et al., SMCP, NeurIPS 2022"
+    coupled: ClassVar[bool] = True
+
+    def of(self, candidates: Candidates, widths: Widths) -> float:
+        """Return the seconds predicted for the pruned program."""
+        aims, program = aim(candidates.setting), candidates.setting.program
+        return aims.seconds(aims.formed(program, candidates.plan(widths, self.name)))
+
+    def whole(self, candidates: Candidates) -> float:
+        """Return the seconds predicted for the unpruned program."""
+        return aim(candidates.setting).seconds(candidates.setting.program)
+
+    def quick(self, candidates: Candidates) -> Callable[[Widths], float]:
+        """Return the seconds of a model that keeps every operator as it is computed now."""
+        return modelled(candidates)
+
+
+def aim(setting: Setting, share: float = 1.0) -> Aim:
+    """Return a share of the latency by the setting's costs; `PlanUsageError` without any."""
+    if setting.costs is None:
+        raise PlanUsageError(
+            "a latency is one of a target, and none is named",
+            hint='narrows.plan(program, latency=0.8, target="onnx")',
+        )
+    return Aim(float(share), setting.costs, setting.examples)
+
+
+def modelled(candidates: Candidates) -> Callable[[Widths], float]:
+    """Return a function that gives widths seconds, by a `LatencyModel`."""
+    setting = candidates.setting
+    structure = structure_of(setting.program)
+    aims = aim(setting)
+    model = LatencyModel(setting.program, structure, aims.costs, aims.batch)
+    number = {id(tie): i for i, tie in enumerate(structure.ties)}
+    ties = [number[id(c.coupling)] for c in candidates.members]
+
+    def seconds(widths: Widths) -> float:
+        every = [*model.widths]
+        for tie, width in zip(ties, widths, strict=True):
+            every[tie] = width
+        return model.at(every).total
+
+    return seconds
+
+
+__all__ = ["Latency", "aim", "modelled"]

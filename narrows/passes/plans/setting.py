@@ -1,0 +1,60 @@
+"""`Setting`: what a plan is made for, as everything that chooses channels is told it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from narrows.ir.costs import Costs
+from narrows.ir.program import Program
+from narrows.passes.choosing.repair import Progress
+from narrows.passes.choosing.statistics import Batch
+from narrows.passes.plans.options import Choosing
+from narrows.passes.plans.plan import ChannelPlan
+from narrows.passes.plans.rank import Options
+from narrows.passes.quant.batches import CHOOSING, batches
+
+# The seconds of a program where it really runs.
+Clock = Callable[[Program], float]
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """What a plan is made for.
+
+    Attributes:
+        program: The program as captured.
+        given: The masks that were given; their layers are left alone.
+        plan: They, and what is zero anyway.
+        options: The criterion, which layers may lose channels, and how many stay at least.
+        choosing: The options as they were given.
+        costs: The target's cost table, or ``None``.
+        clock: What runs a program on the target and tells the seconds, or ``None``.
+        progress: Told what is done, how far it is and of how much.
+    """
+
+    program: Program
+    given: ChannelPlan
+    plan: ChannelPlan
+    options: Options
+    choosing: Choosing
+    costs: Costs | None = None
+    clock: Clock | None = None
+    progress: Progress | None = None
+
+    @property
+    def examples(self) -> int:
+        """For how many examples costs are asked."""
+        return self.choosing.batch or 1
+
+    def batches(self) -> list[Batch]:
+        """Return the data as flat inputs, batch by batch; it is streamed once."""
+        return [*batches(self.program, self.choosing.data, "choosing", CHOOSING)]
+
+    def tell(self, what: str, done: int, total: int) -> None:
+        """Say how far it is, if anybody asked."""
+        if self.progress is not None:
+            self.progress(what, done, total)
+
+
+__all__ = ["Clock", "Setting"]
