@@ -18,7 +18,8 @@ FUNCTIONS = {
     "quantize=None, dump=None, "
     "kwargs=None, dynamic_batch=True, name=None, state=None, check=True, double=False, "
     "instruments=(), on_result=None, **options)",
-    "compensate": "(program, plan, *, data, method='least-squares', outputs='auto', progress=None)",
+    "compensate": "(program, plan, *, data=None, method='least-squares', outputs='auto', "
+    "progress=None)",
     "compress": "(model, inputs, *, data, target='onnx', evaluate=None, macs=None, params=None, "
     "latency=None, accuracy_drop=None, bits=None, outputs='auto', kwargs=None, "
     "dynamic_batch=True, name=None, check=True, progress=None)",

@@ -141,7 +141,7 @@ def compensate(
     program: Program,
     plan: PlanLike,
     *,
-    data: Iterable[Any],
+    data: Iterable[Any] | None = None,
     method: str | Compensation = "least-squares",
     outputs: str = "auto",
     progress: Progress | None = None,
@@ -160,9 +160,12 @@ def compensate(
         program: The program that the plan is of.
         plan: As for `apply`.
         data: Batches of inputs like the real ones, without labels: each a tuple of inputs, a dict
-            by name, or one tensor. Some hundred examples are enough.
-        method: ``least-squares``, ``symmetric``, ``moments``, ``mean``, one that a package adds
-            (entry points ``narrows.compensations``), or an object; see
+            by name, or one tensor. Some hundred examples are enough. ``udfc`` and ``fold`` go
+            without; with them a note says how far the outputs are.
+        method: One of ``narrows compensations``, spelled as passes are (``distill{seconds=60}``):
+            ``least-squares``, ``symmetric``, ``moments``, ``mean``; without data ``udfc``,
+            ``fold``; by steps of gradient descent ``blocks``, ``distill``; one that a package adds
+            (entry points ``narrows.compensations``). Or an object; see
             `narrows.passes.choosing.compensations`.
         outputs: What the outputs are, for the note on how far they are from the unpruned ones:
             ``logits``, ``values`` or ``auto``.
@@ -173,7 +176,7 @@ def compensate(
         UsageError: There is no data, or the method is unknown.
     """
     from narrows.passes.choosing.compensate import compensated
-    from narrows.passes.choosing.compensations.catalog import find
+    from narrows.passes.choosing.compensations.catalog import find, needs_data
     from narrows.passes.plans.plan import loaded
     from narrows.passes.quant.batches import CHOOSING, batches
 
@@ -182,7 +185,9 @@ def compensate(
     if isinstance(plan, Mapping):
         plan = plan_for(program, plan, None)
     plan = loaded(plan)
-    given = [*batches(program, data, "compensating", CHOOSING)]
+    given = []
+    if data is not None or needs_data(found):
+        given = [*batches(program, data, "compensating", CHOOSING)]
     return compensated(program, plan, given, found, outputs, progress)
 
 

@@ -80,19 +80,22 @@ def allocators(arguments: argparse.Namespace) -> int:
 
 
 def compensations(arguments: argparse.Namespace) -> int:
-    """List the compensations: name, what it is told, one line."""
-    from narrows.passes.choosing.compensations.catalog import COMPENSATIONS, find
+    """List the compensations: name, options, what they go by, one line."""
+    from narrows.passes.choosing.compensations.catalog import COMPENSATIONS, needs_data
 
-    found = [find(name) for name in COMPENSATIONS.providers()]
-    entries = [
-        {"name": c.name, "reads": "pruned" if c.reads_pruned else "unpruned", "summary": c.summary}
-        for c in found
-    ]
+    entries = []
+    for cls in map(COMPENSATIONS.lookup, COMPENSATIONS.providers()):
+        reads = {True: "pruned", False: "unpruned", None: ""}[getattr(cls, "reads_pruned", None)]
+        entries.append(_entry(cls, data=needs_data(cls), reads=reads, paper=cls.paper))
     if arguments.json:
         print_json(entries)
         return 0
-    rows = [(e["name"], e["reads"], e["summary"]) for e in entries]
-    print("\n".join(columns([("compensation", "network", "what"), *rows], (20, 10, 200))))
+    head = ("compensation", "needs", "reads", "what")
+    rows = [
+        (_spelled(e), "inputs" if e["data"] else "weights", e["reads"], e["summary"])
+        for e in entries
+    ]
+    print("\n".join(columns([head, *rows], (56, 8, 9, 200))))
     return 0
 
 

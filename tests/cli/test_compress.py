@@ -72,4 +72,8 @@ def test_compensations_are_listed(capsys) -> None:
     assert main(["compensations"]) == 0
     assert "least-squares" in capsys.readouterr().out
     assert main(["compensations", "--json"]) == 0
-    assert {e["reads"] for e in json.loads(capsys.readouterr().out)} == {"pruned", "unpruned"}
+    entries = {e["name"]: e for e in json.loads(capsys.readouterr().out)}
+    assert entries["symmetric"]["reads"] == "unpruned"
+    assert entries["distill"]["options"]["seconds"] == "none"
+    assert [n for n, e in entries.items() if not e["data"]] == ["udfc", "fold"]
+    assert all(e["summary"].endswith(".") and e["paper"] for e in entries.values())

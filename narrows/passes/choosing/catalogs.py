@@ -1,7 +1,7 @@
 """`Catalog`: things of one kind that are dataclasses, spelled with their options like passes.
 
-Criteria, budgets and allocators are found through one each: ``random{seed=3}`` is the class called
-``random``, made with that option.
+Criteria, budgets, allocators and compensations are found through one each: ``random{seed=3}`` is
+the class called ``random``, made with that option.
 """
 
 from __future__ import annotations

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 
 from narrows.ir.program import Note, Program
-from narrows.passes.choosing.compensations.base import Compensation
+from narrows.passes.choosing.compensations.base import Compensation, LayerWise, Task
 from narrows.passes.choosing.divergence import Divergence
+from narrows.passes.choosing.left import Left
 from narrows.passes.choosing.prepare import prepared
 from narrows.passes.choosing.reads import reads_of
-from narrows.passes.choosing.repair import Left, Progress, held_by, repaired
+from narrows.passes.choosing.repair import Progress, held_by, repaired
 from narrows.passes.choosing.statistics import Batch, examples_of, pieces
 from narrows.passes.plans.plan import ChannelPlan
 
@@ -34,8 +35,9 @@ def compensated(
     Args:
         program: The program that the plan is of.
         plan: The plan.
-        batches: Flat inputs, batch by batch; no labels.
-        method: How a layer makes up for what is gone.
+        batches: Flat inputs, batch by batch; no labels. None where the method needs none: how far
+            the outputs are is not said then.
+        method: How the weights make up for what is gone.
         outputs: How outputs are compared: ``logits``, ``values`` or ``auto``.
         progress: Told what is done, how far it is and of how much.
     """
@@ -46,8 +48,14 @@ def compensated(
     begun = base
     if len(plain.graph.nodes) == len(base.graph.nodes):  # only weights tell it from the whole one
         begun = base.with_weights({**base.weights, **plain.weights})
-    result = repaired(base, begun, reads, Left.by(reads, plan), batches, method, progress)
-    notes = [*_compared(base, plain, plan.masked(result), batches, method, outputs)]
+    left, there = Left.by(reads, plan), reads.left_by(plan)
+    if isinstance(method, LayerWise):
+        result, notes = repaired(base, begun, reads, left, batches, method, progress), []
+    else:
+        args = (program, base, begun, plan, reads, left, there, batches, outputs, progress)
+        result, notes = method.made(Task(*args))
+    if batches:
+        notes = [*notes, *_compared(base, plain, plan.masked(result), batches, method, outputs)]
     for product in reads.products:
         if name := held_by(base, product):
             text = f"{name!r} is used in several places: {product.layer.weight!r} stays as it is"

@@ -131,10 +131,14 @@ class Divergence:
 
     def between(self, own: Sequence[object], other: Sequence[object]) -> float:
         """Return the divergence of other outputs from a network's own, mean over examples."""
-        total = 0.0
+        return float(self.distance(own, other))
+
+    def distance(self, own: Sequence[object], other: Sequence[object]) -> Tensor:
+        """Return the same as a number in float64 that has the gradients of its operands."""
+        total = torch.zeros((), dtype=torch.float64)
         for how, a, b in self._pairs(own, other):
             alone = a.dim() < 2 and how.classes  # one example's classes, and no axis of examples
-            total += float(how.between(a, b)) / (len(a) if a.dim() and not alone else 1)
+            total = total + how.between(a, b) / (len(a) if a.dim() and not alone else 1)
         return total
 
     def probe(self, outputs: Sequence[object], generator: torch.Generator) -> Tensor:

@@ -22,9 +22,10 @@ from narrows.ir.structure import structure_of
 from narrows.passes.choosing.descent import together
 from narrows.passes.choosing.divergence import Divergence
 from narrows.passes.choosing.joint import descend_all
+from narrows.passes.choosing.left import Left
 from narrows.passes.choosing.prepare import prepared
 from narrows.passes.choosing.reads import Floats, Reads, reads_of
-from narrows.passes.choosing.repair import Left, Progress, repaired
+from narrows.passes.choosing.repair import Progress, repaired
 from narrows.passes.choosing.scales import few, scales
 from narrows.passes.choosing.statistics import (
     Batch,

@@ -53,7 +53,7 @@ def tolerated(
     given = [*batches(program, data, "choosing", CHOOSING)]
     held: list[Batch] = []
     if evaluate is None:
-        given, held = _apart(prepared(program), given)
+        given, held = apart(prepared(program), given)
     search = Search(
         program, given, [lambda reads: reads.macs], constrained=constrained, outputs=outputs,
         progress=progress,
@@ -137,11 +137,11 @@ def _agreement(search: Search, held: Sequence[Batch]) -> Callable[[Program], flo
     return percent
 
 
-def _apart(program: Program, batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
-    """Return data for a search, and a quarter to see on what it has lost."""
+def apart(program: Program, batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
+    """Return data to go by, and a quarter to see on what was lost, or won."""
     size = max(1, counted(program, batches) // 8)
     parts = pieces(program, batches, min(size, PIECE))
     return [p for i, p in enumerate(parts) if i % 4], list(parts[::4])
 
 
-__all__ = ["tolerated", "worth"]
+__all__ = ["apart", "tolerated", "worth"]

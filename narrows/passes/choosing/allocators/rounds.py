@@ -11,10 +11,11 @@ from dataclasses import replace
 from glob import escape
 
 from narrows.passes.choosing.budgets.base import Goal
+from narrows.passes.choosing.left import Left
 from narrows.passes.choosing.losses import Losses
 from narrows.passes.choosing.prepare import prepared
 from narrows.passes.choosing.reads import reads_of
-from narrows.passes.choosing.repair import Left, repaired
+from narrows.passes.choosing.repair import repaired
 from narrows.passes.choosing.statistics import pieces
 from narrows.passes.plans.plan import ChannelPlan, fingerprint
 from narrows.passes.plans.setting import Setting

@@ -1,11 +1,25 @@
-"""`Compensation`: how a layer makes up for what is gone, and what it is told for that."""
+"""What a compensation is: how weights make up for what is gone, and what it is told for that.
+
+There are two kinds. One finds a layer's weights anew, layer by layer in execution order, from what
+was summed over data of that layer (`LayerWise`). The other is given the whole network (`Whole`).
+Those of narrows are dataclasses, whose fields are options.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor
+
+from narrows.ir.labels import Bools
+from narrows.ir.program import Note, Program
+from narrows.passes.choosing.left import Left
+from narrows.passes.choosing.reads import Reads
+from narrows.passes.plans.plan import ChannelPlan
+
+Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -28,30 +42,78 @@ class Sums:
 
 
 @runtime_checkable
-class Compensation(Protocol):
-    """Finds a layer's weights anew."""
+class LayerWise(Protocol):
+    """Finds a layer's weights anew.
 
-    @property
-    def name(self) -> str:
-        """What the command line calls it."""
-        ...
+    Attributes:
+        name: What the command line calls it.
+        reads_pruned: Whether a layer is told what the pruned network feeds it, or what the unpruned
+            one does. With the former, what a layer makes has to make up for what was lost before.
+    """
 
-    @property
-    def summary(self) -> str:
-        """What it does, in a line."""
-        ...
-
-    @property
-    def reads_pruned(self) -> bool:
-        """Whether a layer is told what the pruned network feeds it, or what the unpruned one does.
-
-        With the former, what a layer makes has to make up for what was lost before it.
-        """
-        ...
+    name: ClassVar[str]
+    reads_pruned: ClassVar[bool]
 
     def solve(self, sums: Sums) -> Tensor:
         """Return the weights, ``[groups, outputs, columns + 1]``, zero where columns are gone."""
         ...
 
 
-__all__ = ["Compensation", "Sums"]
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A network of which some is gone.
+
+    Attributes:
+        program: The program as captured, its norms apart.
+        base: The same prepared: norms folded, a bias in every layer.
+        begun: ``base`` with the weights that the masks leave.
+        plan: What is left of it.
+        reads: The reads of ``base``.
+        left: What is left of every layer.
+        there: Per read whether it is there.
+        batches: Flat inputs of at most some examples each; none where there are no data.
+        outputs: How outputs are compared: ``logits``, ``values`` or ``auto``.
+        progress: Told what is done, how far it is and of how much.
+    """
+
+    program: Program
+    base: Program
+    begun: Program
+    plan: ChannelPlan
+    reads: Reads
+    left: Left
+    there: Bools
+    batches: Sequence[Sequence[Any]]
+    outputs: str = "auto"
+    progress: Progress | None = None
+
+    def tell(self, what: str, done: int, total: int) -> None:
+        """Say what is done, how far it is and of how much."""
+        if self.progress is not None:
+            self.progress(what, done, total)
+
+
+@runtime_checkable
+class Whole(Protocol):
+    """Finds the weights of a whole network anew.
+
+    Attributes:
+        name: What the command line calls it.
+        needs_data: Whether it goes by data; else by the weights alone.
+    """
+
+    name: ClassVar[str]
+    needs_data: ClassVar[bool]
+
+    def made(self, task: Task) -> tuple[Program, list[Note]]:
+        """Return ``task.base`` with other weights, and what there is to say of them.
+
+        They are zero where something is gone.
+        """
+        ...
+
+
+Compensation = LayerWise | Whole
+
+
+__all__ = ["Compensation", "LayerWise", "Progress", "Sums", "Task", "Whole"]

@@ -3,31 +3,40 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from narrows.errors import PlanUsageError
 from narrows.passes.choosing.compensations.base import Sums
 
 
 @dataclass(frozen=True)
 class LeastSquares:
-    """Ridge regression toward the weights as they are (He et al., ICCV 2017, without the ridge).
+    """Solve for the weights that are left, from what the pruned network feeds them.
 
+    Ridge regression toward the weights as they are (the paper has no ridge):
     ``W = (E[y x^T] + D W) (E[x x^T] + D)^-1`` on the columns that are there, ``D`` a share of the
     mean of the diagonal, and nothing on the bias.
 
     Attributes:
-        name: Its name.
-        summary: What it does.
-        reads_pruned: Whether it is told what the pruned network feeds a layer.
         ridge: The share.
     """
 
-    name: str = "least-squares"
-    summary: str = "solve for the weights that are left, from what the pruned network feeds them"
-    reads_pruned: bool = True
+    name: ClassVar[str] = "least-squares"
+    paper: ClassVar[str] = (
+        "He et al., Channel Pruning for Accelerating Very Deep Neural Networks, ICCV 2017"
+    )
+    reads_pruned: ClassVar[bool] = True
     ridge: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if not self.ridge > 0:
+            raise PlanUsageError(
+                f"{self.name} takes a ridge above 0, got {self.ridge!r}",
+                why="without one, weights of channels that move together need not be unique",
+            )
 
     def solve(self, sums: Sums) -> Tensor:
         """Return the regression's weights."""
@@ -42,10 +51,18 @@ class LeastSquares:
         return torch.linalg.solve(left, right.mT).mT * sums.kept[:, None]
 
 
-LEAST_SQUARES = LeastSquares()
-SYMMETRIC = LeastSquares(
-    "symmetric", "solve for the weights that are left, from what the unpruned network feeds them",
-    reads_pruned=False,
-)  # fmt: skip
+@dataclass(frozen=True)
+class Symmetric(LeastSquares):
+    """Solve for the weights that are left, from what the unpruned network feeds them.
 
-__all__ = ["LEAST_SQUARES", "SYMMETRIC", "LeastSquares"]
+    Attributes:
+        ridge: As for `LeastSquares`.
+    """
+
+    name: ClassVar[str] = "symmetric"
+    reads_pruned: ClassVar[bool] = False
+
+
+LEAST_SQUARES = LeastSquares()
+
+__all__ = ["LEAST_SQUARES", "LeastSquares", "Symmetric"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,22 +13,18 @@ from narrows.passes.choosing.compensations.base import Sums
 
 @dataclass(frozen=True)
 class Moments:
-    """Statistics of every output channel are matched, weights are not solved for.
+    """Match mean and deviation of every output channel, as batch norms measured anew do.
 
-    With the mean alone it is bias correction (Nagel et al., ICCV 2019). With the deviation, too, it
-    is what measuring the statistics of batch norms anew does (Li et al., EagleEye, ECCV 2020).
-
-    Attributes:
-        name: Its name.
-        summary: What it does.
-        deviation: Whether the deviation is matched as well as the mean.
-        reads_pruned: Whether it is told what the pruned network feeds a layer.
+    Weights are scaled per output, not solved for.
     """
 
-    name: str
-    summary: str
-    deviation: bool
-    reads_pruned: bool = True
+    name: ClassVar[str] = "moments"
+    paper: ClassVar[str] = (
+        "Li et al., EagleEye: Fast Sub-net Evaluation for Efficient Neural Network Pruning, ECCV "
+        "2020"
+    )
+    reads_pruned: ClassVar[bool] = True
+    deviation: ClassVar[bool] = True  # whether it is matched as well as the mean
 
     def solve(self, sums: Sums) -> Tensor:
         """Return the weights, scaled per output, with other biases."""
@@ -43,10 +40,16 @@ class Moments:
         return result * sums.kept[:, None]
 
 
-MEAN = Moments("mean", "match the mean of every output channel (bias correction)", False)
-MOMENTS = Moments(
-    "moments", "match mean and deviation of every output channel (as batch norms measured anew)",
-    True,
-)  # fmt: skip
+@dataclass(frozen=True)
+class Mean(Moments):
+    """Match the mean of every output channel: bias correction."""
 
-__all__ = ["MEAN", "MOMENTS", "Moments"]
+    name: ClassVar[str] = "mean"
+    paper: ClassVar[str] = (
+        "Nagel et al., Data-Free Quantization through Weight Equalization and Bias Correction, "
+        "ICCV 2019"
+    )
+    deviation: ClassVar[bool] = False
+
+
+__all__ = ["Mean", "Moments"]
