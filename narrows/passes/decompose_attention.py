@@ -21,14 +21,16 @@ from narrows.ir.ops.product import Attention
 from narrows.ir.program import Draft, Note, Program
 from narrows.passes.base import Fidelity, Pass, PassResult
 from narrows.passes.eliminate_dead import EliminateDead
+from narrows.passes.hidden_scores import choose_hidden
 
 
 @dataclass(frozen=True)
 class DecomposeAttention(Pass):
     """Takes scaled dot-product attention apart; with dropout it stays whole, with a note.
 
-    A mask of truth values chooses between a score and minus infinity, one of numbers is added. Keys
-    that several queries share are repeated.
+    A mask of truth values chooses between a score and minus infinity, one of numbers is added,
+    unless it does no more than that; so it is in attention that is written out already. Keys that
+    several queries share are repeated.
     """
 
     name: ClassVar[str] = "decompose-attention"
@@ -49,6 +51,7 @@ class DecomposeAttention(Pass):
                 continue
             _decompose(result, node)
             changed = True
+        changed |= choose_hidden(result)
         if not changed:
             return PassResult(program, False, tuple(notes))
         return PassResult(EliminateDead().run(result).program, True, tuple(notes))  # of masks

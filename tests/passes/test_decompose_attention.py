@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import narrows
 from narrows.ir.compare import relative_error
@@ -82,3 +82,29 @@ def test_attention_with_dropout_stays_whole() -> None:
     kept = DecomposeAttention().run(dropped)
     assert not kept.changed
     assert "it has dropout" in kept.notes[0].message
+
+
+def test_a_mask_that_is_made_of_truth_values_is_a_choice_again() -> None:
+    """So ``nn.MultiheadAttention`` hands on what padding and what later tokens hide: added."""
+
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.TransformerEncoderLayer(8, 2, 8, batch_first=True)
+            self.register_buffer("later", torch.ones(5, 5, dtype=torch.bool).triu(1))
+
+        def forward(self, x: Tensor, padding: Tensor) -> Tensor:
+            return self.layer(x, src_mask=self.later, src_key_padding_mask=padding)
+
+    torch.manual_seed(0)
+    padding = torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
+    given = torch.randn(2, 5, 8), padding
+    program = narrows.capture(Encoder().eval(), given)
+    result = DecomposeAttention().run(program).program
+    verify(result)
+    expected = program(*given)
+    assert relative_error(result(*given), expected) < 1e-6
+    made = narrows.quantize(program, [given], strict=True)
+    assert relative_error(made.program(*given), expected) < 0.05
+    other = given[0] + padding[..., None]  # of what is hidden nothing comes
+    assert torch.equal(made.program(other, padding)[~padding], made.program(*given)[~padding])

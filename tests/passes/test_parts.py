@@ -318,6 +318,9 @@ def tokens(seed: int) -> tuple[Tensor, Tensor]:
     return torch.randn(4, 12, 16, generator=generator), kept
 
 
+LATER = torch.ones(12, 12, dtype=torch.bool).triu(1)
+
+
 @pytest.mark.parametrize(
     "fill",
     [
@@ -325,6 +328,13 @@ def tokens(seed: int) -> tuple[Tensor, Tensor]:
         lambda scores, kept: torch.where(kept < 0.5, torch.full_like(scores, -1e9), scores),
         lambda scores, kept: scores + (kept - 1) * 1e9,
         lambda scores, kept: scores + ((kept.transpose(1, 2) - 1) * 1e9).transpose(1, 2),
+        lambda scores, kept: scores.masked_fill(LATER, -math.inf).masked_fill(kept < 0.5, -1e9),
+        lambda scores, kept: scores + (kept - 1) * 1e4 - LATER * 1e4,
+        lambda scores, kept: (
+            LATER.float().masked_fill(LATER, -math.inf)
+            + scores
+            + torch.where(kept < 0.5, -math.inf, 0.0)
+        ),
     ],
 )
 def test_masked_scores_keep_their_codes(fill: Callable[[Tensor, Tensor], Tensor]) -> None:
@@ -338,6 +348,29 @@ def test_masked_scores_keep_their_codes(fill: Callable[[Tensor, Tensor], Tensor]
     (softmax,) = (n for n in made.fake.nodes if "softmax" in n.name and "_q" not in n.name)
     assert made.plan.activations[softmax.all_input_nodes[0].all_input_nodes[0].name].exponent >= 2
     assert min(grid.exponent for grid in made.plan.activations.values()) >= 2  # the mask's, too
+
+
+def test_a_mask_hides_the_scores_of_every_layer_that_adds_it() -> None:
+    """Those of the first reach far, those of the last do not."""
+    torch.manual_seed(0)
+
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(Attention(torch.add) for _ in range(2))
+            with torch.no_grad():
+                self.layers[0].query.weight.mul_(100)
+
+        def forward(self, x: Tensor, kept: Tensor) -> Tensor:
+            mask = (kept - 1) * 1e9
+            first, last = self.layers
+            return last(first(x, mask), mask)
+
+    net = Both().eval()
+    made = narrows.quantize(narrows.capture(net, tokens(0)), [tokens(1), tokens(2)])
+    x, kept = tokens(3)
+    hidden = torch.where(kept[..., None] < 0.5, torch.full_like(x, 3.0), x)
+    assert torch.equal(made.program(x, kept)[kept > 0.5], made.program(hidden, kept)[kept > 0.5])
 
 
 # ------------------------------------------------------------------ the plan

@@ -60,8 +60,8 @@ def test_a_trained_state_dict_goes_back(name: str, side: str) -> None:
     if len(masked.nodes) == len(program.nodes):
         assert relative_error(program.with_weights(restored)(*x), expected) <= EXACT
     again = plan.shrink(program, restored)
-    assert again.keys() == state.keys()
-    assert max(relative_error(again[n], state[n]) for n in state) <= EXACT
+    assert again.keys() == pruned.to_module().state_dict().keys()
+    assert max(relative_error(again[n], state[n]) for n in again) <= EXACT
 
 
 def test_an_untrained_state_dict_goes_back_to_the_masked_weights(program: Program) -> None:
@@ -70,6 +70,29 @@ def test_an_untrained_state_dict_goes_back_to_the_masked_weights(program: Progra
     restored = plan.restore(program, pruned.state_dict())
     masked = plan.masked(program)
     assert all(relative_error(restored[n], t) <= EXACT for n, t in masked.weights.items())
+
+
+def test_the_model_itself_takes_what_comes_back() -> None:
+    """Buffers that are not persistent, and literals of the code, are in no state dict."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.norm, self.b = nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6), nn.Conv2d(6, 2, 1)
+            self.register_buffer("scale", torch.arange(1.0, 7.0).view(6, 1, 1), persistent=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (
+                self.b(self.norm(self.a(x)) * self.scale) + torch.tensor([1.0, 2.0])[:, None, None]
+            )
+
+    model = Scaled()
+    program = captured(model, 2, 3, 4, 4)
+    plan = narrows.plan(program, ratio=0.5)
+    pruned = narrows.apply(program, plan)
+    restored = plan.restore(program, pruned.to_module(train=True))
+    model.load_state_dict(restored)
+    assert plan.shrink(program, model.state_dict()).keys() == pruned.to_module().state_dict().keys()
 
 
 def test_untied_weights_come_back_under_their_own_names() -> None:

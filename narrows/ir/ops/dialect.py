@@ -15,6 +15,10 @@ MULTIPLY = aten.mul.Tensor
 CLAMP = aten.clamp.default
 # ``x`` where a mask is true, else a number.
 CHOOSE = aten.where.ScalarOther
+# A number where a mask is true, else ``x``.
+HIDE = aten.where.ScalarSelf
+NOT = aten.logical_not.default
+EITHER = aten.logical_or.default
 SOFTMAX = aten.softmax.int
 # Its shares of a row that is minus infinity everywhere are 0, not NaN.
 SAFE_SOFTMAX = aten._safe_softmax.default

@@ -35,6 +35,8 @@ def pruned_by(plan: ChannelPlan, program: Program) -> Program:
 def shrink(plan: ChannelPlan, program: Program, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the state dict of the pruned program, made of another checkpoint of the model.
 
+    Like `restore` it leaves out what no checkpoint holds.
+
     Args:
         plan: The plan.
         program: The program that was pruned.
@@ -58,7 +60,8 @@ def shrink(plan: ChannelPlan, program: Program, state: Mapping[str, Tensor]) -> 
                 why="a channel is zero or constant in one of the two and not in the other",
                 hint="apply the plan to program.with_weights(state) instead",
             )
-    return other.state_dict()
+    absent = _unheld(other)
+    return {name: t for name, t in other.state_dict().items() if name not in absent}
 
 
 def restore(
@@ -74,7 +77,8 @@ def restore(
     bias are taken out again. So ``plan.masked(program).with_weights(restored)`` computes what the
     pruned program computes with ``state``; and so does ``program.with_weights(restored)``, unless
     the masked program multiplies by masks or unties weights (then an untied weight has a name of
-    its own in the result).
+    its own in the result). What no checkpoint of the model holds, such as buffers that are not
+    persistent, is left out, so that ``model.load_state_dict`` takes the rest.
 
     Args:
         plan: The plan.
@@ -115,9 +119,14 @@ def restore(
         moved = old + (tensor - before) if tensor.is_floating_point() else tensor
         new = torch.where(before == old, tensor, moved)
         _write(result, written, masked.weights[target], target, place, new)
-    ours = program.weights.keys() | masked.origins.keys()
+    ours = (program.weights.keys() | masked.origins.keys()) - _unheld(program)
     restored = {name: t for name, t in result.items() if name in ours}
-    return {**restored, **{a: restored[n] for a, n in program.aliases.items()}}
+    return {**restored, **{a: restored[n] for a, n in program.aliases.items() if n in restored}}
+
+
+def _unheld(program: Program) -> frozenset[str]:
+    """Return the weights that no checkpoint holds."""
+    return program.buffers - program.stored
 
 
 @dataclass(frozen=True)
