@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         quantize_weights,
     )
     from narrows.api.compressing import compress
+    from narrows.api.sensing import sense
     from narrows.backends.artifact import Artifact, load
     from narrows.ir.program import Program
     from narrows.passes.choosing.solved import Solved
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from narrows.passes.plans.plan import ChannelPlan
     from narrows.passes.quant.plan import QuantPlan
     from narrows.passes.quant.quantization import Quantized
+    from narrows.passes.sensing.table import Sensitivity
 
 __version__ = VERSION
 
@@ -68,6 +70,7 @@ _LAZY = {
     "lower": "narrows.api",
     "compensate": "narrows.api",
     "compress": "narrows.api.compressing",
+    "sense": "narrows.api.sensing",
     "quantize": "narrows.api",
     "quantize_weights": "narrows.api",
     "compile": "narrows.api",
@@ -77,6 +80,7 @@ _LAZY = {
     "ChannelPlan": "narrows.passes.plans.plan",
     "QuantPlan": "narrows.passes.quant.plan",
     "Quantized": "narrows.passes.quant.quantization",
+    "Sensitivity": "narrows.passes.sensing.table",
     "Pipeline": "narrows.passes.pipeline",
     "Artifact": "narrows.backends.artifact",
 }
@@ -97,6 +101,7 @@ __all__ = [
     "ProgramError",
     "QuantPlan",
     "Quantized",
+    "Sensitivity",
     "Solved",
     "UsageError",
     "apply",
@@ -109,6 +114,7 @@ __all__ = [
     "plan",
     "quantize",
     "quantize_weights",
+    "sense",
 ]
 
 

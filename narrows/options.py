@@ -37,8 +37,9 @@ class Flag:
         metavar: What stands for the value in the help.
         choices: The only values there are, if it has such.
         many: Whether the flag may stand several times.
-        read: Returns the value for what was given, a text or, with ``many``, a list of texts; and
-            for the flag's spelling, which an error names.
+        rest: Whether several values may follow it.
+        read: Returns the value for what was given, a text or, with ``many`` or ``rest``, a list of
+            texts; and for the flag's spelling, which an error names.
         off: What ``--no-NAME`` gives, if there is such a flag.
     """
 
@@ -46,6 +47,7 @@ class Flag:
     metavar: str = ""
     choices: tuple[str, ...] = ()
     many: bool = False
+    rest: bool = False
     read: Callable[[Any, str], Any] = lambda given, flag: given
     off: Any = UNSET
 

@@ -2,8 +2,8 @@
 
 `narrows.training` stands above api, too, and nothing imports it.
 
-`narrows.registry`, which passes and targets are found through, and `narrows.options` stand beside
-files.
+`narrows.registry`, which passes and targets are found through, `narrows.options`, and
+`narrows.executors`, which run jobs, stand beside files.
 
 And whatever is imported from outside is among the requirements that pyproject.toml states.
 """
@@ -30,15 +30,20 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "registry": {"errors"},
     "options": {"errors"},
+    "executors": {"errors", "registry"},
     "files": {"errors"},
     "ir": {"errors", "registry", "files"},
     **{
-        sibling: {"version", "errors", "registry", "options", "files", "ir"} for sibling in SIBLINGS
+        sibling: {"version", "errors", "registry", "options", "executors", "files", "ir"}
+        for sibling in SIBLINGS
     },
-    "api": {"errors", "options", "files", "ir", *SIBLINGS},
+    "api": {"errors", "options", "executors", "files", "ir", *SIBLINGS},
     "demo": {"errors", "files", "ir", *SIBLINGS, "api"},
     "training": {"errors", "ir", "passes", "api"},
-    "cli": {"version", "errors", "options", "files", "ir", *SIBLINGS, "api", "demo", "__init__"},
+    "cli": {
+        *("version", "errors", "options", "executors", "files", "ir", "api", "demo", "__init__"),
+        *SIBLINGS,
+    },
     "__main__": {"cli"},
     # The public names, imported on use.
     "__init__": {"version", "errors", "ir", *SIBLINGS, "api"},
@@ -267,7 +272,7 @@ PROJECT = ROOT.parent / "pyproject.toml"
 # The distribution of a package that is imported under another name.
 DISTRIBUTIONS = {"onnx_ir": "onnx-ir", "sklearn": "scikit-learn", "tvm": "apache-tvm"}
 # What a module, or a folder of them, may import beyond the core requirements: those of an extra.
-EXTRAS = {"demo/": "demo", "backends/tvm/": "tvm"}
+EXTRAS = {"demo/": "demo", "backends/tvm/": "tvm", "executors/cluster.py": "ray"}
 
 
 def outside(source: str) -> set[str]:

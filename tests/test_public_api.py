@@ -31,6 +31,9 @@ FUNCTIONS = {
     "budget=None, checkpoint=None, loss=None, seed=None, plan=None, check=True, instruments=())",
     "quantize_weights": "(program, calibration=None, *, bits=4, group=32, groups='auto', "
     "method='gptq', skip=())",
+    "sense": "(program, *, data, ratios=(0.25, 0.5, 0.75), criterion='l1', constrained=True, "
+    "repair=None, bits=(), outputs='auto', evaluate=None, executor=None, jobs=None, cache=None, "
+    "progress=None)",
     "plan": "(program, keep_inputs=None, keep_outputs=None, *, target=None, progress=None, "
     "zeros=True, "
     "criterion='l1', data=None, loss=None, ratio=None, latency=None, macs=None, params=None, "
@@ -47,6 +50,8 @@ CLASSES = {
     "QuantPlan": "activations bare codes fingerprint floats follow from_json levels load narrows "
     "notes offsets parts preparation record rounding save to_json weights with_notes",
     "Quantized": "fake passes plan prepared program report",
+    "Sensitivity": "checkpoint criterion examples figure fingerprint from_json load narrows of "
+    "program repair rows save skipped to_json",
     "Solved": "applied load of plan save source weights",
     "Program": "aliases buffers canonical copy couplings dynamic_batch examples flat_inputs "
     "folded graph history in_spec marks memo name node nodes notes origins out_spec output "

@@ -35,7 +35,8 @@ def add_flags(
             action = argparse.BooleanOptionalAction
             group.add_argument(f"--{flag.name}", action=action, dest=dest(flag, prefix), help=help_)
             continue
-        how = {"metavar": flag.metavar} if flag.metavar and not flag.choices else {}
+        how: dict[str, Any] = {"metavar": flag.metavar} if flag.metavar and not flag.choices else {}
+        how |= {"nargs": "+"} if flag.rest else {}
         either = group if flag.off is UNSET else group.add_mutually_exclusive_group()
         either.add_argument(
             f"--{flag.name}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -97,6 +98,22 @@ def make_model(spec: str) -> nn.Module:
 def _import_file(path: Path) -> Any:
     if not path.is_file():
         raise UsageError(f"there is no file {str(path)!r}")
+    place = path.resolve()
+    there = place.stat()
+    module = _imported(path, (place, there.st_mtime_ns, there.st_size))
+    sys.modules[path.stem] = module  # another file of that name may have come between
+    return module
+
+
+@functools.lru_cache
+def _imported(path: Path, version: tuple[Path, int, int]) -> Any:
+    """Return the module of a file: once for a model and a function that stand in the same one.
+
+    Args:
+        path: The file.
+        version: Where it is, when it was changed, and its size: another one is imported anew.
+    """
+    del version
     name = path.stem
     found = importlib.util.spec_from_file_location(name, path)
     if found is None or found.loader is None:

@@ -77,8 +77,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     for add in (
         _compile, _compress, _quantize, _quantize_weights, _demo, _plan, _criteria,
-        _budgets, _allocators, _compensations, _passes, _ops, _couplings, _why, _show, _diff,
-        _check, _bench, _targets, _completion,
+        _budgets, _allocators, _compensations, _sense, _passes, _ops, _couplings, _why, _show,
+        _diff, _check, _bench, _targets, _completion,
     ):  # fmt: skip
         add(commands)
     return parser
@@ -345,6 +345,36 @@ def _allocators(commands: Any) -> None:
 def _compensations(commands: Any) -> None:
     summary = "list the ways in which weights make up for what is gone"
     _command(commands, "compensations", "inspect:compensations", summary)
+
+
+def _sense(commands: Any) -> None:
+    summary = "measure what the outputs lose to one change at a time, coupling by coupling"
+    command = _command(commands, "sense", "sense:sense", summary)
+    _model(command)
+    command.add_argument(
+        "--data", required=True, metavar="FILE", help=f"inputs like the real ones: {DATA}"
+    )
+    command.add_argument(
+        "--evaluate",
+        metavar="MODULE:FUNCTION",
+        help="a function that is given a program and returns what it is worth",
+    )
+    command.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="where the table goes, as JSON; - for standard output",
+    )
+    group = command.add_argument_group("what is tried")
+    command.later(lambda: _options(group, "narrows.passes.sensing.options", "Sensing"))
+    how = command.add_argument_group("how it runs")
+    how.add_argument(
+        "--executor", metavar="NAME", help="where jobs run: here, processes, ray or another"
+    )
+    how.add_argument("--jobs", type=int, metavar="N", help="how many run at once (1)")
+    how.add_argument(
+        "--cache", metavar="DIR", help="keep every result here, and go on from what is kept"
+    )
 
 
 def _ops(commands: Any) -> None:

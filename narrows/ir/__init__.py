@@ -25,6 +25,12 @@ def _text(program: Any) -> str:
     return to_text(program)
 
 
+def _parcel(program: Any) -> Any:
+    from narrows.ir.parcels import parcel
+
+    return parcel(program)
+
+
 def _with_state(program: Any, state: Any) -> Any:
     from narrows.ir.weights import with_state
 
@@ -40,6 +46,7 @@ def _in_precision(program: Any, dtype: Any) -> Any:
 VIEWS.update(
     couplings=_couplings,
     module=_module,
+    parcel=_parcel,
     text=_text,
     with_state=_with_state,
     in_precision=_in_precision,

@@ -106,6 +106,10 @@ class Program:
         tensors = {k: deepcopy(getattr(self, k), seen) for k in ("weights", "examples")}
         return self.replace(graph=self._copied_graph(), **tensors)
 
+    def __reduce__(self) -> Any:
+        """Pickle it for another process; see `narrows.ir.parcels`."""
+        return VIEWS["parcel"](self)
+
     # ------------------------------------------------------------------ reading
 
     @property

@@ -78,7 +78,7 @@ def test_every_command_takes_json_and_has_help():
     assert set(subparsers.choices) == {
         "bench", "compile", "demo", "plan", "passes", "ops", "couplings", "why", "show", "diff",
         "check", "completion", "quantize", "quantize-weights", "targets", "criteria",
-        "compress", "compensations", "budgets", "allocators",
+        "compress", "compensations", "budgets", "allocators", "sense",
     }  # fmt: skip
     for command in subparsers.choices.values():
         assert "--json" in command.format_help()

@@ -1,0 +1,100 @@
+"""`Trial`: what is done with a job: the network is changed, run, and compared with itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from narrows.ir.program import Program
+from narrows.passes.choosing.compensate import compensated
+from narrows.passes.choosing.compensations.base import Compensation
+from narrows.passes.choosing.divergence import Divergence
+from narrows.passes.choosing.statistics import Batch, examples_of
+from narrows.passes.choosing.tolerance import worth
+from narrows.passes.sensing.jobs import Job, Masked, Rounded
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was measured.
+
+    Attributes:
+        divergence: How far the outputs are from the network's own; ``None`` if not finite.
+        agreement: The share of the examples of the same class; ``None`` without classes.
+        figure: What ``evaluate`` returned; ``None`` without it.
+    """
+
+    divergence: float | None
+    agreement: float | None
+    figure: float | None
+
+
+@dataclass(eq=False)
+class Trial:
+    """Measures jobs of one network; it can be sent to another process.
+
+    Attributes:
+        program: The network.
+        prepared: Per number of bits the network as it is rounded.
+        measured: Flat inputs that outputs are compared on, batch by batch.
+        solved: Those that weights are found anew on; none where they are not.
+        method: How they are.
+        outputs: What the outputs are; see `Divergence.of`.
+        evaluate: A person's function, which is given a program.
+        threads: How many threads a job may use; ``None`` for as many as torch has.
+    """
+
+    program: Program
+    prepared: Mapping[int, Program]
+    measured: Sequence[Batch]
+    solved: Sequence[Batch]
+    method: Compensation | None
+    outputs: str
+    evaluate: Callable[[Any], float] | None
+    threads: int | None
+    _own: list[list[Any]] = field(default_factory=list)
+
+    def __call__(self, job: Job) -> Found:
+        """Return what is measured of a job."""
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        changed = self.changed(job)
+        divergence, agreement = self.compared(changed)
+        figure = None if self.evaluate is None else worth(self.evaluate, changed)
+        return Found(divergence, agreement, figure)
+
+    def changed(self, job: Job) -> Program:
+        """Return the network that a job is about."""
+        change = job.change
+        if isinstance(change, Rounded):
+            return change.of(self.prepared[change.bits])
+        if not isinstance(change, Masked):
+            return self.program
+        plan = change.plan(self.program)
+        if self.method is None:
+            return plan.masked(self.program)
+        made = compensated(self.program, plan, self.solved, self.method, self.outputs)
+        return plan.masked(made)
+
+    def compared(self, changed: Program) -> tuple[float | None, float | None]:
+        """Return divergence and agreement of a changed network, mean over the examples."""
+        far, same, count = 0.0, 0.0, 0
+        with torch.no_grad():
+            if not self._own:
+                self._own += [self.program.run_flat(list(batch)) for batch in self.measured]
+            how = Divergence.of(self._own[0], self.outputs)
+            for own, batch in zip(self._own, self.measured, strict=True):
+                found = changed.run_flat(list(batch))
+                examples = examples_of(self.program, batch)
+                far += how.between(own, found) * examples
+                same += (how.agreement(own, found) or 0.0) * examples
+                count += examples
+        agreement = same / count if any(how.logits) else None
+        return (far / count if math.isfinite(far) else None), agreement
+
+
+__all__ = ["Found", "Trial"]

@@ -1,0 +1,152 @@
+"""Jobs: every one is done, wherever they run and whatever is killed meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from narrows.errors import UsageError
+from narrows.executors.base import Executor, ExecutorError
+from narrows.executors.catalog import EXECUTORS, find
+from narrows.executors.cluster import Ray
+from narrows.executors.here import Here
+from narrows.executors.processes import Processes
+from tests.errands import Fragile, refusing, sleeping, square
+
+JOBS = (5, 4, 3, 2, 1)
+SQUARES = {0: 25, 1: 16, 2: 9, 3: 4, 4: 1}
+
+
+@pytest.mark.parametrize("executor", [Here(), Processes(2), Processes(9)])
+def test_every_job_is_done_once(executor: Executor):
+    found = [*executor.run(square, JOBS)]
+    assert dict(found) == SQUARES
+    assert len(found) == len(JOBS)
+    assert not [*executor.run(square, ())]
+    assert not multiprocessing.active_children()
+
+
+def test_a_killed_process_loses_nothing(tmp_path: Path):
+    found = Processes(2).run(Fragile(tmp_path, 3), JOBS)
+    assert dict(found) == SQUARES
+    assert len([*tmp_path.glob("3.*")]) == 2
+    assert not multiprocessing.active_children()
+
+
+def test_a_job_that_kills_every_process_is_an_error(tmp_path: Path):
+    with pytest.raises(ExecutorError, match="a job was lost 3 times") as caught:
+        dict(Processes(1).run(Fragile(tmp_path, 3, times=9), JOBS))
+    assert "exit code -9" in caught.value.why
+    assert not multiprocessing.active_children()
+
+
+def test_an_error_comes_back_with_all_it_says():
+    with pytest.raises(UsageError) as caught:
+        dict(Processes(2).run(refusing, JOBS))
+    error = caught.value
+    assert (error.what, error.where, error.why, error.hint) == (
+        "there is no 3", "here", "it is odd", "4"
+    )  # fmt: skip
+    assert "in refusing" in error.__notes__[0]
+    assert not multiprocessing.active_children()
+
+
+def test_whoever_stops_asking_ends_all_processes():
+    running: Any = Processes(2).run(sleeping, (0, 3600))
+    assert next(running) == (0, 0)
+    running.close()
+    assert not multiprocessing.active_children()
+
+
+def test_what_cannot_be_sent_is_told():
+    with pytest.raises(UsageError, match="cannot be sent to another process") as caught:
+        next(Processes(2).run(lambda job: job, JOBS))
+    assert "not a lambda" in caught.value.hint
+
+
+def test_executors_are_found_by_name():
+    assert find() == find("here") == find(jobs=1) == Here()
+    assert find(jobs=3) == find("processes", 3) == Processes(3)
+    assert find("ray") == Ray()
+    own = Processes(4)
+    assert find(own) is own
+    for name in EXECUTORS.providers():
+        assert isinstance(find(name), Executor)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("rya",), "there is no executor 'rya'"),
+        ((3,), "an executor is a name or has name, alone and run, got 3"),
+        ((None, 0), "jobs is a whole number of at least 1, got 0"),
+        (("processes", True), "jobs is a whole number"),
+        (("here", 2), "2 jobs cannot run at once in this process"),
+        ((Here(), 2), "jobs has no effect beside an executor"),
+    ],
+)
+def test_wrong_executors(given: tuple[Any, ...], message: str):
+    with pytest.raises(UsageError, match=message):
+        find(*given)
+
+
+def test_ray_is_needed_for_ray(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UsageError, match="needs the package ray") as caught:
+        next(Ray().run(square, JOBS))
+    assert caught.value.hint == "pip install narrows[ray]"
+
+
+def begun_by(folder: Path, job: int) -> list[str]:
+    """Return on which machines a job was begun: the processes that are one for Ray."""
+    return [file.read_text().split()[0] for file in folder.glob(f"{job}.*")]
+
+
+def begun_on(folder: Path, machine: str) -> set[str]:
+    """Return the processes that began jobs on a machine."""
+    told = (file.read_text().split() for file in folder.iterdir())
+    return {process for at, process in told if at == machine}
+
+
+def kill(*processes: str) -> None:
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(process), signal.SIGKILL)
+
+
+@pytest.mark.filterwarnings("ignore")  # those of Ray
+def test_a_ray_cluster_loses_nothing_when_a_machine_is_killed(tmp_path: Path):
+    """Two machines, as Ray makes them of processes, of which one goes while it is at a job."""
+    pytest.importorskip("ray", reason="ray is not installed")
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    try:
+        _, second = (cluster.add_node(num_cpus=1) for _ in range(2))
+        machine = str(second.all_processes["raylet"][0].process.pid)
+        jobs, found = tuple(range(14)), {}
+        work = Fragile(tmp_path, 3, seconds=1.5)  # a process is killed as well
+        for number, value in Ray(address=cluster.address).run(work, jobs):
+            found[number] = value
+            if second is not None and machine in begun_by(tmp_path, number):
+                time.sleep(0.5)  # it has begun another job
+                kill(machine, *begun_on(tmp_path, machine))
+                cluster.remove_node(second, allow_graceful=False)
+                second = None
+        assert second is None
+        assert found == {n: n * n for n in jobs}
+        again = [n for n in jobs if len(begun_by(tmp_path, n)) > 1]
+        assert len(again) == 2
+        assert 3 in again
+        with pytest.raises(UsageError, match="there is no 3"):
+            dict(Ray(address=cluster.address).run(refusing, jobs))
+    finally:
+        cluster.shutdown()
