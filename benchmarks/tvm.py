@@ -147,7 +147,7 @@ def _used() -> float:
 
 def compared(name: str, program: narrows.Program, arguments: argparse.Namespace) -> str:
     """Return the line of a network, beside ONNX Runtime."""
-    from narrows.cli.bench import measure
+    from narrows.backends.timing import measure
 
     start = time.perf_counter()
     options = {"tune": arguments.tune, "search": arguments.search}

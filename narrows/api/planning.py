@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from narrows.api.stopwatch import Stopwatch
 from narrows.errors import UsageError
 from narrows.options import from_json
 from narrows.passes.plans.options import Choosing
@@ -38,12 +39,15 @@ def planned(
     """
     from narrows.passes.plans.choose import make_plan
 
+    clock = None
     if target is not None:
         choosing = dataclasses.replace(choosing, costs=costs_to_plan_by(target, choosing))
-    if choosing.batch is not None and choosing.costs is None and choosing.latency is None:
+        clock = Stopwatch(program, target, choosing.batch or 1)
+    idle = choosing.costs is None and choosing.latency is None and clock is None
+    if choosing.batch is not None and idle:
         raise UsageError("batch has no effect without costs", hint='target="onnx"')
     given = masks.get(MASKS[0]), masks.get(MASKS[1])
-    return make_plan(program, *given, choosing, progress)
+    return make_plan(program, *given, choosing, progress, clock)
 
 
 def plan_for(
@@ -55,17 +59,28 @@ def plan_for(
     choosing = from_json(Choosing, given, "plan", (*MASKS, "target"))
     named = given.get("target")
     if named is None and choosing.costs is None:
-        aims, ranks = choosing.latency is not None, choosing.ratio is not None
+        aims, ranks = bool(timed(choosing)), choosing.ratio is not None
         if target is not None and (aims or (ranks and costs_of(target) is not None)):
             named = target
     return planned(program, given, choosing, named)
 
 
-def costs_to_plan_by(target: str | Target, choosing: Choosing) -> Costs:
-    """Return the cost table of a target; `UsageError` where there is no use for one, or none."""
+def timed(choosing: Choosing) -> list[str]:
+    """Return the budgets that are ones of a target."""
+    from narrows.passes.choosing.budgets.catalog import find
+
+    return [name for name in choosing.budgets if find(name).timed]
+
+
+def costs_to_plan_by(target: str | Target, choosing: Choosing) -> Costs | None:
+    """Return the cost table of a target; `UsageError` where there is no use for one, or none.
+
+    A latency that is measured needs none.
+    """
     from narrows.backends import costs_of
 
-    if choosing.latency is None and choosing.ratio is None:
+    aims = timed(choosing)
+    if not aims and choosing.ratio is None:
         raise UsageError(
             "a plan has a target only if it has a latency or a ratio",
             hint="plan(program, latency=0.8, target=...), or leave out the target",
@@ -73,9 +88,9 @@ def costs_to_plan_by(target: str | Target, choosing: Choosing) -> Costs:
     if choosing.costs is not None:
         raise UsageError("target and costs exclude each other", why="a target has its own costs")
     costs = costs_of(target)
-    if costs is None:
+    if costs is None and (choosing.ratio is not None or "latency" in aims):
         name = target if isinstance(target, str) else target.name
-        aim = "a ratio without a target, or" if choosing.latency is None else "a ratio, or"
+        aim = "a ratio without a target, or" if "latency" not in aims else "a ratio, or"
         raise UsageError(
             f"the target {name!r} has no cost table",
             why="a plan for a target goes by one",

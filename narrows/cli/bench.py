@@ -3,45 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from narrows.backends.timing import Timing, inputs_of, measure, spread
 from narrows.cli.commands import print_json
 from narrows.cli.flags import refuse_idle
 from narrows.cli.model import SOURCE
-from narrows.errors import ArtifactError, NarrowsError, UsageError
+from narrows.errors import NarrowsError, UsageError
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from narrows.backends.artifact import Artifact, TensorSpec
     from narrows.backends.measured.layout import Layout
 
 ROUNDS = 15
-WARM = 2
-SHORTEST = 0.003  # seconds: a shorter model is run several times a round
-
-
-@dataclass
-class Timing:
-    """The times of one artifact at one batch size, in seconds, one a round.
-
-    Attributes:
-        cpu: CPU time of the thread, or of the process where there are several threads.
-        wall: Wall time.
-    """
-
-    cpu: list[float] = field(default_factory=list)
-    wall: list[float] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return median and quartiles in milliseconds."""
-        return {"cpu_ms": _spread(self.cpu, 1e3), "wall_ms": _spread(self.wall, 1e3)}
 
 
 def bench(arguments: argparse.Namespace) -> int:
@@ -141,65 +118,7 @@ def _fixed(artifact: Artifact) -> int | None:
     return int(sizes[0]) if sizes else 1
 
 
-def _inputs(artifact: Artifact, batch: int) -> dict[str, np.ndarray]:
-    import numpy as np
-
-    generator = np.random.default_rng(0)
-    arrays = {}
-    for spec in artifact.inputs:
-        shape = [batch if isinstance(s, str) else s for s in spec.shape]
-        floats = spec.dtype.startswith("float")
-        numbers = generator.standard_normal(shape) if floats else np.zeros(shape)
-        arrays[spec.name] = numbers.astype(spec.dtype)
-    return arrays
-
-
-def measure(artifacts: Sequence[Artifact], batch: int, rounds: int, threads: int) -> list[Timing]:
-    """Return the times of artifacts that take turns, in the other order every other round.
-
-    Args:
-        artifacts: One or two.
-        batch: The size of the free axes of their inputs.
-        rounds: How many turns each of them has.
-        threads: How many threads the runtime may use.
-    """
-    clock = time.thread_time if threads == 1 else time.process_time
-    sessions = [(a.open(threads), _inputs(a, batch)) for a in artifacts]
-    timings = [Timing() for _ in sessions]
-    repeats = []
-    for artifact, (session, arrays) in zip(artifacts, sessions, strict=True):
-        start = time.perf_counter()
-        try:
-            for _ in range(WARM):
-                session.run(arrays)
-        except ArtifactError as error:
-            where = f"{artifact.folder}, batch {batch}"
-            raise ArtifactError(error.what, where=where, why=error.why, hint=error.hint) from error
-        once = (time.perf_counter() - start) / WARM
-        repeats.append(max(1, round(SHORTEST / max(once, 1e-6))))
-    for number in range(rounds):
-        turns = range(len(sessions)) if number % 2 else reversed(range(len(sessions)))
-        for i in turns:
-            session, arrays = sessions[i]
-            wall, cpu = time.perf_counter(), clock()
-            for _ in range(repeats[i]):
-                session.run(arrays)
-            timings[i].cpu.append((clock() - cpu) / repeats[i])
-            timings[i].wall.append((time.perf_counter() - wall) / repeats[i])
-    return timings
-
-
 # ---------------------------------------------------------------------- what comes of it
-
-
-def _spread(values: Sequence[float], scale: float = 1.0) -> dict[str, float]:
-    """Return median and quartiles."""
-    if len(values) == 1:
-        low = middle = high = values[0]
-    else:
-        low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    pairs = (("median", middle), ("low", low), ("high", high))
-    return {key: float(f"{v * scale:.5g}") for key, v in pairs}
 
 
 def _result(
@@ -209,7 +128,7 @@ def _result(
     if len(timings) == 1:
         return result
     mine, other = timings
-    ratio = _spread([b / a for a, b in zip(mine.cpu, other.cpu, strict=True)])
+    ratio = spread([b / a for a, b in zip(mine.cpu, other.cpu, strict=True)])
     why = [] if ratio["low"] > 1 else why_not_faster(artifacts[0], artifacts[1])
     more = {"ratio": ratio, "verdict": verdict(ratio, why), "reasons": why}
     return {**result, "against": timings[1].to_json(), **more}
@@ -285,7 +204,7 @@ def _profiles(artifact: Artifact, batches: Sequence[int]) -> list[dict[str, Any]
         table = None
     entries = []
     for batch in batches:
-        nodes = profiled(Path(artifact.folder), _inputs(artifact, batch), table)
+        nodes = profiled(Path(artifact.folder), inputs_of(artifact, batch), table)
         entries.append({"batch": batch, "nodes": nodes})
     return entries
 

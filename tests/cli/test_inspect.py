@@ -39,7 +39,7 @@ def test_criteria(run):
 
 @pytest.mark.parametrize(
     ("command", "known"),
-    [("budgets", {"macs", "params", "latency"}), ("allocators", {"descent", "bisection"})],
+    [("budgets", {"macs", "params", "measured"}), ("allocators", {"descent", "bisection"})],
 )
 def test_budgets_and_allocators(run, command: str, known: set[str]):
     code, out, _ = run(command)

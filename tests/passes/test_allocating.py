@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import narrows
+from narrows.api.stopwatch import Stopwatch
 from narrows.errors import PlanError, PlanUsageError
 from narrows.ir.program import Program
 from narrows.passes.choosing.allocators.base import ByWidths
@@ -18,12 +19,14 @@ from narrows.passes.choosing.budgets.catalog import find
 from narrows.passes.choosing.criteria.catalog import find as criterion
 from narrows.passes.choosing.prepare import prepared
 from narrows.passes.plans.candidates import Candidates
+from narrows.passes.plans.choose import make_plan
 from narrows.passes.plans.options import Choosing
 from narrows.passes.plans.plan import ChannelPlan
 from narrows.passes.plans.rank import Options
 from narrows.passes.plans.setting import Setting
 from tests.networks import NETWORKS
 from tests.passes.residual import images, left, settled
+from tests.passes.test_latency import costs
 
 DATA = [images(32, 1), images(32, 2)]
 
@@ -119,6 +122,108 @@ def test_channels_are_a_budget(program: Program):
     assert 0.65 < made[0] / made[1] <= 0.7
 
 
+# ------------------------------------------------------------------ one number for all
+
+
+def kept(plan: ChannelPlan) -> dict[str, int]:
+    """Return per coupling, by what makes it, how many channels a plan keeps."""
+    return {weight: len(keep) for weight, keep in plan.outputs.items()}
+
+
+SCALARS = ("global", "uniform", "bisection", "thresholds")
+
+
+@pytest.mark.parametrize("name", SCALARS)
+@pytest.mark.parametrize("constrained", [True, False])
+def test_scalars_come_near_to_the_budget(program: Program, name: str, constrained: bool):
+    plan = narrows.plan(program, macs=0.6, allocator=name, constrained=constrained)
+    assert 0.56 < left(narrows.apply(program, plan)) / left(program) <= 0.6
+
+
+def test_the_usual_one_is_global(program: Program):
+    assert narrows.plan(program, macs=0.6, allocator="global") == narrows.plan(program, macs=0.6)
+
+
+def test_uniform_takes_the_same_share_of_all(program: Program):
+    found = kept(narrows.plan(program, params=0.5, allocator="uniform"))
+    full = {"stem.0.weight": 16, "first.0.weight": 24, "gate.0.weight": 4, "last.weight": 32}
+    shares = {weight: found[weight] / width for weight, width in full.items()}
+    low, high = min(shares.values()), max(shares.values())
+    assert high - low <= 1 / 4 + 1e-9  # a channel of the narrowest
+
+
+def test_bisection_keeps_in_proportion_to_the_mean_score(program: Program):
+    """One factor times the mean of the scores is the share that stays, but for one channel."""
+    candidates = candidates_of(program)
+    plan = narrows.plan(program, params=0.3, allocator="bisection")
+    found = kept(plan)
+    ratios = []
+    for candidate, full in zip(candidates.members, candidates.full, strict=True):
+        width = next(found[p.use.weight] for p in candidate.parts if p.side == "outputs")
+        if 1 < width < full:
+            mean = float(np.abs(candidate.scores).mean())
+            ratios.append(((width - 1) / full / mean, (width + 1) / full / mean))
+    assert len(ratios) > 1
+    assert max(low for low, _ in ratios) <= min(high for _, high in ratios)
+
+
+def test_thresholds_rank_within_groups(program: Program):
+    groups = {"stem": "stem.*", "rest": "*"}
+    plan = narrows.plan(program, params=0.5, allocator="thresholds", groups=groups)
+    found, full = kept(plan), {"first.0.weight": 24, "gate.0.weight": 4, "last.weight": 32}
+    stem = found["stem.0.weight"] / 16
+    rest = sum(found.get(w, n) for w, n in full.items()) / sum(full.values())
+    assert abs(stem - rest) < 2 / 16
+    one = narrows.plan(
+        program, macs={"stem": 0.8, "*": 0.5}, allocator="thresholds", groups={"stem": "stem.*"}
+    )
+    small = narrows.apply(program, one)
+    assert left(small) <= 0.5 * left(program)
+    assert small.weights["stem.0.weight"].shape[0] <= 0.8 * 16
+
+
+@pytest.mark.parametrize("name", SCALARS)
+def test_scalars_by_losses_in_rounds(program: Program, name: str):
+    plan = narrows.plan(program, macs=0.6, params=0.7, allocator=name, data=DATA)
+    small = narrows.apply(program, plan)
+    assert left(small) <= 0.6 * left(program)
+    assert weights(small) <= 0.7 * weights(program)
+    assert plan.fingerprint == ChannelPlan.given(program).fingerprint
+
+
+# ------------------------------------------------------------------ measured
+
+
+def slower(program: Program, bits: int | None = None) -> float:
+    """Return a made-up time over the unpruned one's: a part of it stays whatever is removed."""
+    return 0.3 + 0.7 * left(program) / left(settled())
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"allocator": "uniform"}, {"data": DATA}, {"limits": {"measured": 0.7, "channels": 0.9}},
+])  # fmt: skip
+def test_a_measured_latency_corrects_the_predicted_one(program: Program, options: dict[str, Any]):
+    given = {"limits": {"measured": 0.7}, "costs": costs(1), **options}
+    plan = make_plan(program, None, None, Choosing(**given), clock=slower)
+    made = narrows.apply(program, plan)
+    assert 0.7 * 0.93 < slower(made) <= 0.7 * (1 + 1e-9)
+    assert any("measured" in n.message for n in plan.notes if n.reason in ("latency", "budget"))
+
+
+def test_without_a_cost_table_a_measured_latency_is_looked_for_by_macs(program: Program):
+    plan = make_plan(program, None, None, Choosing(limits={"measured": 0.7}), clock=slower)
+    assert 0.7 * 0.95 < slower(narrows.apply(program, plan)) <= 0.7 * (1 + 1e-9)
+    with pytest.raises(PlanError, match=r"of measured of 0.2 cannot be met: 0\.3\d+ is the least"):
+        make_plan(program, None, None, Choosing(limits={"measured": 0.2}), clock=slower)
+
+
+@pytest.mark.parametrize("bits", [None, 8])
+def test_a_stopwatch_runs_what_is_lowered(program: Program, bits: int | None):
+    watch = Stopwatch(program, "torch" if bits is None else "onnx", rounds=3)
+    made = narrows.apply(program, narrows.plan(program, macs=0.2))
+    assert 0 < watch(made, bits) < 50  # it runs; how fast is the machine's affair
+
+
 # ------------------------------------------------------------------ one of one's own
 
 
@@ -158,13 +263,15 @@ def test_an_allocator_of_ones_own(program: Program):
         ({"limits": {"channels": {"head.*": 0.5}}}, "channels is one of the whole program"),
         ({"allocator": "bisection"}, "allocator has no effect without a budget"),
         ({"macs": 0.5, "allocator": "bisect"}, "there is no allocator 'bisect'"),
-        ({"macs": 0.5, "allocator": "bisection{turns=3}"}, "bisection has no option 'turns'"),
+        ({"macs": 0.5, "allocator": "global{turns=3}"}, "global has no option 'turns'"),
         ({"macs": 0.5, "allocator": 3}, "an allocator is a name or an Allocator, got 3"),
         ({"macs": 0.5, "allocator": "ladder"}, "'ladder' does not go by macs"),
         ({"macs": 0.5, "allocator": "descent"}, "what the outputs lose on data"),
         ({"limits": {"channels": 0.5}, "data": DATA, "allocator": "descent"},
          "'descent' does not go by channels"),
         ({"limits": {"latency": 0.5}}, "a latency is one of a target"),
+        ({"limits": {"measured": 0.5}}, "a measured latency is one of a target"),
+        ({"limits": {"channels": 0.5}, "costs": costs()}, "costs have no effect with channels"),
         ({"limits": {"latency": 0.5}, "constrained": False}, "latency takes whole couplings"),
     ],
 )  # fmt: skip

@@ -19,6 +19,7 @@ from narrows.ir.costs import Costs
 from narrows.ir.program import Note, Program
 from narrows.ir.structure.layers import SIDES, layers_of
 from narrows.passes.choosing.allocators import catalog as allocators
+from narrows.passes.choosing.allocators.base import Allocator
 from narrows.passes.choosing.budgets import catalog as budgets
 from narrows.passes.choosing.budgets.base import Goal, Part, Summed
 from narrows.passes.choosing.criteria.base import Remembered
@@ -77,8 +78,14 @@ def make_plan(
     if choosing.budgets:
         setting = Setting(program, given, plan, options, choosing, costs, clock, progress)
         goals = _goals(choosing, layers)
+        if costs is not None and not any(goal.budget.timed for goal in goals):
+            what = f"costs have no effect with {' and '.join(choosing.budgets)}"
+            raise PlanUsageError(what, hint="latency=0.8")
         named = choosing.allocator
-        allocator = allocators.usual(choosing, goals) if named is None else allocators.find(named)
+        allocator = (
+            allocators.usual(choosing, costs, goals) if named is None else allocators.find(named)
+        )
+        _refuse_idle_groups(choosing, allocator)
         made = allocator.plan(setting, goals)
         return made.with_notes(*hardly(program, made, options))
     if choosing.ratio is None:
@@ -134,7 +141,6 @@ def _costs(choosing: Choosing) -> Costs | None:
 def _goals(choosing: Choosing, layers: Mapping[str, Any]) -> list[Goal]:
     """Return what the budgets ask for; `PlanUsageError` for one that is unknown or no share."""
     found = []
-    groups = choosing.groups or {}
     for name, given in choosing.budgets.items():
         budget = budgets.find(name)
         if budget.coupled and not choosing.constrained:
@@ -151,17 +157,21 @@ def _goals(choosing: Choosing, layers: Mapping[str, Any]) -> list[Goal]:
                     where=name,
                     why="it is relative to the unpruned program's",
                 )
-            one = budget if not group else _part(budget, group, groups, layers)
+            one = budget if not group else _part(budget, group, choosing.groups or {}, layers)
             found.append(Goal(one, float(share)))
+    return found
+
+
+def _refuse_idle_groups(choosing: Choosing, allocator: Allocator) -> None:
+    """Raise for a group that neither a budget nor the allocator asks for."""
     used = {g for v in choosing.budgets.values() if isinstance(v, Mapping) for g in v}
-    idle = [group for group in groups if group not in used]
+    idle = [g for g in choosing.groups or () if g not in used and not allocator.groups]
     if idle:
         raise PlanUsageError(
             f"the group {idle[0]!r} has no effect",
             why="no budget names it",
-            hint=f"macs={{{idle[0]!r}: 0.7}}",
+            hint=f"macs={{{idle[0]!r}: 0.7}}, or allocator='thresholds'",
         )
-    return found
 
 
 def _part(budget: Any, group: str, groups: Mapping[str, Any], layers: Mapping[str, Any]) -> Part:

@@ -11,7 +11,7 @@ was asked for.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -44,15 +44,24 @@ class Aim:
         share: The latency over that of the unpruned program.
         costs: The target's cost table.
         batch: The number of examples.
+        clock: The time of a program over the unpruned one's where it really runs; what the costs
+            predict is taken for it without one.
+        slack: How much less than asked for is near enough.
     """
 
     share: float
     costs: Costs
     batch: int = 1
+    clock: Callable[[Program], float] | None = None
+    slack: float = SLACK
 
     def seconds(self, program: Program) -> float:
         """Return the predicted latency of a program."""
         return sum(s for _, s in self.costs.predict(program, self.batch))
+
+    def truth(self, program: Program, whole: float) -> float:
+        """Return the latency of a pruned program, where the unpruned one's is ``whole``."""
+        return self.seconds(program) if self.clock is None else whole * self.clock(program)
 
     def formed(self, program: Program, plan: ChannelPlan) -> Program:
         """Return what the stages of pruning make of a plan."""
@@ -170,7 +179,7 @@ class Trials:
             if trial.seconds <= wanted:
                 low = budget
                 best = trial if best is None else max(best, trial, key=self._worth)
-                if trial.seconds >= wanted * (1 - SLACK):
+                if trial.seconds >= wanted * (1 - self.aim.slack):
                     break
             else:
                 high = budget
@@ -189,7 +198,8 @@ class Trials:
         least = min(self._tried.values(), key=lambda t: t.seconds)
         if least.seconds <= wanted:
             return least
-        why = f"by the costs of {self.aim.costs.name} the least is {least.seconds / self.whole:.3f}"
+        by = "by the costs of" if self.aim.clock is None else "measured on"
+        why = f"{by} {self.aim.costs.name} the least is {least.seconds / self.whole:.3f}"
         skipped = "; ".join(self.ranking.skipped[:3])
         raise PlanError(
             f"a latency of {self.aim.share:g} cannot be reached",
@@ -216,15 +226,19 @@ class Trials:
         return self.ranking.plan_of(self.candidates, gone, dict.fromkeys(names, label))
 
     def _really(self, plan: ChannelPlan) -> float:
-        """Return the latency predicted for what the stages of pruning make of a plan."""
-        return self.aim.seconds(self.aim.formed(self.ranking.program, plan))
+        """Return the latency of what the stages of pruning make of a plan."""
+        return self.aim.truth(self.aim.formed(self.ranking.program, plan), self.whole)
 
 
 def _notes(program: Program, best: Trial, trials: Trials, options: Options) -> list[Note]:
     whole, now = trials.whole, best.seconds
     mass = kept_mass(program, best.plan, options.criterion)
+    predicted = (
+        f"{1e3 * now:.4g} ms predicted, {now / whole:.3f} of the unpruned {1e3 * whole:.4g} ms"
+    )
+    measured = f"{now / whole:.3f} of the unpruned latency, measured"
     said = (
-        f"{1e3 * now:.4g} ms predicted, {now / whole:.3f} of the unpruned {1e3 * whole:.4g} ms, "
+        f"{predicted if trials.aim.clock is None else measured}, "
         f"on {trials.aim.costs.name}, batch {trials.aim.batch}; {mass:.3f} of the score mass kept"
     )
     notes = [Note(program.name, "latency", said)]

@@ -14,8 +14,8 @@ from narrows.passes.plans.plan import ChannelPlan
 from narrows.passes.plans.rank import Options
 from narrows.passes.quant.batches import CHOOSING, batches
 
-# The seconds of a program where it really runs.
-Clock = Callable[[Program], float]
+# The time of a program where it really runs, over the unpruned one's, in so many bits or in floats.
+Clock = Callable[[Program, int | None], float]
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,10 +8,11 @@ from typing import ClassVar
 
 from narrows.errors import PlanUsageError
 from narrows.ir.program import Note
+from narrows.passes.choosing.allocators.corrected import corrected
 from narrows.passes.choosing.allocators.rounds import in_rounds
 from narrows.passes.choosing.budgets.base import Goal, Limit, unreachable
 from narrows.passes.choosing.prepare import prepared
-from narrows.passes.plans.candidates import Candidates, Widths
+from narrows.passes.plans.candidates import Candidates
 from narrows.passes.plans.plan import ChannelPlan
 from narrows.passes.plans.setting import Setting
 
@@ -22,10 +23,12 @@ class Allocator(ABC):
     Attributes:
         name: What it is called.
         paper: Where it is from.
+        groups: Whether it asks for the groups that are named, whatever the budgets.
     """
 
     name: ClassVar[str]
     paper: ClassVar[str] = ""
+    groups: ClassVar[bool] = False
 
     @abstractmethod
     def plan(self, setting: Setting, goals: Sequence[Goal]) -> ChannelPlan:
@@ -55,7 +58,7 @@ class ByWidths(Allocator):
 
         Args:
             candidates: What may go, in its order, and what it is worth.
-            limits: What the widths may cost. The least widths meet all of them.
+            limits: What the widths may cost. If no widths are within them, the least are returned.
         """
 
     def plan(self, setting: Setting, goals: Sequence[Goal]) -> ChannelPlan:
@@ -69,9 +72,9 @@ class ByWidths(Allocator):
         candidates = Candidates.of(setting, prepared(setting.program))
         limits = limits_of(candidates, goals)
         label = ", ".join(g.label for g in goals)
-        widths = self.widths(candidates, limits)
+        widths, lefts = corrected(candidates, limits, self.widths)
         made = candidates.plan(widths, f"{setting.options.criterion.name} {label}")
-        return made.with_notes(*told(candidates, limits, widths))
+        return made.with_notes(told(candidates, limits, lefts))
 
 
 def limits_of(candidates: Candidates, goals: Sequence[Goal]) -> list[Limit]:
@@ -80,20 +83,20 @@ def limits_of(candidates: Candidates, goals: Sequence[Goal]) -> list[Limit]:
     for goal in goals:
         whole = goal.budget.whole(candidates)
         limit = Limit(goal, whole * goal.share, whole, goal.budget.quick(candidates))
-        if not limit.meets(candidates.least):
+        if not goal.budget.slack and not limit.meets(candidates.least):
             least = limit.cost(candidates.least) / whole if whole else 1.0
             raise unreachable(goal, least, candidates.setting.choosing.constrained)
         found.append(limit)
     return found
 
 
-def told(candidates: Candidates, limits: Sequence[Limit], widths: Widths) -> list[Note]:
-    """Return what is to be said of widths: what is left of every budget."""
+def told(candidates: Candidates, limits: Sequence[Limit], lefts: Sequence[float]) -> Note:
+    """Return what is to be said of a plan: what is left of every budget."""
     left = ", ".join(
-        f"{limit.left(widths):.3f} of the {limit.goal.budget.unit} of {limit.goal.share:g}"
-        for limit in limits
+        f"{left:.3f} of the {limit.goal.budget.unit} ({limit.goal.label})"
+        for limit, left in zip(limits, lefts, strict=True)
     )
-    return [Note(candidates.setting.program.name, "budget", f"left: {left}")]
+    return Note(candidates.setting.program.name, "budget", f"left: {left}")
 
 
 __all__ = ["Allocator", "ByWidths", "limits_of", "told"]

@@ -1,53 +1,46 @@
-"""`Bisection`: one ratio of all channels together, as small as the budgets allow."""
+"""`Bisection`: widths in proportion to what a layer's channels are worth, scaled to the budgets."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+
 from narrows.passes.choosing.allocators.base import ByWidths
+from narrows.passes.choosing.allocators.scalar import bisected, filled
 from narrows.passes.choosing.budgets.base import Limit
 from narrows.passes.plans.candidates import Candidates
-
-TURNS = 12  # halvings of the ratio
-NEAR = 0.002  # of the share: close enough
 
 
 @dataclass(frozen=True)
 class Bisection(ByWidths):
-    """Ranks all channels together, and bisects the ratio of them that goes to the budgets."""
+    """Each keeps a share of its channels in proportion to their mean score, up to all of them.
+
+    The one factor of that proportion is bisected to the budgets. The paper's scores are the gains
+    of batch norms: ``criterion="bn-scale"``. Where one channel more fits, those that are worth the
+    most stay.
+    """
 
     name: ClassVar[str] = "bisection"
-    paper: ClassVar[str] = "Liu et al., AdaPruner, 2021: one scalar is bisected to the budget"
+    paper: ClassVar[str] = "Liu et al., AdaPruner: adaptive channel pruning, 2021"
 
     def widths(self, candidates: Candidates, limits: Sequence[Limit]) -> Sequence[int]:
-        """Return the widths of the smallest ratio that is within all limits."""
-        low, high, best = 0.0, 1.0, candidates.least
-        for turn in range(TURNS):
-            ratio = (low + high) / 2
-            widths = at_ratio(candidates, ratio)
-            lefts = [limit.left(widths) for limit in limits]
-            if all(limit.meets(widths) for limit in limits):
-                high, best = ratio, widths
-            else:
-                low = ratio
-            told = ", ".join(
-                f"{left:.3f} of the {limit.goal.budget.unit}"
-                for left, limit in zip(lefts, limits, strict=True)
-            )
-            candidates.setting.tell(f"ratio {ratio:.4f}: {told}", turn + 1, TURNS)
-            free = [limit.goal.share - left for left, limit in zip(lefts, limits, strict=True)]
-            if 0 <= min(free) < NEAR:
-                break
-        return best
+        """Return the widths of the largest factor that is within all limits."""
+        means = np.array([float(np.abs(c.scores).mean()) for c in candidates.members])
+        largest = float(means.max())
+        shares = means / largest if largest > 0 else np.ones_like(means)
+        full, least = np.array(candidates.full), np.array(candidates.least)
+        smallest = float(shares[shares > 0].min())
+
+        def at(amount: float) -> list[int]:
+            # From where the smallest share is all of its layer's channels down to nothing.
+            factor = (1 - amount) / (smallest ** (1 - amount))
+            wanted = np.minimum(1.0, factor * shares) * full
+            return np.maximum(least, (wanted + 1e-9).astype(int)).tolist()
+
+        return filled(candidates, limits, at(bisected(candidates, limits, at)))
 
 
-def at_ratio(candidates: Candidates, ratio: float) -> list[int]:
-    """Return the widths where a share of all channels goes, those that rank lowest overall."""
-    asked = [replace(c, ratio=ratio, group=0) for c in candidates.members]
-    gone = candidates.ranking.lowest_overall(asked)
-    return [full - len(g) for full, g in zip(candidates.full, gone, strict=True)]
-
-
-__all__ = ["Bisection", "at_ratio"]
+__all__ = ["Bisection"]

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from narrows.errors import PlanError, PlanUsageError
+from narrows.ir.costs import Costs
 from narrows.passes.choosing.allocators.base import Allocator
 from narrows.passes.choosing.budgets.base import Goal, Summed
 from narrows.passes.choosing.catalogs import Catalog
@@ -21,8 +22,11 @@ from narrows.registry import Registry
 ROOM = "narrows.passes.choosing.allocators"
 BUILTIN: dict[str, str] = {
     "descent": f"{ROOM}.descent:Descent",
-    "bisection": f"{ROOM}.bisection:Bisection",
     "ladder": f"{ROOM}.ladder:Ladder",
+    "global": f"{ROOM}.overall:Global",
+    "thresholds": f"{ROOM}.thresholds:Thresholds",
+    "uniform": f"{ROOM}.uniform:Uniform",
+    "bisection": f"{ROOM}.bisection:Bisection",
 }
 
 ALLOCATORS = Catalog(
@@ -41,12 +45,13 @@ def find(allocator: Any) -> Allocator:
     return found
 
 
-def usual(choosing: Choosing, goals: Sequence[Goal]) -> Allocator:
+def usual(choosing: Choosing, costs: Costs | None, goals: Sequence[Goal]) -> Allocator:
     """Return the allocator for options that name none."""
-    if len(goals) == 1 and goals[0].budget.name == "latency":
+    name = goals[0].budget.name
+    if len(goals) == 1 and (name == "latency" or (name == "measured" and costs is not None)):
         return find("ladder")
     summed = all(isinstance(goal.budget, Summed) for goal in goals)
-    return find("descent" if summed and choosing.by_losses else "bisection")
+    return find("descent" if summed and choosing.by_losses else "global")
 
 
 __all__ = ["ALLOCATORS", "find", "usual"]

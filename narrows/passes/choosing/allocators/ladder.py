@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from narrows.passes.choosing.allocators.base import Allocator
 from narrows.passes.choosing.allocators.rounds import in_rounds
 from narrows.passes.choosing.budgets.base import Goal
 from narrows.passes.choosing.budgets.latency import Latency, aim
+from narrows.passes.choosing.budgets.measured import Measured
 from narrows.passes.plans.latency import aimed
 from narrows.passes.plans.plan import ChannelPlan
 from narrows.passes.plans.setting import Setting
@@ -28,7 +29,7 @@ class Ladder(Allocator):
     def plan(self, setting: Setting, goals: Sequence[Goal]) -> ChannelPlan:
         """Return a plan that reaches a latency; with data it is gone down to in rounds."""
         for goal in goals:
-            if len(goals) > 1 or not isinstance(goal.budget, Latency):
+            if len(goals) > 1 or not isinstance(goal.budget, Latency | Measured):
                 why = "it goes by the seconds of one target, and nothing else"
                 raise self.refuse(goals[-1] if len(goals) > 1 else goal, why, "allocator='global'")
         if setting.choosing.by_losses:
@@ -38,9 +39,10 @@ class Ladder(Allocator):
     def once(self, setting: Setting, goals: Sequence[Goal]) -> ChannelPlan:
         """Return the plan by the scores of the setting's criterion."""
         (goal,) = goals
-        return aimed(
-            setting.program, setting.given, setting.plan, setting.options, aim(setting, goal.share)
-        )
+        aims = aim(setting, goal.share)
+        if isinstance(goal.budget, Measured):
+            aims = replace(aims, clock=goal.budget.clock(setting), slack=goal.budget.slack)
+        return aimed(setting.program, setting.given, setting.plan, setting.options, aims)
 
 
 __all__ = ["Ladder"]

@@ -25,12 +25,17 @@ class Budget(ABC):
         unit: What its number counts.
         paper: Where it is from.
         coupled: Whether it is one of programs that lose whole couplings.
+        timed: Whether it needs a target.
+        slack: How much less than asked for is near enough where `quick` is not what `of` says; 0
+            where the two are the same.
     """
 
     name: ClassVar[str]
     unit: ClassVar[str]
     paper: ClassVar[str] = ""
     coupled: ClassVar[bool] = False
+    timed: ClassVar[bool] = False
+    slack: ClassVar[float] = 0.0
 
     @abstractmethod
     def of(self, candidates: Candidates, widths: Widths) -> float:

@@ -21,6 +21,7 @@ BUILTIN: dict[str, str] = {
     "params": f"{ROOM}.params:Params",
     "channels": f"{ROOM}.channels:Channels",
     "latency": f"{ROOM}.latency:Latency",
+    "measured": f"{ROOM}.measured:Measured",
 }
 
 BUDGETS = Catalog(Registry("budget", "narrows.budgets", BUILTIN, PlanError, PlanUsageError))

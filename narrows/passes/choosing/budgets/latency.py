@@ -10,7 +10,7 @@ from narrows.errors import PlanUsageError
 from narrows.ir.structure import structure_of
 from narrows.passes.choosing.budgets.base import Budget
 from narrows.passes.plans.candidates import Candidates, Widths
-from narrows.passes.plans.latency import Aim
+from narrows.passes.plans.latency import SLACK, Aim
 from narrows.passes.plans.latency_model import LatencyModel
 from narrows.passes.plans.setting import Setting
 
@@ -23,6 +23,8 @@ class Latency(Budget):
     unit: ClassVar[str] = "seconds, predicted"
     paper: ClassVar[str] = "staircases of time: Shen et al., SMCP, NeurIPS 2022"
     coupled: ClassVar[bool] = True
+    timed: ClassVar[bool] = True
+    slack: ClassVar[float] = SLACK
 
     def of(self, candidates: Candidates, widths: Widths) -> float:
         """Return the seconds predicted for the pruned program."""
