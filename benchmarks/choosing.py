@@ -11,7 +11,8 @@ The methods: ``losses`` is `narrows.plan` with a budget and data, each layer cho
 ``couplings`` the same for whole couplings; ``l1``, ``l2`` and other criteria are the ratio that
 comes to the same multiply-accumulates, over the whole network, each layer for itself. With
 ``+repair`` the weights that are left are solved for (`narrows.compensate`), which is always done
-for the first two; ``losses-repair`` leaves it out. ``onnx`` is a latency in place of
+for the first two; ``losses-repair`` leaves it out. ``allocator:uniform`` is ``losses`` with another
+allocator (``narrows allocators``), ``allocator:uniform:couplings`` for whole couplings. ``onnx`` is a latency in place of
 multiply-accumulates, predicted for ONNX Runtime.
 """
 
@@ -65,16 +66,21 @@ def figure(case: Case, method: str, budget: float, data: list[Tensor]) -> dict[s
     start = time.process_time()
     name, _, repair = method.partition("+")
     plain = name == "losses-repair"
-    if name in ("losses", "couplings", "losses-repair"):
-        constrained = name == "couplings"
-        plan = narrows.plan(case.program, macs=budget, data=data, constrained=constrained)
+    kind, _, allocator = name.partition(":")
+    allocator, _, couplings = allocator.partition(":")
+    if kind in ("losses", "couplings", "losses-repair", "allocator"):
+        constrained = "couplings" in (kind, couplings)
+        plan = narrows.plan(
+            case.program, macs=budget, data=data, constrained=constrained,
+            allocator=allocator or None,
+        )  # fmt: skip
     elif name == "onnx":
         plan = narrows.plan(case.program, latency=budget, target="onnx", data=data)
     else:
         seen = data if measures(find(name)) else None
         plan = narrows.plan(case.program, macs=budget, criterion=name, constrained=False, data=seen)
     made = case.program
-    if repair or name in ("losses", "couplings", "onnx"):
+    if repair or kind in ("losses", "couplings", "onnx", "allocator"):
         made = narrows.compensate(case.program, plan, data=data)
     seconds = time.process_time() - start
     masked = plan.masked(made) if not plain else plan.masked(case.program)
