@@ -12,8 +12,8 @@ The methods: ``losses`` is `narrows.plan` with a budget and data, each layer cho
 comes to the same multiply-accumulates, over the whole network, each layer for itself. With
 ``+repair`` the weights that are left are solved for (`narrows.compensate`), which is always done
 for the first two; ``losses-repair`` leaves it out. ``allocator:uniform`` is ``losses`` with another
-allocator (``narrows allocators``), ``allocator:uniform:couplings`` for whole couplings. ``onnx`` is a latency in place of
-multiply-accumulates, predicted for ONNX Runtime.
+allocator (``narrows allocators``), ``allocator:uniform:couplings`` for whole couplings. ``onnx`` is
+a latency in place of multiply-accumulates, predicted for ONNX Runtime.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -13,8 +15,12 @@ import narrows
 from narrows.api.stopwatch import Stopwatch
 from narrows.errors import PlanError, PlanUsageError
 from narrows.ir.program import Program
-from narrows.passes.choosing.allocators.base import ByWidths
-from narrows.passes.choosing.budgets.base import Limit
+from narrows.passes.choosing.allocators.base import ByWidths, limits_of
+from narrows.passes.choosing.allocators.bisection import Bisection
+from narrows.passes.choosing.allocators.knapsack import CELLS, Cells, Knapsack
+from narrows.passes.choosing.allocators.overall import Global
+from narrows.passes.choosing.allocators.uniform import Uniform
+from narrows.passes.choosing.budgets.base import Goal, Limit
 from narrows.passes.choosing.budgets.catalog import find
 from narrows.passes.choosing.criteria.catalog import find as criterion
 from narrows.passes.choosing.prepare import prepared
@@ -191,6 +197,79 @@ def test_scalars_by_losses_in_rounds(program: Program, name: str):
     assert plan.fingerprint == ChannelPlan.given(program).fingerprint
 
 
+# ------------------------------------------------------------------ knapsacks
+
+
+def test_cells_are_the_best_there_is():
+    """Against all combinations, for every capacity."""
+    generator = np.random.default_rng(3)
+    for _ in range(5):
+        costs = [np.sort(generator.integers(0, 40, size=n)).astype(float) for n in (4, 3, 5, 2)]
+        losses = [np.sort(generator.random(len(c)))[::-1].copy() for c in costs]
+        cells = Cells(costs, losses, CELLS)  # a cell is 1
+        every = list(itertools.product(*(range(len(c)) for c in costs)))
+        for capacity in range(0, int(sum(c.max() for c in costs)) + 1, 7):
+            fitting = [
+                total(losses, picked) for picked in every if total(costs, picked) <= capacity
+            ]
+            found = cells.best(capacity)
+            if found is None:
+                assert not fitting
+                continue
+            assert total(costs, found) <= capacity
+            assert total(losses, found) == pytest.approx(min(fitting), rel=1e-12)
+
+
+def total(values: Sequence[np.ndarray], picked: Sequence[int]) -> float:
+    return float(sum(own[i] for own, i in zip(values, picked, strict=True)))
+
+
+@pytest.mark.parametrize("budget", ["macs", "params"])
+@pytest.mark.parametrize("share", [0.9, 0.7])
+def test_a_knapsack_loses_hardly_more_than_the_best_widths(
+    program: Program, budget: str, share: float
+):
+    """All widths of two couplings are tried; what one costs depends on the other."""
+    begun = candidates_of(program).setting
+    options = Options(criterion("l1"), (), (), ("head*",), 6, "local")
+    found = Candidates.of(dataclasses.replace(begun, options=options), prepared(program))
+    assert len(found.members) == 2
+    (limit,) = limits_of(found, [Goal(find(budget), share)])
+    widths = Knapsack().widths(found, [limit])
+    assert limit.meets(widths)
+    spans = (range(least, full + 1) for least, full in zip(found.least, found.full, strict=True))
+    best = min(lost(found, w) for w in itertools.product(*spans) if limit.meets(w))
+    assert lost(found, widths) <= best * 1.02
+
+
+def lost(candidates: Candidates, widths: Sequence[int]) -> float:
+    return float(sum(curve[w] for curve, w in zip(candidates.lost, widths, strict=True)))
+
+
+@pytest.mark.parametrize("name", ["knapsack", "spdy{tries=3}"])
+def test_knapsacks_by_losses(program: Program, name: str):
+    plan = narrows.plan(program, macs=0.6, allocator=name, data=DATA, constrained=False)
+    assert 0.55 < left(narrows.apply(program, plan)) / left(program) <= 0.6
+
+
+def test_a_knapsack_loses_no_more_than_other_widths(program: Program):
+    found = candidates_of(program)
+    limits = limits_of(found, [Goal(find("macs"), 0.6), Goal(find("params"), 0.7)])
+    widths = Knapsack().widths(found, limits)
+    assert all(limit.meets(widths) for limit in limits)
+    for other in (Uniform(), Global(), Bisection()):
+        assert lost(found, widths) <= lost(found, other.widths(found, limits)) * 1.001
+
+
+def test_a_knapsack_sees_the_staircase(program: Program):
+    """On a runtime in blocks of 16 channels no plan keeps 17."""
+    plan = narrows.plan(program, latency=0.8, costs=costs(), allocator="knapsack")
+    made = narrows.apply(program, plan)
+    before, after = (sum(s for _, s in costs().predict(p)) for p in (program, made))
+    assert after <= 0.8 * before
+    assert any("seconds, predicted" in n.message for n in plan.notes)
+
+
 # ------------------------------------------------------------------ measured
 
 
@@ -266,6 +345,7 @@ def test_an_allocator_of_ones_own(program: Program):
         ({"macs": 0.5, "allocator": "global{turns=3}"}, "global has no option 'turns'"),
         ({"macs": 0.5, "allocator": 3}, "an allocator is a name or an Allocator, got 3"),
         ({"macs": 0.5, "allocator": "ladder"}, "'ladder' does not go by macs"),
+        ({"macs": 0.5, "allocator": "spdy"}, "'spdy' tries plans on data"),
         ({"macs": 0.5, "allocator": "descent"}, "what the outputs lose on data"),
         ({"limits": {"channels": 0.5}, "data": DATA, "allocator": "descent"},
          "'descent' does not go by channels"),

@@ -18,6 +18,7 @@ from narrows.ir.structure import structure_of
 from narrows.passes.choosing.criteria.base import comparable
 from narrows.passes.choosing.products import Product
 from narrows.passes.choosing.reads import Floats, Reads, reads_of
+from narrows.passes.plans.latency import ByShare
 from narrows.passes.plans.plan import ChannelPlan
 from narrows.passes.plans.rank import Candidate, Ranking
 from narrows.passes.plans.setting import Setting
@@ -42,21 +43,22 @@ class Candidates:
     reads: Reads
 
     @staticmethod
-    def of(setting: Setting, prepared: Program, ranking: Ranking | None = None) -> Candidates:
+    def of(setting: Setting, prepared: Program) -> Candidates:
         """Return the candidates of a setting; `PlanError` if there are none.
 
         Args:
-            setting: The setting. Its criterion scores them.
+            setting: The setting. Its criterion scores them; what channels cost in nats adds up over
+                the layers that read them, other scores are averaged.
             prepared: The program, prepared.
-            ranking: What makes the candidates, if not every layer is to be asked what a channel is
-                worth.
         """
         structure = structure_of(setting.program)
-        chooser = ranking or Ranking(
+        choosing = setting.choosing
+        kind = ByShare if choosing.by_losses else Ranking
+        chooser = kind(
             setting.program, structure.layers, setting.given, setting.plan, setting.options
         )
-        constrained = setting.choosing.constrained
-        members = chooser.coupled(structure.ties) if constrained else chooser.single(("inputs",))
+        coupled = choosing.constrained
+        members = chooser.coupled(structure.ties) if coupled else chooser.single(("inputs",))
         chooser.refuse_none(members)
         return Candidates(setting, chooser, tuple(members), reads_of(prepared))
 
@@ -83,6 +85,11 @@ class Candidates:
         as_it_is = comparable(self.ranking.options.criterion)
         found = [c.scores if as_it_is else self.ranking.ranked(c.scores) for c in self.members]
         return [values[order] for values, order in zip(found, self.order, strict=True)]
+
+    @cached_property
+    def lost(self) -> list[Floats]:
+        """Per candidate what 0, 1, 2 ... channels that stay lose of its worth."""
+        return [np.concatenate([[0.0], np.cumsum(np.maximum(w, 0.0))])[::-1] for w in self.worth]
 
     def gone(self, widths: Widths) -> list[Ints]:
         """Return per candidate which channels go."""

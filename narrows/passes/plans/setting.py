@@ -31,6 +31,7 @@ class Setting:
         costs: The target's cost table, or ``None``.
         clock: What runs a program on the target and tells the seconds, or ``None``.
         progress: Told what is done, how far it is and of how much.
+        parts: The data as flat inputs where a plan is made by what the outputs lose.
     """
 
     program: Program
@@ -41,6 +42,7 @@ class Setting:
     costs: Costs | None = None
     clock: Clock | None = None
     progress: Progress | None = None
+    parts: tuple[Batch, ...] | None = None
 
     @property
     def examples(self) -> int:

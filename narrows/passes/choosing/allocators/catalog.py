@@ -27,6 +27,8 @@ BUILTIN: dict[str, str] = {
     "thresholds": f"{ROOM}.thresholds:Thresholds",
     "uniform": f"{ROOM}.uniform:Uniform",
     "bisection": f"{ROOM}.bisection:Bisection",
+    "knapsack": f"{ROOM}.knapsack:Knapsack",
+    "spdy": f"{ROOM}.spdy:Spdy",
 }
 
 ALLOCATORS = Catalog(

@@ -47,7 +47,8 @@ def in_rounds(
     for turn in range(1, ROUNDS + 1):
         steps = [replace(g, share=1 - (1 - g.share) * turn / ROUNDS) for g in goals]
         losses = Losses.of(current, parts, setting.choosing.outputs)
-        now = replace(setting, program=current, options=replace(options, criterion=losses))
+        asked = replace(options, criterion=losses)
+        now = replace(setting, program=current, options=asked, parts=tuple(parts))
         made = once(now, steps)
         if turn < ROUNDS:
             current = repaired(base, current, reads, Left.by(reads, made), parts)

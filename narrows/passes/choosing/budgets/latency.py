@@ -59,11 +59,13 @@ def modelled(candidates: Candidates) -> Callable[[Widths], float]:
     number = {id(tie): i for i, tie in enumerate(structure.ties)}
     ties = [number[id(c.coupling)] for c in candidates.members]
 
+    now = model.full()
+
     def seconds(widths: Widths) -> float:
-        every = [*model.widths]
         for tie, width in zip(ties, widths, strict=True):
-            every[tie] = width
-        return model.at(every).total
+            if now.widths[tie] != width:  # most of them are as they were when it was asked last
+                model.go(now, tie, width)
+        return now.total
 
     return seconds
 
