@@ -15,10 +15,11 @@ from narrows.passes.choosing.criteria.base import NoScoreError
 from narrows.passes.choosing.divergence import Divergence
 from narrows.passes.choosing.prepare import prepared
 from narrows.passes.choosing.reads import Floats, reads_of
-from narrows.passes.choosing.scales import few, scales
+from narrows.passes.choosing.scales import compared, few
 from narrows.passes.choosing.statistics import Batch, Statistics, measured, pieces, split
 from narrows.passes.choosing.surgeon import Surgeon, surgeons_of
 
+POINTS = (0.5, 1.0)  # of a layer's channels: there its losses are measured
 STEPS = 64  # in which a layer loses all its channels, to see what each adds
 
 
@@ -56,16 +57,20 @@ class Losses:
             divergence = Divergence.of(base.run_flat(list(halves[0][0])), outputs)
         parts = [measured(base, reads, half, divergence, i) for i, half in enumerate(halves)]
         folds = [(parts[i], few(base, halves[1 - i], reads)) for i in (0, 1)]
-        factors = scales(base, reads, folds, divergence, reads.all())
+        there = reads.all()
+        points = [compared(base, reads, folds, divergence, there, share) for share in POINTS]
         found: dict[str, Floats] = {}
         surgeons = surgeons_of(base, reads, Statistics.mean(parts), reads.all())
         for j, (product, surgeon) in enumerate(zip(reads.products, surgeons, strict=True)):
             own = reads.of_layer[j]
             costs = np.zeros(product.layer.inputs)
             if surgeon is not None:
-                for read, cost in zip(own, in_order(surgeon, len(own)), strict=True):
+                summed = [float(a[j]) for a, _ in points]
+                measured_ = [float(b[j]) for _, b in points]
+                each = held_to(in_order(surgeon, len(own)), summed, measured_)
+                for read, cost in zip(own, each, strict=True):
                     columns = reads.columns[read]
-                    costs[columns] = factors[j] * cost / len(columns)
+                    costs[columns] = cost / len(columns)
             found[product.layer.weight] = costs
         return Losses("losses", found)
 
@@ -77,6 +82,25 @@ class Losses:
                 f"{self.name} has no score for it", why="it is no layer that reads these channels"
             )
         return costs
+
+
+def held_to(costs: Floats, summed: Sequence[float], true: Sequence[float]) -> Floats:
+    """Return costs that come to what was measured at some points on their way.
+
+    Args:
+        costs: What each channel adds, in nats as they are summed.
+        summed: What is summed at the points, ascending.
+        true: What is measured there.
+    """
+    order = np.argsort(costs, kind="stable")
+    way = np.maximum.accumulate([0.0, *summed])
+    goal = np.maximum.accumulate([0.0, *true])
+    last = way[-1] if way[-1] > 0 else 1.0
+    total = np.concatenate([[0.0], np.cumsum(costs[order])])
+    found = np.interp(total * (last / max(total[-1], 1e-300)), way, goal)
+    result = np.empty_like(costs)
+    result[order] = np.diff(found)
+    return result
 
 
 def in_order(surgeon: Surgeon, count: int) -> Floats:

@@ -54,11 +54,7 @@ def scales(
         divergence: How outputs are compared.
         there: Per read whether it is there.
     """
-    summed, true = np.zeros(len(reads.products)), np.zeros(len(reads.products))
-    for found, batches in folds:
-        costs, changed = _reduced(program, reads, found, there)
-        summed += costs
-        true += _measured(program, reads, changed, batches, divergence)
+    summed, true = compared(program, reads, folds, divergence, there, SHARE)
     result = np.ones(len(reads.products))
     known = summed > 0
     if known.any():
@@ -67,16 +63,38 @@ def scales(
     return result
 
 
+def compared(
+    program: Program,
+    reads: Reads,
+    folds: Sequence[tuple[Statistics, Sequence[Batch]]],
+    divergence: Divergence,
+    there: Bools,
+    share: float,
+) -> tuple[Floats, Floats]:
+    """Return per layer the divergence that is summed, and the one that is measured.
+
+    Args:
+        program, reads, folds, divergence, there: As for `scales`.
+        share: How many of a layer's channels are removed, those that cost least.
+    """
+    summed, true = np.zeros(len(reads.products)), np.zeros(len(reads.products))
+    for found, batches in folds:
+        costs, changed = _reduced(program, reads, found, there, share)
+        summed += costs / len(folds)
+        true += _measured(program, reads, changed, batches, divergence) / len(folds)
+    return summed, true
+
+
 def _reduced(
-    program: Program, reads: Reads, found: Statistics, there: Bools
+    program: Program, reads: Reads, found: Statistics, there: Bools, share: float
 ) -> tuple[Floats, dict[int, torch.Tensor]]:
     """Return per layer what a share of its channels costs, and its matrix without them."""
     costs, changed = np.zeros(len(reads.products)), {}
     for j, surgeon in enumerate(surgeons_of(program, reads, found, there)):
         left = int(there[reads.of_layer[j]].sum())
-        if surgeon is None or left < 2:
+        goal = max(1, round(share * left))
+        if surgeon is None or not left or (goal == left and share < 1):
             continue
-        goal = min(left - 1, max(1, round(SHARE * left)))
         for turn in range(TURNS):
             count = goal * (turn + 1) // TURNS - goal * turn // TURNS
             if count:
@@ -134,4 +152,4 @@ def few(program: Program, batches: Sequence[Batch], reads: Reads) -> list[Batch]
     return result
 
 
-__all__ = ["few", "scales"]
+__all__ = ["compared", "few", "scales"]

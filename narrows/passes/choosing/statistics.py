@@ -80,9 +80,6 @@ class _Measuring:
         self.number = {p.layer.node: j for j, p in enumerate(reads.products)}
         self.read = {p.contraction.x for p in reads.products}
         self.wanted = [bool(reads.free[own].any()) for own in reads.of_layer]
-        # The layers' own alone: statistics of norms have no gradient.
-        names = {n for p in reads.products for n in (p.layer.weight, p.bias) if n}
-        self.own = names
         self.grams: list[Tensor | None] = [None for _ in reads.products]
         self.rows = [0 for _ in reads.products]
         self.squares = [
@@ -108,14 +105,16 @@ class _Measuring:
         def observe(node: fx.Node, value: Any) -> None:
             if node in self.read:
                 fed[node] = value.detach()
-            if node in self.number and value.requires_grad:
-                value.retain_grad()
+            if node in self.number and value.is_floating_point():
+                # The first layers' results begin the recording: no weight needs a gradient.
+                if value.requires_grad:
+                    value.retain_grad()
+                else:
+                    value.requires_grad_()
                 made[self.number[node]] = value
 
         with torch.inference_mode(False), torch.enable_grad():
             weights = {n: leaf(w) for n, w in self.program.weights.items()}
-            for name in self.own:
-                weights[name].requires_grad_()
             given = [leaf(v) if isinstance(v, Tensor) else v for v in batch]
             outputs = self.program.run_flat(given, weights, observe)
             send_back(self.program, self.divergence.probe(outputs, generator))
