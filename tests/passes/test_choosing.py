@@ -100,7 +100,9 @@ def test_what_is_counted_is_what_is_left(name: str):
     shared = {p.layer.weight for p in found.reads.products if found.reads.notes}
     if not shared:  # a weight of several uses is untied, under other names
         assert there <= whole * found.curve[-1][0] * (1 + 1e-9)
-        if name != "slice_prefix":
+        # What follows a layer that reads nothing is constant, too, and no longer there at all.
+        empty = (found.reads.widths(found.there)[0] == 0).any()
+        if name != "slice_prefix" and not empty:
             assert there == pytest.approx(whole * found.curve[-1][0])
 
 

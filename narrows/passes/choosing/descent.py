@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
+from torch import fx
 
 from narrows.ir.labels import Bools, Ints
 from narrows.passes.choosing.reads import Floats, Reads
@@ -22,6 +23,7 @@ def descend(
     goal: float,
     group: Ints | None = None,
     least: int = 1,
+    open_past: Callable[[list[fx.Node]], bool] | None = None,
 ) -> Bools:
     """Return which reads are there when the cost has come down to a goal.
 
@@ -35,8 +37,10 @@ def descend(
         group: Per read its group: those of one go together, those of -1 stay. Without groups every
             layer chooses for itself.
         least: How many reads every layer keeps at least.
+        open_past: Whether a layer may lose even the last one: whether the network goes on when some
+            layers read nothing. Without it none may.
     """
-    return _Descent(reads, surgeons, factors, there, each, group, least).to(goal)
+    return _Descent(reads, surgeons, factors, there, each, group, least, open_past).to(goal)
 
 
 class _Descent:
@@ -49,9 +53,11 @@ class _Descent:
         each: Floats,
         group: Ints | None,
         least: int,
+        open_past: Callable[[list[fx.Node]], bool] | None,
     ) -> None:
         self.reads, self.surgeons, self.factors = reads, surgeons, factors
         self.there, self.each, self.keep = there.copy(), each, least
+        self.open_past = open_past if least == 1 else None
         self.group = np.arange(len(there)) if group is None else group
         self.alone = group is None
         self.moves = _members(self.group)
@@ -97,13 +103,22 @@ class _Descent:
             if len(taken) >= self.count or gain >= excess or not np.isfinite(ratio[move]):
                 break
             own = self.moves[move]
-            layers = self.reads.layer[own[self.there[own]]]
-            if (left[layers] <= self.keep).any():
+            layers, counts = np.unique(self.reads.layer[own[self.there[own]]], return_counts=True)
+            after = left[layers] - counts
+            if (after < self.keep).any() and not self._goes_on(left, layers[after < self.keep]):
                 continue
-            np.subtract.at(left, layers, 1)
+            left[layers] = after
             taken.append(int(move))
             gain += saved[move]
         return taken
+
+    def _goes_on(self, left: Ints, layers: Ints) -> bool:
+        """Whether the network goes on when layers lose all they read, as others have already."""
+        if self.open_past is None:
+            return False
+        empty = [j for j, own in enumerate(self.reads.of_layer) if len(own) and not left[j]]
+        nodes = [self.reads.products[j].layer.node for j in (*empty, *layers.tolist())]
+        return self.open_past(nodes)
 
     def _remove(self, gone: Ints) -> list[int]:
         """Remove reads; return whose costs have changed by that."""

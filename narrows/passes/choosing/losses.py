@@ -37,6 +37,7 @@ class Losses:
     """
 
     comparable: ClassVar[bool] = True
+    additive: ClassVar[bool] = True
 
     name: str
     found: Mapping[str, Floats]

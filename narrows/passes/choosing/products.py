@@ -27,6 +27,7 @@ from narrows.ir.structure.layers import Layer, root_of
 
 # So many rows of patches are enough to solve a layer by: these times its columns, within limits.
 ROWS, LEAST_ROWS, MOST_ROWS = 64, 1 << 14, 1 << 16
+ON_THE_WAY = 0.4  # of them are enough to choose by, and for a repair before the last one
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,15 +109,16 @@ class Product:
         """Return what it multiplies of its input: ``[groups, inputs * taps, rows]``; see `rows`."""
         return self._patches(_wide(x), places).reshape(self.groups, self.inputs * self.taps, -1)
 
-    def places(self, y: Tensor, examples: int, turn: int) -> Tensor | None:
+    def places(self, y: Tensor, examples: int, turn: int, rows: float = 1.0) -> Tensor | None:
         """Return positions that are enough to solve the layer by; ``None`` for all of them.
 
         Args:
             y: A result of the layer.
             examples: How many examples there are, in all batches.
             turn: The number of the batch.
+            rows: The share of what is enough.
         """
-        goal = min(max(ROWS * self.inputs * self.taps, LEAST_ROWS), MOST_ROWS)
+        goal = rows * min(max(ROWS * self.inputs * self.taps, LEAST_ROWS), MOST_ROWS)
         return self.drawn(y, goal / examples, turn)
 
     def drawn(self, y: Tensor, each: float, seed: int = 0) -> Tensor | None:

@@ -38,6 +38,7 @@ def repaired(
     batches: Sequence[Batch],
     method: LayerWise = LEAST_SQUARES,
     progress: Progress | None = None,
+    rows: float = 1.0,
 ) -> Program:
     """Return the program with the weights that are left found anew, the others zero.
 
@@ -49,11 +50,12 @@ def repaired(
         batches: Flat inputs, batch by batch.
         method: How a layer makes up for what is gone.
         progress: Told what is done, how far it is and of how much.
+        rows: The share of the positions that a layer is solved by usually (`Product.places`).
 
     Raises:
         PlanError: What a layer sees, or has to make, is not finite.
     """
-    return _Repair(original, current, reads, left, batches, method, progress).run()
+    return _Repair(original, current, reads, left, batches, method, progress, rows).run()
 
 
 def held_by(program: Program, product: Product) -> str:
@@ -94,6 +96,7 @@ class _Repair:
         batches: Sequence[Batch],
         method: LayerWise,
         progress: Progress | None,
+        rows: float,
     ) -> None:
         self.original, self.reads, self.left, self.method = original, reads, left, method
         self.nodes = [n for n in original.graph.nodes if n.op == "call_function"]
@@ -101,7 +104,7 @@ class _Repair:
         self.examples = counted(original, batches)
         self.plain = _Side(original, batches, dict(original.weights))
         self.pruned = _Side(original, batches, left.masked(reads.products, current.weights))
-        self.progress = progress
+        self.progress, self.rows = progress, rows
         self.after = _needed_after(original.graph)
 
     def run(self) -> Program:
@@ -142,7 +145,7 @@ class _Repair:
             x = feeding.value(product.contraction.x, at)
             y = self.plain.value(product.layer.node, at)
             target = y if total is None else y + self._lost(total, at)
-            places = product.places(y, self.examples, at)
+            places = product.places(y, self.examples, at, self.rows)
             lines, wanted = product.rows(x, target, places)
             square = square + gram(lines)
             cross = cross + (wanted @ lines.mT).double()

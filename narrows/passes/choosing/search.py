@@ -19,17 +19,20 @@ from narrows.ir.couplings import Coupling
 from narrows.ir.labels import Bools
 from narrows.ir.program import Program
 from narrows.ir.structure import structure_of
+from narrows.ir.structure.branches import Branches
 from narrows.passes.choosing.descent import together
 from narrows.passes.choosing.divergence import Divergence
 from narrows.passes.choosing.joint import descend_all
 from narrows.passes.choosing.left import Left
 from narrows.passes.choosing.prepare import prepared
+from narrows.passes.choosing.products import ON_THE_WAY
 from narrows.passes.choosing.reads import Floats, Reads, reads_of
 from narrows.passes.choosing.repair import Progress, repaired
 from narrows.passes.choosing.scales import few, scales
 from narrows.passes.choosing.statistics import (
     Batch,
     Statistics,
+    at_least,
     counted,
     examples_of,
     measured,
@@ -40,6 +43,7 @@ from narrows.passes.choosing.surgeon import surgeons_of
 from narrows.passes.plans.plan import ChannelPlan
 
 STEP = 0.1  # of the cost goes in a round at most
+ENOUGH = 256  # examples for a repair on the way; what comes after the search has all
 MEMORY = 0.5  # of the factors of the rounds before: what is measured of one layer scatters
 
 
@@ -120,6 +124,8 @@ class Search:
         self.full = [reads.whole(each) for each in self.each]
         self.halves = split(base, pieces(base, batches))
         self.batches = [*self.halves[0], *self.halves[1]]
+        self.some = at_least(base, self.batches, ENOUGH)
+        self.open_past = Branches(base, ()).open_past
         with torch.no_grad():
             self.own = [base.run_flat(list(batch)) for batch in self.batches]
         self.divergence = Divergence.of(self.own[0], outputs)
@@ -149,10 +155,12 @@ class Search:
         surgeons = surgeons_of(now.program, reads, Statistics.mean(parts), now.there)
         goals = [full * share for full, share in zip(self.full, shares, strict=True)]
         costs = list(zip(self.each, self.full, goals, strict=True))
-        there = descend_all(reads, surgeons, factors, now.there, costs, self.group, self.least)
+        there = descend_all(
+            reads, surgeons, factors, now.there, costs, self.group, self.least, self.open_past
+        )
         self.tell(f"{step}: chosen", 3, 4)
         left_over = self.begun & Left.of(reads, there)
-        program = repaired(self.base, now.program, reads, left_over, self.batches)
+        program = repaired(self.base, now.program, reads, left_over, self.some, rows=ON_THE_WAY)
         left = self.left(there)[0]
         curve = (*now.curve, (left, self._apart(program)))
         self.state = Chosen(program, reads, there, factors, curve)

@@ -14,7 +14,7 @@ from narrows.ir.meta import Meta
 from narrows.ir.program import Program
 from narrows.passes.choosing.divergence import Divergence
 from narrows.passes.choosing.gradients import leaf, send_back
-from narrows.passes.choosing.products import Product, gram, refuse_infinite
+from narrows.passes.choosing.products import ON_THE_WAY, Product, gram, refuse_infinite
 from narrows.passes.choosing.reads import Reads
 
 Batch = Sequence[Any]
@@ -123,7 +123,7 @@ class _Measuring:
             if y.grad is not None:
                 self.squares[j] += _squares(product, y.grad)
             if self.wanted[j]:
-                places = product.places(y, self.examples, turn)
+                places = product.places(y, self.examples, turn, ON_THE_WAY)
                 lines, _ = product.rows(fed[product.contraction.x], y.detach(), places)
                 found, known = gram(lines), self.grams[j]
                 self.grams[j] = found if known is None else known + found
@@ -152,6 +152,12 @@ def counted(program: Program, batches: Sequence[Batch]) -> int:
 def takes_any(program: Program) -> bool:
     """Return whether a program takes any number of examples, so that batches may be cut."""
     return any(0 in Meta(node).dynamic for node in program.placeholders)
+
+
+def at_least(program: Program, batches: Sequence[Batch], examples: int) -> list[Batch]:
+    """Return batches spread over all that hold so many examples, or all of them."""
+    whole = counted(program, batches)
+    return [*batches][:: max(1, whole // examples)]
 
 
 def pieces(program: Program, batches: Sequence[Batch], size: int = PIECE) -> list[Batch]:
@@ -202,6 +208,14 @@ def part(program: Program, batch: Batch, start: int, end: int) -> Batch:
 
 __all__ = [
     "PIECE",
-    "Batch", "Statistics", "counted", "examples_of", "measured", "part", "pieces", "split",
+    "Batch",
+    "Statistics",
+    "at_least",
+    "counted",
+    "examples_of",
+    "measured",
+    "part",
+    "pieces",
+    "split",
     "takes_any",
 ]  # fmt: skip

@@ -21,6 +21,7 @@ from narrows.ir.costs import Costs
 from narrows.ir.graph import without_collection
 from narrows.ir.program import Note, Program
 from narrows.ir.structure import structure_of
+from narrows.ir.structure.branches import Branches
 from narrows.passes.choosing.criteria.base import comparable
 from narrows.passes.plans.latency_model import LatencyModel
 from narrows.passes.plans.latency_search import Choice, WidthSearch
@@ -94,11 +95,17 @@ def aimed(
     ranking = ByShare(program, structure.layers, given, plan, options)
     candidates = ranking.coupled(structure.ties)
     number = {id(c): i for i, c in enumerate(structure.ties)}
-    choices = [Choice(number[id(c.coupling)], c.scores, options.min_width) for c in candidates]
+    ties = [number[id(c.coupling)] for c in candidates]
+    additive = getattr(options.criterion, "additive", False)
+    branches = Branches(program, ties if additive and options.min_width == 1 else ())
+    choices = [
+        Choice(tie, c.scores, options.min_width, additive, tie in branches.readers)
+        for tie, c in zip(ties, candidates, strict=True)
+    ]
     if aim.share < 1:
         ranking.refuse_none(candidates)
     model = LatencyModel(program, structure, aim.costs, aim.batch)
-    trials = Trials(aim, ranking, candidates, WidthSearch(model, choices))
+    trials = Trials(aim, ranking, candidates, WidthSearch(model, choices, branches.open_without))
     best = trials.run()
     return best.plan.with_notes(*_notes(program, best, trials, options))
 

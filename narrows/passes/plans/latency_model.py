@@ -155,6 +155,8 @@ class LatencyModel:
         cost, work = node.cost, node.cost.work
         if at == node.full:
             return cost.total
+        if any(full and not now for full, now in zip(node.full, at, strict=True)):
+            return 0.0  # what reads nothing is a constant, what makes nothing is gone
         reads, makes = (a / f if f else 1.0 for a, f in zip(at, node.full, strict=True))
         least = self.costs.least_seconds
         layout = max(least, cost.layout * reads) if cost.layout else 0.0

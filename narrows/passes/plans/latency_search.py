@@ -1,8 +1,10 @@
 """Widths of the most worth within a number of seconds.
 
 What a coupling keeps is worth the logarithm of the share of its values, times their sum. Its first
-channels are worth what their values say, its last ones ever more: the sum of the values alone would
-squeeze single couplings to next to nothing, and the network with them.
+channels are worth what their values say, its last ones ever more: the sum of scores alone would
+squeeze single couplings to next to nothing, and the network with them. Where values are measured
+losses, which add up, their sum is what it is worth, and a branch that another path goes around may
+lose everything (`narrows.ir.structure.branches`).
 
 Time is a staircase in every width, so widths move between *stops*, the multiples of the target's
 step. `WidthSearch.within` goes down from full widths, each time by the move that loses the least
@@ -16,7 +18,7 @@ from __future__ import annotations
 import heapq
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,15 +39,24 @@ class Choice:
         coupling: Its number in the model.
         values: The worth of each channel, at least 0.
         least: How many channels must stay.
+        additive: Whether the worth of several channels is the sum of theirs.
+        whole: Whether all may go where the search's ``open_without`` says so.
     """
 
     coupling: int
     values: np.ndarray
     least: int
+    additive: bool = False
+    whole: bool = False
 
     def kept(self, width: int) -> np.ndarray:
         """Return the ``width`` channels that are worth the most, sorted."""
         return np.sort(np.argsort(-self.values, kind="stable")[:width])
+
+
+def sum_of(values: np.ndarray) -> np.ndarray:
+    """Return what the highest 0, 1, 2 ... values are worth, at most 0: less what is lost."""
+    return np.concatenate([[0.0], np.cumsum(-np.sort(-values))]) - values.sum()
 
 
 def worth_of(values: np.ndarray) -> np.ndarray:
@@ -63,9 +74,21 @@ Move = tuple[float, int]
 class WidthSearch:
     """Looks for widths; see the module."""
 
-    def __init__(self, model: LatencyModel, choices: Sequence[Choice]) -> None:
-        self.model, self.choices = model, choices
-        self.worth = [worth_of(c.values) for c in choices]
+    def __init__(
+        self,
+        model: LatencyModel,
+        choices: Sequence[Choice],
+        open_without: Callable[[frozenset[int]], bool] = lambda gone: not gone,
+    ) -> None:
+        """Prepare a search.
+
+        Args:
+            model: The seconds.
+            choices: What may go.
+            open_without: Whether the network goes on without some couplings of the model.
+        """
+        self.model, self.choices, self.open_without = model, choices, open_without
+        self.worth = [(sum_of if c.additive else worth_of)(c.values) for c in choices]
         self.stops = [self._stops(c) for c in choices]
         self.near = self._neighbours()
 
@@ -76,7 +99,8 @@ class WidthSearch:
         inside = [w for w in range(step, full, step) if w >= choice.least]
         least = self.model.costs.least_step
         small = [w for w in range(least, min(step, full), least) if w >= choice.least]
-        return sorted({choice.least, *small, *inside, full})
+        none = [0] if choice.whole else []
+        return sorted({choice.least, *none, *small, *inside, full})
 
     def _neighbours(self) -> list[list[int]]:
         """Return per choice the choices that share an operator with it, itself included."""
@@ -116,6 +140,11 @@ class WidthSearch:
         while queue and now.total > seconds and self.value(now.widths) > best:
             move, i = heapq.heappop(queue)
             if move is not latest[i]:
+                continue
+            if not self._is_open(i, move[1], now):  # another branch has gone since
+                latest[i] = found = self._down(i, now)
+                if found is not None:
+                    heapq.heappush(queue, (found, i))
                 continue
             if now.total + self._change(i, move[1], now) > seconds:
                 self._go(i, move[1], now)
@@ -159,7 +188,9 @@ class WidthSearch:
         wide = now.widths[self.choices[i].coupling]
         below = self.stops[i][: bisect_left(self.stops[i], wide)]
         moves = []
-        for width in {*below[-AHEAD:], *below[:1]}:
+        for width in {*below[-AHEAD:], *below[:2]}:
+            if not self._is_open(i, width, now):
+                continue
             saved = -self._change(i, width, now)
             if GAIN < saved < most:
                 moves.append(((self.worth[i][wide] - self.worth[i][width]) / saved, width))
@@ -186,6 +217,13 @@ class WidthSearch:
                 moves.append((-won / max(cost, GAIN), -width))
         best = min(moves, default=None)  # of equals the wider one
         return None if best is None else (best[0], -best[1])
+
+    def _is_open(self, i: int, width: int, now: Widths) -> bool:
+        """Whether the network goes on with a choice that wide."""
+        if width:
+            return True
+        gone = {c.coupling for c in self.choices if not now.widths[c.coupling]}
+        return self.open_without(frozenset(gone | {self.choices[i].coupling}))
 
     def _change(self, i: int, width: int, now: Widths) -> float:
         return self.model.change(now, self.choices[i].coupling, width)

@@ -14,6 +14,7 @@ from narrows.passes.choosing.budgets.base import Goal
 from narrows.passes.choosing.left import Left
 from narrows.passes.choosing.losses import Losses
 from narrows.passes.choosing.prepare import prepared
+from narrows.passes.choosing.products import ON_THE_WAY
 from narrows.passes.choosing.reads import reads_of
 from narrows.passes.choosing.repair import repaired
 from narrows.passes.choosing.statistics import pieces
@@ -51,7 +52,8 @@ def in_rounds(
         now = replace(setting, program=current, options=asked, parts=tuple(parts))
         made = once(now, steps)
         if turn < ROUNDS:
-            current = repaired(base, current, reads, Left.by(reads, made), parts)
+            left = Left.by(reads, made)
+            current = repaired(base, current, reads, left, parts, rows=ON_THE_WAY)
         told = ", ".join(f"{step.share:.3f} of the {step.budget.name}" for step in steps)
         setting.tell(f"round {turn} of {ROUNDS}: {told}", turn, ROUNDS)
     return replace(made, fingerprint=fingerprint(setting.program)).with_notes(*reads.notes)
