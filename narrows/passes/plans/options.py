@@ -111,7 +111,8 @@ class Choosing:
         include: Globs on weight names: only layers of these names. Constrained, only couplings that
             one of these weights makes.
         exclude: Globs on weight names: no layer, and no coupling with a layer, of these names.
-        min_width: How many channels to leave at least.
+        min_width: How many channels to leave at least. With 1, and where channels are chosen by
+            what the outputs lose, a branch that another path goes around may still go whole.
     """
 
     zeros: bool = option(True)
