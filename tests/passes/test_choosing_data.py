@@ -178,3 +178,17 @@ def test_what_a_sum_lost_is_made_up_for_behind_a_scale_below_zero():
              for m in ("least-squares", "mean")}  # fmt: skip
     far = {m: float((made(x) - program(x)).square().mean()) for m, made in found.items()}
     assert far["least-squares"] < 0.2 * far["mean"]
+
+
+def test_the_classes_of_maps_tell_what_chance_is():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 3, 1, bias=False)).eval()
+    x = torch.randn(4, 3, 2, 100)
+    net[2].weight.data[:, 0] = 0.0
+    program = narrows.capture(net, (x,))
+    plan = ChannelPlan.given(program, {"2.weight": [0]})
+    made = narrows.compensate(program, plan, data=[x], method="mean", outputs="logits")
+    (note,) = [n for n in made.notes if n.reason == "compensated"]
+    share = float(note.message.rsplit(" -> ", 1)[1].split("%")[0])
+    assert share < 200 / 3  # one class everywhere
+    assert any(n.reason == "chance" for n in made.notes)

@@ -85,7 +85,8 @@ def _compared(
                 far[i] += divergence.between(own, found) * examples
                 agree[i] += (divergence.agreement(own, found) or 0.0) * examples
             if any(divergence.logits):
-                classes = min(z.shape[-1] for z, b in zip(own, divergence.logits, strict=True) if b)
+                told = zip(own, divergence.outputs, strict=True)
+                classes = min(z.shape[how.axis] for z, how in told if how.classes)
     far = [value / count for value in far]
     agree = [value / count for value in agree]
     text = f"{method.name}: divergence from the unpruned outputs {far[0]:.4g} -> {far[1]:.4g}"
