@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         quantize_weights,
     )
     from narrows.api.compressing import compress
+    from narrows.api.families import family
     from narrows.api.sensing import sense
     from narrows.backends.artifact import Artifact, load
     from narrows.ir.program import Program
@@ -71,6 +72,7 @@ _LAZY = {
     "compensate": "narrows.api",
     "compress": "narrows.api.compressing",
     "sense": "narrows.api.sensing",
+    "family": "narrows.api.families",
     "quantize": "narrows.api",
     "quantize_weights": "narrows.api",
     "compile": "narrows.api",
@@ -109,6 +111,7 @@ __all__ = [
     "compensate",
     "compile",
     "compress",
+    "family",
     "load",
     "lower",
     "plan",

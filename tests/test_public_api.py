@@ -23,6 +23,8 @@ FUNCTIONS = {
     "compress": "(model, inputs, *, data, target='onnx', evaluate=None, macs=None, params=None, "
     "latency=None, accuracy_drop=None, bits=None, outputs='auto', kwargs=None, "
     "dynamic_batch=True, name=None, check=True, progress=None)",
+    "family": "(program, *, data, macs=None, params=None, outputs='auto', constrained=True, "
+    "include=(), exclude=(), min_width=1, progress=None)",
     "load": "(path, *, trust=False)",
     "lower": "(program, target='onnx', *, plan=None, **options)",
     "quantize": "(program, calibration=None, *, weights=8, activations=8, method='mse', "

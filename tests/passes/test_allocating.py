@@ -303,6 +303,42 @@ def test_a_stopwatch_runs_what_is_lowered(program: Program, bits: int | None):
     assert 0 < watch(made, bits) < 50  # it runs; how fast is the machine's affair
 
 
+# ------------------------------------------------------------------ families
+
+
+@pytest.mark.parametrize("constrained", [True, False])
+def test_a_family_is_nested_and_meets_every_budget(program: Program, constrained: bool):
+    shares = [0.9, 0.8, 0.6]
+    plans = narrows.family(program, macs=shares, data=DATA, constrained=constrained)
+    for plan, share in zip(plans, shares, strict=True):
+        rest = left(narrows.apply(program, plan)) / left(program)
+        assert share - 0.06 < rest <= share * (1 + 1e-9)
+    for larger, smaller in itertools.pairwise(plans):
+        for weight, keep in larger.inputs.items():
+            assert set(smaller.inputs[weight]) <= set(keep)
+    first = narrows.plan(program, macs=0.9, data=DATA, constrained=constrained)
+    assert plans[0].inputs == first.inputs
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "a family has no budget"),
+        ({"macs": 0.5}, "macs of a family are shares that fall, got 0.5"),
+        ({"macs": [0.5, 0.7]}, "shares that fall"),
+        ({"macs": [0.5, "a"]}, "shares that fall"),
+        ({"macs": []}, "shares that fall"),
+        ({"macs": [0.9, float("nan")]}, "shares that fall"),
+        ({"macs": [1.5, 0.7]}, "macs are above 0 and up to 1"),
+        ({"macs": [0.9, 0.8], "params": [0.9]}, "got 2 of macs and 1 of params"),
+        ({"macs": [0.9], "data": None}, "there is none"),
+    ],
+)
+def test_a_family_refuses(program: Program, options: dict[str, Any], message: str):
+    with pytest.raises(PlanUsageError, match=message):
+        narrows.family(program, **{"data": DATA, **options})
+
+
 # ------------------------------------------------------------------ one of one's own
 
 

@@ -20,6 +20,7 @@ from narrows.ir.program import Note, Program
 from narrows.ir.structure.layers import SIDES, layers_of
 from narrows.passes.choosing.allocators import catalog as allocators
 from narrows.passes.choosing.allocators.base import Allocator
+from narrows.passes.choosing.allocators.descent import descended
 from narrows.passes.choosing.budgets import catalog as budgets
 from narrows.passes.choosing.budgets.base import Goal, Part, Summed
 from narrows.passes.choosing.criteria.base import Remembered
@@ -61,6 +62,32 @@ def make_plan(
         PlanError: A weight holds NaN, there is no layer, the ratio finds nothing that could be
             removed, or a budget cannot be met.
     """
+    setting = setting_of(program, keep_inputs, keep_outputs, choosing, progress, clock)
+    plan, options, costs = setting.plan, setting.options, setting.costs
+    if choosing.budgets:
+        made = _within(setting)
+    elif choosing.ratio is None:
+        if not plan.removed:
+            why = "the plan removes nothing: no masks, no zeros, no ratio"
+            plan = plan.with_notes(Note(program.name, "idle", why))
+        return plan
+    else:
+        sides = None if choosing.constrained else CHOICES[choosing.side or "input"]
+        made = ranked(program, setting.given, plan, options, sides)
+        if costs is not None:
+            made = take_back(program, made, costs, choosing.batch or 1)
+    return made.with_notes(*hardly(program, made, options))
+
+
+def setting_of(
+    program: Program,
+    keep_inputs: Mapping[str, Any] | None,
+    keep_outputs: Mapping[str, Any] | None,
+    choosing: Choosing,
+    progress: Progress | None = None,
+    clock: Clock | None = None,
+) -> Setting:
+    """Return what a plan is made for; the arguments and errors are those of `make_plan`."""
     costs = _costs(choosing)
     refuse_nan(program)
     plan = given = ChannelPlan.given(program, keep_inputs, keep_outputs)
@@ -75,28 +102,36 @@ def make_plan(
     options = Options(
         Remembered(criterion), ratios, include, exclude, choosing.min_width, choosing.scope
     )
-    if choosing.budgets:
-        setting = Setting(program, given, plan, options, choosing, costs, clock, progress)
-        goals = _goals(choosing, layers)
-        if costs is not None and not any(goal.budget.timed for goal in goals):
-            what = f"costs have no effect with {' and '.join(choosing.budgets)}"
-            raise PlanUsageError(what, hint="latency=0.8")
-        named = choosing.allocator
-        allocator = (
-            allocators.usual(choosing, costs, goals) if named is None else allocators.find(named)
-        )
-        _refuse_idle_groups(choosing, allocator)
-        made = allocator.plan(setting, goals)
-        return made.with_notes(*hardly(program, made, options))
-    if choosing.ratio is None:
-        if not plan.removed:
-            why = "the plan removes nothing: no masks, no zeros, no ratio"
-            plan = plan.with_notes(Note(program.name, "idle", why))
-        return plan
-    sides = None if choosing.constrained else CHOICES[choosing.side or "input"]
-    plan = ranked(program, given, plan, options, sides)
-    made = plan if costs is None else take_back(program, plan, costs, choosing.batch or 1)
-    return made.with_notes(*hardly(program, made, options))
+    return Setting(program, given, plan, options, choosing, costs, clock, progress)
+
+
+def make_family(
+    program: Program, choosings: Sequence[Choosing], progress: Progress | None = None
+) -> list[ChannelPlan]:
+    """Return the plans of one descent, each within the one before.
+
+    Args:
+        program: The program.
+        choosings: Per plan the options, which differ in the shares of their budgets.
+        progress: Told what is done, how far it is and of how much.
+    """
+    setting = setting_of(program, None, None, choosings[0], progress)
+    layers = layers_of(program)
+    made = descended(setting, [goals_of(choosing, layers) for choosing in choosings])
+    return [plan.with_notes(*hardly(program, plan, setting.options)) for plan in made]
+
+
+def _within(setting: Setting) -> ChannelPlan:
+    """Return the plan within budgets."""
+    choosing, costs = setting.choosing, setting.costs
+    goals = goals_of(choosing, layers_of(setting.program))
+    if costs is not None and not any(goal.budget.timed for goal in goals):
+        what = f"costs have no effect with {' and '.join(choosing.budgets)}"
+        raise PlanUsageError(what, hint="latency=0.8")
+    usual, named = allocators.usual(choosing, costs, goals), choosing.allocator
+    allocator = usual if named is None else allocators.find(named)
+    _refuse_idle_groups(choosing, allocator)
+    return allocator.plan(setting, goals)
 
 
 def _informed(program: Program, criterion: Any, choosing: Choosing) -> Any:
@@ -138,7 +173,7 @@ def _costs(choosing: Choosing) -> Costs | None:
 # ------------------------------------------------------------------ budgets
 
 
-def _goals(choosing: Choosing, layers: Mapping[str, Any]) -> list[Goal]:
+def goals_of(choosing: Choosing, layers: Mapping[str, Any]) -> list[Goal]:
     """Return what the budgets ask for; `PlanUsageError` for one that is unknown or no share."""
     found = []
     for name, given in choosing.budgets.items():

@@ -34,11 +34,9 @@ class Descent(Allocator):
 
     def plan(self, setting: Setting, goals: Sequence[Goal]) -> ChannelPlan:
         """Return the plan of a search by what the outputs lose."""
-        summed = self._summed(setting, goals)
-        found = search(setting, summed).to(*(g.share for g in goals))
-        return plan_of(setting, goals, found)
+        return descended(setting, [goals])[0]
 
-    def _summed(self, setting: Setting, goals: Sequence[Goal]) -> list[Summed]:
+    def summed(self, setting: Setting, goals: Sequence[Goal]) -> list[Summed]:
         """Return the budgets; an error for one that is no sum over layers."""
         found = []
         for goal in goals:
@@ -53,6 +51,17 @@ class Descent(Allocator):
                 hint="data=[images] and no criterion, or allocator='bisection'",
             )
         return found
+
+
+def descended(setting: Setting, steps: Sequence[Sequence[Goal]]) -> list[ChannelPlan]:
+    """Return the plans that one search passes on its way down, each within the one before.
+
+    Args:
+        setting: The setting, with data.
+        steps: Per plan its goals, of the same budgets each time, the shares falling.
+    """
+    going = search(setting, Descent().summed(setting, steps[0]))
+    return [plan_of(setting, goals, going.to(*(g.share for g in goals))) for goals in steps]
 
 
 def search(setting: Setting, budgets: Sequence[Summed]) -> Search:
@@ -87,4 +96,4 @@ def plan_of(setting: Setting, goals: Sequence[Goal], found: Chosen) -> ChannelPl
     return (setting.plan | made).with_notes(Note(name, "curve", told), *found.reads.notes)
 
 
-__all__ = ["Descent", "plan_of", "search"]
+__all__ = ["Descent", "descended"]
