@@ -11,9 +11,10 @@ The methods: ``losses`` is `narrows.plan` with a budget and data, each layer cho
 ``couplings`` the same for whole couplings; ``l1``, ``l2`` and other criteria are the ratio that
 comes to the same multiply-accumulates, over the whole network, each layer for itself. With
 ``+repair`` the weights that are left are solved for (`narrows.compensate`), which is always done
-for the first two; ``losses-repair`` leaves it out. ``allocator:uniform`` is ``losses`` with another
-allocator (``narrows allocators``), ``allocator:uniform:couplings`` for whole couplings. ``onnx`` is
-a latency in place of multiply-accumulates, predicted for ONNX Runtime.
+for the first two; ``losses-repair`` leaves it out. Any other compensation stands there by its name:
+``couplings+fold``. ``allocator:uniform`` is ``losses`` with another allocator (``narrows
+allocators``), ``allocator:uniform:couplings`` for whole couplings. ``onnx`` is a latency in place
+of multiply-accumulates, predicted for ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ def figure(case: Case, method: str, budget: float, data: list[Tensor]) -> dict[s
     """Return what a method keeps."""
     start = time.process_time()
     name, _, repair = method.partition("+")
+    repair = "least-squares" if repair == "repair" else repair
     plain = name == "losses-repair"
     kind, _, allocator = name.partition(":")
     allocator, _, couplings = allocator.partition(":")
@@ -81,7 +83,7 @@ def figure(case: Case, method: str, budget: float, data: list[Tensor]) -> dict[s
         plan = narrows.plan(case.program, macs=budget, criterion=name, constrained=False, data=seen)
     made = case.program
     if repair or kind in ("losses", "couplings", "onnx", "allocator"):
-        made = narrows.compensate(case.program, plan, data=data)
+        made = narrows.compensate(case.program, plan, data=data, method=repair or "least-squares")
     seconds = time.process_time() - start
     masked = plan.masked(made) if not plain else plan.masked(case.program)
 

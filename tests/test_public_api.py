@@ -21,8 +21,8 @@ FUNCTIONS = {
     "compensate": "(program, plan, *, data=None, method='least-squares', outputs='auto', "
     "progress=None)",
     "compress": "(model, inputs, *, data, target='onnx', evaluate=None, macs=None, params=None, "
-    "latency=None, accuracy_drop=None, bits=None, outputs='auto', kwargs=None, "
-    "dynamic_batch=True, name=None, check=True, progress=None)",
+    "latency=None, accuracy_drop=None, bits=None, outputs='auto', compensation='least-squares', "
+    "kwargs=None, dynamic_batch=True, name=None, check=True, progress=None)",
     "family": "(program, *, data, macs=None, params=None, outputs='auto', constrained=True, "
     "include=(), exclude=(), min_width=1, progress=None)",
     "load": "(path, *, trust=False)",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 Evaluate = Callable[[Any], float]
 
+LEAST = "least-squares"
 BUDGETS = ("macs", "params", "latency", "accuracy_drop")
 
 
@@ -39,6 +40,8 @@ class Compressing:
             network gives. It is looked at before the result is quantized.
         bits: In how many bits weights and activations are held; floating-point unless given.
         outputs: What the outputs are: ``logits``, ``values`` or ``auto``.
+        compensation: How the weights that are left make up for what is gone, as ``method`` of
+            `compensate`: ``least-squares``, ``distill{seconds=60}``.
     """
 
     macs: float | None = option(None, metavar="M", read=number)
@@ -47,6 +50,7 @@ class Compressing:
     accuracy_drop: float | None = option(None, metavar="POINTS", read=number)
     bits: int | None = option(None, metavar="N", read=whole)
     outputs: str = option("auto", choices=("auto", "logits", "values"))
+    compensation: str = option(LEAST, metavar="METHOD")
 
     def __post_init__(self) -> None:
         check_truths(self, UsageError)
@@ -69,6 +73,12 @@ class Compressing:
 
     def refuse_idle(self) -> None:
         """Raise `UsageError` if nothing is asked for."""
+        if not self.budgets and self.compensation != LEAST:
+            raise UsageError(
+                f"compensation {self.compensation!r} without a budget",
+                why="nothing goes that could be made up for",
+                hint="macs=0.7, params=0.5, latency=0.6 or accuracy_drop=0.5",
+            )
         if not self.budgets and self.bits is None:
             raise UsageError(
                 "there is no budget",
@@ -91,6 +101,7 @@ def compress(
     accuracy_drop: float | None = None,
     bits: int | None = None,
     outputs: str = "auto",
+    compensation: str = LEAST,
     kwargs: Mapping[str, Any] | None = None,
     dynamic_batch: bool = True,
     name: str | None = None,
@@ -173,15 +184,18 @@ def compressed(
         progress: Told what is done, how far it is and of how much.
     """
     from narrows.ir.program import Note
+    from narrows.passes.choosing.compensations.catalog import find
     from narrows.passes.choosing.solved import Solved
     from narrows.passes.choosing.tolerance import worth
 
     asked.refuse_idle()
+    common: dict[str, Any] = {"outputs": asked.outputs, "progress": progress}
+    method = find(asked.compensation)  # fails now, or not at all
     plan, made, solved = None, program, None
     before = None if evaluate is None else worth(evaluate, program)  # fails now, or not at all
     if asked.budgets:
         plan = _planned(program, data, asked, target, evaluate, progress)
-        made = api.compensate(program, plan, data=data, outputs=asked.outputs, progress=progress)
+        made = api.compensate(program, plan, data=data, method=method, **common)
         solved = Solved.of(program, plan, made)
         if evaluate is not None:
             after = worth(evaluate, plan.masked(made))

@@ -43,8 +43,10 @@ def test_compress_in_bits_tells_json(data: str, capsys) -> None:
 def test_compress_by_a_function(data: str, capsys) -> None:
     Path("worth.py").write_text("def points(run):\n    return 50.0\n")
     words = ["--data", data, "--accuracy-drop", "1", "--evaluate", "worth.py:points", "-o", "out"]
-    assert main(["compress", *SPEC, *words]) == 0
-    assert "evaluate: 50 unpruned, 50 pruned" in capsys.readouterr().out
+    assert main(["compress", *SPEC, *words, "--compensation", "mean"]) == 0
+    told = capsys.readouterr().out
+    assert "evaluate: 50 unpruned, 50 pruned" in told
+    assert "mean: divergence from the unpruned outputs" in told
 
 
 @pytest.mark.parametrize(
@@ -53,6 +55,8 @@ def test_compress_by_a_function(data: str, capsys) -> None:
         (["-o", "out"], "there is no budget"),
         (["-o", "out", "--macs", "0.5", "--latency", "0.5"], "exclude each other"),
         (["-o", "out", "--bits", "8", "--save-plan", "p.json"], "no channel plan to save"),
+        (["-o", "out", "--bits", "8", "--compensation", "mean"], "without a budget"),
+        (["-o", "out", "--macs", "0.5", "--compensation", "means"], "no compensation 'means'"),
         (["-o", "out", "--macs", "0.5", "--save-plan", "none/p.json"], "does not exist"),
     ],
 )

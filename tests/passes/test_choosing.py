@@ -20,7 +20,9 @@ from narrows.passes.choosing.losses import in_order
 from narrows.passes.choosing.prepare import prepared
 from narrows.passes.choosing.products import gram
 from narrows.passes.choosing.reads import reads_of
+from narrows.passes.choosing.repair import held_at_once
 from narrows.passes.choosing.search import Search
+from narrows.passes.choosing.segments import segments_of
 from narrows.passes.choosing.statistics import measured
 from narrows.passes.choosing.surgeon import DAMPING, Surgeon
 from narrows.passes.plans.plan import ChannelPlan
@@ -336,6 +338,25 @@ def test_what_a_plan_leaves_is_what_its_masked_program_computes(program: Program
     weights = Left.by(reads, plan).masked(reads.products, base.weights)
     x = images(4)
     torch.testing.assert_close(base.with_weights(weights)(x), plan.masked(base)(x))
+
+
+@pytest.mark.parametrize("name", ["residual_projection", "squeeze_excite_sigmoid", "dense_block",
+                                  "multihead_attention", "raw_matmul", "unet_skip"])  # fmt: skip
+def test_what_does_not_fit_is_computed_again(name: str, monkeypatch: pytest.MonkeyPatch):
+    program, data = built(name)
+    plan = narrows.plan(program, ratio=0.4, criterion="l1", constrained=False)
+    given = [tuple(batch) for batch in data]
+    wanted = narrows.compensate(program, plan, data=given)
+    monkeypatch.setattr("narrows.passes.choosing.repair.HELD", 0)
+    made = narrows.compensate(program, plan, data=given)
+    assert all(made.weights[n].equal(w) for n, w in wanted.weights.items())
+
+
+def test_what_is_held_is_what_is_alive_in_both_networks_of_all_examples(program: Program):
+    base = prepared(program)
+    first = segments_of(base, [p.layer.node for p in reads_of(base).products])[0]
+    image, channels = 3 * 64, 16 * 64  # the stem reads the one and makes the other, in float32
+    assert held_at_once(base, first, 100) == 2 * 4 * (image + channels) * 100
 
 
 class Unfolded(nn.Module):

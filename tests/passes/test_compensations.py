@@ -374,6 +374,14 @@ def test_an_interrupted_distillation_is_told(program: Program):
     assert "interrupted" in stepped(made)
 
 
+@pytest.mark.parametrize("method", ["distill{steps=2}", "blocks{steps=2}"])
+def test_inference_mode_is_no_obstacle(program: Program, method: str):
+    plan = ChannelPlan.given(program, {"last.weight": range(12)})
+    with torch.inference_mode():
+        made = narrows.compensate(program, plan, data=[images(16)], method=method)
+    assert "2 steps" in stepped(made) or "blocks" in stepped(made)
+
+
 # ------------------------------------------------------------------ bad use
 
 

@@ -53,7 +53,8 @@ def compensated(
         result, notes = repaired(base, begun, reads, left, batches, method, progress), []
     else:
         args = (program, base, begun, plan, reads, left, there, batches, outputs, progress)
-        result, notes = method.made(Task(*args))
+        with torch.inference_mode(False):  # steps take gradients
+            result, notes = method.made(Task(*args))
     if batches:
         notes = [*notes, *_compared(base, plain, plan.masked(result), batches, method, outputs)]
     for product in reads.products:

@@ -141,7 +141,7 @@ def descend(
     generator = torch.Generator().manual_seed(course.seed)
     order: list[int] = []
     done, stopped, start = 0, "", time.monotonic()
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.enable_grad():
         own = {n: leaf(w).clone().requires_grad_() for n, w in begun.items()}
         scales = [float(w.detach().square().mean().sqrt().clamp(min=1e-8)) for w in own.values()]
         optimizer = torch.optim.Adam([{"params": [w], "lr": 0.0} for w in own.values()])

@@ -3,7 +3,8 @@
 Layer by layer in execution order: from what the pruned network feeds a layer to what the unpruned
 one makes of the same example. Where a layer's result is added to another tensor, the layer makes up
 for what that one has lost by then. Both networks run side by side, node by node, so that all of it
-costs two forward passes and the products.
+costs two forward passes and the products; more only where what is alive within a segment, of all
+examples, would not fit in `HELD` bytes.
 """
 
 from __future__ import annotations
@@ -25,9 +26,13 @@ from narrows.passes.choosing.compensations.least_squares import LEAST_SQUARES
 from narrows.passes.choosing.left import Left
 from narrows.passes.choosing.products import Product, gram, refuse_infinite
 from narrows.passes.choosing.reads import Reads
-from narrows.passes.choosing.statistics import Batch, counted
+from narrows.passes.choosing.segments import Segment, Values, bytes_of, segments_of
+from narrows.passes.choosing.statistics import Batch, counted, examples_of
 
+HELD = 1 << 29  # bytes of values that are kept between the layers of a segment
 LEAST_GATE = 0.1  # what a gate lets through at least when an error is divided by it
+
+Both = tuple[Values, Values]  # of a batch: in the unpruned network, and in the pruned one
 
 
 def repaired(
@@ -64,29 +69,43 @@ def held_by(program: Program, product: Product) -> str:
     return next((n for n in names if n and len(program.users_of(n)) > 1), "")
 
 
+def held_at_once(program: Program, segment: Segment, examples: int) -> float:
+    """Return the bytes of values of a segment that both networks hold at one time, at most."""
+    given = {n for node in segment.nodes for n in node.all_input_nodes} - {*segment.nodes}
+    sizes = {n: bytes_of(n) for n in (*given, *segment.nodes)}
+    after = _needed_after(program.graph)
+    now = most = sum(sizes[n] for n in given)
+    for node in segment.nodes:
+        now += sizes[node]
+        most = max(most, now)
+        now -= sum(sizes.get(gone, 0) for gone in after.get(node, ()))
+    return 2.0 * most * examples / examples_of(program, program.examples)
+
+
 class _Side:
-    """One network on all batches, node by node."""
+    """One network: its weights, and its values of one batch after another."""
 
-    def __init__(self, program: Program, batches: Sequence[Batch], weights: dict[str, Tensor]):
+    def __init__(self, weights: dict[str, Tensor]) -> None:
         self.weights = weights
-        holders = program.placeholders
-        self.values: list[dict[fx.Node, Any]] = [
-            dict(zip(holders, batch, strict=True)) for batch in batches
-        ]
 
-    def value(self, node: fx.Node, at: int) -> Any:
-        """Return a node's value in one batch; what it needs is computed where it is not there."""
-        values = self.values[at]
+    def value(self, node: fx.Node, values: Values) -> Any:
+        """Return a node's value; what it needs is computed where it is not there."""
         if node.op == "get_attr":
             return self.weights[str(node.target)]
         if node not in values:
-            args, kwargs = map_arg((node.args, node.kwargs), lambda n: self.value(n, at))
+            args, kwargs = map_arg((node.args, node.kwargs), lambda n: self.value(n, values))
             target: Any = node.target
             values[node] = target(*args, **kwargs)
         return values[node]
 
 
 class _Repair:
+    """Goes through a network segment by segment, and keeps what is read behind where it is.
+
+    Between the layers of a segment all values of all examples are kept, too, if they fit; if not,
+    the segment runs again up to each of its layers, one batch at a time.
+    """
+
     def __init__(
         self,
         original: Program,
@@ -99,52 +118,73 @@ class _Repair:
         rows: float,
     ) -> None:
         self.original, self.reads, self.left, self.method = original, reads, left, method
-        self.nodes = [n for n in original.graph.nodes if n.op == "call_function"]
         self.number = {p.layer.node: j for j, p in enumerate(reads.products)}
         self.examples = counted(original, batches)
-        self.plain = _Side(original, batches, dict(original.weights))
-        self.pruned = _Side(original, batches, left.masked(reads.products, current.weights))
+        self.plain = _Side(dict(original.weights))
+        self.pruned = _Side(left.masked(reads.products, current.weights))
+        holders = original.placeholders
+        self.kept = [
+            (dict(zip(holders, batch, strict=True)), dict(zip(holders, batch, strict=True)))
+            for batch in batches
+        ]
         self.progress, self.rows = progress, rows
         self.after = _needed_after(original.graph)
+        self.passed: set[fx.Node] = set()  # the layers that are solved, or stay
 
     def run(self) -> Program:
         """Go through the network."""
-        count = len(self.plain.values)
         with torch.no_grad():
-            for place, node in enumerate(self.nodes):
-                j = self.number.get(node)
-                for at in range(count):
-                    self.plain.value(node, at)
-                if j is not None and not held_by(self.original, self.reads.products[j]):
-                    self._solve(j)
-                for at in range(count):
-                    self.pruned.value(node, at)
-                self._drop(node)
-                if self.progress is not None:
-                    self.progress("repair", place + 1, len(self.nodes))
+            for segment in segments_of(self.original, list(self.number)):
+                self._repair(segment)
         return self.original.with_weights(self.pruned.weights)
 
-    def _drop(self, node: fx.Node) -> None:
-        """Forget what nothing needs any more after a node."""
-        for gone in self.after.get(node, ()):
-            for values in (*self.plain.values, *self.pruned.values):
-                values.pop(gone, None)
+    def _repair(self, segment: Segment) -> None:
+        fits = held_at_once(self.original, segment, self.examples) <= HELD
+        pending: list[fx.Node] = []  # what follows where all examples are kept
+        for node in segment.nodes:
+            j = self.number.get(node)
+            if j is not None:
+                if fits:
+                    self.kept = [self._through(pending, values) for values in self.kept]
+                    pending = []
+                if not held_by(self.original, self.reads.products[j]):
+                    self._solve(j, pending)
+                self.passed.add(node)
+                if self.progress is not None:
+                    self.progress("repair", len(self.passed), len(self.number))
+            pending.append(node)
+        self.kept = [self._through(pending, values) for values in self.kept]
 
-    def _solve(self, j: int) -> None:
+    def _through(self, nodes: Sequence[fx.Node], values: Both) -> Both:
+        """Run nodes on a batch in both networks, and forget what nothing needs any more."""
+        plain, pruned = dict(values[0]), dict(values[1])
+        for node in nodes:
+            if node.op != "get_attr":
+                self.plain.value(node, plain)
+                self.pruned.value(node, pruned)
+            for gone in self.after.get(node, ()):
+                plain.pop(gone, None)
+                pruned.pop(gone, None)
+        return plain, pruned
+
+    def _solve(self, j: int, pending: Sequence[fx.Node]) -> None:
         product = self.reads.products[j]
         name, bias = product.layer.weight, product.bias
         total = _sum_after(product.layer.node)
-        if total is not None and not self._is_ready(total.other):
-            total = None
         square: Any = 0.0
         cross: Any = 0.0
         power: Any = 0.0
         count = 0
-        feeding = self.pruned if self.method.reads_pruned else self.plain
-        for at in range(len(self.plain.values)):
-            x = feeding.value(product.contraction.x, at)
-            y = self.plain.value(product.layer.node, at)
-            target = y if total is None else y + self._lost(total, at)
+        for at, values in enumerate(self.kept):
+            plain, pruned = self._through(pending, values) if pending else values
+            if total is not None and not self._is_ready(total.other, plain, pruned):
+                total = None
+            feeding, fed = (self.plain, plain)
+            if self.method.reads_pruned:
+                feeding, fed = (self.pruned, pruned)
+            x = feeding.value(product.contraction.x, fed)
+            y = self.plain.value(product.layer.node, plain)
+            target = y if total is None else y + self._lost(total, plain, pruned)
             places = product.places(y, self.examples, at, self.rows)
             lines, wanted = product.rows(x, target, places)
             square = square + gram(lines)
@@ -163,25 +203,25 @@ class _Repair:
         if bias:
             self.pruned.weights[bias] = constant
         for step in root_of(product.contraction.weight)[1]:  # made of the weight as it was
-            for values in self.pruned.values:
-                values.pop(step, None)
+            for _, pruned in self.kept:
+                pruned.pop(step, None)
 
-    def _lost(self, total: _Sum, at: int) -> Tensor:
+    def _lost(self, total: _Sum, plain: Values, pruned: Values) -> Tensor:
         """Return what the other operand of a sum has lost, as the layer can make up for it."""
-        lost = self.plain.value(total.other, at) - self.pruned.value(total.other, at)
+        lost = self.plain.value(total.other, plain) - self.pruned.value(total.other, pruned)
         if total.gate is None:
             return lost
-        gate = self.plain.value(total.gate, at)
+        gate = self.plain.value(total.gate, plain)
         return lost / torch.where(gate < 0, gate.clamp(max=-LEAST_GATE), gate.clamp(min=LEAST_GATE))
 
-    def _is_ready(self, node: fx.Node) -> bool:
+    def _is_ready(self, node: fx.Node, plain: Values, pruned: Values) -> bool:
         """Whether a tensor is there, or is computed without a layer that is not solved yet."""
         todo = [node]
         while todo:
             n = todo.pop()
-            if n.op == "get_attr" or (n in self.pruned.values[0] and n in self.plain.values[0]):
+            if n.op == "get_attr" or (n in plain and n in pruned):
                 continue
-            if n in self.number or n.op == "placeholder":
+            if n.op == "placeholder" or (n in self.number and n not in self.passed):
                 return False
             todo += n.all_input_nodes
         return True

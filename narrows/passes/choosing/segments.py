@@ -6,6 +6,7 @@ longer way, as the skips of a U-Net are, all of that way is one segment.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
-from narrows.ir.meta import Meta
+from narrows.ir.meta import Meta, shape_of
 from narrows.ir.program import Program
 
 Values = dict[fx.Node, Any]
@@ -54,34 +55,57 @@ class Segment:
 def segments_of(program: Program, layers: Sequence[fx.Node]) -> list[Segment]:
     """Return the segments of a program, in execution order, each with a layer at least.
 
+    Of the places between two layers it ends at the smallest tensor, and it does not end at one that
+    is larger than those before and behind it: the wide middle of an inverted bottleneck, say.
+
     Args:
         program: The program.
         layers: The nodes that count as layers.
     """
     nodes = [n for n in program.graph.nodes if n.op not in ("placeholder", "output")]
     outputs = next(n for n in program.graph.nodes if n.op == "output").all_input_nodes
-    fixed = _fixed(program.graph)
-    last = _last(program.graph)
+    fixed, last = _fixed(program.graph), _last(program.graph)
     place = {n: i for i, n in enumerate(program.graph.nodes)}
     found: list[Segment] = []
-    held: list[fx.Node] = []
+    begin = 0
+    for end in [*_ends(program, nodes, set(layers), fixed, last, place), len(nodes)]:
+        ends = tuple(outputs) if end == len(nodes) else (nodes[end - 1],)
+        found.append(Segment(tuple(nodes[begin:end]), ends, ()))
+        begin = end
+    return [_closed(program, segment, fixed, last, place) for segment in found]
+
+
+def _ends(
+    program: Program,
+    nodes: Sequence[fx.Node],
+    layers: set[fx.Node],
+    fixed: set[fx.Node],
+    last: Mapping[fx.Node, int],
+    place: Mapping[fx.Node, int],
+) -> list[int]:
+    """Return how many nodes are done at the end of each segment but the last."""
     alive = [n for n in program.placeholders if _is_data(n)]
-    marked = set(layers)
-    for node in nodes:
-        held.append(node)
+    best: dict[int, tuple[int, int]] = {}  # per number of layers before it: size, and place
+    done = 0
+    for count, node in enumerate(nodes, 1):
+        done += node in layers
         if node not in fixed and _is_data(node):
             alive.append(node)
         alive = [n for n in alive if last[n] > place[node]]
-        is_end = node is nodes[-1]
-        if not is_end and (alive != [node] or not marked & set(held)):
-            continue
-        ends = tuple(outputs) if is_end else (node,)
-        found.append(Segment(tuple(held), ends, ()))
-        held = []
-    if len(found) > 1 and not marked & set(found[-1].nodes):
-        tail = found.pop()
-        found[-1] = Segment((*found[-1].nodes, *tail.nodes), tail.ends, ())
-    return [_closed(program, segment, fixed, last, place) for segment in found]
+        if alive == [node] and 0 < done < len(layers):
+            best[done] = min(best.get(done, (1 << 62, 0)), (bytes_of(node), count))
+    cuts = [best[n] for n in sorted(best)]
+    sizes = [1 << 62, *(size for size, _ in cuts), 1 << 62]
+    return [
+        count for i, (size, count) in enumerate(cuts, 1)
+        if size <= sizes[i - 1] or size <= sizes[i + 1]
+    ]  # fmt: skip
+
+
+def bytes_of(node: fx.Node) -> int:
+    """Return the bytes of a node's tensor at the example's sizes; 0 of a weight or a size."""
+    shape, dtype = shape_of(node), Meta(node).dtype
+    return 0 if shape is None or node.op == "get_attr" else math.prod(shape) * dtype.itemsize
 
 
 def _closed(
@@ -132,4 +156,4 @@ def _last(graph: fx.Graph) -> dict[fx.Node, int]:
     return last
 
 
-__all__ = ["Segment", "Values", "segments_of"]
+__all__ = ["Segment", "Values", "bytes_of", "segments_of"]

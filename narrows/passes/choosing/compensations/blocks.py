@@ -66,8 +66,7 @@ class Blocks:
         halves = Halves.of(task.base, task.batches)
         args = (task.base, task.begun, task.reads, task.left)
         start = repaired(*args, halves.taught, progress=task.progress)
-        with torch.inference_mode(False):
-            weights, told = self._taught(task, halves, start)
+        weights, told = self._taught(task, halves, start)
         judged = Judged.of(task.base, halves.held, task.outputs)
         made = task.base.with_weights(weights)
         before, after = (judged.far(task.plan.masked(p)) for p in (start, made))
@@ -84,7 +83,10 @@ class Blocks:
         masks, names = masks_of(task), set(trained(task))
         segments = segments_of(base, [p.layer.node for p in products])
         pieces = [*halves.taught, *halves.held]
-        plain: list[Values] = [dict(zip(base.placeholders, b, strict=True)) for b in pieces]
+        plain: list[Values] = [
+            {n: leaf(v) if isinstance(v, Tensor) else v for n, v in given}
+            for given in (zip(base.placeholders, piece, strict=True) for piece in pieces)
+        ]
         pruned = list(plain)
         better, stopped = 0, ""
         for number, segment in enumerate(segments):
