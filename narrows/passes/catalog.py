@@ -24,6 +24,7 @@ BUILTIN: dict[str, str] = {
     "choose-kernels": "narrows.passes.choose_kernels:ChooseKernels",
     "fold-batch-norm": "narrows.passes.fold_batch_norm:FoldBatchNorm",
     "eliminate-dead": "narrows.passes.eliminate_dead:EliminateDead",
+    "fold-weights": "narrows.passes.quant.fold_weights:FoldWeights",
     "convert-batch-norm": "narrows.passes.convert_batch_norm:ConvertBatchNorm",
     "decompose-attention": "narrows.passes.decompose_attention:DecomposeAttention",
     "widen-clips": "narrows.passes.quant.widen_clips:WidenClips",

@@ -29,6 +29,7 @@ from narrows.passes.quant.choose_levels import choose_levels
 from narrows.passes.quant.equalize_channels import EqualizeChannels
 from narrows.passes.quant.exactness import assert_exact
 from narrows.passes.quant.fold_shifts import FoldShifts
+from narrows.passes.quant.fold_weights import FoldWeights
 from narrows.passes.quant.learning import Learning
 from narrows.passes.quant.measure import SAMPLES, measure
 from narrows.passes.quant.options import Quantization
@@ -87,9 +88,11 @@ def preparation(bits: int = 8, *, equalize: bool = False) -> Pipeline:
         bits: How many bits activations will have.
         equalize: Whether to balance the channel ranges of layers that follow each other.
     """
-    passes = (FoldBatchNorm(), ConvertBatchNorm(), DecomposeAttention(), WidenClips(bits=bits))
+    folds = FoldWeights(), FoldBatchNorm(), ConvertBatchNorm()
     balance = (EqualizeChannels(),) if equalize else ()
-    return Pipeline((*passes, *balance, EliminateDead()))
+    return Pipeline(
+        (*folds, DecomposeAttention(), WidenClips(bits=bits), *balance, EliminateDead())
+    )
 
 
 def quantize(
