@@ -21,6 +21,7 @@ from typing import Any
 
 from narrows.errors import NarrowsError, UsageError
 from narrows.files.folders import is_full
+from narrows.files.quoting import block
 
 OK, FINDING, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -119,7 +120,7 @@ def _fail(arguments: object, error: Exception, message: str) -> int:
         if getattr(arguments, "traceback", False):
             traceback.print_exception(error, file=sys.stderr)
         else:
-            print(message, file=sys.stderr)
+            print(block(message), file=sys.stderr)
         if getattr(arguments, "json", False):
             parts = {k: getattr(error, k, "") for k in ("what", "where", "why", "hint")}
             parts["what"] = parts["what"] or str(error)

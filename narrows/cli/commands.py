@@ -17,6 +17,7 @@ from narrows.cli.emitted import parse_target
 from narrows.cli.flags import given
 from narrows.cli.model import capture_model, named
 from narrows.errors import ArtifactError, UsageError
+from narrows.files.quoting import plain
 from narrows.files.writing import STDOUT
 from narrows.options import to_json
 
@@ -171,9 +172,9 @@ def plan(arguments: argparse.Namespace) -> int:
     else:
         for side, widths in kept.items():
             for weight, width in widths.items():
-                say(f"{weight}  keeps {width} {side}")
+                say(plain(f"{weight}  keeps {width} {side}"))
         for note in chosen.notes:
-            say(f"note: {note.where}: {note.message}")
+            say(plain(f"note: {note.where}: {note.message}", None))
         if str(output) != STDOUT:
             print(output)
     return 0

@@ -10,6 +10,7 @@ from zipfile import BadZipFile
 
 from narrows.cli.flags import given
 from narrows.errors import UsageError
+from narrows.files.quoting import plain
 
 if TYPE_CHECKING:
     from narrows.backends.artifact import Artifact
@@ -43,7 +44,7 @@ def batches(path: Path, program: Program) -> Iterator[tuple[Any, ...]]:
         loaded = np.load(path, allow_pickle=False)
         arrays = [loaded] if isinstance(loaded, np.ndarray) else _named(dict(loaded), program)
     except (OSError, ValueError, EOFError, BadZipFile, MemoryError) as error:
-        raise UsageError(f"cannot read the data {path}", why=str(error)) from error
+        raise UsageError(f"cannot read the data {path}", why=_unreadable(error)) from error
     holders = program.placeholders
     if len(arrays) != len(holders):
         raise UsageError(
@@ -68,6 +69,16 @@ def batches(path: Path, program: Program) -> Iterator[tuple[Any, ...]]:
             yield tuple(torch.from_numpy(_native(p)) for p in parts)
 
     return chunks()
+
+
+def _unreadable(error: Exception) -> str:
+    """Return why a data file cannot be read; numpy takes what it does not know for Python objects,
+    and says how to load those unsafely."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if "pickle" in str(error):
+        return "it is no .npy or .npz file, or it holds Python objects"
+    return str(error)
 
 
 def _native(array: Any) -> Any:
@@ -138,13 +149,13 @@ def report(
 
 def describe(found: dict[str, Any]) -> str:
     """Return `findings` and `report` as text."""
-    lines = [f"float: {name}: {reason}" for name, reason in found["floats"].items()]
-    lines += [f"lost: {text}" for text in found["lost"]]
+    lines = [plain(f"float: {name}: {reason}") for name, reason in found["floats"].items()]
+    lines += [plain(f"lost: {text}") for text in found["lost"]]
     lines.append(f"error against the float model on the example: {found['error']:.2g}")
     if "report" in found:
         ratio = "exact" if found["sqnr"] is None else f"{found['sqnr']:.1f} dB"
         costly = ", ".join(
-            f"{name} ({'all of it' if gain is None else f'{gain:.2f} dB'})"
+            f"{plain(name)} ({'all of it' if gain is None else f'{gain:.2f} dB'})"
             for name, gain in found["culprits"].items()
         )
         lines.append(f"outputs on the data: {ratio}; costliest quantizers: {costly or 'none'}")

@@ -24,6 +24,11 @@ def plain(text: str, longest: int | None = LONGEST) -> str:
     return shown if longest is None or len(text) <= longest else f"{shown}..."
 
 
+def block(text: str) -> str:
+    """Return a text of several lines, which stay; it steers no terminal."""
+    return "\n".join(plain(line, None) for line in text.split("\n"))
+
+
 def c_comment(text: str) -> str:
     """Return a text for the inside of a C comment: it stays one line, and ends no comment."""
     return plain(text).replace("*/", "* /").replace("/*", "/ *")

@@ -222,3 +222,30 @@ def test_weights_must_fit_the_model(nets, run):
     assert "because it lacks last.bias; the model has no head.bias" in err
     torch.save({**weights, "last.bias": torch.zeros(7)}, "w.pt")
     assert "weight 'last.bias' is [7] in the checkpoint, [2] in the model" in run(*words)[2]
+
+
+EVIL = r"""
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleDict({"\x1b[31mred": nn.Linear(6, 8), "x\u202e": nn.Linear(8, 2)})
+
+    def forward(self, x):
+        for layer in self.layers.values():
+            x = layer(x)
+        return x
+"""
+
+
+def test_names_steer_no_terminal(tmp_path: Path, run, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("evil.py").write_text(EVIL)
+    words = ["plan", "evil.py:Net", "-i", "f32[2,6]", "-o", "p.json"]
+    for given, code in ((["--ratio", "0.5"], 0), (["--ratio", "other=0.5"], 2)):
+        done, out, err = run(*words, *given)
+        assert done == code
+        assert "layers.\\x1b[31mred.weight" in out + err
+        assert not {"\x1b", "\u202e"} & {*(out + err)}

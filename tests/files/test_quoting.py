@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from narrows.files.quoting import c_comment, c_name, html, is_prefix, plain
+from narrows.files.quoting import block, c_comment, c_name, html, is_prefix, plain
 
 NASTY = [
     "a\n#error owned\n",
@@ -47,6 +47,10 @@ def test_plain_text_is_left_as_it_is():
     assert plain("layer.0: größer (net.py:3)") == "layer.0: größer (net.py:3)"
     assert plain("a\tb\n") == "a\\tb\\n"
     assert plain("x" * 10_000, None) == "x" * 10_000
+
+
+def test_a_text_of_lines_keeps_them():
+    assert block("what\n  at \x1b[31m\r\u202e") == "what\n  at \\x1b[31m\\r\\u202e"
 
 
 @pytest.mark.parametrize("text", ["int", "main", "a1_b"])
