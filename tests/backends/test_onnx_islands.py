@@ -137,6 +137,15 @@ def test_c_refuses_an_island_and_names_it() -> None:
     assert "onnx, which keeps float islands" in got.value.hint
 
 
+def test_c_refuses_an_index_of_codes_which_is_no_island() -> None:
+    b = Builder((2, 8))
+    program = b.program(b.call(aten.argmax.default, b.call(aten.relu.default, b.inputs[0]), 1))
+    made = narrows.quantize(program, [program.examples], strict=True).program
+    with pytest.raises(LowerError, match="argmax") as got:
+        narrows.lower(made, "c", check=False)
+    assert "compute it from the outputs" in got.value.hint
+
+
 def test_an_operator_without_a_form_is_named() -> None:
     b = Builder((2, 8))
     x = b.call(aten.relu.default, b.inputs[0])

@@ -159,12 +159,15 @@ def _refuse(sketch: Sketch, live: list[fx.Node]) -> None:
         groups[f"{op_name(node)} ({reason})"].append(node)
     lines = [f"{what}, {len(nodes)}x, first {where(nodes[0])}" for what, nodes in groups.items()]
     names = ", ".join(sorted({op_name(n) for n, _ in wrong}))
+    islands = any(d is not None and d.is_floating_point for d in (Meta(n).dtype for n, _ in wrong))
     raise LowerError(
         f"{sketch.program.name} does not compute in integers everywhere: {names}",
         where="; ".join(lines),
         why="the c target has no floating-point operators",
         hint="narrows.quantize(..., strict=True) names what has no integer form; replace it, or "
-        "take the target onnx, which keeps float islands",
+        "take the target onnx, which keeps float islands"
+        if islands
+        else "let the model end before it, and compute it from the outputs; or take onnx",
     )
 
 
