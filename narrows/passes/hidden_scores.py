@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._ops import OpOverload
 from torch.fx.node import map_arg
 
 from narrows.ir.editing import add_weight
@@ -23,15 +24,19 @@ from narrows.ir.ops.integer_choices import Constant, Where
 from narrows.ir.ops.layout import Layout
 from narrows.ir.program import Draft
 
+# Where a tensor that was asked for is minus infinity.
+Known = dict[fx.Node, fx.Node | bool | None]
+
 
 def choose_hidden(program: Draft) -> bool:
     """Let sums with a mask of zeros and minus infinities choose; tell whether there are any."""
     changed = False
+    known: Known = {}
     for node in list(program.graph.nodes):
         if node.target is not dialect.ADD or arguments(node)["alpha"] != 1:
             continue
         with program.graph.inserting_before(node):
-            hidden = [_hidden(program, part) for part in node.args]
+            hidden = [_hidden(program, part, known) for part in node.args]
         for mask, scores, said in zip(hidden, node.args[::-1], hidden[::-1], strict=True):
             if isinstance(mask, fx.Node) and isinstance(scores, fx.Node) and said is None:
                 node.target, node.args, node.kwargs = dialect.HIDE, (mask, -math.inf, scores), {}
@@ -39,27 +44,34 @@ def choose_hidden(program: Draft) -> bool:
     return changed
 
 
-def _hidden(program: Draft, node: Any) -> fx.Node | bool | None:
+def _hidden(program: Draft, node: Any, known: Known) -> fx.Node | bool | None:
     """Return where a tensor is minus infinity, if it is zero everywhere else.
 
     Nodes are put where the graph inserts at present. It is ``True`` or ``False`` where all elements
-    are alike, and ``None`` where there are other numbers.
+    are alike, and ``None`` where there are other numbers. Each tensor is asked once: in a chain of
+    sums every one leads to all before it.
     """
     if not isinstance(node, fx.Node):
         return {0: False, -math.inf: True}.get(node)
+    if node not in known:
+        known[node] = _found(program, node, known)
+    return known[node]
+
+
+def _found(program: Draft, node: fx.Node, known: Known) -> fx.Node | bool | None:
     if node.op == "get_attr":
         return _of_constant(program, node)
-    if node.op != "call_function" or not _is_float(node):
+    if not isinstance(node.target, OpOverload) or not _is_float(node):
         return None
     given, row, form = arguments(node), table.find(node), table.integer_form(node)
     if isinstance(row, Fill) and row.value:
-        return _hidden(program, given[row.value])
+        return _hidden(program, given[row.value], known)
     if isinstance(form, Constant) and isinstance(form.lo, str):
-        return _hidden(program, given[form.lo])
+        return _hidden(program, given[form.lo], known)
     if isinstance(form, Where):
-        return _of_choice(program, node, given[form.condition], form.parts(node))
+        return _of_choice(program, node, given[form.condition], form.parts(node), known)
     if node.target is dialect.ADD and given["alpha"] == 1:
-        first, second = (_hidden(program, a) for a in node.args)
+        first, second = (_hidden(program, a, known) for a in node.args)
         if first is None or second is None:
             return None
         if isinstance(first, fx.Node) and isinstance(second, fx.Node):
@@ -67,7 +79,7 @@ def _hidden(program: Draft, node: Any) -> fx.Node | bool | None:
         return _as_large(node, first or second)
     if isinstance(row, Layout):
         (moved,) = (n for n in node.all_input_nodes if Meta(n).dtype is not None)
-        hidden = _hidden(program, moved)
+        hidden = _hidden(program, moved, known)
         if not isinstance(hidden, fx.Node):
             return hidden
         args = map_arg(node.args, lambda n: hidden if n is moved else n)
@@ -85,10 +97,10 @@ def _of_constant(program: Draft, node: fx.Node) -> fx.Node | bool | None:
 
 
 def _of_choice(
-    program: Draft, node: fx.Node, truth: fx.Node, parts: list[Any]
+    program: Draft, node: fx.Node, truth: fx.Node, parts: list[Any], known: Known
 ) -> fx.Node | bool | None:
     """Return what is hidden of a choice between minus infinity and zero, or another mask."""
-    first, second = (_hidden(program, part) for part in parts)
+    first, second = (_hidden(program, part, known) for part in parts)
     if Meta(truth).dtype is not torch.bool or None in (first, second):
         return None
     if isinstance(first, bool) and first is second:

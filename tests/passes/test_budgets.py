@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
 
 import narrows
 from narrows.errors import PlanError, PlanUsageError, UsageError
@@ -234,3 +237,88 @@ def test_compress_refuses(options: dict, message: str):
     given = {"data": [images(8), images(8)], **options}
     with pytest.raises(UsageError, match=message):
         narrows.compress(model(), (images(2),), **given)
+
+
+# ------------------------------------------------------------------ what a review found
+
+
+class Two(nn.Module):
+    """A layer that two others read, one of which does nothing with its channel 3."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+        with torch.no_grad():
+            self.a.weight[:, 3] = 0
+            self.b.weight[:, 3] *= 20
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        return self.a(x) + self.b(x)
+
+
+@pytest.mark.parametrize("asked", [
+    {"ratio": 0.3}, {"ratio": 0.3, "criterion": "l2"},
+    {"macs": 0.8, "allocator": "knapsack"}, {"macs": 0.8, "allocator": "global"}, {"macs": 0.8},
+])  # fmt: skip
+def test_a_channel_that_one_of_two_readers_ignores_is_not_gone(asked: dict[str, Any]):
+    torch.manual_seed(0)
+    program = narrows.capture(Two().eval(), (torch.randn(2, 6),))
+    if "macs" in asked:
+        asked = {**asked, "data": [torch.randn(64, 6)]}
+    plan = narrows.plan(program, **asked)
+    assert 3 in plan.inputs["b.weight"]
+    assert plan.removed
+
+
+def test_a_weight_used_twice_counts_once():
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.both, self.last = nn.Linear(8, 16), nn.Linear(16, 16), nn.Linear(16, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.both(self.both(self.first(x).relu()).relu()).relu())
+
+    torch.manual_seed(0)
+    program = narrows.capture(Twice().eval(), (torch.randn(2, 8),))
+    reads = reads_of(prepared(program))
+    assert reads.whole(reads.parameters) == sum(
+        w.numel() for w in program.weights.values() if w.dim() > 1
+    )
+
+
+@pytest.mark.parametrize("criterion", ["l1", None])
+def test_a_budget_of_what_multiplies_nothing_is_refused(criterion: str | None):
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.emb, self.head = nn.Embedding(10, 8), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.emb(x).mean(1))
+
+    program = narrows.capture(Words().eval(), (torch.randint(0, 10, (2, 5)),))
+    given = {} if criterion else {"data": [torch.randint(0, 10, (8, 5))]}
+    with pytest.raises(PlanUsageError, match="nothing to cut"):
+        narrows.plan(program, macs={"emb.weight": 0.7}, **given)
+
+
+def test_a_share_is_not_passed_by_a_hair(program: Program):
+    with pytest.raises(PlanError, match="cannot be met") as error:
+        narrows.plan(program, macs=0.05, data=[images(32)], min_width=12)
+    least = float(str(error.value).split("met: ")[1].split()[0])
+    with pytest.raises(PlanError, match="cannot be met"):
+        narrows.plan(program, macs=least * 0.999, data=[images(32)], min_width=12)
+
+
+def test_two_classes_that_mostly_agree_are_not_at_chance():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2)).eval()
+    program = narrows.capture(net, (torch.randn(2, 8),))
+    data = [torch.randn(256, 8)]
+    made = narrows.compensate(program, narrows.plan(program, macs=0.6, data=data), data=data)
+    (said,) = (n.message for n in made.notes if n.reason == "compensated")
+    share = float(said.split("-> ")[2].split("%")[0])
+    assert 60 < share < 100
+    assert not any(n.reason == "chance" for n in made.notes)

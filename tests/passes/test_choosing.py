@@ -89,7 +89,7 @@ def test_some_positions_stand_for_all(program: Program):
 def test_what_is_counted_is_what_is_left(name: str):
     """A search's share is that of the program that comes out, but for what nobody ever read."""
     program, data = built(name)
-    search = Search(program, data, [lambda reads: reads.macs])
+    search = Search(program, data, {"macs": lambda reads: reads.macs})
     search.down(0.9)
     found = search.down(0.8)
     plan = ChannelPlan.given(program, found.keep_inputs())

@@ -17,7 +17,7 @@ from narrows.passes.choosing.repair import Progress, held_by, repaired
 from narrows.passes.choosing.statistics import Batch, examples_of, pieces
 from narrows.passes.plans.plan import ChannelPlan
 
-CHANCE = 2.0  # times the agreement of guessing: below that the network knows nothing any more
+LITTLE = 0.1  # more agreement than guessing has: below that, and twice, a network knows nothing
 
 
 def compensated(
@@ -73,8 +73,9 @@ def _compared(
     outputs: str,
 ) -> list[Note]:
     """Return what the masked network's outputs were and are like, on the data."""
-    far, agree, count, divergence = [0.0, 0.0], [0.0, 0.0], 0, None
-    classes = 0
+    far, count, divergence = [0.0, 0.0], 0, None
+    agree: list[dict[int, float]] = [{}, {}]  # per output with classes
+    classes: dict[int, int] = {}
     with torch.no_grad():
         for batch in batches:
             own = base.run_flat(list(batch))
@@ -84,17 +85,17 @@ def _compared(
             for i, other in enumerate((plain, made)):
                 found: list[Any] = other.run_flat(list(batch))
                 far[i] += divergence.between(own, found) * examples
-                agree[i] += (divergence.agreement(own, found) or 0.0) * examples
-            if any(divergence.logits):
-                told = zip(own, divergence.outputs, strict=True)
-                classes = min(z.shape[how.axis] for z, how in told if how.classes)
+                for n, (share, several) in enumerate(divergence.agreements(own, found)):
+                    agree[i][n] = agree[i].get(n, 0.0) + share * examples
+                    classes[n] = several
     far = [value / count for value in far]
-    agree = [value / count for value in agree]
     text = f"{method.name}: divergence from the unpruned outputs {far[0]:.4g} -> {far[1]:.4g}"
     if classes:
-        text += f", same class for {agree[0]:.1%} -> {agree[1]:.1%} of {count} examples"
+        least = [min(shares.values()) / count for shares in agree]
+        text += f", same class for {least[0]:.1%} -> {least[1]:.1%} of {count} examples"
     notes = [Note(base.name, "compensated", text)]
-    if classes and agree[1] < CHANCE / classes:
+    guessed = [(share / count, 1 / classes[n]) for n, share in agree[1].items()]
+    if any(share < by_guess + min(by_guess, LITTLE) for share, by_guess in guessed):
         notes.append(Note(base.name, "chance", "the pruned network is at chance: it knows nothing"))
     return notes
 

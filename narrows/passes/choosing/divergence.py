@@ -122,12 +122,19 @@ class Divergence:
     def agreement(self, own: Sequence[object], other: Sequence[object]) -> float | None:
         """Return the share of places whose largest class is the same, of the output where it is
         least; `None` without classes."""
-        shares = [
-            float((a.argmax(how.axis) == b.argmax(how.axis)).double().mean())
+        return min((share for share, _ in self.agreements(own, other)), default=None)
+
+    def agreements(self, own: Sequence[object], other: Sequence[object]) -> list[tuple[float, int]]:
+        """Return per output with classes the share of places whose largest class is the same, and
+        how many classes there are."""
+        return [
+            (
+                float((a.argmax(how.axis) == b.argmax(how.axis)).double().mean()),
+                a.shape[how.axis],
+            )
             for how, a, b in self._pairs(own, other)
             if how.classes
         ]
-        return min(shares) if shares else None
 
     def between(self, own: Sequence[object], other: Sequence[object]) -> float:
         """Return the divergence of other outputs from a network's own, mean over examples."""

@@ -8,6 +8,7 @@ reads a channel any more, its makers are gone, and what they cost is saved, too.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -106,8 +107,13 @@ class Reads:
 
     @cached_property
     def parameters(self) -> Floats:
-        """Per layer the weights of an input channel for an output channel."""
-        return np.array([p.taps / p.groups for p in self.products], dtype=np.float64)
+        """Per layer the weights of an input channel for an output channel.
+
+        A weight that several layers share counts once, a part of it for each.
+        """
+        uses = Counter(p.layer.weight for p in self.products)
+        each = [p.taps / p.groups / uses[p.layer.weight] for p in self.products]
+        return np.array(each, dtype=np.float64)
 
     @cached_property
     def _fixed(self) -> Floats:

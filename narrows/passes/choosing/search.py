@@ -8,18 +8,18 @@ budget on its way.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from narrows.errors import PlanError
 from narrows.ir.couplings import Coupling
 from narrows.ir.labels import Bools
 from narrows.ir.program import Program
 from narrows.ir.structure import structure_of
 from narrows.ir.structure.branches import Branches
+from narrows.passes.choosing.budgets.base import SLACK, nothing_to_cut, unreachable
 from narrows.passes.choosing.descent import together
 from narrows.passes.choosing.divergence import Divergence
 from narrows.passes.choosing.joint import descend_all
@@ -91,7 +91,7 @@ class Search:
         self,
         program: Program,
         batches: Sequence[Batch],
-        costs: Sequence[Callable[[Reads], Floats]],
+        costs: Mapping[str, Callable[[Reads], Floats]],
         *,
         constrained: bool = False,
         free: Callable[[str, Coupling], bool] = lambda weight, coupling: True,
@@ -106,8 +106,8 @@ class Search:
         Args:
             program: The program as captured.
             batches: Flat inputs, batch by batch; no labels.
-            costs: The costs to come down, each per layer of one input channel for one output
-                channel: ``Reads.macs``.
+            costs: The costs to come down by name, each per layer of one input channel for one
+                output channel: ``Reads.macs``.
             constrained: Whether channels go from all that read them at once.
             free: Whether the layer of a weight may lose channels of a coupling. With
                 ``constrained`` all that read it have to.
@@ -120,8 +120,12 @@ class Search:
         self.base = base = prepared(program)
         ties = structure_of(base).ties
         reads = _limited(reads_of(base), ties, free)
-        self.each = [cost(reads) for cost in costs]
+        self.names = [*costs]
+        self.each = [cost(reads) for cost in costs.values()]
         self.full = [reads.whole(each) for each in self.each]
+        for name, full in zip(self.names, self.full, strict=True):
+            if not full:
+                raise nothing_to_cut(name)
         self.halves = split(base, pieces(base, batches))
         self.batches = [*self.halves[0], *self.halves[1]]
         self.some = at_least(base, self.batches, ENOUGH)
@@ -183,14 +187,10 @@ class Search:
         for turn in range(1, rounds + 1):
             pairs = zip(begun, shares, strict=True)
             found = self.down(*(b - (b - share) * turn / rounds for b, share in pairs))
-        for share, left in zip(shares, self.left(self.state.there), strict=True):
-            if left > share * 1.001:
-                constrained = self.group is not None
-                raise PlanError(
-                    f"a budget of {share:g} cannot be met: {left:.3f} is the least",
-                    why="every layer keeps a channel, and what inputs and outputs need stays",
-                    hint="a larger budget" + (", or constrained=False" if constrained else ""),
-                )
+        lefts = self.left(self.state.there)
+        for name, share, left in zip(self.names, shares, lefts, strict=True):
+            if left > share * (1 + SLACK):
+                raise unreachable(name, share, left, self.group is not None)
         return found
 
     def left(self, there: Bools) -> list[float]:

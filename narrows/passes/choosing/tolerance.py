@@ -55,8 +55,8 @@ def tolerated(
     if evaluate is None:
         given, held = apart(prepared(program), given)
     search = Search(
-        program, given, [lambda reads: reads.macs], constrained=constrained, outputs=outputs,
-        progress=progress,
+        program, given, {"macs": lambda reads: reads.macs}, constrained=constrained,
+        outputs=outputs, progress=progress,
     )  # fmt: skip
     value = _agreement(search, held) if evaluate is None else _checked(evaluate)
     full = value(search.base)

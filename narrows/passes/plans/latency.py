@@ -113,6 +113,10 @@ def aimed(
 class ByShare(Ranking):
     """Ranks channels by their shares of the score mass."""
 
+    def ahead(self, values: np.ndarray, gone: np.ndarray) -> np.ndarray:
+        """Return what channels are worth, nothing where they are gone anyway."""
+        return np.where(gone, 0.0, values)
+
     def weigh(self, parts: Sequence[Part]) -> np.ndarray:
         """Return what each channel is worth: its shares in all layers that sum over it.
 

@@ -84,7 +84,8 @@ class Choosing:
             there is a dict of them. With data and no other criterion than the default the channels
             are chosen by what the network's own outputs lose (`narrows.passes.choosing.search`), as
             they are with a latency then; else by the criterion, over the whole network.
-        params: The same of the layers' weights. Several budgets are all met.
+        params: The same of the weights of the layers that multiply; tables that are looked up in do
+            not count. Several budgets are all met.
         limits: Any budgets of ``narrows budgets`` by name, ``{"channels": 0.8}``, beside these.
         groups: Layers by a name that budgets may be given for, as globs on weight names:
             ``{"body": ["layer1.*", "layer2.*"]}``.

@@ -156,7 +156,8 @@ class Ranking:
         else:
             scored, why = self.scored(parts)
             if scored:
-                return [Candidate(parts, self.weigh(scored), *min(ratios), coupling)]
+                values = self.ahead(self.weigh(scored), self.gone(parts))
+                return [Candidate(parts, values, *min(ratios), coupling)]
             self.notes.append(Note(label, "unscored", f"its channels stay: {why}"))
         self.skipped.append(f"{label}: {why}")
         return []
@@ -181,15 +182,32 @@ class Ranking:
         """
         return np.mean([self.scores(p)[p.own].sum(1) for p in parts], axis=0)
 
-    def scores(self, part: Part) -> np.ndarray:
-        """Return the scores of a layer's channels; those that are zero anyway come first."""
-        result = scores(self.options.criterion, self.program, part.use, part.side)
+    def ahead(self, values: np.ndarray, gone: np.ndarray) -> np.ndarray:
+        """Return what channels are worth, those that are gone anyway before all others."""
+        return np.where(gone, np.minimum(values.min(initial=0), 0) - 1, values)
+
+    def gone(self, parts: Sequence[Part]) -> np.ndarray:
+        """Return per channel whether it is gone anyway: no layer makes it, or none reads it."""
+        sides = []
+        for side in SIDES:
+            own = [self._zero(p)[p.own].all(1) for p in parts if p.side == side]
+            sides += [np.logical_and.reduce(own)] if own else []
+        return np.logical_or.reduce(sides)
+
+    def _zero(self, part: Part) -> np.ndarray:
+        """Return which of a layer's channels are zero anyway, or masked."""
+        result = np.zeros(part.use.width(part.side), dtype=bool)
         keep = getattr(self.plan, part.side).get(part.use.weight)
-        if keep is not None and len(result):
-            gone = np.setdiff1d(np.arange(len(result)), keep)
-            result = result.copy()
-            result[gone] = np.minimum(result.min(), 0) - 1
+        if keep is not None:
+            result[np.setdiff1d(np.arange(len(result)), keep)] = True
         return result
+
+    def scores(self, part: Part) -> np.ndarray:
+        """Return the scores of a layer's channels; what is zero anyway has the lowest, or 0."""
+        result = scores(self.options.criterion, self.program, part.use, part.side)
+        if not len(result):
+            return result
+        return np.where(self._zero(part), np.minimum(result.min(), 0), result)
 
     # -------------------------------------------------------------- the lowest
 

@@ -10,7 +10,7 @@ from narrows.errors import PlanUsageError
 from narrows.ir.program import Note
 from narrows.passes.choosing.allocators.corrected import corrected
 from narrows.passes.choosing.allocators.rounds import in_rounds
-from narrows.passes.choosing.budgets.base import Goal, Limit, unreachable
+from narrows.passes.choosing.budgets.base import Goal, Limit, nothing_to_cut, unreachable
 from narrows.passes.choosing.prepare import prepared
 from narrows.passes.plans.candidates import Candidates
 from narrows.passes.plans.plan import ChannelPlan
@@ -82,10 +82,14 @@ def limits_of(candidates: Candidates, goals: Sequence[Goal]) -> list[Limit]:
     found = []
     for goal in goals:
         whole = goal.budget.whole(candidates)
+        if not whole:
+            raise nothing_to_cut(goal.budget.name)
         limit = Limit(goal, whole * goal.share, whole, goal.budget.quick(candidates))
         if not goal.budget.slack and not limit.meets(candidates.least):
-            least = limit.cost(candidates.least) / whole if whole else 1.0
-            raise unreachable(goal, least, candidates.setting.choosing.constrained)
+            least = limit.cost(candidates.least) / whole
+            raise unreachable(
+                goal.budget.name, goal.share, least, candidates.setting.choosing.constrained
+            )
         found.append(limit)
     return found
 

@@ -79,8 +79,9 @@ def corrected(
         if best.most > 1 + SLACK:
             worst = unsure[best.used.index(best.most)]
             raise unreachable(
-                worst.goal, best.most * worst.goal.share, candidates.setting.choosing.constrained
-            )
+                worst.goal.budget.name, worst.goal.share, best.most * worst.goal.share,
+                candidates.setting.choosing.constrained,
+            )  # fmt: skip
     true = dict(zip(map(id, unsure), best.used, strict=True))
     lefts = [x.goal.share * true[id(x)] if id(x) in true else x.left(best.widths) for x in limits]
     return [*best.widths], lefts

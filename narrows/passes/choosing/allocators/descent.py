@@ -79,7 +79,7 @@ def search(setting: Setting, budgets: Sequence[Summed]) -> Search:
         return id(tie) in open_ties if choosing.constrained else weight in open_weights
 
     return Search(
-        setting.program, setting.batches(), [b.each for b in budgets],
+        setting.program, setting.batches(), {b.name: b.each for b in budgets},
         constrained=choosing.constrained, free=free, plan=setting.plan, least=choosing.min_width,
         outputs=choosing.outputs, progress=setting.progress,
     )  # fmt: skip

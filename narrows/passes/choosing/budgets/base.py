@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from narrows.errors import PlanError
+from narrows.errors import PlanError, PlanUsageError
 from narrows.passes.choosing.reads import Floats, Reads
 from narrows.passes.plans.candidates import Candidates, Widths
 
@@ -148,21 +148,33 @@ class Limit:
         return self.cost(widths) <= self.most * (1 + SLACK)
 
 
-def unreachable(goal: Goal, least: float, constrained: bool, why: str = "") -> PlanError:
+def unreachable(
+    name: str, share: float, least: float, constrained: bool, why: str = ""
+) -> PlanError:
     """Return the error for a goal that cannot be met.
 
     Args:
-        goal: The goal.
+        name: The budget's name.
+        share: What was asked for.
         least: The least share that can be met.
         constrained: Whether whole couplings go.
         why: What binds, if more is known than that every layer keeps a channel.
     """
-    named = "" if goal.budget.name in ("macs", "params") else f" of {goal.budget.name}"
+    named = "" if name in ("macs", "params") else f" of {name}"
     return PlanError(
-        f"a budget{named} of {goal.share:g} cannot be met: {least:.3f} is the least",
+        f"a budget{named} of {share:g} cannot be met: {least:.3f} is the least",
         why=why or "every layer keeps a channel, and what inputs and outputs need stays",
         hint="a larger budget" + (", or constrained=False" if constrained else ""),
     )
 
 
-__all__ = ["Budget", "Goal", "Limit", "Part", "Summed", "unreachable"]
+def nothing_to_cut(name: str) -> PlanUsageError:
+    """Return the error for a budget of what costs nothing."""
+    return PlanUsageError(
+        f"a budget of {name} has nothing to cut",
+        why="the layers that it names multiply nothing, as tables that are looked up in",
+        hint="narrows couplings lists the layers and their weights",
+    )
+
+
+__all__ = ["Budget", "Goal", "Limit", "Part", "Summed", "nothing_to_cut", "unreachable"]
