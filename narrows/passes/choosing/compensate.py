@@ -17,8 +17,6 @@ from narrows.passes.choosing.repair import Progress, held_by, repaired
 from narrows.passes.choosing.statistics import Batch, examples_of, pieces
 from narrows.passes.plans.plan import ChannelPlan
 
-LITTLE = 0.1  # more agreement than guessing has: below that, and twice, a network knows nothing
-
 
 def compensated(
     program: Program,
@@ -75,7 +73,7 @@ def _compared(
     """Return what the masked network's outputs were and are like, on the data."""
     far, count, divergence = [0.0, 0.0], 0, None
     agree: list[dict[int, float]] = [{}, {}]  # per output with classes
-    classes: dict[int, int] = {}
+    classes: dict[int, Any] = {}
     with torch.no_grad():
         for batch in batches:
             own = base.run_flat(list(batch))
@@ -85,17 +83,18 @@ def _compared(
             for i, other in enumerate((plain, made)):
                 found: list[Any] = other.run_flat(list(batch))
                 far[i] += divergence.between(own, found) * examples
-                for n, (share, several) in enumerate(divergence.agreements(own, found)):
-                    agree[i][n] = agree[i].get(n, 0.0) + share * examples
-                    classes[n] = several
+                for n, (same, shares) in enumerate(divergence.agreements(own, found)):
+                    agree[i][n] = agree[i].get(n, 0.0) + same * examples
+                    if not i:
+                        classes[n] = classes.get(n, 0.0) + shares * examples
     far = [value / count for value in far]
     text = f"{method.name}: divergence from the unpruned outputs {far[0]:.4g} -> {far[1]:.4g}"
     if classes:
         least = [min(shares.values()) / count for shares in agree]
         text += f", same class for {least[0]:.1%} -> {least[1]:.1%} of {count} examples"
     notes = [Note(base.name, "compensated", text)]
-    guessed = [(share / count, 1 / classes[n]) for n, share in agree[1].items()]
-    if any(share < by_guess + min(by_guess, LITTLE) for share, by_guess in guessed):
+    # Always to name the class that is most frequent takes no network.
+    if any(share <= float(classes[n].max()) for n, share in agree[1].items()):
         notes.append(Note(base.name, "chance", "the pruned network is at chance: it knows nothing"))
     return notes
 

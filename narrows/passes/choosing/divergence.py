@@ -124,17 +124,19 @@ class Divergence:
         least; `None` without classes."""
         return min((share for share, _ in self.agreements(own, other)), default=None)
 
-    def agreements(self, own: Sequence[object], other: Sequence[object]) -> list[tuple[float, int]]:
+    def agreements(
+        self, own: Sequence[object], other: Sequence[object]
+    ) -> list[tuple[float, Tensor]]:
         """Return per output with classes the share of places whose largest class is the same, and
-        how many classes there are."""
-        return [
-            (
-                float((a.argmax(how.axis) == b.argmax(how.axis)).double().mean()),
-                a.shape[how.axis],
-            )
-            for how, a, b in self._pairs(own, other)
-            if how.classes
-        ]
+        of which share each class is the network's own, ``[classes]``, float64."""
+        found = []
+        for how, a, b in self._pairs(own, other):
+            if how.classes:
+                first, second = a.argmax(how.axis), b.argmax(how.axis)
+                counts = torch.bincount(first.flatten(), minlength=a.shape[how.axis])
+                same = float((first == second).double().mean())
+                found.append((same, counts.double() / first.numel()))
+        return found
 
     def between(self, own: Sequence[object], other: Sequence[object]) -> float:
         """Return the divergence of other outputs from a network's own, mean over examples."""
