@@ -26,6 +26,10 @@ def sleeping(job: int) -> int:
     return job
 
 
+def unsendable(job: int) -> object:
+    return (lambda: job) if job == 3 else job
+
+
 @dataclass(frozen=True)
 class Fragile:
     """Squares, in a process that is killed the first times that a job is begun."""

@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -19,7 +20,7 @@ from narrows.executors.catalog import EXECUTORS, find
 from narrows.executors.cluster import Ray
 from narrows.executors.here import Here
 from narrows.executors.processes import Processes
-from tests.errands import Fragile, refusing, sleeping, square
+from tests.errands import Fragile, refusing, sleeping, square, unsendable
 
 JOBS = (5, 4, 3, 2, 1)
 SQUARES = {0: 25, 1: 16, 2: 9, 3: 4, 4: 1}
@@ -70,6 +71,38 @@ def test_what_cannot_be_sent_is_told():
     with pytest.raises(UsageError, match="cannot be sent to another process") as caught:
         next(Processes(2).run(lambda job: job, JOBS))
     assert "not a lambda" in caught.value.hint
+
+
+def test_a_result_that_cannot_be_sent_is_told():
+    with pytest.raises(UsageError, match="what a job made cannot be sent from another") as caught:
+        dict(Processes(1).run(unsendable, JOBS))
+    assert "lambda" in caught.value.why
+    assert not multiprocessing.active_children()
+
+
+UNGUARDED = """
+from narrows.executors.processes import Processes
+
+class Large:
+    def __init__(self):
+        self.data = bytes(1 << 20)
+    def __call__(self, job):
+        return job
+
+dict(Processes(2).run(Large(), (1, 2)))
+"""
+
+
+def test_a_script_without_its_guard_is_told(tmp_path: Path):
+    """Its processes end while they start, and the work is more than a pipe takes."""
+    (tmp_path / "script.py").write_text(UNGUARDED)
+    ended = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 1
+    assert "ExecutorError: a job was lost 3 times" in ended.stderr
+    assert "if __name__ == '__main__'" in ended.stderr
 
 
 def test_executors_are_found_by_name():

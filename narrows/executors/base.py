@@ -69,6 +69,18 @@ class Outcome:
         except Exception as error:  # whatever it is, it is raised where the jobs come from
             return Outcome(error=_sendable(error))
 
+    def packed(self) -> bytes:
+        """Return it as bytes; an error in its place where pickle does not take the value."""
+        try:
+            return pickle.dumps(self, pickle.HIGHEST_PROTOCOL)
+        except Exception as cause:  # pickle raises errors of many classes
+            error = UsageError(
+                "what a job made cannot be sent from another process",
+                why=f"{type(cause).__name__}: {cause}".partition("\n")[0],
+                hint="return numbers, or objects of a module's classes; or jobs=1",
+            )
+            return pickle.dumps(Outcome(error=error), pickle.HIGHEST_PROTOCOL)
+
     def get(self) -> Any:
         """Return what the work returned; raise what it raised."""
         if self.error is not None:

@@ -104,11 +104,15 @@ class _Pool:
     def start(self) -> _Worker:
         """Return a new process."""
         ours, theirs = self.begin.Pipe()
-        process = self.begin.Process(target=_serve, args=(theirs, self.work), daemon=True)
+        process = self.begin.Process(target=_serve, args=(theirs,), daemon=True)
         process.start()
         theirs.close()  # so that ours ends when the process does
         worker = _Worker(process, ours)
         self.workers.append(worker)
+        # Not as an argument: that goes through a pipe whose other end this process holds as well,
+        # and would wait for ever for a process that is gone, unless it is small.
+        with contextlib.suppress(OSError):
+            ours.send_bytes(self.work)
         return worker
 
     def remove(self, worker: _Worker) -> None:
@@ -128,16 +132,15 @@ class _Pool:
             self.remove(worker)
 
 
-def _serve(line: Connection, work: bytes) -> None:
+def _serve(line: Connection) -> None:
     """Do what comes until nothing more does: the life of a process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who started it, and tells it
-    opened = Outcome.of(pickle.loads, work)
-    while True:
-        try:
+    with contextlib.suppress(EOFError, OSError):  # nobody is there any more
+        opened = Outcome.of(pickle.loads, line.recv_bytes())
+        while True:
             job = line.recv()
-        except (EOFError, OSError):
-            return
-        line.send(opened if opened.error is not None else Outcome.of(opened.value, job))
+            outcome = opened if opened.error is not None else Outcome.of(opened.value, job)
+            line.send_bytes(outcome.packed())
 
 
 __all__ = ["Processes"]
