@@ -235,9 +235,10 @@ def _planned(
 
 def kept(data: Iterable[Any] | None) -> list[Any]:
     """Return data that is read more than once; `UsageError` if there is none."""
+    from narrows.passes.quant.batches import CHOOSING
     from narrows.passes.quant.batches import kept as run
 
-    found = run(data)
+    found = run(data, CHOOSING)
     if not found:
         raise UsageError(
             "there is no data",

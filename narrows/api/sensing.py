@@ -57,16 +57,17 @@ def sense(
         jobs: How many run at once, 1 unless given; several run in processes.
         cache: A folder in which every result is kept as soon as it is there. The same call goes on
             from it, and one with more ratios or bits measures those alone. The function
-            ``evaluate`` is known by its name and its text, not by what it calls or reads.
+            ``evaluate`` is known by its code and what it is made with, not by what it calls.
         progress: Called with what is done, how far it is and of how much.
 
     Raises:
-        UsageError: There is no data, an argument is out of range, or ``evaluate`` gives no number.
+        UsageError: There is no data, an argument is out of range, ``evaluate`` gives no number, or
+            there is a ``cache`` and it or ``repair`` would not be known again in a later run.
         PlanError: Nothing of the network can be changed, or ``evaluate`` fails.
         ExecutorError: A job was lost time and again.
     """
     from narrows.api import refuse_model
-    from narrows.passes.quant.batches import kept
+    from narrows.passes.quant.batches import CHOOSING, kept
     from narrows.passes.sensing.run import sensed
 
     options = gather(Sensing, locals())
@@ -75,7 +76,7 @@ def sense(
     if evaluate is not None and not callable(evaluate):
         raise UsageError(f"evaluate is a function of a program, got {evaluate!r:.60}")
     folder = None if cache is None else as_path(cache, "the folder for results", UsageError)
-    return sensed(program, kept(data), options, evaluate, chosen, folder, progress)
+    return sensed(program, kept(data, CHOOSING), options, evaluate, chosen, folder, progress)
 
 
 __all__ = ["sense"]

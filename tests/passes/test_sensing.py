@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -19,6 +24,7 @@ from narrows.executors.base import Work
 from narrows.ir.program import Program
 from narrows.passes.choosing.divergence import Divergence
 from narrows.passes.plans.plan import ChannelPlan
+from narrows.passes.sensing.identity import identity
 from tests.passes.residual import images, model
 
 DATA = [images(32)]
@@ -56,10 +62,10 @@ class Counting:
             yield number, work(job)
 
 
-def far(program: Program, changed: Program, data: Tensor = DATA[0]) -> float:
+def far(program: Program, changed: Program, data: Tensor = DATA[0], outputs: str = "auto") -> float:
     own = program.run_flat([data])
     with torch.no_grad():
-        return Divergence.of(own).between(own, changed.run_flat([data]))
+        return Divergence.of(own, outputs).between(own, changed.run_flat([data]))
 
 
 # ------------------------------------------------------------------ rows, by numbers
@@ -191,6 +197,108 @@ def test_what_a_result_hangs_on_is_part_of_its_key(program: Program, tmp_path: P
     assert counting.count < 5  # what is the same by another criterion is not measured again
 
 
+def test_an_operator_s_arguments_are_part_of_the_key(tmp_path: Path):
+    torch.manual_seed(0)
+    layers = [torch.nn.Conv2d(3, 8, 3), torch.nn.LeakyReLU(0.01), torch.nn.Conv2d(8, 4, 3)]
+    found = []
+    for slope in (0.01, 0.9):
+        layers[1] = torch.nn.LeakyReLU(slope)
+        net = narrows.capture(torch.nn.Sequential(*layers).eval(), (images(2),))
+        how: dict[str, Any] = {"data": DATA, "ratios": 0.5}
+        found.append(narrows.sense(net, **how, cache=tmp_path).rows)
+        assert found[-1] == narrows.sense(net, **how).rows
+        again = Counting()
+        narrows.sense(net, **how, cache=tmp_path, executor=again)
+        assert not again.count
+    assert found[0] != found[1]
+
+
+class Worth:
+    """A person's object, which says what a program is worth."""
+
+    def __init__(self, value: float, held: Any = None) -> None:
+        self.value, self.held = value, held
+
+    def __call__(self, program: Any) -> float:
+        return self.value
+
+
+def closing(value: Any) -> Any:
+    return lambda program, more=1.0: float(value) * more
+
+
+def test_objects_are_known_by_what_they_hold(program: Program, tmp_path: Path):
+    for make in (Worth, closing, lambda v: partial(scaled, by=v), lambda v: Worth(v).__call__):
+        for value in (1.0, 2.0):
+            found = narrows.sense(
+                program, data=DATA, ratios=0.5, cache=tmp_path, evaluate=make(value)
+            )
+            assert {row.figure for row in found.rows} == {value}
+            again = Counting()
+            narrows.sense(program, data=DATA, ratios=0.5, cache=tmp_path, evaluate=make(value),
+                          executor=again)  # fmt: skip
+            assert not again.count
+
+
+def scaled(program: Any, by: float) -> float:
+    return by
+
+
+def test_identities():
+    one, two = (lambda: 1), (lambda: 2)
+
+    def itself(n: int) -> int:
+        return itself(n - 1)
+
+    for value in (
+        closing, itself, Worth(1.0, {"x": [torch.ones(2), np.ones(2)], "y": {"a", "b"}}), Worth,
+        points, partial(points, 1), math.sqrt, torch.nn.Linear(1, 1).forward, Random(3), None,
+    ):  # fmt: skip
+        assert identity("x", value) == identity("x", value)
+    different = [
+        one, two, closing(1), closing(True), closing(torch.ones(2)), closing(torch.ones(1, 2)),
+        partial(points, 1), partial(points, 2), Worth(1), Worth(2), Random(3), Random(4), ["ab"],
+        ["a", "b"], [["a"], "b"], math.sqrt, math.exp, 0.0, -0.0, {1, 2}, {1, 3}, "1", 1, b"1",
+    ]  # fmt: skip
+    assert len({identity("x", value) for value in different}) == len(different)
+
+
+def test_what_would_not_be_known_again_is_not_kept(program: Program, tmp_path: Path):
+    how: dict[str, Any] = {"data": DATA, "ratios": 0.5}
+    held = Worth(1.0, threading.Lock())
+    for given, message in (
+        ({"evaluate": held}, "results with this evaluate cannot be kept"),
+        ({"repair": "distill{seconds=60}"}, "results with the repair distill cannot be kept"),
+    ):
+        with pytest.raises(PlanUsageError, match=message) as caught:
+            narrows.sense(program, **how, **given, cache=tmp_path)
+        assert "leave out cache" in caught.value.hint
+    assert narrows.sense(program, **how, evaluate=held).figure == 1.0
+
+
+@pytest.mark.parametrize("repair", ["distill{steps=3}", "blocks{steps=3}"])
+def test_an_interruption_of_steps_ends_the_run(
+    program: Program, repair: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def stop(*given: Any, **named: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch.optim.Adam, "step", stop)
+    with pytest.raises(KeyboardInterrupt):
+        narrows.sense(program, data=DATA, ratios=0.5, repair=repair, cache=tmp_path)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_criterion_is_told_what_outputs_are(program: Program, monkeypatch: pytest.MonkeyPatch):
+    for kind in ("values", "logits"):
+        found = narrows.sense(program, data=DATA, ratios=0.5, criterion="taylor", outputs=kind)
+        whole = narrows.plan(program, ratio=0.5, criterion="taylor", outputs=kind, data=DATA,
+                             include="last.weight", zeros=False)  # fmt: skip
+        assert found.of("last")[0].divergence == pytest.approx(
+            far(program, whole.masked(program), outputs=kind), rel=1e-4
+        )
+
+
 def test_a_damaged_result_is_refused(program: Program, tmp_path: Path):
     narrows.sense(program, data=DATA, ratios=0.5, cache=tmp_path)
     place = next(tmp_path.iterdir())
@@ -258,6 +366,7 @@ def test_a_sensitivity_is_a_file(program: Program, tmp_path: Path):
         ({"criterion": "l3"}, "there is no criterion"),
         ({"data": []}, "there is no data"),
         ({"data": DATA[0]}, "not batches"),
+        ({"data": 5}, r"(?s)the data is a int.*data=\[images\]"),
         ({"evaluate": 3}, "evaluate is a function"),
         ({"evaluate": lambda program: "x"}, "evaluate did not return a number"),
         ({"cache": 3}, "the folder for results is a path"),

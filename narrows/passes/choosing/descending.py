@@ -116,10 +116,12 @@ def descend(
     judge: Callable[[Weights], float],
     course: Course,
     tell: Callable[[int, int], None],
+    cuttable: bool = True,
 ) -> Taken:
     """Take steps of Adam and return the best weights by a judge.
 
-    An interruption (ctrl-C) ends them, and what was best so far is what there is.
+    An interruption (ctrl-C) of what is cuttable ends them, and what was best so far is what there
+    is.
 
     Args:
         begun: The weights to begin with, by name.
@@ -129,6 +131,7 @@ def descend(
         judge: What weights are worth; less is better.
         course: How many steps.
         tell: Told how many steps are done, and of how many.
+        cuttable: Whether an interruption ends the steps, or else all that is going on.
     """
     before = judge(begun)
     if not math.isfinite(before):
@@ -168,6 +171,8 @@ def descend(
                 if found < after:
                     best, after = {n: w.clone() for n, w in now.items()}, found
         except KeyboardInterrupt:
+            if not cuttable:
+                raise
             stopped = "interrupted"
     return Taken(best, before, after, done, stopped)
 

@@ -86,9 +86,9 @@ def with_items(
         )
 
 
-def kept(data: Iterable[Any] | None) -> list[Any]:
+def kept(data: Iterable[Any] | None, told: Told = CALIBRATION) -> list[Any]:
     """Return data that is read more than once; `UsageError` for what is one batch."""
-    _refuse(data, CALIBRATION)
+    _refuse(data, told)
     return [] if data is None else list(data)
 
 

@@ -11,7 +11,7 @@ import torch
 from narrows.errors import PlanError
 from narrows.ir.program import Program
 from narrows.ir.structure.layers import SIDES, layers_of
-from narrows.passes.choosing.criteria.base import Remembered
+from narrows.passes.choosing.criteria.base import GRADIENTS, Remembered
 from narrows.passes.choosing.criteria.catalog import find, measures
 from narrows.passes.choosing.evidence import informed
 from narrows.passes.choosing.prepare import prepared
@@ -72,7 +72,9 @@ def _pruned(
     sides = SIDES if options.constrained else ("inputs",)
     criterion = find(options.criterion)
     if measures(criterion):
-        criterion = informed(program, criterion, data, None, sides)
+        probed = getattr(criterion, "data", "") == GRADIENTS  # the others do not look at outputs
+        outputs = options.outputs if probed else "auto"
+        criterion = informed(program, criterion, data, None, sides, outputs)
     nothing = ChannelPlan.given(program)
     settings = Options(Remembered(criterion), (), (), (), 1, "local")
     chooser = Ranking(program, layers_of(program), nothing, nothing, settings)

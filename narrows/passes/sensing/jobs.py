@@ -7,17 +7,17 @@ change the same are the same, and are measured once.
 from __future__ import annotations
 
 import hashlib
-import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import fx
 
 from narrows.ir.program import Program
 from narrows.passes.choosing.solved import checkpoint
-from narrows.passes.plans.plan import ChannelPlan, fingerprint
+from narrows.passes.plans.plan import ChannelPlan
+from narrows.passes.sensing.identity import identity
 from narrows.version import VERSION
 
 Keeps = tuple[tuple[str, tuple[int, ...]], ...]
@@ -99,8 +99,15 @@ class Job:
         return Job(hashlib.sha256(f"{context}\0{change!r}".encode()).hexdigest()[:32], change)
 
 
+@dataclass(frozen=True)
+class _Place:
+    """A node as an argument: its place in the graph."""
+
+    at: int
+
+
 def context_of(
-    program: Program, measured: Sequence[Any], solved: Sequence[Any], *settings: Any
+    program: Program, measured: Sequence[Any], solved: Sequence[Any], **settings: Any
 ) -> str:
     """Return a hash of all that a result hangs on beside the change.
 
@@ -108,41 +115,32 @@ def context_of(
         program: The network, with its weights.
         measured: The batches that outputs are compared on.
         solved: Those that weights are found anew on.
-        settings: How both are done, told by their `repr`.
+        settings: How both are done, by what errors call it.
+
+    Raises:
+        PlanUsageError: A setting cannot be told from others.
     """
-    made = hashlib.sha256()
-    told = (VERSION, torch.__version__, fingerprint(program), checkpoint(program), settings)
-    made.update(repr(told).encode())
-    for name, batches in (("measured", measured), ("solved", solved)):
-        for flat in batches:
-            made.update(f"\0{name}".encode())
-            for value in flat:
-                _add(made, value)
-    return made.hexdigest()
+    told = [f"{name} {identity(name, value)}" for name, value in sorted(settings.items())]
+    told += [VERSION, torch.__version__, checkpoint(program), *_graph(program)]
+    told += [identity("data", [measured, solved])]
+    return hashlib.sha256("\n".join(told).encode()).hexdigest()
 
 
-def _add(made: Any, value: Any) -> None:
-    if not isinstance(value, Tensor):
-        made.update(f"\0{value!r}".encode())
-        return
-    made.update(f"\0{value.dtype}{list(value.shape)}".encode())
-    made.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+def _graph(program: Program) -> Iterator[str]:
+    """Yield every node with all its arguments: slopes and strides as well as what it reads."""
+    place: dict[fx.Node, Any] = {node: _Place(i) for i, node in enumerate(program.graph.nodes)}
+    for node in program.graph.nodes:
+        given = fx.map_arg((node.args, node.kwargs), place.__getitem__)
+        yield identity("network", [node.op, node.target, _plain(given)])
 
 
-def told_of(function: Callable[..., Any] | None) -> str:
-    """Return what tells a person's function from another: its name and its text.
-
-    What the function calls, and what it reads, is not looked at.
-    """
-    if function is None:
-        return ""
-    name = getattr(function, "__qualname__", type(function).__qualname__)
-    try:
-        text = inspect.getsource(function)
-    except (OSError, TypeError):  # there is no file, or it is an object
-        code = getattr(function, "__code__", None)
-        text = repr(function) if code is None else f"{code.co_code!r}{code.co_consts!r}"
-    return f"{getattr(function, '__module__', '')}.{name}\0{text}"
+def _plain(value: Any) -> Any:
+    """Return arguments in lists and dicts of Python, not those that torch.fx makes of them."""
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(part) for part in value]
+    return value
 
 
-__all__ = ["Change", "Job", "Masked", "Rounded", "Untouched", "context_of", "told_of"]
+__all__ = ["Change", "Job", "Masked", "Rounded", "Untouched", "context_of"]

@@ -7,8 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from narrows.errors import PlanUsageError
 from narrows.executors.base import Executor
 from narrows.ir.program import Program
+from narrows.passes.choosing.compensations.base import Compensation
 from narrows.passes.choosing.compensations.catalog import find
 from narrows.passes.choosing.repair import Progress
 from narrows.passes.choosing.solved import checkpoint
@@ -16,7 +18,7 @@ from narrows.passes.choosing.statistics import counted, pieces, split
 from narrows.passes.plans.plan import fingerprint
 from narrows.passes.quant.batches import CHOOSING, batches
 from narrows.passes.sensing.changes import Changes
-from narrows.passes.sensing.jobs import Job, Untouched, context_of, told_of
+from narrows.passes.sensing.jobs import Job, Untouched, context_of
 from narrows.passes.sensing.options import Sensing
 from narrows.passes.sensing.store import Store
 from narrows.passes.sensing.table import Row, Sensitivity
@@ -53,8 +55,12 @@ def sensed(
         program, changes.prepared, measured, solved, method, options.outputs, evaluate,
         None if executor.alone else 1,
     )  # fmt: skip
-    settings = (options.outputs, method, told_of(evaluate))
-    context = context_of(program, measured, solved, *settings)
+    context = ""  # nothing outlives the run, in which all jobs have the same
+    if cache is not None:
+        _refuse_clocked(method)
+        context = context_of(
+            program, measured, solved, outputs=options.outputs, repair=method, evaluate=evaluate
+        )
     jobs = [Job.of(context, change) for change, _ in changes.rows]
     whole = Job.of(context, Untouched())
     found = _found(
@@ -68,6 +74,16 @@ def sensed(
         "" if method is None else method.name, counted(program, measured), tuple(rows),
         None if evaluate is None else found[whole.key].figure, changes.skipped, VERSION,
     )  # fmt: skip
+
+
+def _refuse_clocked(method: Compensation | None) -> None:
+    """Raise `PlanUsageError` for a method that finds more on a faster machine."""
+    if method is not None and getattr(method, "clocked", False):
+        raise PlanUsageError(
+            f"results with the repair {method.name} cannot be kept for a later run",
+            why="it ends by the clock, so what it finds hangs on how busy the machine is",
+            hint="leave out cache; or say how many steps it takes, not how many seconds",
+        )
 
 
 def _found(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
-from narrows.ir.program import Program
+from narrows.ir.program import Note, Program
 from narrows.passes.choosing.compensate import compensated
-from narrows.passes.choosing.compensations.base import Compensation
+from narrows.passes.choosing.compensations.base import Compensation, LayerWise, Task, Whole
 from narrows.passes.choosing.divergence import Divergence
 from narrows.passes.choosing.statistics import Batch, examples_of
 from narrows.passes.choosing.tolerance import worth
@@ -77,7 +77,7 @@ class Trial:
         plan = change.plan(self.program)
         if self.method is None:
             return plan.masked(self.program)
-        made = compensated(self.program, plan, self.solved, self.method, self.outputs)
+        made = compensated(self.program, plan, self.solved, _to_the_end(self.method), self.outputs)
         return plan.masked(made)
 
     def compared(self, changed: Program) -> tuple[float | None, float | None]:
@@ -95,6 +95,28 @@ class Trial:
                 count += examples
         agreement = same / count if any(how.logits) else None
         return (far / count if math.isfinite(far) else None), agreement
+
+
+@dataclass(frozen=True)
+class _ToTheEnd:
+    """A compensation of one job among many: Ctrl-C is for the run, not for its steps."""
+
+    method: Whole
+
+    @property
+    def name(self) -> str:
+        return self.method.name
+
+    @property
+    def needs_data(self) -> bool:
+        return self.method.needs_data
+
+    def made(self, task: Task) -> tuple[Program, list[Note]]:
+        return self.method.made(replace(task, cuttable=False))
+
+
+def _to_the_end(method: Compensation) -> Any:
+    return method if isinstance(method, LayerWise) else _ToTheEnd(method)
 
 
 __all__ = ["Found", "Trial"]

@@ -74,6 +74,8 @@ class Task:
         batches: Flat inputs of at most some examples each; none where there are no data.
         outputs: How outputs are compared: ``logits``, ``values`` or ``auto``.
         progress: Told what is done, how far it is and of how much.
+        cuttable: Whether Ctrl-C may end steps early, and what they led to so far is the result. Off
+            where a network is one of many, and Ctrl-C is for whoever asked for all.
     """
 
     program: Program
@@ -86,6 +88,7 @@ class Task:
     batches: Sequence[Sequence[Any]]
     outputs: str = "auto"
     progress: Progress | None = None
+    cuttable: bool = True
 
     def tell(self, what: str, done: int, total: int) -> None:
         """Say what is done, how far it is and of how much."""
@@ -100,6 +103,9 @@ class Whole(Protocol):
     Attributes:
         name: What the command line calls it.
         needs_data: Whether it goes by data; else by the weights alone.
+
+    One that ends by the clock says so by an attribute ``clocked`` that is true: what it finds is
+    not kept for a later run.
     """
 
     name: ClassVar[str]

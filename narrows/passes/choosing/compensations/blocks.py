@@ -99,8 +99,9 @@ class Blocks:
             if own and not stopped:
                 tell = partial(_tell, task, number, len(segments))
                 taken = self._block(
-                    segment, weights, own, masks, (pruned, plain), len(halves.taught), tell
-                )
+                    segment, weights, own, masks, (pruned, plain), len(halves.taught), tell,
+                    task.cuttable,
+                )  # fmt: skip
                 better += taken.better
                 weights, stopped = {**weights, **taken.weights}, taken.stopped
             with torch.no_grad():
@@ -117,6 +118,7 @@ class Blocks:
         sides: tuple[Sequence[Values], Sequence[Values]],
         taught: int,
         tell: partial[None],
+        cuttable: bool,
     ) -> Taken:
         fed, wanted = sides
         power = sum(_power(segment, v) for v in wanted[:taught]) / taught
@@ -134,7 +136,7 @@ class Blocks:
 
         losses = [partial(error, at) for at in range(taught)]
         begun = {n: weights[n] for n in sorted(own)}
-        return descend(begun, masks, losses, judge, self._course(), tell)
+        return descend(begun, masks, losses, judge, self._course(), tell, cuttable)
 
 
 def _tell(task: Task, number: int, blocks: int, done: int, total: int) -> None:

@@ -57,6 +57,11 @@ class Distill:
     def __post_init__(self) -> None:
         self._course()
 
+    @property
+    def clocked(self) -> bool:
+        """Whether it ends by the clock."""
+        return self.seconds is not None
+
     def _course(self) -> Course:
         steps = self.steps
         if steps is None:
@@ -80,7 +85,7 @@ class Distill:
         begun = {name: student.weights[name] for name in names}
         taken = descend(
             begun, masks_of(task), losses, partial(judged.far, student), self._course(),
-            lambda done, total: task.tell("distill", done, total),
+            lambda done, total: task.tell("distill", done, total), task.cuttable,
         )  # fmt: skip
         text = f"distill: {taken.steps} steps, divergence on a quarter of the data "
         text += f"{taken.before:.4g} -> {taken.after:.4g}"
