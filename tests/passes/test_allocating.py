@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from torch import Tensor, nn
 
 import narrows
 from narrows.api.stopwatch import Stopwatch
@@ -22,6 +23,7 @@ from narrows.passes.choosing.allocators.overall import Global
 from narrows.passes.choosing.allocators.uniform import Uniform
 from narrows.passes.choosing.budgets.base import Goal, Limit
 from narrows.passes.choosing.budgets.catalog import find
+from narrows.passes.choosing.budgets.memory import peak
 from narrows.passes.choosing.criteria.catalog import find as criterion
 from narrows.passes.choosing.prepare import prepared
 from narrows.passes.plans.candidates import Candidates
@@ -31,6 +33,7 @@ from narrows.passes.plans.plan import ChannelPlan
 from narrows.passes.plans.rank import Options
 from narrows.passes.plans.setting import Setting
 from tests.networks import NETWORKS
+from tests.networks.registry import conv
 from tests.passes.residual import images, left, settled
 from tests.passes.test_latency import costs
 
@@ -303,6 +306,55 @@ def test_a_stopwatch_runs_what_is_lowered(program: Program, bits: int | None):
     assert 0 < watch(made, bits) < 50  # it runs; how fast is the machine's affair
 
 
+# ------------------------------------------------------------------ memory, densities, rewards
+
+
+class Wide(nn.Module):
+    """A wide map between two narrow ones, and one of them is needed later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.three = conv(3, 4), conv(4, 16), conv(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.one(x)
+        return x + self.three(self.two(x).relu())
+
+
+def test_the_peak_of_memory_is_counted_by_hand():
+    program = narrows.capture(Wide().eval(), (images(2),))
+    # While the ReLU runs its input and its result are there, and the first layer's result.
+    assert peak(program) == 2 * (4 + 16 + 16) * 64 * 4
+
+
+@pytest.mark.parametrize("share", [0.9, 0.6])
+def test_memory_is_met(program: Program, share: float):
+    plan = narrows.plan(program, limits={"memory": share})
+    rest = peak(narrows.apply(program, plan)) / peak(program)
+    assert share - 0.1 < rest <= share  # one channel of the widest map is 1/32
+    with pytest.raises(PlanError, match=r"a budget of memory of 0\.001 cannot be met"):
+        narrows.plan(program, limits={"memory": 0.001})
+
+
+@pytest.mark.parametrize("rule", ["size", "score"])
+def test_precropping_meets_a_budget(program: Program, rule: str):
+    plan = narrows.plan(program, macs=0.6, allocator=f"precropping{{rule={rule}}}")
+    assert 0.56 < left(narrows.apply(program, plan)) / left(program) <= 0.6
+
+
+def test_small_layers_stay_whole_before_large_ones_are_thinned(program: Program):
+    """By the layers' sizes the gate's hidden layer of four channels is the densest."""
+    found = kept(narrows.plan(program, params=0.5, allocator="precropping"))
+    assert "gate.0.weight" not in found
+    assert found["first.0.weight"] / 24 < found["stem.0.weight"] / 16
+
+
+def test_a_reward_is_bred_within_the_budget(program: Program):
+    name = "reward{population=2, generations=1}"
+    plan = narrows.plan(program, macs=0.6, allocator=name, data=DATA)
+    assert left(narrows.apply(program, plan)) <= 0.6 * left(program)
+
+
 # ------------------------------------------------------------------ families
 
 
@@ -381,6 +433,10 @@ def test_an_allocator_of_ones_own(program: Program):
         ({"macs": 0.5, "allocator": "global{turns=3}"}, "global has no option 'turns'"),
         ({"macs": 0.5, "allocator": 3}, "an allocator is a name or an Allocator, got 3"),
         ({"macs": 0.5, "allocator": "ladder"}, "'ladder' does not go by macs"),
+        ({"macs": 0.5, "allocator": "reward"}, "'reward' tries plans on data"),
+        ({"macs": 0.5, "allocator": "reward{accuracy=-1}"}, "an exponent of at least 0, got -1"),
+        ({"macs": 0.5, "allocator": "reward{population=0}"}, "population is at least 1"),
+        ({"macs": 0.5, "allocator": "precropping{rule=a}"}, "rule is one of size, score, got 'a'"),
         ({"macs": 0.5, "allocator": "spdy"}, "'spdy' tries plans on data"),
         ({"macs": 0.5, "allocator": "descent"}, "what the outputs lose on data"),
         ({"limits": {"channels": 0.5}, "data": DATA, "allocator": "descent"},

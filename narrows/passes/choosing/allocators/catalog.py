@@ -28,6 +28,8 @@ BUILTIN: dict[str, str] = {
     "uniform": f"{ROOM}.uniform:Uniform",
     "bisection": f"{ROOM}.bisection:Bisection",
     "knapsack": f"{ROOM}.knapsack:Knapsack",
+    "precropping": f"{ROOM}.precropping:PreCropping",
+    "reward": f"{ROOM}.reward:Reward",
     "spdy": f"{ROOM}.spdy:Spdy",
 }
 

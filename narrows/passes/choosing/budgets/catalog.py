@@ -20,6 +20,7 @@ BUILTIN: dict[str, str] = {
     "macs": f"{ROOM}.macs:Macs",
     "params": f"{ROOM}.params:Params",
     "channels": f"{ROOM}.channels:Channels",
+    "memory": f"{ROOM}.memory:Memory",
     "latency": f"{ROOM}.latency:Latency",
     "measured": f"{ROOM}.measured:Measured",
 }
