@@ -420,7 +420,4 @@ def test_a_network_at_chance_is_told(program: Program):
     made = narrows.compensate(program, plan, data=[images(40)], method="mean")
     agrees = next(n.message for n in made.notes if n.reason == "compensated")
     assert "same class" in agrees
-    told = [n for n in made.notes if n.reason == "chance"]
-    own = program(images(40)).argmax(1)
-    constant = float((own == plan.masked(made)(images(40)).argmax(1)).float().mean())
-    assert bool(told) == (constant < 0.2)
+    assert any(n.reason == "chance" for n in made.notes)  # one class for all

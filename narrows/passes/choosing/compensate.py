@@ -94,7 +94,7 @@ def _compared(
         text += f", same class for {least[0]:.1%} -> {least[1]:.1%} of {count} examples"
     notes = [Note(base.name, "compensated", text)]
     # Always to name the class that is most frequent takes no network.
-    if any(share <= float(classes[n].max()) for n, share in agree[1].items()):
+    if any(share <= float(classes[n].max()) * (1 + 1e-9) for n, share in agree[1].items()):
         notes.append(Note(base.name, "chance", "the pruned network is at chance: it knows nothing"))
     return notes
 
