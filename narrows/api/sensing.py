@@ -54,7 +54,8 @@ def sense(
         evaluate: A function that is given a program, which is called as the model is, and returns
             what it is worth; for every change. For other processes it has to be one of a module.
         executor: Where jobs run: ``here``, ``processes``, ``ray``, or an `Executor`.
-        jobs: How many run at once, 1 unless given; several run in processes.
+        jobs: How many run at once, what the executor has it unless given; several run in
+            processes unless there is an executor.
         cache: A folder in which every result is kept as soon as it is there. The same call goes on
             from it, and one with more ratios or bits measures those alone. The function
             ``evaluate`` is known by its code and what it is made with, not by what it calls.

@@ -198,18 +198,22 @@ def _compile(commands: Any) -> None:
     _emitted(command)
 
 
-def _compress(commands: Any) -> None:
-    summary = "the best artifact within a budget: chosen, solved for, pruned, checked"
-    command = _command(commands, "compress", "compress:compress", summary)
-    _model(command)
+def _judged(command: argparse.ArgumentParser, worth: str) -> None:
     command.add_argument(
         "--data", required=True, metavar="FILE", help=f"inputs like the real ones: {DATA}"
     )
     command.add_argument(
         "--evaluate",
         metavar="MODULE:FUNCTION",
-        help="a function that is given a program and returns what it is worth, in points",
+        help=f"a function that is given a program and returns {worth}",
     )
+
+
+def _compress(commands: Any) -> None:
+    summary = "the best artifact within a budget: chosen, solved for, pruned, checked"
+    command = _command(commands, "compress", "compress:compress", summary)
+    _model(command)
+    _judged(command, "what it is worth, in points")
     command.add_argument("--save-plan", metavar="FILE", help="where the channel plan goes, as JSON")
     command.add_argument(
         "--save-solved",
@@ -351,14 +355,7 @@ def _sense(commands: Any) -> None:
     summary = "measure what the outputs lose to one change at a time, coupling by coupling"
     command = _command(commands, "sense", "sense:sense", summary)
     _model(command)
-    command.add_argument(
-        "--data", required=True, metavar="FILE", help=f"inputs like the real ones: {DATA}"
-    )
-    command.add_argument(
-        "--evaluate",
-        metavar="MODULE:FUNCTION",
-        help="a function that is given a program and returns what it is worth",
-    )
+    _judged(command, "what it is worth")
     command.add_argument(
         "-o",
         "--output",
@@ -371,7 +368,12 @@ def _sense(commands: Any) -> None:
     how.add_argument(
         "--executor", metavar="NAME", help="where jobs run: here, processes, ray or another"
     )
-    how.add_argument("--jobs", type=int, metavar="N", help="how many run at once (1)")
+    how.add_argument(
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="how many run at once (as many as the executor has it)",
+    )
     how.add_argument(
         "--cache", metavar="DIR", help="keep every result here, and go on from what is kept"
     )

@@ -18,6 +18,12 @@ Work = Callable[[Any], Any]
 LIVES = 3  # processes that a job may take down with it
 
 
+def at_once(jobs: int | None) -> None:
+    """Raise `UsageError` for a number of jobs at once that is none."""
+    if jobs is not None and (not isinstance(jobs, int) or isinstance(jobs, bool) or jobs < 1):
+        raise UsageError(f"jobs is a whole number of at least 1, got {jobs!r}")
+
+
 @runtime_checkable
 class Executor(Protocol):
     """Runs jobs."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from narrows.errors import UsageError
-from narrows.executors.base import Executor
+from narrows.executors.base import Executor, at_once
 from narrows.registry import Registry
 
 EXECUTORS = Registry(
@@ -32,8 +32,7 @@ def find(executor: Any = None, jobs: int | None = None) -> Executor:
             there are to be several at once.
         jobs: How many run at once; as the executor has it unless given.
     """
-    if jobs is not None and (not isinstance(jobs, int) or isinstance(jobs, bool) or jobs < 1):
-        raise UsageError(f"jobs is a whole number of at least 1, got {jobs!r}")
+    at_once(jobs)
     if executor is None:
         executor = "here" if jobs in (None, 1) else "processes"
     if not isinstance(executor, str):

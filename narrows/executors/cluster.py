@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from narrows.errors import UsageError
-from narrows.executors.base import LIVES, Outcome, Work, lost, packed
+from narrows.executors.base import LIVES, Outcome, Work, at_once, lost, packed
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,10 @@ class Ray:
 
     jobs: int | None = None
     address: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse to run nothing at once."""
+        at_once(self.jobs)
 
     def run(self, work: Work, jobs: Sequence[Any]) -> Iterator[tuple[int, Any]]:
         """Yield the number of every job, and what the work made of it, in the order of their

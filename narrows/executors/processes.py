@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, ClassVar
 
-from narrows.executors.base import LIVES, Outcome, Work, lost, packed
+from narrows.executors.base import LIVES, Outcome, Work, at_once, lost, packed
 
 PATIENCE = 5.0  # seconds that a process has to end when it is told to
 
@@ -32,6 +32,10 @@ class Processes:
     alone: ClassVar[bool] = False
 
     jobs: int = 2
+
+    def __post_init__(self) -> None:
+        """Refuse to run nothing at once."""
+        at_once(self.jobs)
 
     def run(self, work: Work, jobs: Sequence[Any]) -> Iterator[tuple[int, Any]]:
         """Yield the number of every job, and what the work made of it, in the order of their

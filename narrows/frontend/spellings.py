@@ -198,7 +198,9 @@ def _filled(x: Any, mask: Any, value: Any) -> Call:
     if isinstance(val(value), Tensor):
         same = val(value).dtype == val(x).dtype
         return (aten.where.self, (mask, value, x), {}) if same else None
-    kept = torch.result_type(torch.empty(1, dtype=val(x).dtype), value) == val(x).dtype
+    number = val(value)  # a size that is free promotes types as any whole number does
+    number = {torch.SymInt: 1, torch.SymFloat: 1.0}.get(type(number), number)
+    kept = torch.result_type(torch.empty(1, dtype=val(x).dtype), number) == val(x).dtype
     return (aten.where.ScalarSelf, (mask, value, x), {}) if kept else None
 
 
@@ -238,8 +240,9 @@ def _copied(x: Any, memory_format: Any = None) -> Call:
 
 
 def _by_a_vector(x: Any, weight: Any, bias: Any = None) -> Call:
-    """A linear layer whose weight is a vector, which takes no bias, is a product."""
-    return (aten.matmul.default, (x, weight), {}) if val(weight).dim() == 1 else None
+    """A linear layer whose weight is a vector, and that has no bias, is a product."""
+    alone = val(weight).dim() == 1 and bias is None
+    return (aten.matmul.default, (x, weight), {}) if alone else None
 
 
 def _normalised(target: Any) -> Rule:

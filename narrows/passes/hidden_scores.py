@@ -18,10 +18,11 @@ from torch.fx.node import map_arg
 from narrows.ir.editing import add_weight
 from narrows.ir.meta import Meta, copy_meta
 from narrows.ir.ops import dialect, table
-from narrows.ir.ops.args import arguments
+from narrows.ir.ops.args import arguments, first_tensor
 from narrows.ir.ops.fill import Fill
 from narrows.ir.ops.integer_choices import Constant, Where
 from narrows.ir.ops.layout import Layout
+from narrows.ir.ops.selection import Selection
 from narrows.ir.program import Draft
 
 # Where a tensor that was asked for is minus infinity.
@@ -77,8 +78,8 @@ def _found(program: Draft, node: fx.Node, known: Known) -> fx.Node | bool | None
         if isinstance(first, fx.Node) and isinstance(second, fx.Node):
             return _call(program, node, dialect.EITHER, (first, second))
         return _as_large(node, first or second)
-    if isinstance(row, Layout):
-        (moved,) = (n for n in node.all_input_nodes if Meta(n).dtype is not None)
+    if isinstance(row, Layout | Selection):
+        moved = first_tensor(node)
         hidden = _hidden(program, moved, known)
         if not isinstance(hidden, fx.Node):
             return hidden

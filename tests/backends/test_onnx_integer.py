@@ -10,6 +10,7 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper
+from torch import nn
 
 import narrows
 from narrows.backends.onnx.integer.qdq import pooled_exactly
@@ -255,3 +256,13 @@ def test_the_sums_of_a_layer_norm_are_exact_at_every_width(width: int, signed: b
     for optimize in (True, False):
         (got,) = artifact.run_flat([rows], optimize=optimize)
         assert np.array_equal(got, made(rows).numpy())
+
+
+def test_a_window_of_spread_taps_may_reach_far_beyond_the_tensor() -> None:
+    """ONNX Runtime refuses padding of a kernel or more, which rounding up would ask for."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.MaxPool2d(3, 4, 1, dilation=2, ceil_mode=True))
+    x = torch.randn(4, 3, 9, 10)
+    made = narrows.quantize(narrows.capture(net.eval(), (x[:2],)), [x]).program
+    artifact = narrows.lower(made, "onnx")
+    assert torch.equal(torch.as_tensor(artifact.run_flat([x])[0]), made.run_flat([x])[0])

@@ -295,3 +295,18 @@ def test_the_largest_with_its_index_stays() -> None:
     assert aten.max.dim in {n.target for n in program.nodes}
     x = torch.randn(2, 3, 4, 4).double()
     torch.testing.assert_close(program(x), net(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda x, y: F.linear(x, y[0, 0, 0], torch.tensor(3.0)),
+        lambda x, y: x.masked_fill(y > 0, x.shape[0]),
+        lambda x, y: x.masked_fill(y > 0, 1.5 * x.shape[0]),
+    ],
+)
+def test_what_has_more_than_the_other_spelling_can_say_is_kept(form: Form) -> None:
+    net = Net(form).eval()
+    program = narrows.capture(net, (torch.randn(2, 3, 4, 4),))
+    x = torch.randn(2, 3, 4, 4)
+    torch.testing.assert_close(program(x), net(x))

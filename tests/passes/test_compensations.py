@@ -192,7 +192,7 @@ SOME = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [n for n in SOME if n in NETWORKS])
+@pytest.mark.parametrize("name", SOME)
 @pytest.mark.parametrize("method", FREE)
 def test_what_comes_out_is_what_the_masks_mean(name: str, method: str):
     network = NETWORKS[name]
@@ -203,7 +203,7 @@ def test_what_comes_out_is_what_the_masks_mean(name: str, method: str):
     assert all(w.isfinite().all() for w in made.weights.values() if w.is_floating_point())
 
 
-@pytest.mark.parametrize("name", ["depthwise", "grouped_conv", "dense_block", "flatten_linear"])
+@pytest.mark.parametrize("name", ["residual_projection", "dense_block", "flatten_linear"])
 def test_a_family_says_what_a_channel_is_made_of(name: str):
     """With the activations between taken away, a channel is its filter times what it is of."""
     network = NETWORKS[name]
@@ -212,8 +212,8 @@ def test_a_family_says_what_a_channel_is_made_of(name: str):
     there = reads.all()
     for own in reads.of_layer:
         there[own[: len(own) // 2]] = False
-    families, _ = families_of(program, reads, there & ~reads.free | there)
-    assert families
+    families, _ = families_of(program, reads, there)
+    compared = 0
     for family in families:
         assert len(family.filters) == len(family.reads) == len(family.constants)
         layers = {tuple(int(reads.maker_layer[m]) for m in made) for made in family.makers}
@@ -230,6 +230,8 @@ def test_a_family_says_what_a_channel_is_made_of(name: str):
             if all(len(reads.rows[made[0]]) == 1 for made in family.makers):
                 torch.testing.assert_close(family.filters, matrix[rows, :-1])
                 torch.testing.assert_close(family.constants[:, 0], matrix[rows, -1])
+                compared += 1
+    assert compared
 
 
 # ------------------------------------------------------------------ by steps
@@ -280,8 +282,6 @@ def test_seconds_end_the_steps(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize("name", ["residual_projection", "dense_block", "split_residual",
                                   "multihead_attention", "two_inputs", "unet_skip"])  # fmt: skip
 def test_segments_one_after_another_are_the_network(name: str):
-    if name not in NETWORKS:
-        pytest.skip("no such network")
     network = NETWORKS[name]
     program = prepared(narrows.capture(network.build(), network.inputs()))
     layers = [p.layer.node for p in reads_of(program).products]

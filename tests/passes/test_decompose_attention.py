@@ -108,3 +108,22 @@ def test_a_mask_that_is_made_of_truth_values_is_a_choice_again() -> None:
     assert relative_error(made.program(*given), expected) < 0.05
     other = given[0] + padding[..., None]  # of what is hidden nothing comes
     assert torch.equal(made.program(other, padding)[~padding], made.program(*given)[~padding])
+
+
+def test_a_part_of_a_causal_mask_hides() -> None:
+    class Causal(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.read = nn.Linear(8, 24)
+            self.register_buffer("later", torch.full((16, 16), -torch.inf).triu(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = self.read(x).chunk(3, -1)
+            t = x.shape[1]
+            return ((q @ k.mT) + self.later[:t, :t]).softmax(-1) @ v
+
+    torch.manual_seed(0)
+    x = torch.randn(8, 6, 8)
+    net = Causal().eval()
+    made = narrows.quantize(narrows.capture(net, (x[:2],)), [x]).program
+    assert relative_error(made(x), net(x)) < 0.1

@@ -39,6 +39,18 @@ class Catalog:
             )
         return found
 
+    def one(self, given: Any, wanted: type) -> Any:
+        """Return one from its spelling, or itself; `PlanUsageError` unless it is of a class."""
+        found = self.made(given) if isinstance(given, str) else given
+        if not isinstance(found, wanted):
+            kind, called = self.registry.kind, wanted.__name__
+            article, other = ("an" if word[0] in "aeiouAEIOU" else "a" for word in (kind, called))
+            raise PlanUsageError(
+                f"{article} {kind} is a name or {other} {called}, got {found!r:.60}",
+                hint=f"narrows {kind}s lists them",
+            )
+        return found
+
     def made(self, text: str) -> Any:
         """Return one from its spelling, ``name{option=value}``."""
         try:

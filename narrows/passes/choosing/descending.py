@@ -10,7 +10,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,10 +17,9 @@ from torch import Tensor
 from narrows.errors import PlanError, PlanUsageError
 from narrows.ir.program import Program
 from narrows.passes.choosing.compensations.base import Task
-from narrows.passes.choosing.divergence import Divergence
 from narrows.passes.choosing.gradients import leaf
 from narrows.passes.choosing.repair import held_by
-from narrows.passes.choosing.statistics import Batch, counted, examples_of
+from narrows.passes.choosing.statistics import Batch
 from narrows.passes.choosing.tolerance import apart
 
 Weights = dict[str, Tensor]
@@ -195,31 +193,4 @@ def masks_of(task: Task) -> Weights:
     return task.left.masked(task.reads.products, ones)
 
 
-@dataclass(frozen=True)
-class Judged:
-    """How far a network's outputs are from the unpruned one's on some batches."""
-
-    batches: Sequence[Batch]
-    own: list[list[Any]]
-    divergence: Divergence
-    examples: int
-
-    @staticmethod
-    def of(program: Program, batches: Sequence[Batch], outputs: str) -> Judged:
-        """Return it with what the unpruned program makes of the batches."""
-        with torch.no_grad():
-            own = [program.run_flat(list(batch)) for batch in batches]
-        return Judged(batches, own, Divergence.of(own[0], outputs), counted(program, batches))
-
-    def far(self, program: Program, weights: Weights | None = None) -> float:
-        """Return the divergence, mean over examples, of a program with some other weights."""
-        given = None if weights is None else {**program.weights, **weights}
-        total = 0.0
-        with torch.no_grad():
-            for batch, own in zip(self.batches, self.own, strict=True):
-                made = program.run_flat(list(batch), given)
-                total += self.divergence.between(own, made) * examples_of(program, batch)
-        return total / self.examples
-
-
-__all__ = ["Course", "Halves", "Judged", "Taken", "descend", "masks_of", "trained"]
+__all__ = ["Course", "Halves", "Taken", "descend", "masks_of", "trained"]

@@ -23,8 +23,7 @@ from narrows.passes.choosing.statistics import (
     Statistics,
     counted,
     examples_of,
-    part,
-    takes_any,
+    first,
 )
 from narrows.passes.choosing.surgeon import surgeons_of
 
@@ -140,16 +139,7 @@ def few(program: Program, batches: Sequence[Batch], reads: Reads) -> list[Batch]
     runs = max(len(reads.products) / 2, 1)
     most = examples * FORWARDS / runs
     goal = max(EXAMPLES, int(min(most, MACS / max(runs * reads.whole(reads.macs), 1))))
-    result: list[Batch] = []
-    seen = 0
-    for batch in batches:
-        if seen >= goal:
-            break
-        length = examples_of(program, batch)
-        some = min(length, goal - seen) if takes_any(program) else length
-        result.append(part(program, batch, 0, some))
-        seen += some
-    return result
+    return first(program, batches, goal)
 
 
 __all__ = ["compared", "few", "scales"]

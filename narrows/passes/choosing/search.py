@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 
 from narrows.ir.couplings import Coupling
 from narrows.ir.labels import Bools
@@ -21,8 +20,8 @@ from narrows.ir.structure import structure_of
 from narrows.ir.structure.branches import Branches
 from narrows.passes.choosing.budgets.base import SLACK, nothing_to_cut, unreachable
 from narrows.passes.choosing.descent import together
-from narrows.passes.choosing.divergence import Divergence
 from narrows.passes.choosing.joint import descend_all
+from narrows.passes.choosing.judged import Judged
 from narrows.passes.choosing.left import Left
 from narrows.passes.choosing.prepare import prepared
 from narrows.passes.choosing.products import ON_THE_WAY
@@ -33,8 +32,6 @@ from narrows.passes.choosing.statistics import (
     Batch,
     Statistics,
     at_least,
-    counted,
-    examples_of,
     measured,
     pieces,
     split,
@@ -130,9 +127,8 @@ class Search:
         self.batches = [*self.halves[0], *self.halves[1]]
         self.some = at_least(base, self.batches, ENOUGH)
         self.open_past = Branches(base, ()).open_past
-        with torch.no_grad():
-            self.own = [base.run_flat(list(batch)) for batch in self.batches]
-        self.divergence = Divergence.of(self.own[0], outputs)
+        self.judged = Judged.of(base, self.batches, outputs)
+        self.divergence = self.judged.divergence
         barred = [bool(tie.barrier) for tie in ties]
         self.group = together(reads, barred) if constrained else None
         self.least, self.seed = least, seed
@@ -166,7 +162,7 @@ class Search:
         left_over = self.begun & Left.of(reads, there)
         program = repaired(self.base, now.program, reads, left_over, self.some, rows=ON_THE_WAY)
         left = self.left(there)[0]
-        curve = (*now.curve, (left, self._apart(program)))
+        curve = (*now.curve, (left, self.judged.far(program)))
         self.state = Chosen(program, reads, there, factors, curve)
         self.tell(f"{step}: {left:.3f} left, divergence {curve[-1][1]:.4g}", 4, 4)
         return self.state
@@ -197,15 +193,6 @@ class Search:
         """Return the share of each cost that is left."""
         pairs = zip(self.each, self.full, strict=True)
         return [self.state.reads.cost(there, each) / full for each, full in pairs]
-
-    def _apart(self, program: Program) -> float:
-        """Return how far a program's outputs are from the network's own, mean over examples."""
-        total = 0.0
-        with torch.no_grad():
-            for outputs, batch in zip(self.own, self.batches, strict=True):
-                other = program.run_flat(list(batch))
-                total += self.divergence.between(outputs, other) * examples_of(program, batch)
-        return total / counted(program, self.batches)
 
 
 def _limited(

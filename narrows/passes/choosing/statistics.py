@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -156,8 +156,24 @@ def takes_any(program: Program) -> bool:
 
 def at_least(program: Program, batches: Sequence[Batch], examples: int) -> list[Batch]:
     """Return batches spread over all that hold so many examples, or all of them."""
-    whole = counted(program, batches)
-    return [*batches][:: max(1, whole // examples)]
+    step = max(1, counted(program, batches) // examples)
+    while step > 1 and counted(program, batches[::step]) < examples:
+        step -= 1
+    return [*batches[::step]]
+
+
+def first(program: Program, batches: Iterable[Batch], examples: int) -> list[Batch]:
+    """Return the first batches that hold so many examples, the last of them cut if it may be."""
+    result: list[Batch] = []
+    seen = 0
+    for batch in batches:
+        if seen >= examples:
+            break
+        length = examples_of(program, batch)
+        some = min(length, examples - seen) if takes_any(program) else length
+        result.append(part(program, batch, 0, some))
+        seen += some
+    return result
 
 
 def pieces(program: Program, batches: Sequence[Batch], size: int = PIECE) -> list[Batch]:
@@ -213,6 +229,7 @@ __all__ = [
     "at_least",
     "counted",
     "examples_of",
+    "first",
     "measured",
     "part",
     "pieces",

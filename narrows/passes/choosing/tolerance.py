@@ -6,15 +6,13 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-
 from narrows.errors import PlanError, UsageError, users_code
 from narrows.ir.program import Note, Program
-from narrows.passes.choosing.divergence import Divergence
+from narrows.passes.choosing.judged import Judged
 from narrows.passes.choosing.prepare import prepared
 from narrows.passes.choosing.repair import Progress
 from narrows.passes.choosing.search import Chosen, Search
-from narrows.passes.choosing.statistics import PIECE, Batch, counted, examples_of, pieces
+from narrows.passes.choosing.statistics import PIECE, Batch, counted, pieces
 from narrows.passes.plans.plan import ChannelPlan
 from narrows.passes.quant.batches import CHOOSING, batches
 
@@ -58,7 +56,7 @@ def tolerated(
         program, given, {"macs": lambda reads: reads.macs}, constrained=constrained,
         outputs=outputs, progress=progress,
     )  # fmt: skip
-    value = _agreement(search, held) if evaluate is None else _checked(evaluate)
+    value = _agreement(search, held, outputs) if evaluate is None else _checked(evaluate)
     full = value(search.base)
     best: Chosen | None = None
     share, step = 1.0, STEP
@@ -113,28 +111,16 @@ def _checked(evaluate: Callable[[Any], float]) -> Callable[[Program], float]:
     return lambda program: worth(evaluate, program)
 
 
-def _agreement(search: Search, held: Sequence[Batch]) -> Callable[[Program], float]:
+def _agreement(search: Search, held: Sequence[Batch], outputs: str) -> Callable[[Program], float]:
     """Return how many percent of the data a program gives the class that the unpruned one does."""
-    divergence: Divergence = search.divergence
-    if not any(divergence.logits):
+    judged = Judged.of(search.base, held, outputs)
+    if not any(judged.divergence.logits):
         raise UsageError(
             "a drop needs something to be measured by",
             why="the outputs are no logits, whose largest could be compared",
             hint="evaluate=function, macs=0.7, or outputs='logits'",
         )
-
-    with torch.no_grad():
-        own = [search.base.run_flat(list(batch)) for batch in held]
-
-    def percent(program: Program) -> float:
-        same = 0.0
-        with torch.no_grad():
-            for outputs, batch in zip(own, held, strict=True):
-                share = divergence.agreement(outputs, program.run_flat(list(batch))) or 0.0
-                same += share * examples_of(program, batch)
-        return 100 * same / counted(program, held)
-
-    return percent
+    return lambda program: 100 * (judged.compared(program)[1] or 0.0)
 
 
 def apart(program: Program, batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:

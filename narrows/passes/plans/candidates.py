@@ -15,7 +15,6 @@ import numpy as np
 from narrows.ir.labels import Bools, Ints
 from narrows.ir.program import Program
 from narrows.ir.structure import structure_of
-from narrows.passes.choosing.criteria.base import comparable
 from narrows.passes.choosing.products import Product
 from narrows.passes.choosing.reads import Floats, Reads, reads_of
 from narrows.passes.plans.latency import ByShare
@@ -82,8 +81,7 @@ class Candidates:
     @cached_property
     def worth(self) -> list[Floats]:
         """Per candidate what its channels are worth, so that it compares with others', in order."""
-        as_it_is = comparable(self.ranking.options.criterion)
-        found = [c.scores if as_it_is else self.ranking.ranked(c.scores) for c in self.members]
+        found = [self.ranking.ranked(c.scores) for c in self.members]
         return [values[order] for values, order in zip(found, self.order, strict=True)]
 
     @cached_property

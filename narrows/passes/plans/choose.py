@@ -124,13 +124,16 @@ def make_family(
 def _within(setting: Setting) -> ChannelPlan:
     """Return the plan within budgets."""
     choosing, costs = setting.choosing, setting.costs
-    goals = goals_of(choosing, layers_of(setting.program))
+    layers = layers_of(setting.program)
+    goals = goals_of(choosing, layers)
     if costs is not None and not any(goal.budget.timed for goal in goals):
         what = f"costs have no effect with {' and '.join(choosing.budgets)}"
         raise PlanUsageError(what, hint="latency=0.8")
-    usual, named = allocators.usual(choosing, costs, goals), choosing.allocator
-    allocator = usual if named is None else allocators.find(named)
-    _refuse_idle_groups(choosing, allocator)
+    named = choosing.allocator
+    allocator = (
+        allocators.usual(choosing, costs, goals) if named is None else allocators.find(named)
+    )
+    _refuse_groups(choosing, allocator, layers)
     return allocator.plan(setting, goals)
 
 
@@ -178,6 +181,11 @@ def goals_of(choosing: Choosing, layers: Mapping[str, Any]) -> list[Goal]:
     found = []
     for name, given in choosing.budgets.items():
         budget = budgets.find(name)
+        if isinstance(given, Mapping) and not given:
+            raise PlanUsageError(
+                f"{name} says of no layers what may be left",
+                hint=f"{name}=0.7, or {name}={{'layer4.*': 0.7}}",
+            )
         if budget.coupled and not choosing.constrained:
             raise PlanUsageError(
                 f"{name} takes whole couplings",
@@ -197,8 +205,10 @@ def goals_of(choosing: Choosing, layers: Mapping[str, Any]) -> list[Goal]:
     return found
 
 
-def _refuse_idle_groups(choosing: Choosing, allocator: Allocator) -> None:
-    """Raise for a group that neither a budget nor the allocator asks for."""
+def _refuse_groups(choosing: Choosing, allocator: Allocator, layers: Mapping[str, Any]) -> None:
+    """Raise for a group of no layers, and one that neither a budget nor the allocator asks for."""
+    for name, globs in (choosing.groups or {}).items():
+        _globs(globs, layers, f"the group {name!r}")
     used = {g for v in choosing.budgets.values() if isinstance(v, Mapping) for g in v}
     idle = [g for g in choosing.groups or () if g not in used and not allocator.groups]
     if idle:

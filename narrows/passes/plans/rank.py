@@ -184,7 +184,9 @@ class Ranking:
 
     def ahead(self, values: np.ndarray, gone: np.ndarray) -> np.ndarray:
         """Return what channels are worth, those that are gone anyway before all others."""
-        return np.where(gone, np.minimum(values.min(initial=0), 0) - 1, values)
+        # Just below the least: means of scores are not to count what is gone.
+        below = np.nextafter(np.minimum(values.min(initial=0), 0), -np.inf)
+        return np.where(gone, below, values)
 
     def gone(self, parts: Sequence[Part]) -> np.ndarray:
         """Return per channel whether it is gone anyway: no layer makes it, or none reads it."""

@@ -29,7 +29,8 @@ class Setting:
         options: The criterion, which layers may lose channels, and how many stay at least.
         choosing: The options as they were given.
         costs: The target's cost table, or ``None``.
-        clock: What runs a program on the target and tells the seconds, or ``None``.
+        clock: What runs a program on the target and tells the share of the unpruned one's seconds,
+            or ``None``.
         progress: Told what is done, how far it is and of how much.
         parts: The data as flat inputs where a plan is made by what the outputs lose.
     """

@@ -12,8 +12,8 @@ import torch
 from narrows.ir.program import Note, Program
 from narrows.passes.choosing.compensate import compensated
 from narrows.passes.choosing.compensations.base import Compensation, LayerWise, Task, Whole
-from narrows.passes.choosing.divergence import Divergence
-from narrows.passes.choosing.statistics import Batch, examples_of
+from narrows.passes.choosing.judged import Judged
+from narrows.passes.choosing.statistics import Batch
 from narrows.passes.choosing.tolerance import worth
 from narrows.passes.sensing.jobs import Job, Masked, Rounded
 
@@ -56,7 +56,7 @@ class Trial:
     outputs: str
     evaluate: Callable[[Any], float] | None
     threads: int | None
-    _own: list[list[Any]] = field(default_factory=list)
+    _judged: list[Judged] = field(default_factory=list)  # made where the job runs
 
     def __call__(self, job: Job) -> Found:
         """Return what is measured of a job."""
@@ -82,19 +82,10 @@ class Trial:
 
     def compared(self, changed: Program) -> tuple[float | None, float | None]:
         """Return divergence and agreement of a changed network, mean over the examples."""
-        far, same, count = 0.0, 0.0, 0
-        with torch.no_grad():
-            if not self._own:
-                self._own += [self.program.run_flat(list(batch)) for batch in self.measured]
-            how = Divergence.of(self._own[0], self.outputs)
-            for own, batch in zip(self._own, self.measured, strict=True):
-                found = changed.run_flat(list(batch))
-                examples = examples_of(self.program, batch)
-                far += how.between(own, found) * examples
-                same += (how.agreement(own, found) or 0.0) * examples
-                count += examples
-        agreement = same / count if any(how.logits) else None
-        return (far / count if math.isfinite(far) else None), agreement
+        if not self._judged:
+            self._judged.append(Judged.of(self.program, self.measured, self.outputs))
+        far, same = self._judged[0].compared(changed)
+        return (far if math.isfinite(far) else None), same
 
 
 @dataclass(frozen=True)

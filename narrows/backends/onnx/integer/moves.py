@@ -235,13 +235,17 @@ def _max_pool(graph: Graph, node: fx.Node) -> None:
     kernel, dilation = spread(args["kernel_size"]), spread(args["dilation"])
     stride = spread(args["stride"]) if args["stride"] else kernel
     padding = spread(args["padding"])
-    pads = padding * 2
+    pads, ceil = padding * 2, 0
     if args["ceil_mode"]:  # ONNX lets windows begin behind the tensor
         sizes, out = shape_of(_source(node))[-axes:], shape_of(node)[-axes:]
         pads = window_pads(sizes, out, kernel, stride, padding, dilation)
+        if any(pad >= k for pad, k in zip(pads[axes:], kernel, strict=True)):
+            # So much padding runtimes refuse. A window of spread taps needs it only where it begins
+            # within the tensor, and there both round alike.
+            pads, ceil = padding * 2, 1
     graph.add(
         "MaxPool", [_first(graph, node)], node.name, kernel_shape=kernel, strides=stride, pads=pads,
-        dilations=dilation,
+        dilations=dilation, ceil_mode=ceil,
     )  # fmt: skip
 
 

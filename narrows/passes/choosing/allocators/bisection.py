@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from narrows.passes.choosing.allocators.base import ByWidths
-from narrows.passes.choosing.allocators.scalar import bisected, filled
+from narrows.passes.choosing.allocators.scalar import bisected, factor, filled
 from narrows.passes.choosing.budgets.base import Limit
 from narrows.passes.plans.candidates import Candidates
 
@@ -36,8 +36,7 @@ class Bisection(ByWidths):
 
         def at(amount: float) -> list[int]:
             # From where the smallest share is all of its layer's channels down to nothing.
-            factor = (1 - amount) / (smallest ** (1 - amount))
-            wanted = np.minimum(1.0, factor * shares) * full
+            wanted = np.minimum(1.0, factor(amount, smallest) * shares) * full
             return np.maximum(least, (wanted + 1e-9).astype(int)).tolist()
 
         return filled(candidates, limits, at(bisected(candidates, limits, at)))

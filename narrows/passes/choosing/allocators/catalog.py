@@ -40,13 +40,7 @@ ALLOCATORS = Catalog(
 
 def find(allocator: Any) -> Allocator:
     """Return an allocator from its spelling, or itself; `PlanUsageError` with a suggestion."""
-    found = ALLOCATORS.made(allocator) if isinstance(allocator, str) else allocator
-    if not isinstance(found, Allocator):
-        raise PlanUsageError(
-            f"an allocator is a name or an Allocator, got {found!r:.60}",
-            hint="narrows allocators lists them",
-        )
-    return found
+    return ALLOCATORS.one(allocator, Allocator)
 
 
 def usual(choosing: Choosing, costs: Costs | None, goals: Sequence[Goal]) -> Allocator:

@@ -28,10 +28,13 @@ class Ladder(Allocator):
 
     def plan(self, setting: Setting, goals: Sequence[Goal]) -> ChannelPlan:
         """Return a plan that reaches a latency; with data it is gone down to in rounds."""
-        for goal in goals:
-            if len(goals) > 1 or not isinstance(goal.budget, Latency | Measured):
-                why = "it goes by the seconds of one target, and nothing else"
-                raise self.refuse(goals[-1] if len(goals) > 1 else goal, why, "allocator='global'")
+        goal = goals[-1]
+        if len(goals) > 1 or not isinstance(goal.budget, Latency | Measured):
+            why = "it goes by the seconds of one target, and nothing else"
+            raise self.refuse(goal, why, "allocator='global'")
+        if isinstance(goal.budget, Measured) and setting.costs is None:
+            why = "its steps are those of a cost table, and the target has none"
+            raise self.refuse(goal, why, "allocator='global'")
         if setting.choosing.by_losses:
             return in_rounds(setting, goals, self.once)
         return self.once(setting, goals)

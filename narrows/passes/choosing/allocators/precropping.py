@@ -11,7 +11,7 @@ import numpy as np
 
 from narrows.errors import PlanUsageError
 from narrows.passes.choosing.allocators.base import ByWidths
-from narrows.passes.choosing.allocators.scalar import bisected, filled
+from narrows.passes.choosing.allocators.scalar import bisected, factor, filled
 from narrows.passes.choosing.budgets.base import Limit
 from narrows.passes.plans.candidates import Candidates
 from narrows.passes.plans.rank import Part
@@ -54,10 +54,10 @@ class PreCropping(ByWidths):
 
         def at(amount: float) -> list[int]:
             # From where the sparsest layer is dense down to nothing.
-            factor = (1 - amount) / smallest ** (1 - amount)
+            scale = factor(amount, smallest)
             result = []
             for row, least, full in zip(rows, candidates.least, candidates.full, strict=True):
-                kept = np.minimum(1.0, factor * np.array(row))
+                kept = np.minimum(1.0, scale * np.array(row))
                 share = float(np.exp(np.log(np.maximum(kept, 1e-12)).mean()))
                 wanted = full * (math.sqrt(share) if both else share)
                 result.append(max(least, int(wanted + 1e-9)))

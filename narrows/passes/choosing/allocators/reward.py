@@ -11,7 +11,7 @@ import numpy as np
 
 from narrows.errors import PlanUsageError
 from narrows.passes.choosing.allocators.base import ByWidths
-from narrows.passes.choosing.allocators.scalar import bisected, filled
+from narrows.passes.choosing.allocators.scalar import bisected, factor, filled
 from narrows.passes.choosing.allocators.trials import apart
 from narrows.passes.choosing.budgets.base import Limit
 from narrows.passes.choosing.reads import Floats
@@ -95,8 +95,8 @@ def _scaled(candidates: Candidates, limits: Sequence[Limit], shares: Floats) -> 
     smallest = float(shares.min())
 
     def at(amount: float) -> list[int]:
-        factor = (1 - amount) / smallest ** (1 - amount)
-        return [max(le, int(full * min(1.0, factor * s) + 1e-9)) for le, full, s in ends]
+        scale = factor(amount, smallest)
+        return [max(le, int(full * min(1.0, scale * s) + 1e-9)) for le, full, s in ends]
 
     return filled(candidates, limits, at(bisected(candidates, limits, at)))
 

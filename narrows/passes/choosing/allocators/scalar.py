@@ -62,8 +62,13 @@ def bisected(
     return high
 
 
+def factor(amount: float, smallest: float) -> float:
+    """Return what shares are multiplied with: all are 1 at 0 if the smallest is, none at 1."""
+    return (1 - amount) / smallest ** (1 - amount)
+
+
 def filled(candidates: Candidates, limits: Sequence[Limit], widths: Widths) -> list[int]:
-    """Return widths with as many channels more as the limits allow, the most worth first."""
+    """Return widths with one channel more wherever the limits allow it, the most worth first."""
     found = [*widths]
     for i in np.argsort([-_next(candidates, i, w) for i, w in enumerate(widths)], kind="stable"):
         if found[i] == candidates.full[i]:
@@ -80,4 +85,4 @@ def _next(candidates: Candidates, i: int, width: int) -> float:
     return float(candidates.worth[i][gone - 1]) if gone else 0.0
 
 
-__all__ = ["Scalar", "bisected", "filled"]
+__all__ = ["Scalar", "bisected", "factor", "filled"]

@@ -33,12 +33,15 @@ class Thresholds(ByWidths):
         named = candidates.setting.choosing.groups or {}
         groups = [_group(c, named) for c in candidates.members]
         shares = dict.fromkeys(groups, 0.0)
-        own = {x.goal.budget.group for x in limits if isinstance(x.goal.budget, Part)}
-        steps = [[group] for group in shares if group in own]
-        steps += [[group for group in shares if group not in own], [*shares]]
-        for changed in steps:
-            mine = [x for x in limits if len(changed) != 1 or _is_of(x, changed[0], own)]
-            mine = mine if changed else []
+        own: dict[str, list[Limit]] = {}
+        for limit in limits:
+            if isinstance(limit.goal.budget, Part):
+                own.setdefault(limit.goal.budget.group, []).append(limit)
+        # First every group within its own limits, then the rest, and what is left over by all.
+        steps = [([group], own[group]) for group in shares if group in own]
+        rest = [group for group in shares if group not in own]
+        steps += [(rest, [*limits] if rest else []), ([*shares], [*limits])]
+        for changed, mine in steps:
             if all(x.meets(_at(candidates, groups, shares)) for x in mine):
                 continue
 
@@ -46,12 +49,6 @@ class Thresholds(ByWidths):
             amount = bisected(candidates, mine, at)
             shares |= {group: max(shares[group], amount) for group in changed}
         return filled(candidates, limits, _at(candidates, groups, shares))
-
-
-def _is_of(limit: Limit, group: str, own: set[str]) -> bool:
-    """Whether a limit is one that a group's share is found by."""
-    part = limit.goal.budget
-    return group not in own or (isinstance(part, Part) and part.group == group)
 
 
 def _raised(

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
-
 from narrows.errors import PlanUsageError
-from narrows.passes.choosing.divergence import Divergence
-from narrows.passes.choosing.statistics import Batch, counted, examples_of, part, takes_any
+from narrows.passes.choosing.judged import Judged
+from narrows.passes.choosing.statistics import first
 from narrows.passes.plans.candidates import Candidates, Widths
 
 EXAMPLES = 64  # are enough to tell plans apart
@@ -32,35 +30,9 @@ def apart(candidates: Candidates, name: str) -> Callable[[Widths], float]:
             hint="data=[images] and no criterion",
         )
     program = setting.program
-    batches = _some(candidates, setting.parts)
-    with torch.no_grad():
-        own = [program.run_flat(list(batch)) for batch in batches]
-    divergence = Divergence.of(own[0], setting.choosing.outputs)
-    examples = counted(program, batches)
-
-    def far(widths: Widths) -> float:
-        masked = candidates.plan(widths, name).masked(program)
-        total = 0.0
-        with torch.no_grad():
-            for outputs, batch in zip(own, batches, strict=True):
-                other = masked.run_flat(list(batch))
-                total += divergence.between(outputs, other) * examples_of(program, batch)
-        return total / examples
-
-    return far
-
-
-def _some(candidates: Candidates, parts: tuple[Batch, ...]) -> list[Batch]:
-    """Return the first of the data."""
-    program, result, seen = candidates.setting.program, list[Batch](), 0
-    for batch in parts:
-        if seen >= EXAMPLES:
-            break
-        length = examples_of(program, batch)
-        some = min(length, EXAMPLES - seen) if takes_any(program) else length
-        result.append(part(program, batch, 0, some))
-        seen += some
-    return result
+    batches = first(program, setting.parts, EXAMPLES)
+    judged = Judged.of(program, batches, setting.choosing.outputs)
+    return lambda widths: judged.far(candidates.plan(widths, name).masked(program))
 
 
 __all__ = ["apart"]

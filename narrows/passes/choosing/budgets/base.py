@@ -18,7 +18,7 @@ SLACK = 1e-9  # of a limit: rounding
 
 
 class Budget(ABC):
-    """A number that widths cost; its fields are options, spelled ``latency{batch=4}``.
+    """A number that widths cost; its fields are options, spelled ``measured{bits=8}``.
 
     Attributes:
         name: What it is called.

@@ -30,13 +30,7 @@ BUDGETS = Catalog(Registry("budget", "narrows.budgets", BUILTIN, PlanError, Plan
 
 def find(budget: Any) -> Budget:
     """Return a budget from its spelling, or itself; `PlanUsageError` with a suggestion."""
-    found = BUDGETS.made(budget) if isinstance(budget, str) else budget
-    if not isinstance(found, Budget):
-        raise PlanUsageError(
-            f"a budget is a name or a Budget, got {found!r:.60}",
-            hint="narrows budgets lists them",
-        )
-    return found
+    return BUDGETS.one(budget, Budget)
 
 
 __all__ = ["BUDGETS", "find"]

@@ -16,7 +16,6 @@ from narrows.passes.choosing.compensations.base import Task
 from narrows.passes.choosing.descending import (
     Course,
     Halves,
-    Judged,
     Taken,
     Weights,
     descend,
@@ -24,6 +23,7 @@ from narrows.passes.choosing.descending import (
     trained,
 )
 from narrows.passes.choosing.gradients import leaf
+from narrows.passes.choosing.judged import Judged
 from narrows.passes.choosing.repair import repaired
 from narrows.passes.choosing.segments import Segment, Values, segments_of
 

@@ -39,7 +39,7 @@ def find(method: Any) -> Compensation:
     if isinstance(method, LayerWise | Whole) and not isinstance(method, type):
         return method
     raise PlanUsageError(
-        f"a compensation is a name, or an object with name and solve; got {method!r:.60}",
+        f"a compensation is a name, or an object with name, and solve or made; got {method!r:.60}",
         hint="method='least-squares'; narrows compensations lists them",
     )
 

@@ -14,7 +14,6 @@ from narrows.passes.choosing.compensations.base import Task
 from narrows.passes.choosing.descending import (
     Course,
     Halves,
-    Judged,
     Weights,
     descend,
     masks_of,
@@ -22,6 +21,7 @@ from narrows.passes.choosing.descending import (
 )
 from narrows.passes.choosing.divergence import Divergence
 from narrows.passes.choosing.gradients import leaf
+from narrows.passes.choosing.judged import Judged
 from narrows.passes.choosing.repair import repaired
 from narrows.passes.choosing.statistics import Batch
 

@@ -8,43 +8,24 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from narrows.errors import PlanUsageError
 from narrows.ir.program import Note, Program
 from narrows.passes.choosing.compensations.base import Task
+from narrows.passes.choosing.criteria.udfc import Sums
 from narrows.passes.choosing.families import Family, families_of
 from narrows.passes.choosing.repair import held_by
 
 
 @dataclass(frozen=True)
-class Udfc:
+class Udfc(Sums):
     """Express a channel that is gone by those that are left, from the weights alone.
 
     A filter ``f_j`` is what a channel is multiplied from, the norm behind it folded in, and its
     shift. With ``s_j = argmin |f_j - sum_i s_ji f_i|^2 + ridge |s_j|^2`` over the channels ``i``
     that a layer still reads, its weights become ``W'_i = W_i + sum_j s_ji W_j``. What lies between,
     an activation say, is taken as linear, as the paper does.
-
-    Attributes:
-        ridge: The ridge, relative to the mean of ``|f|^2``.
-        shift: How much an error of the shift counts, beside one of a weight.
     """
 
-    name: ClassVar[str] = "udfc"
-    paper: ClassVar[str] = (
-        "Bai et al., Unified Data-Free Compression: Pruning and Quantization without Fine-Tuning, "
-        "ICCV 2023"
-    )
     needs_data: ClassVar[bool] = False
-    ridge: float = 0.01
-    shift: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not self.ridge > 0 or not self.shift >= 0:
-            raise PlanUsageError(
-                f"udfc takes a ridge above 0 and a shift of 0 or more, got {self.ridge!r} and "
-                f"{self.shift!r}",
-                why="without a ridge the weights of a sum need not be unique",
-            )
 
     def made(self, task: Task) -> tuple[Program, list[Note]]:
         """Return the network with the weights of what reads the channels."""
@@ -66,7 +47,7 @@ class Udfc:
         rows = torch.cat([family.filters, self.shift * family.constants], 1)
         there = torch.as_tensor(family.there)
         kept, gone = rows[there], rows[~there]
-        ridge = self.ridge * float(rows.square().sum(1).mean())
+        ridge = self.damping(rows)
         if ridge == 0:
             return rows.new_zeros(len(gone), len(kept))
         square = kept @ kept.T + ridge * torch.eye(len(kept), dtype=rows.dtype)

@@ -17,12 +17,8 @@ from narrows.passes.choosing.criteria.filters import filters
 
 
 @dataclass(frozen=True)
-class Udfc(DataFree):
-    """The smallest error of a filter as a weighted sum of the layer's others, ridge included.
-
-    With the batch norm that follows folded in, a filter is ``f_j = (scale_j w_j, shift_j)``; its
-    score is the minimum over ``s`` of ``|f_j - sum s_i f_i|^2 + ridge |s|^2``. With
-    ``G = F F^T + ridge I`` that is ``1 / (G^-1)_jj - ridge``, for all filters at once.
+class Sums:
+    """How filters are expressed by others: what the criterion and the compensation are told.
 
     Attributes:
         ridge: The ridge, relative to the mean of ``|f|^2``.
@@ -34,7 +30,6 @@ class Udfc(DataFree):
         "Bai et al., Unified Data-Free Compression: Pruning and Quantization without Fine-Tuning, "
         "ICCV 2023"
     )
-    sides: ClassVar[tuple[str, ...]] = ("outputs",)
     ridge: float = 0.01
     shift: float = 1.0
 
@@ -46,10 +41,26 @@ class Udfc(DataFree):
                 why="without a ridge the weights of a sum need not be unique",
             )
 
+    def damping(self, rows: Tensor) -> float:
+        """Return the ridge for some filters, ``[filters, weights + 1]``; 0 if they are zero."""
+        return self.ridge * float(rows.square().sum(1).mean())
+
+
+@dataclass(frozen=True)
+class Udfc(Sums, DataFree):
+    """The smallest error of a filter as a weighted sum of the layer's others, ridge included.
+
+    With the batch norm that follows folded in, a filter is ``f_j = (scale_j w_j, shift_j)``; its
+    score is the minimum over ``s`` of ``|f_j - sum s_i f_i|^2 + ridge |s|^2``. With
+    ``G = F F^T + ridge I`` that is ``1 / (G^-1)_jj - ridge``, for all filters at once.
+    """
+
+    sides: ClassVar[tuple[str, ...]] = ("outputs",)
+
     def score(self, program: Program, layer: Layer, side: str) -> Tensor:
         """Return the errors; a layer of zeros has zeros."""
         rows = self.folded(program, layer)
-        ridge = self.ridge * float(rows.square().sum(1).mean())
+        ridge = self.damping(rows)
         if ridge == 0:
             return rows.new_zeros(len(rows))
         return 1 / _inverse_diagonal(rows, ridge) - ridge
