@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is no signal the
 
 @pytest.fixture(autouse=True)
 def hears_ctrl_c() -> Iterator[None]:
-    """Let Ctrl-C come through where the tests run in the background of a shell, which ignores it."""
+    """Let Ctrl-C come through in the background of a shell as well, which ignores it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
