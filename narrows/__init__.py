@@ -60,8 +60,11 @@ __version__ = VERSION
 
 # Which backends' cost tables a pass may be given the path of.
 COSTS.update(
-    onnxruntime="narrows.backends.onnx.staircase:StairTable",
-    torch="narrows.backends.torch.eager:EagerTable",
+    {
+        "onnxruntime": "narrows.backends.onnx.staircase:StairTable",
+        "onnxruntime-int8": "narrows.backends.onnx.int8.table:Int8Table",
+        "torch": "narrows.backends.torch.eager:EagerTable",
+    }
 )
 
 _LAZY = {

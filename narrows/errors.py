@@ -71,6 +71,10 @@ class PlanUsageError(UsageError, PlanError):
     """What a plan is asked for is malformed, or names what is not there."""
 
 
+class UnreachableError(PlanError):
+    """A budget cannot be met."""
+
+
 class PassUsageError(UsageError, PassError):
     """What a pass is asked for is malformed, or names what is not there."""
 

@@ -76,11 +76,17 @@ def flags_of(cls: Any) -> dict[str, Flag]:
 
 
 def texts_of(cls: type) -> dict[str, str]:
-    """Return field -> its paragraph under ``Attributes`` in the class's docstring, in one line."""
-    _, _, section = inspect.cleandoc(cls.__doc__ or "").partition("\nAttributes:\n")
+    """Return field -> its paragraph under ``Attributes`` in the class's docstring, in one line.
+
+    Those of the classes that it derives from come first, as their fields do.
+    """
     texts: dict[str, str] = {}
     names: list[str] = []
-    for line in section.splitlines():
+    sections = [
+        inspect.cleandoc(vars(base).get("__doc__") or "").partition("\nAttributes:\n")[2]
+        for base in reversed(cls.__mro__)
+    ]
+    for line in "\n".join(sections).splitlines():
         entry = ENTRY.fullmatch(line)
         if entry is not None:
             names = entry[1].split(", ")

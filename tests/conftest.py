@@ -68,6 +68,14 @@ def _leave_out_blocks(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(onnxruntime, "InferenceSession", Plain)
 
 
+@pytest.fixture(autouse=True)
+def _no_contest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let predictions decide on forms: no test depends on how fast the machine is just now."""
+    from narrows.api import contest
+
+    monkeypatch.setattr(contest, "LARGEST", -1)
+
+
 @pytest.fixture
 def shipped_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Choose forms by the tables that narrows ships, whatever was measured here."""

@@ -294,7 +294,7 @@ def test_a_batch_to_choose_for_reaches_the_passes(program: narrows.Program):
 
 
 def test_a_latency_needs_a_target_with_costs(program: narrows.Program, monkeypatch: Any):
-    with pytest.raises(PlanError, match="a latency is one of a target, and none is named"):
+    with pytest.raises(PlanError, match="a budget of latency is one of a target"):
         narrows.apply(program, {"latency": 0.8})
     with pytest.raises(UsageError, match="a plan has a target only if it has a latency or a ratio"):
         narrows.plan(program, zeros=True, target="onnx")

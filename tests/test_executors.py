@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import narrows
 from narrows.errors import UsageError
 from narrows.executors.base import Executor, ExecutorError
 from narrows.executors.catalog import EXECUTORS, find
@@ -21,6 +24,7 @@ from narrows.executors.cluster import Ray
 from narrows.executors.here import Here
 from narrows.executors.processes import Processes
 from tests.errands import Fragile, refusing, sleeping, square, unsendable
+from tests.passes.residual import images, settled
 
 JOBS = (5, 4, 3, 2, 1)
 SQUARES = {0: 25, 1: 16, 2: 9, 3: 4, 4: 1}
@@ -183,3 +187,40 @@ def test_a_ray_cluster_loses_nothing_when_a_machine_is_killed(tmp_path: Path):
             dict(Ray(address=cluster.address).run(refusing, jobs))
     finally:
         cluster.shutdown()
+
+
+# ------------------------------------------------------------------ searches
+
+
+class Elsewhere:
+    """Runs jobs as other processes would get them, and the last first."""
+
+    name, alone = "elsewhere", True
+
+    def __init__(self) -> None:
+        self.runs: list[int] = []
+
+    def run(self, work: Any, jobs: Sequence[Any]) -> Any:
+        self.runs.append(len(jobs))
+        sent = pickle.loads(pickle.dumps(work))
+        for number in reversed(range(len(jobs))):
+            yield number, sent(pickle.loads(pickle.dumps(jobs[number])))
+
+
+def test_a_generation_is_tried_where_the_executor_runs_jobs():
+    program = settled()
+    asked: dict[str, Any] = {"macs": 0.6, "data": [images(32, 1), images(32, 2)]}
+    asked["allocator"] = "reward{population=2, generations=1}"
+    elsewhere = Elsewhere()
+    plan = narrows.plan(program, **asked, executor=elsewhere)
+    assert plan == narrows.plan(program, **asked)
+    assert len(elsewhere.runs) == 2 * 3  # at first and a generation, in three rounds
+    assert max(elsewhere.runs) > 1
+    for options, message in (
+        ({"macs": 0.6}, "executor has no effect with the allocator 'global'"),
+        ({"ratio": 0.6}, "executor has no effect without a budget"),
+        ({"macs": 0.6, "jobs": 0}, "jobs is a whole number of at least 1, got 0"),
+        ({"macs": 0.6, "executor": "there"}, "there is no executor 'there'"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            narrows.plan(program, **{"executor": None if "jobs" in options else "here", **options})

@@ -272,7 +272,12 @@ PROJECT = ROOT.parent / "pyproject.toml"
 # The distribution of a package that is imported under another name.
 DISTRIBUTIONS = {"onnx_ir": "onnx-ir", "sklearn": "scikit-learn", "tvm": "apache-tvm"}
 # What a module, or a folder of them, may import beyond the core requirements: those of an extra.
-EXTRAS = {"demo/": "demo", "backends/tvm/": "tvm", "executors/cluster.py": "ray"}
+EXTRAS = {
+    "demo/": "demo",
+    "backends/openvino/": "openvino",
+    "backends/tvm/": "tvm",
+    "executors/cluster.py": "ray",
+}
 
 
 def outside(source: str) -> set[str]:

@@ -10,24 +10,25 @@ import pytest
 import narrows
 
 FUNCTIONS = {
-    "apply": "(program, plan=None, *, target=None, batch=None, pipeline=None, check=True, "
-    "instruments=())",
+    "apply": "(program, plan=None, *, target=None, batch=None, integers=False, pipeline=None, "
+    "check=True, instruments=())",
     "capture": "(model, example_inputs=None, *, kwargs=None, dynamic_batch=True, name=None, "
     "state=None)",
     "compile": "(model, inputs, plan=None, target='onnx', *, batch=None, pipeline=None, "
     "quantize=None, dump=None, "
     "kwargs=None, dynamic_batch=True, name=None, state=None, check=True, double=False, "
-    "instruments=(), on_result=None, **options)",
+    "contest=None, instruments=(), on_result=None, **options)",
     "compensate": "(program, plan, *, data=None, method='least-squares', outputs='auto', "
     "progress=None)",
     "compress": "(model, inputs, *, data, target='onnx', evaluate=None, macs=None, params=None, "
-    "latency=None, accuracy_drop=None, bits=None, outputs='auto', compensation='least-squares', "
+    "latency=None, accuracy_drop=None, divergence=None, limits=None, groups=None, allocator=None, "
+    "outputs='auto', bits=None, compensation='least-squares', "
     "kwargs=None, dynamic_batch=True, name=None, check=True, progress=None)",
     "family": "(program, *, data, macs=None, params=None, outputs='auto', constrained=True, "
     "include=(), exclude=(), min_width=1, progress=None)",
     "load": "(path, *, trust=False)",
     "lower": "(program, target='onnx', *, plan=None, **options)",
-    "quantize": "(program, calibration=None, *, weights=8, activations=8, method='mse', "
+    "quantize": "(program, calibration=None, *, weights=8, activations=8, method='auto', "
     "percentile=99.99, first_last=8, skip=(), rounding='half_even', align=True, "
     "equalize=False, correct_bias=True, strict=False, levels=False, allow_lost=False, "
     "budget=None, checkpoint=None, loss=None, seed=None, plan=None, check=True, instruments=())",
@@ -36,10 +37,11 @@ FUNCTIONS = {
     "sense": "(program, *, data, ratios=(0.25, 0.5, 0.75), criterion='l1', constrained=True, "
     "repair=None, bits=(), outputs='auto', evaluate=None, executor=None, jobs=None, cache=None, "
     "progress=None)",
-    "plan": "(program, keep_inputs=None, keep_outputs=None, *, target=None, progress=None, "
-    "zeros=True, "
-    "criterion='l1', data=None, loss=None, ratio=None, latency=None, macs=None, params=None, "
-    "limits=None, groups=None, allocator=None, outputs='auto', costs=None, batch=None, "
+    "plan": "(program, keep_inputs=None, keep_outputs=None, *, target=None, executor=None, "
+    "jobs=None, progress=None, "
+    "macs=None, params=None, latency=None, accuracy_drop=None, divergence=None, limits=None, "
+    "groups=None, allocator=None, outputs='auto', zeros=True, criterion='l1', data=None, "
+    "loss=None, ratio=None, evaluate=None, costs=None, batch=None, "
     "constrained=True, side=None, scope='local', include=(), exclude=(), min_width=1)",
 }
 CLASSES = {

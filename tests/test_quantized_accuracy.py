@@ -37,11 +37,14 @@ def load_cifar10_test(n):
 
 def preprocess(name, x):
     return x
-
-
-def accuracy(name, run, x, y):
-    return 100 * (run(x).argmax(1) == y).float().mean().item()
 """
+
+
+def test_rows_are_paired_image_by_image() -> None:
+    plain, row = {"wrong": [1, 2, 3]}, {"wrong": [2, 3, 7, 8]}  # one got right, two got wrong
+    assert quantized_accuracy.paired(plain, row, 100) == " (-1.00 ± 1.73)"
+    assert quantized_accuracy.paired(plain, plain, 100) == " (+0.00 ± 0.00)"
+    assert quantized_accuracy.paired({"figure": 3.2}, row, 100) == ""
 
 
 def test_rows_are_kept(tmp_path: Path, monkeypatch, capsys) -> None:
@@ -53,7 +56,7 @@ def test_rows_are_kept(tmp_path: Path, monkeypatch, capsys) -> None:
     table = capsys.readouterr().out
     assert "| tiny W4A4 |" in table
     rows = json.loads(path.read_text())["results"]
-    assert len(rows) == 5  # the network as it is, and four methods
+    assert len(rows) == 6  # the network as it is, and five methods
     assert all(0 <= row["figure"] <= 100 for row in rows.values())
 
     def refuse(*args: object) -> None:

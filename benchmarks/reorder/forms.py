@@ -8,21 +8,24 @@ PyTorch ``narrows`` has its kernels chosen, too (``narrows-masks`` is the same w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
-
-import torch
 
 import narrows
 from benchmarks.reorder.case import Keep
 from narrows.api import rewrite
 from narrows.backends import costs_of
 from narrows.backends.base import target_names
-from narrows.ir.program import Origin, Program
+from narrows.ir.choices import Choices
+from narrows.ir.program import Program
+from narrows.ir.rewrite import demand_of, facts_of
 from narrows.passes.choose_kernels import ChooseKernels
+from narrows.passes.forms.common import common as common_mask
 from narrows.passes.pipeline import Pipeline, PipelineResult
 from narrows.passes.plans.plan import ChannelPlan
+from narrows.passes.pruning.form import emit
+from narrows.passes.pruning.stages import prune
 
 TIDY = "fold-batch-norm, eliminate-dead"
 PLAIN = f"prune-channels, {TIDY}"
@@ -93,50 +96,9 @@ def common(source: Source, runtime: str) -> Program:
 
     The other masked channels stay, as zero columns of the consumers that mask them.
     """
-    kept = common_keep(source, STEP)
-    plan = narrows.plan(source.program, keep_inputs=kept, zeros=False)
-    pruned = narrows.apply(source.program, plan, pipeline="prune-channels")
-    weights = dict(pruned.weights)
-    for name, keep in source.keep.items():
-        if name in weights:
-            weights[name] = without_columns(weights[name], pruned.origins.get(name), keep)
-    return tidied(pruned.replace(weights=weights))
-
-
-def common_keep(source: Source, step: int) -> Keep:
-    """Return, for every masked weight, the inputs that remain when couplings go as one."""
-    keep = {name: set(kept) for name, kept in source.keep.items()}
-    left = {name: set(range(_inputs(source.program, name))) for name in keep}
-    for coupling in source.program.couplings():
-        read = [m for m in coupling.members if m.role == "in"]
-        if coupling.barrier or any(m.weight not in keep for m in read):
-            continue
-        dead = [
-            channel
-            for channel in range(coupling.width)
-            if not any(keep[m.weight] & set(m.at([channel])) for m in read)
-        ]
-        live = coupling.width - len(dead)
-        back = min(len(dead), -live % step)  # up to the step, some stay
-        for member in read:
-            left[member.weight] -= set(member.at(dead[back:])) if dead[back:] else set()
-    return {name: tuple(sorted(kept)) for name, kept in left.items()}
-
-
-def _inputs(program: Program, weight: str) -> int:
-    return program.weights[weight].shape[1]
-
-
-def without_columns(
-    weight: torch.Tensor, origin: Origin | None, keep: Iterable[int]
-) -> torch.Tensor:
-    """Return a weight whose columns of other channels than ``keep`` are zero."""
-    columns = None if origin is None else origin.index[1]
-    original = torch.tensor(range(weight.shape[1]) if columns is None else columns)
-    masked = ~torch.isin(original, torch.tensor(sorted(keep)))
-    weight = weight.detach().clone()
-    weight[:, masked] = 0
-    return weight
+    pruning = prune(source.program, source.plan()).pruning
+    least = demand_of(pruning.choose(Choices()))
+    return tidied(emit(pruning.choose(common_mask(facts_of(pruning), least, STEP))))
 
 
 FORMS: dict[str, Callable[[Source, str], Program]] = {

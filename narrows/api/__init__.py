@@ -11,7 +11,8 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from narrows.api.integers import asked_of, quantized
+from narrows.api.integers import asked_of, quantized, quick
+from narrows.api.passes import passes_for
 from narrows.api.planning import plan_for, planned
 from narrows.errors import UsageError
 from narrows.options import gather, takes
@@ -21,6 +22,7 @@ from narrows.passes.quant.options import Quantization, WeightOnly
 if TYPE_CHECKING:
     from narrows.backends.artifact import Artifact
     from narrows.backends.base import Target
+    from narrows.executors.base import Executor
     from narrows.ir.costs import Costs
     from narrows.ir.program import Program
     from narrows.passes.choosing.allocators.base import Allocator
@@ -82,19 +84,24 @@ def plan(
     keep_outputs: Mapping[str, Any] | None = None,
     *,
     target: str | Target | None = None,
+    executor: str | Executor | None = None,
+    jobs: int | None = None,
     progress: Progress | None = None,
+    macs: float | Mapping[str, float] | None = None,
+    params: float | Mapping[str, float] | None = None,
+    latency: float | None = None,
+    accuracy_drop: float | None = None,
+    divergence: float | None = None,
+    limits: Mapping[str, float | Mapping[str, float]] | None = None,
+    groups: Mapping[str, str | Sequence[str]] | None = None,
+    allocator: str | Allocator | None = None,
+    outputs: str = "auto",
     zeros: bool = True,
     criterion: str | Criterion | Measuring | Score = "l1",
     data: Iterable[Any] | None = None,
     loss: Callable[[Any, Any], Any] | None = None,
     ratio: float | Mapping[str, float] | None = None,
-    latency: float | None = None,
-    macs: float | Mapping[str, float] | None = None,
-    params: float | Mapping[str, float] | None = None,
-    limits: Mapping[str, float | Mapping[str, float]] | None = None,
-    groups: Mapping[str, str | Sequence[str]] | None = None,
-    allocator: str | Allocator | None = None,
-    outputs: str = "auto",
+    evaluate: Callable[[Any], float] | None = None,
     costs: Costs | str | os.PathLike[str] | None = None,
     batch: int | None = None,
     constrained: bool = True,
@@ -114,6 +121,7 @@ def plan(
     >>> plan = narrows.plan(program, latency=0.8, target="onnx")
     >>> plan = narrows.plan(program, macs=0.7, data=[images], constrained=False)
     >>> plan = narrows.plan(program, macs=0.7, params=0.8, data=[images])
+    >>> plan = narrows.plan(program, accuracy_drop=0.5, evaluate=accuracy, data=[images])
 
     Args:
         program: The program.
@@ -122,9 +130,13 @@ def plan(
         keep_outputs: Per weight the output channels it keeps, as indices or as a mask over
             ``out_channels``; the others contribute zero after the norm that follows.
         target: The target whose measured costs a ``latency`` is predicted by. With a ``ratio``,
-            channels are kept after all that the target has a place for anyway.
+            channels are kept after all that the target has a place for anyway; with nothing but
+            what may be lost, the latency on it falls, and not the multiply-accumulates.
+        executor: Where plans are tried that do not hang on one another, as those of one generation
+            of ``allocator="reward"``: ``here``, ``processes``, ``ray``, or an `Executor`.
+        jobs: How many run at once, what the executor has it unless given.
         progress: Called with what is done, how far it is and of how much.
-        zeros, ...: The options, those of `narrows.passes.plans.options.Choosing`.
+        macs, ...: The options, those of `narrows.passes.plans.options.Choosing`.
 
     Raises:
         PlanError: Nothing can be removed, or a budget cannot be met; a `PlanUsageError`,
@@ -134,7 +146,7 @@ def plan(
     choosing = gather(Choosing, locals())
     refuse_model(program, "plan")
     masks = {"keep_inputs": keep_inputs, "keep_outputs": keep_outputs}
-    return planned(program, masks, choosing, target, progress)
+    return planned(program, masks, choosing, target, progress, executor, jobs)
 
 
 def compensate(
@@ -208,6 +220,7 @@ def apply(
     *,
     target: str | Target | None = None,
     batch: int | None = None,
+    integers: bool = False,
     pipeline: Pipeline | str | None = None,
     check: bool = True,
     instruments: Sequence[Instrument] = (),
@@ -224,6 +237,8 @@ def apply(
             be trained.
         batch: The number of examples to choose them for; that of the plan's options, else 1. The
             program takes any.
+        integers: Whether the program is quantized next: reads and widths are then chosen by what
+            operators cost in integers.
         pipeline: Passes to run in place of the usual ones, as a `Pipeline` or its spelling.
         check: Whether to compare the result with the masked program on the examples, in float64
             where their type cannot tell. A program that was not says so in its notes.
@@ -236,7 +251,8 @@ def apply(
     """
     from narrows.passes.proof import Proof, Unproven
 
-    passes = _passes(program, plan, target, batch, pipeline)
+    refuse_model(program, "apply")
+    passes = passes_for(program, plan, target, batch, pipeline, integers)
     proof = (Proof if check else Unproven)(len(passes.passes))
     return passes.run(program, [proof, *instruments]).program
 
@@ -247,6 +263,7 @@ def rewrite(
     *,
     target: str | Target | None = None,
     batch: int | None = None,
+    integers: bool = False,
     pipeline: Pipeline | str | None = None,
     check: bool = True,
     double: bool = False,
@@ -263,31 +280,10 @@ def rewrite(
     from narrows.passes.instruments import Verify
     from narrows.passes.proof import Numerics, Unproven
 
-    passes = _passes(program, plan, target, batch, pipeline)
+    refuse_model(program, "apply")
+    passes = passes_for(program, plan, target, batch, pipeline, integers)
     checks = [Verify(), Numerics(double=double)] if check else [Unproven(len(passes.passes))]
     return passes.run(program, [*checks, *instruments])
-
-
-def _passes(program: Program, plan: PlanLike, target: Any, batch: Any, pipeline: Any) -> Pipeline:
-    """Return the pipeline that the arguments of `apply` ask for."""
-    from narrows.backends import costs_of
-    from narrows.passes.pipeline import pipeline_for
-
-    refuse_model(program, "apply")
-    if batch is not None and target is None:
-        raise UsageError("batch would have no effect without a target", hint='target="onnx"')
-    if isinstance(plan, Mapping):
-        batch = plan.get("batch") if batch is None else batch
-        plan = plan_for(program, plan, target)
-    costs = None if target is None else costs_of(target)
-    if batch is not None and costs is None:
-        raise UsageError(
-            "batch would have no effect with a target that has no cost table",
-            why="it says for how many examples reads and widths are chosen, by measured costs",
-            hint="leave it out; a size that a target fixes is its own option: tvm{batch=4}",
-        )
-    batch = 1 if batch is None else batch
-    return pipeline_for(plan, pipeline, costs, batch, fold=target is not None)
 
 
 @takes(Quantization)
@@ -297,7 +293,7 @@ def quantize(
     *,
     weights: int | str | Mapping[str, int | str] = 8,
     activations: int | Mapping[str, int] = 8,
-    method: str = "mse",
+    method: str = "auto",
     percentile: float = 99.99,
     first_last: int | str | None = 8,
     skip: Iterable[str] = (),
@@ -425,6 +421,7 @@ def compile(
     state: Mapping[str, Any] | None = None,
     check: bool = True,
     double: bool = False,
+    contest: bool | None = None,
     instruments: Sequence[Instrument] = (),
     on_result: Callable[[PipelineResult], None] | None = None,
     **options: Any,
@@ -448,6 +445,8 @@ def compile(
         dump: A folder for the program after every pass; ``narrows show`` and ``why`` read it.
         kwargs, dynamic_batch, name, state: As for `capture`.
         check, double, instruments: As for `rewrite`.
+        contest: Whether the best forms by prediction are timed on the runtime here, and the fastest
+            ships (`narrows.api.contest`); by default where the target runs here at once.
         on_result: Called with the pipeline's result before it is quantized or lowered.
         **options: The target's options.
 
@@ -458,6 +457,8 @@ def compile(
         FidelityError: A pass changed the outputs beyond what it declares.
         LowerError: The target cannot express the program.
     """
+    from narrows.api.contest import decide
+    from narrows.api.gains import Size, gains
     from narrows.api.lowering import lower_freeing
     from narrows.backends import make_target
     from narrows.passes.instruments import Dumper
@@ -469,21 +470,25 @@ def compile(
     emitted = make_target(target, **options)
     if isinstance(plan, Mapping):
         batch = plan.get("batch") if batch is None else batch
-        plan = plan_for(program, plan, emitted)
+        plan = plan_for(program, plan, emitted, integers is not None)
     dumper = None if dump is None else Dumper(dump)
     watches = [*instruments, *([] if dumper is None else [dumper])]
-    how: dict[str, Any] = {"target": emitted, "batch": batch, "pipeline": pipeline}
-    result = rewrite(program, plan, **how, check=check, double=double, instruments=watches)
+    passes = passes_for(program, plan, emitted, batch, pipeline, integers is not None)
+    passes, held = decide(program, passes, emitted, asked=contest, quantize=quick(integers))
+    how: dict[str, Any] = {"pipeline": passes, "target": emitted}
+    result = rewrite(program, **how, check=check, double=double, instruments=watches)
     if on_result is not None:
         on_result(result)
+    before, after = Size.of(program, passes), Size.of(result.program, passes)
     made = [result.program]
     del result
     if integers is not None:
         integers["instruments"] = [*watches, *integers["instruments"]]
         artifact = lower(quantized(made.pop(), **integers).program, emitted, plan=plan)
     else:
-        again = functools.partial(rewrite, program, plan, **how, check=False)
+        again = functools.partial(rewrite, program, **how, check=False)
         artifact = lower_freeing(made, lambda: again().program, emitted, plan=plan)
+    artifact.manifest.update(gains(before, after, artifact, held))
     if dumper is not None:
         dumper.dump.seal(artifact.identity)
     return artifact

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from narrows import api
 from narrows.errors import UsageError
-from narrows.options import check_truths, gather, number, option, takes, whole
+from narrows.options import gather, option, takes, whole
+from narrows.passes.plans.within import Ratio, Within
 
 if TYPE_CHECKING:
     from narrows.backends.artifact import Artifact
     from narrows.backends.base import Target
-    from narrows.ir.program import Program
+    from narrows.ir.program import Note, Program
+    from narrows.passes.choosing.allocators.base import Allocator
     from narrows.passes.choosing.repair import Progress
     from narrows.passes.choosing.solved import Solved
     from narrows.passes.plans.plan import ChannelPlan
@@ -21,55 +23,30 @@ if TYPE_CHECKING:
 Evaluate = Callable[[Any], float]
 
 LEAST = "least-squares"
-BUDGETS = ("macs", "params", "latency", "accuracy_drop")
+COMPARED = 64  # examples: integers are interpreted, and that many tell what bits cost
 
 
 @dataclass(frozen=True)
-class Compressing:
+class Compressing(Within):
     """How much smaller, and in how many bits.
 
     Each layer chooses for itself what it reads, which keeps most for its multiply-accumulates; for
-    a latency whole couplings go, so that nothing has to be copied.
+    a budget such as a latency whole couplings go, so that nothing has to be copied. What may be
+    lost is looked at before the result is quantized.
 
     Attributes:
-        macs: The share of the multiply-accumulates that may be left, above 0 and up to 1.
-        params: The same of the weights.
-        latency: The same of the predicted latency on the target.
-        accuracy_drop: How many points may be lost: of ``evaluate`` where there is one, else of the
-            share of a quarter of the data, in percent, that is given the class that the unpruned
-            network gives. It is looked at before the result is quantized.
         bits: In how many bits weights and activations are held; floating-point unless given.
-        outputs: What the outputs are: ``logits``, ``values`` or ``auto``.
         compensation: How the weights that are left make up for what is gone, as ``method`` of
             `compensate`: ``least-squares``, ``distill{seconds=60}``.
     """
 
-    macs: float | None = option(None, metavar="M", read=number)
-    params: float | None = option(None, metavar="P", read=number)
-    latency: float | None = option(None, metavar="L", read=number)
-    accuracy_drop: float | None = option(None, metavar="POINTS", read=number)
     bits: int | None = option(None, metavar="N", read=whole)
-    outputs: str = option("auto", choices=("auto", "logits", "values"))
     compensation: str = option(LEAST, metavar="METHOD")
 
     def __post_init__(self) -> None:
-        check_truths(self, UsageError)
-        if len(self.budgets) > 1:
-            raise UsageError(
-                f"{' and '.join(self.budgets)} exclude each other",
-                why="each of them alone says how small the result has to be",
-                hint="leave all but one of them out",
-            )
-        drop = self.accuracy_drop
-        if drop is not None and (isinstance(drop, bool) or not 0 <= float(drop) <= 100):
-            raise UsageError(f"accuracy_drop is points from 0 to 100, got {drop!r}")
+        super().__post_init__()
         if self.bits is not None and self.bits not in range(2, 9):
             raise UsageError(f"bits are 2 to 8, got {self.bits!r}")
-
-    @property
-    def budgets(self) -> list[str]:
-        """Which budgets are given."""
-        return [name for name in BUDGETS if getattr(self, name) is not None]
 
     def refuse_idle(self) -> None:
         """Raise `UsageError` if nothing is asked for."""
@@ -95,12 +72,16 @@ def compress(
     data: Iterable[Any],
     target: str | Target = "onnx",
     evaluate: Evaluate | None = None,
-    macs: float | None = None,
-    params: float | None = None,
+    macs: Ratio | None = None,
+    params: Ratio | None = None,
     latency: float | None = None,
     accuracy_drop: float | None = None,
-    bits: int | None = None,
+    divergence: float | None = None,
+    limits: Mapping[str, Ratio] | None = None,
+    groups: Mapping[str, str | Sequence[str]] | None = None,
+    allocator: str | Allocator | None = None,
     outputs: str = "auto",
+    bits: int | None = None,
     compensation: str = LEAST,
     kwargs: Mapping[str, Any] | None = None,
     dynamic_batch: bool = True,
@@ -108,7 +89,7 @@ def compress(
     check: bool = True,
     progress: Progress | None = None,
 ) -> Artifact:
-    """Return the best artifact within a budget: nothing is trained, and no label is read.
+    """Return the best artifact within budgets: nothing is trained, and no label is read.
 
     The model is captured, its channels are chosen by what its own outputs lose on the data, the
     weights that are left are solved for, and the result is pruned for the target, quantized if
@@ -117,6 +98,7 @@ def compress(
     >>> artifact = narrows.compress(model, (x,), data=[images], macs=0.7)
     >>> artifact = narrows.compress(model, (x,), data=[images], latency=0.6, bits=8)
     >>> artifact = narrows.compress(model, (x,), data=[images], accuracy_drop=0.5, evaluate=f)
+    >>> artifact = narrows.compress(model, (x,), data=[images], latency=0.6, divergence=0.1)
 
     Args:
         model: As for `capture`.
@@ -132,8 +114,8 @@ def compress(
         progress: Called with what is done, how far it is and of how much.
 
     Raises:
-        PlanError: The budget cannot be met; the message says the closest that can.
-        UsageError: There is no data, no budget or several, or ``evaluate`` gives no number.
+        PlanError: A budget cannot be met; the message says the closest that can.
+        UsageError: There is no data or no budget, or ``evaluate`` gives no number.
         CaptureError, PassError, FidelityError, LowerError: As for `compile`.
     """
     from narrows.backends import make_target
@@ -185,8 +167,8 @@ def compressed(
     """
     from narrows.ir.program import Note
     from narrows.passes.choosing.compensations.catalog import find
+    from narrows.passes.choosing.judged import worth
     from narrows.passes.choosing.solved import Solved
-    from narrows.passes.choosing.tolerance import worth
 
     asked.refuse_idle()
     common: dict[str, Any] = {"outputs": asked.outputs, "progress": progress}
@@ -202,16 +184,36 @@ def compressed(
             text = f"evaluate: {before:.4g} unpruned, {after:.4g} pruned and compensated"
             made = made.replace(notes=(*made.notes, Note(program.name, "evaluated", text)))
     told = [note.message for note in (*(plan.notes if plan else ()), *made.notes)]
-    small = api.apply(made, plan, target=target, check=check)
+    integers = asked.bits is not None
+    small = api.apply(made, plan, target=target, integers=integers, check=check)
     if asked.bits is not None:
         bits: dict[str, Any] = {"weights": asked.bits, "activations": asked.bits}
         small = api.quantize(small, data, **bits, check=check).program
+        notes = _in_bits(program, small, data, asked)
         if evaluate is not None:
             after = worth(evaluate, small)
             text = f"evaluate: {before:.4g} unpruned, {after:.4g} in {asked.bits} bits"
-            small = small.replace(notes=(*small.notes, Note(program.name, "evaluated", text)))
-            told.append(text)
+            notes.append(Note(program.name, "evaluated", text))
+        small = small.replace(notes=(*small.notes, *notes))
+        told += [note.message for note in notes]
     return Compressed(api.lower(small, target, plan=plan), plan, solved, told)
+
+
+def _in_bits(
+    program: Program, small: Program, data: Sequence[Any], asked: Compressing
+) -> list[Note]:
+    """Return how like the unpruned network's own outputs those of the integers are."""
+    from narrows.ir.program import Note
+    from narrows.passes.choosing.closeness import closeness
+    from narrows.passes.choosing.statistics import first
+    from narrows.passes.quant.batches import CHOOSING, batches
+
+    some = first(program, batches(program, data, "comparing", CHOOSING), COMPARED)
+    (found,), count = closeness(program, [small], some, asked.outputs)
+    text = f"in {asked.bits} bits: divergence from the unpruned outputs {found.far:.4g}"
+    if found.same is not None:
+        text += f", same class for {found.same:.1%} of {count} examples"
+    return [Note(program.name, "compared", text), *found.notes(program, "quantized")]
 
 
 def _planned(
@@ -222,15 +224,18 @@ def _planned(
     evaluate: Evaluate | None,
     progress: Progress | None,
 ) -> ChannelPlan:
-    from narrows.passes.choosing.tolerance import tolerated
+    from narrows.passes.choosing.budgets.catalog import find
 
-    common: dict[str, Any] = {"outputs": asked.outputs, "progress": progress}
-    if asked.accuracy_drop is not None:
-        drop = float(asked.accuracy_drop)
-        return tolerated(program, data, drop, evaluate=evaluate, **common)
-    (name,) = asked.budgets
-    common |= {"target": target} if name == "latency" else {"constrained": False}
-    return api.plan(program, data=data, **{name: getattr(asked, name)}, **common)
+    found = [find(name) for name in asked.budgets]
+    return api.plan(
+        program,
+        data=data,
+        target=target if any(budget.timed for budget in found) else None,
+        constrained=any(budget.coupled for budget in found),
+        evaluate=evaluate if "accuracy_drop" in asked.budgets else None,
+        progress=progress,
+        **{field.name: getattr(asked, field.name) for field in fields(Within)},
+    )
 
 
 def kept(data: Iterable[Any] | None) -> list[Any]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from narrows.options import from_json
-from narrows.passes.quant.options import Quantization
+from narrows.passes.quant.options import PERCENTILE, Quantization
 
 if TYPE_CHECKING:
     from narrows.ir.program import Program
@@ -47,3 +47,25 @@ def asked_of(given: Iterable[Any] | Mapping[str, Any], check: bool) -> dict[str,
         return {**others, "calibration": given, "options": Quantization()}
     options = from_json(Quantization, given, "quantize", list(others))
     return {**others, **{n: given[n] for n in others if n in given}, "options": options}
+
+
+def quick(asked: Mapping[str, Any] | None) -> Callable[[Program], Program] | None:
+    """Return what makes integers of a program to see how long they take, if any are asked for.
+
+    It calibrates on the example inputs: what numbers there are makes no difference to the time, and
+    nobody sees them.
+
+    Args:
+        asked: What `asked_of` returned.
+    """
+    if asked is None:
+        return None
+    options = asked["options"].unlearned(
+        method="minmax", percentile=PERCENTILE, equalize=False, correct_bias=False, levels=False,
+        allow_lost=True,
+    )  # fmt: skip
+
+    def integers(program: Program) -> Program:
+        return quantized(program, [tuple(program.examples)], options, None, False, ()).program
+
+    return integers

@@ -13,6 +13,7 @@ from narrows.passes.plans.options import Choosing
 
 if TYPE_CHECKING:
     from narrows.backends.base import Target
+    from narrows.executors.base import Executor
     from narrows.ir.costs import Costs
     from narrows.ir.program import Program
     from narrows.passes.choosing.repair import Progress
@@ -27,6 +28,9 @@ def planned(
     choosing: Choosing,
     target: str | Target | None = None,
     progress: Progress | None = None,
+    executor: str | Executor | None = None,
+    jobs: int | None = None,
+    integers: bool = False,
 ) -> ChannelPlan:
     """Return a plan.
 
@@ -36,33 +40,42 @@ def planned(
         choosing: The options.
         target: The target whose costs count.
         progress: Told what is done, how far it is and of how much.
+        executor: Where plans are tried that do not hang on one another.
+        jobs: How many at once.
+        integers: Whether its costs are those of programs in integers.
     """
+    from narrows.executors.catalog import find
     from narrows.passes.plans.choose import make_plan
 
+    runs = None if executor is None and jobs is None else find(executor, jobs)
     clock = None
     if target is not None:
-        choosing = dataclasses.replace(choosing, costs=costs_to_plan_by(target, choosing))
+        choosing = dataclasses.replace(choosing, costs=costs_to_plan_by(target, choosing, integers))
         clock = Stopwatch(program, target, choosing.batch or 1)
     idle = choosing.costs is None and choosing.latency is None and clock is None
     if choosing.batch is not None and idle:
         raise UsageError("batch has no effect without costs", hint='target="onnx"')
     given = masks.get(MASKS[0]), masks.get(MASKS[1])
-    return make_plan(program, *given, choosing, progress, clock)
+    return make_plan(program, *given, choosing, progress, clock, runs)
 
 
 def plan_for(
-    program: Program, given: Mapping[str, Any], target: str | Target | None
+    program: Program,
+    given: Mapping[str, Any],
+    target: str | Target | None,
+    integers: bool = False,
 ) -> ChannelPlan:
-    """Return the plan of arguments as a dict, which are for ``target`` unless they name another."""
+    """Return the plan of arguments as a dict, which are for ``target`` unless they name another,
+    and for what its operators cost in integers if the program will be in them."""
     from narrows.backends import costs_of
 
     choosing = from_json(Choosing, given, "plan", (*MASKS, "target"))
     named = given.get("target")
     if named is None and choosing.costs is None:
         aims, ranks = bool(timed(choosing)), choosing.ratio is not None
-        if target is not None and (aims or (ranks and costs_of(target) is not None)):
+        if target is not None and (aims or (ranks and costs_of(target, integers) is not None)):
             named = target
-    return planned(program, given, choosing, named)
+    return planned(program, given, choosing, named, integers=integers)
 
 
 def timed(choosing: Choosing) -> list[str]:
@@ -72,7 +85,17 @@ def timed(choosing: Choosing) -> list[str]:
     return [name for name in choosing.budgets if find(name).timed]
 
 
-def costs_to_plan_by(target: str | Target, choosing: Choosing) -> Costs | None:
+def _by_loss_alone(choosing: Choosing) -> bool:
+    """Whether nothing but what may be lost says how small a program has to be."""
+    from narrows.passes.choosing.budgets.base import Lost
+    from narrows.passes.choosing.budgets.catalog import find
+
+    return bool(choosing.budgets) and all(isinstance(find(n), Lost) for n in choosing.budgets)
+
+
+def costs_to_plan_by(
+    target: str | Target, choosing: Choosing, integers: bool = False
+) -> Costs | None:
     """Return the cost table of a target; `UsageError` where there is no use for one, or none.
 
     A latency that is measured needs none.
@@ -80,15 +103,16 @@ def costs_to_plan_by(target: str | Target, choosing: Choosing) -> Costs | None:
     from narrows.backends import costs_of
 
     aims = timed(choosing)
-    if not aims and choosing.ratio is None:
+    falls = _by_loss_alone(choosing)
+    if not aims and choosing.ratio is None and not falls:
         raise UsageError(
             "a plan has a target only if it has a latency or a ratio",
             hint="plan(program, latency=0.8, target=...), or leave out the target",
         )
     if choosing.costs is not None:
         raise UsageError("target and costs exclude each other", why="a target has its own costs")
-    costs = costs_of(target)
-    if costs is None and (choosing.ratio is not None or "latency" in aims):
+    costs = costs_of(target, integers)
+    if costs is None and (choosing.ratio is not None or "latency" in aims or falls):
         name = target if isinstance(target, str) else target.name
         aim = "a ratio without a target, or" if "latency" not in aims else "a ratio, or"
         raise UsageError(

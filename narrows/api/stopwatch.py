@@ -66,7 +66,7 @@ class Stopwatch:
         from narrows.passes.quant.options import Quantization
 
         if bits is not None:
-            options = Quantization(weights=bits, activations=bits)
+            options = Quantization(weights=bits, activations=bits, method="mse")
             given = [tuple(program.examples)]
             program = quantized(program, given, options, None, False, ()).program
         return write(program, self.target, None, {}).settled(lambda: pair_of(program))

@@ -34,6 +34,7 @@ TARGETS = Registry(
     {
         "c": "narrows.backends.c:CTarget",
         "onnx": "narrows.backends.onnx:OnnxTarget",
+        "openvino": "narrows.backends.openvino:OpenvinoTarget",
         "torch": "narrows.backends.torch:TorchTarget",
         "tvm": "narrows.backends.tvm:TvmTarget",
     },
@@ -109,11 +110,15 @@ class Target(ABC):
             ``TABLES``, a `narrows.backends.tables.Tables`, and a function ``calibrate``; and
             ``measure_works`` if it can measure the operators of a model
             (`narrows.backends.onnx.costs`).
+        measuring_integers: The module that measures them for integer programs, if there is one: its
+            ``calibrate`` is given what captures and lowers networks
+            (`narrows.backends.onnx.int8.costs`).
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     measuring: ClassVar[str] = ""
+    measuring_integers: ClassVar[str] = ""
 
     @classmethod
     @abstractmethod
@@ -144,6 +149,30 @@ class Target(ABC):
         narrows ships; its ``cpu`` and ``runtime`` say so.
         """
         return None
+
+    def trial(self, program: Program, batch: int) -> Callable[[], Any] | None:
+        """Return a function that runs a program once here, on one thread, to be timed.
+
+        It is made in a fraction of the time that an artifact takes, is checked by nobody, and takes
+        as long as the artifact does. ``None`` where there is no such way: the target is another
+        machine, or makes nothing quickly.
+
+        Args:
+            program: The program, of floats or of integers.
+            batch: The number of examples.
+
+        Raises:
+            LowerError: The target cannot express the program.
+        """
+        return None
+
+    def integer_costs(self) -> Costs | None:
+        """Return what operators cost once their program is in integers, as `costs` does.
+
+        They are asked of the program in floats, before it is quantized. Where nothing is known of
+        integers, they are those of floats.
+        """
+        return self.costs()
 
 
 def target_names() -> list[str]:
@@ -218,9 +247,15 @@ def lower(
     return write(pair, target, plan_json, **options).settled(lambda: pair)
 
 
-def costs_of(target: str | Target) -> Costs | None:
-    """Return a target's cost table, or ``None`` if it has none."""
-    return make_target(target).costs()
+def costs_of(target: str | Target, integers: bool = False) -> Costs | None:
+    """Return a target's cost table, or ``None`` if it has none.
+
+    Args:
+        target: A target or its name.
+        integers: Whether they are to be of programs that will be in integers.
+    """
+    made = make_target(target)
+    return made.integer_costs() if integers else made.costs()
 
 
 @alone

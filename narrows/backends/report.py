@@ -11,6 +11,7 @@ from narrows.files.quoting import plain
 def describe(manifest: Mapping[str, Any]) -> str:
     """Return the report: what goes in and out, how it was checked, what was kept and why."""
     lines = [*_head(manifest), *_checks(manifest["fidelity"]), *_notes(manifest["notes"])]
+    lines += [*_forms(manifest.get("contest")), *_gains(manifest)]
     return "\n".join(plain(line, None) for line in lines)
 
 
@@ -59,6 +60,42 @@ def _notes(notes: list[Mapping[str, Any]]) -> Iterator[str]:
         yield "notes:"
     for note in remarks:
         yield f"  {_line(note)}"
+
+
+def _forms(contest: Mapping[str, Any] | None) -> Iterator[str]:
+    """Yield which forms were tried, with their times."""
+    if contest is None:
+        return
+    if "why" in contest:
+        yield f"form: {contest['winner']}, by the cost table alone: {contest['why']}"
+        return
+    yield f"forms tried in {contest['numbers']}, batch {contest['batch']}, one thread:"
+    for form in contest["forms"]:
+        if "measured_ms" in form:
+            said = f"measured {form['measured_ms']:g} ms"
+        else:
+            same = form.get("same_as")
+            said = f"the same program as {same}" if same else f"not timed: {form.get('failed')}"
+        wins = "  ships" if form["form"] == contest["winner"] else ""
+        yield f"  {form['form']:18} predicted {form['predicted_ms']:g} ms, {said}{wins}"
+
+
+GAINS = (
+    ("parameters", "parameters", ""),
+    ("bytes", "bytes", ""),
+    ("predicted_ms", "predicted", " ms, by the cost table"),
+    ("measured_ms", "measured", " ms here"),
+)  # fmt: skip
+
+
+def _gains(manifest: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what a compile came to: sizes and times, before and after."""
+    gain = manifest.get("gain", {})
+    for key, name, unit in GAINS:
+        if key in gain:
+            before, after = gain[key]
+            share = f"  ({after / before:.2f})" if before else ""
+            yield f"{name:10} {before:,} -> {after:,}{unit}{share}"
 
 
 def _line(note: Mapping[str, Any]) -> str:

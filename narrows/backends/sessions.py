@@ -27,6 +27,7 @@ SESSIONS = Registry(
     {
         "c": "narrows.backends.c.session:RUNTIME",
         "onnx": "narrows.backends.onnx.session:RUNTIME",
+        "openvino": "narrows.backends.openvino.session:RUNTIME",
         "torch": "narrows.backends.torch.session:RUNTIME",
         "tvm": "narrows.backends.tvm.session:RUNTIME",
     },

@@ -37,11 +37,18 @@ class Tables(Generic[T]):
         runtime: The package that runs programs.
         file: The table that comes with narrows.
         kind: The class of the tables.
+        numbers: What programs compute in, where that is not floating-point: ``int8``.
     """
 
     runtime: str
     file: Path
     kind: type[T]
+    numbers: str = ""
+
+    @property
+    def name(self) -> str:
+        """What its tables are called: ``onnxruntime``, ``onnxruntime-int8``."""
+        return f"{self.runtime}-{self.numbers}" if self.numbers else self.runtime
 
     def version(self) -> str:
         """Return the installed version of the runtime, or nothing."""
@@ -54,7 +61,7 @@ class Tables(Generic[T]):
         """Return the file that this machine's table has."""
         key = f"{self.version()}|{cpu_name()}|{threads}"
         digest = hashlib.sha256(key.encode()).hexdigest()[:16]
-        return cache_folder() / f"{self.runtime}-{digest}.json"
+        return cache_folder() / f"{self.name}-{digest}.json"
 
     def current(self, threads: int = 1) -> T:
         """Return the table measured on this machine, else the shipped one."""

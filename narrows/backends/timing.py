@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from narrows.backends.artifact import Artifact
 
 WARM = 2
+SAMPLE = 0.002  # seconds: in a race a shorter call is made several times a turn
+LEAST, MOST = 5, 500  # turns of who is in front at the end
+# After so many turns, who is that much slower than the fastest leaves a race.
+LEAVING = ((1, 1.5), (3, 1.15), (5, 1.05))
 SHORTEST = 0.003  # seconds: a shorter model is run several times a round
 
 
@@ -71,6 +75,47 @@ def measure(artifacts: Sequence[Artifact], batch: int, rounds: int, threads: int
     return timings
 
 
+def race(
+    runs: Mapping[str, Callable[[], Any]],
+    seconds: float,
+    clock: Callable[[], float] = time.thread_time,
+) -> dict[str, list[float]]:
+    """Return the seconds of one call per function and turn.
+
+    They take turns, each round beginning with another one. Who is clearly slower than the fastest
+    leaves early, so that the time goes to those that are near each other.
+
+    Args:
+        runs: What is timed, by name.
+        seconds: How long it may take; every function has a turn, and those in front have `LEAST`.
+        clock: Tells the time, by default that of this thread on the processor.
+    """
+    found: dict[str, list[float]] = {name: [] for name in runs}
+    start, counts = clock(), {}
+    for name, run in runs.items():
+        counts[name] = max(1, round(SAMPLE / max(_sampled(run, 1, clock), 1e-6)))
+    order = list(runs)
+    for turn in range(1, MOST + 1):
+        for name in order:
+            found[name].append(_sampled(runs[name], counts[name], clock))
+        order = [*order[1:], order[0]]
+        margin = dict(LEAVING).get(turn)
+        if margin is not None:
+            best = min(statistics.median(found[name]) for name in order)
+            order = [n for n in order if statistics.median(found[n]) <= margin * best]
+        if turn >= LEAST and clock() - start >= seconds:
+            break
+    return found
+
+
+def _sampled(run: Callable[[], Any], count: int, clock: Callable[[], float]) -> float:
+    """Return the seconds of one call, over several."""
+    start = clock()
+    for _ in range(count):
+        run()
+    return (clock() - start) / count
+
+
 def inputs_of(artifact: Artifact, batch: int) -> dict[str, np.ndarray]:
     """Return made-up inputs of an artifact.
 
@@ -78,15 +123,28 @@ def inputs_of(artifact: Artifact, batch: int) -> dict[str, np.ndarray]:
         artifact: The artifact.
         batch: The size of its free axes.
     """
+    specs = ((spec.name, spec.shape, spec.dtype) for spec in artifact.inputs)
+    return drawn(specs, batch)
+
+
+def drawn(
+    specs: Iterable[tuple[str, Sequence[int | str], str]], batch: int
+) -> dict[str, np.ndarray]:
+    """Return made-up inputs: normal numbers, or zeros where they are whole.
+
+    Args:
+        specs: Name, shape and numpy's name of the dtype of each.
+        batch: The size of free axes.
+    """
     import numpy as np
 
     generator = np.random.default_rng(0)
     arrays = {}
-    for spec in artifact.inputs:
-        shape = [batch if isinstance(s, str) else s for s in spec.shape]
-        floats = spec.dtype.startswith("float")
+    for name, sizes, dtype in specs:
+        shape = [batch if isinstance(s, str) else s for s in sizes]
+        floats = dtype.startswith("float")
         numbers = generator.standard_normal(shape) if floats else np.zeros(shape)
-        arrays[spec.name] = numbers.astype(spec.dtype)
+        arrays[name] = numbers.astype(dtype)
     return arrays
 
 
@@ -100,4 +158,4 @@ def spread(values: Sequence[float], scale: float = 1.0) -> dict[str, float]:
     return {key: float(f"{v * scale:.5g}") for key, v in pairs}
 
 
-__all__ = ["Timing", "inputs_of", "measure", "spread"]
+__all__ = ["Timing", "drawn", "inputs_of", "measure", "race", "spread"]

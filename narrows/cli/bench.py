@@ -28,7 +28,7 @@ def bench(arguments: argparse.Namespace) -> int:
 
         return calibrate(arguments)
     why = "it is about measuring what operators cost (--calibrate)"
-    refuse_idle(arguments, ("quick", "output", "runtime", *SOURCE), why)
+    refuse_idle(arguments, ("quick", "output", "runtime", "format", *SOURCE), why)
     if arguments.artifact is None:
         raise UsageError("there is nothing to time", hint="narrows bench ARTIFACT, or --calibrate")
     artifacts = _load(arguments)

@@ -34,6 +34,9 @@ def compile_(arguments: argparse.Namespace) -> int:
 
 def _compile(arguments: argparse.Namespace, stack: contextlib.ExitStack) -> int:
     from narrows import api
+    from narrows.api.contest import decide
+    from narrows.api.gains import Size, gains
+    from narrows.api.integers import quick
     from narrows.api.lowering import lower_freeing
     from narrows.cli import dumps
     from narrows.passes.instruments import Progress
@@ -63,7 +66,7 @@ def _compile(arguments: argparse.Namespace, stack: contextlib.ExitStack) -> int:
             hint=f"leave out --plan, or {', '.join(choosing)}",
         )
     chooses = Choosing(**choosing)  # what is wrong with them shows before any work is done
-    asked = {
+    options = {
         "plan": to_json(chooses) if choosing else None,
         "quantize": None if arguments.quantize is None else to_json(Quantization(**settings)),
     }
@@ -71,12 +74,18 @@ def _compile(arguments: argparse.Namespace, stack: contextlib.ExitStack) -> int:
     images = None if arguments.quantize is None else Path(arguments.quantize)
     data = None if images is None else grids.batches(images, program)
     choosing = with_data(choosing, program)
-    chosen = api.plan_for(program, choosing, target) if choosing else arguments.plan
+    integers = data is not None
+    chosen = api.plan_for(program, choosing, target, integers) if choosing else arguments.plan
     watches: list[Any] = [Progress()]
     dumper = dumps.make_dumper(output, arguments.dump, stack)
     watches += [] if dumper is None else [dumper]
-    how = {"target": target, "batch": batch, "pipeline": arguments.pipeline}
-    result = api.rewrite(program, chosen, **how, double=arguments.double, instruments=watches)
+    asked = None if data is None else {"options": Quantization(**settings)}
+    passes = api.passes_for(program, chosen, target, batch, arguments.pipeline, integers)
+    trying = {"asked": False if arguments.no_contest else None, "quantize": quick(asked)}
+    passes, contest = decide(program, passes, target, **trying)
+    how = {"target": target, "pipeline": passes}
+    result = api.rewrite(program, **how, double=arguments.double, instruments=watches)
+    before, after = Size.of(program, passes), Size.of(result.program, passes)
     made, reports = [result.program], (result.initial, *result.reports)
     del result  # `made` holds the program now, until it is lowered
     found: dict[str, Any] = {}
@@ -87,16 +96,25 @@ def _compile(arguments: argparse.Namespace, stack: contextlib.ExitStack) -> int:
         reports = (*reports, *quantized.passes)
         artifact = api.lower(quantized.program, target, plan=chosen)
     else:
-        again = functools.partial(api.rewrite, program, chosen, **how, check=False)
+        again = functools.partial(api.rewrite, program, **how, check=False)
         artifact = lower_freeing(made, lambda: again().program, target, plan=chosen)
+    artifact.manifest.update(gains(before, after, artifact, contest))
     dump = dumps.save(artifact, output, dumper, arguments.dump)
     if quantized is not None and images is not None and told is not None:
         found |= grids.report(quantized, grids.batches(images, program), told, artifact)
     if arguments.json:
         dumped = {} if dump is None else {"dump": str(dump)}
         passes = [r.to_json() for r in reports]
+        times = {k: artifact.manifest[k] for k in ("gain", "contest") if k in artifact.manifest}
         print_json(
-            {**facts_of(artifact, output), "options": asked, **found, **dumped, "passes": passes}
+            {
+                **facts_of(artifact, output),
+                **times,
+                "options": options,
+                **found,
+                **dumped,
+                "passes": passes,
+            }
         )
     else:
         print(format_table(reports))
@@ -163,7 +181,8 @@ def plan(arguments: argparse.Namespace) -> int:
     choosing = Choosing(**options)  # what is wrong with them shows before any work is done
     target = None if arguments.target is None else parse_target(arguments.target)
     program = capture_model(arguments)
-    chosen = api.plan(program, target=target, **with_data(options, program))
+    runs = {"executor": arguments.executor, "jobs": arguments.jobs}
+    chosen = api.plan(program, target=target, **runs, **with_data(options, program))
     chosen.save(output)
     kept = {"inputs": _widths(chosen.inputs), "outputs": _widths(chosen.outputs)}
     if arguments.json:
@@ -207,8 +226,9 @@ def with_data(options: dict[str, Any], program: Program) -> dict[str, Any]:
     found = dict(options)
     if "data" in found:
         found["data"] = grids.batches(Path(found["data"]), program)
-    if "loss" in found:
-        found["loss"] = named(found["loss"], "function", "losses.py:distance")
+    for option, example in (("loss", "losses.py:distance"), ("evaluate", "nets.py:accuracy")):
+        if option in found:
+            found[option] = named(found[option], "function", example)
     return found
 
 

@@ -67,4 +67,4 @@ def _flagged(arguments: argparse.Namespace, kind: type[Target]) -> dict[str, Any
 
 def measured() -> list[str]:
     """Return the names of the targets whose costs can be measured."""
-    return [kind.name for kind in types() if kind.measuring]
+    return [kind.name for kind in types() if kind.measuring or kind.measuring_integers]

@@ -195,6 +195,11 @@ def _compile(commands: Any) -> None:
     command.add_argument(
         "--double", action="store_true", help="check every pass in float64 as well"
     )
+    command.add_argument(
+        "--no-contest",
+        action="store_true",
+        help="take the form that is predicted to be fastest, and time none here",
+    )
     _emitted(command)
 
 
@@ -210,7 +215,7 @@ def _judged(command: argparse.ArgumentParser, worth: str) -> None:
 
 
 def _compress(commands: Any) -> None:
-    summary = "the best artifact within a budget: chosen, solved for, pruned, checked"
+    summary = "the best artifact within budgets: chosen, solved for, pruned, checked"
     command = _command(commands, "compress", "compress:compress", summary)
     _model(command)
     _judged(command, "what it is worth, in points")
@@ -220,7 +225,7 @@ def _compress(commands: Any) -> None:
         metavar="FILE",
         help="where the plan goes with the weights that were found for it",
     )
-    group = command.add_argument_group("the budget")
+    group = command.add_argument_group("the budgets")
     command.later(lambda: _options(group, "narrows.api.compressing", "Compressing"))
     _emitted(command)
 
@@ -312,6 +317,7 @@ def _plan(commands: Any) -> None:
         "-t", "--target", metavar="TARGET", help="the target that --latency is one of: onnx"
     )
     _choice(command)
+    _executor(command)
 
 
 def _choice(command: Parser) -> None:
@@ -364,6 +370,13 @@ def _sense(commands: Any) -> None:
     )
     group = command.add_argument_group("what is tried")
     command.later(lambda: _options(group, "narrows.passes.sensing.options", "Sensing"))
+    _executor(command).add_argument(
+        "--cache", metavar="DIR", help="keep every result here, and go on from what is kept"
+    )
+
+
+def _executor(command: argparse.ArgumentParser) -> Any:
+    """Add where jobs run, and return the group."""
     how = command.add_argument_group("how it runs")
     how.add_argument(
         "--executor", metavar="NAME", help="where jobs run: here, processes, ray or another"
@@ -374,9 +387,7 @@ def _sense(commands: Any) -> None:
         metavar="N",
         help="how many run at once (as many as the executor has it)",
     )
-    how.add_argument(
-        "--cache", metavar="DIR", help="keep every result here, and go on from what is kept"
-    )
+    return how
 
 
 def _ops(commands: Any) -> None:
@@ -461,7 +472,7 @@ def _bench(commands: Any) -> None:
         "-o", "--output", metavar="FILE", help="where the table goes (the user's cache)"
     )
     _source(measuring)
-    command.later(lambda: _runtime(measuring))
+    command.later(lambda: _measured(measuring))
 
 
 def _target_flags(command: Parser) -> None:
@@ -471,13 +482,11 @@ def _target_flags(command: Parser) -> None:
     add_target_flags(command)
 
 
-def _runtime(group: Any) -> None:
-    """Add which target's costs are measured."""
-    from narrows.cli.emitted import measured
+def _measured(group: Any) -> None:
+    """Add what is measured."""
+    from narrows.cli.calibrate import add_measured
 
-    group.add_argument(
-        "--runtime", choices=measured(), default="onnx", help="what to measure (onnx)"
-    )
+    add_measured(group)
 
 
 def _targets(commands: Any) -> None:

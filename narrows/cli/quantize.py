@@ -38,7 +38,7 @@ def quantize(arguments: argparse.Namespace) -> int:
     settings = grids.settings_of(arguments)  # what is wrong with them shows before any work is done
     program = capture_model(arguments)
     if arguments.channels is not None:
-        program = api.apply(program, arguments.channels)
+        program = api.apply(program, arguments.channels, target=target, integers=True)
     images = None if arguments.data is None else Path(arguments.data)
     data = None if images is None else grids.batches(images, program)
     calibration = data if arguments.plan is None else None  # then the data is for the report

@@ -53,6 +53,11 @@ class Costs(ABC):
 
     name: str
 
+    @property
+    def origin(self) -> str:
+        """What they are, and where they were measured, for a person."""
+        return self.name
+
     # ------------------------------------------------------------------ operators
 
     @abstractmethod

@@ -23,6 +23,7 @@ BUILTIN: dict[str, str] = {
     "align-channels": "narrows.passes.align_channels:AlignChannels",
     "choose-kernels": "narrows.passes.choose_kernels:ChooseKernels",
     "fold-batch-norm": "narrows.passes.fold_batch_norm:FoldBatchNorm",
+    "merge-linear": "narrows.passes.merge_linear:MergeLinear",
     "eliminate-dead": "narrows.passes.eliminate_dead:EliminateDead",
     "fold-weights": "narrows.passes.quant.fold_weights:FoldWeights",
     "convert-batch-norm": "narrows.passes.convert_batch_norm:ConvertBatchNorm",

@@ -111,10 +111,10 @@ def _obstacle(norm: fx.Node) -> Note | None:
     if rank != row.spatial + 2:
         return note("axis", f"it normalises another axis than the output channels of {layer.name}")
     for role, argument in (("weight", row.weight), ("bias", row.bias)):
-        unfit = _unfit(layer, role, argument)
-        if unfit is not None:
-            return note(*unfit)
-    if not _adds_its_bias(layer, row):
+        why = unfit(layer, role, argument)
+        if why is not None:
+            return note(*why)
+    if not adds_its_bias(layer, row):
         return note("bias", f"{layer.name} multiplies its terms, or its bias is no vector")
     for role in ("weight", "bias", "running_mean", "running_var"):
         source = given[role]
@@ -123,7 +123,7 @@ def _obstacle(norm: fx.Node) -> Note | None:
     return None
 
 
-def _adds_its_bias(layer: fx.Node, row: Contract) -> bool:
+def adds_its_bias(layer: fx.Node, row: Contract) -> bool:
     """Whether a layer is ``W x + b`` with one number of ``b`` per channel (addmm may be more)."""
     given = arguments(layer)
     bias = given[row.bias]
@@ -131,7 +131,7 @@ def _adds_its_bias(layer: fx.Node, row: Contract) -> bool:
     return vector and given.get("alpha", 1) == 1 and given.get("beta", 1) == 1
 
 
-def _unfit(layer: fx.Node, role: str, argument: str) -> tuple[str, str] | None:
+def unfit(layer: fx.Node, role: str, argument: str) -> tuple[str, str] | None:
     """Return why a layer's weight cannot take the norm's scale: a note's reason and message."""
     source = arguments(layer)[argument]
     if source is None:

@@ -7,6 +7,7 @@ A layer may read channels with zero weights rather than have the others copied t
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from dataclasses import dataclass
 from typing import ClassVar
@@ -30,6 +31,8 @@ class LegalizeReads(Pass):
         batch: The number of examples to choose for.
         fill: Whether masked channels stay wherever that costs nothing, those with the largest
             weights (L1) first, for who takes them back (`narrows.passes.plans.take_back`).
+        form: The name of the form to take, one of `narrows.passes.pruning.rivals`; the one that is
+            predicted to be fastest unless given.
     """
 
     name: ClassVar[str] = "legalize-reads"
@@ -38,13 +41,19 @@ class LegalizeReads(Pass):
     costs: Costs | str | os.PathLike | None = None
     batch: int = 1
     fill: bool = False
+    form: str = ""
 
     def run(self, program: Program) -> PassResult:
         """Return the program with its reads chosen; notes say which copies were not worth it."""
         table = table_of(self.costs, self.name)
         if table is None:
             return PassResult(program, False, (Note(program.name, "idle", NO_COSTS),))
-        return result_of(program, reads(Pruning.of(program), table, self.batch, fill=self.fill))
+        pruning, how = Pruning.of(program), {"fill": self.fill, "form": self.form}
+        result = result_of(program, reads(pruning, table, self.batch, **how))
+        if pruning.untouched and not result.changed:
+            return result
+        told = Note(program.name, "costs", f"reads and widths go by the costs of {table.origin}")
+        return dataclasses.replace(result, notes=(*result.notes, told))
 
 
 def table_of(costs: Costs | str | os.PathLike | None, name: str) -> Costs | None:

@@ -250,7 +250,7 @@ def test_carried_rounding_is_no_excuse_for_a_runtime_that_rewrites_wrongly(
 ):
     """Shown operator by operator all is right, and as a whole it is not."""
 
-    def right(artifact: Any, program: Program, inputs: Any) -> dict[str, np.ndarray]:
+    def right(artifact: Any, program: Program, inputs: Any, run: Any) -> dict[str, np.ndarray]:
         found: dict[str, np.ndarray] = {}
         program.run_flat(inputs, observe=lambda n, v: found.__setitem__(n.name, np.asarray(v)))
         return found

@@ -211,6 +211,31 @@ def test_a_profile_knows_the_works_of_its_nodes():
     assert work("Relu", [2, 3], [2, 3]) is None
 
 
+@pytest.mark.parametrize(
+    ("op", "shapes", "work"),
+    [
+        ("Conv", ([1, 3, 9, 9], [8, 3, 3, 3], [1, 8, 5, 5]), ("conv", 3, 8, 1, (2, 2), (5, 5))),
+        ("Conv", ([1, 6, 4, 4], [8, 4, 1, 1], [1, 8, 4, 4]), ("conv", 6, 8, 1, (1, 1), (4, 4))),
+        ("Conv", ([1, 4, 3, 3], [4, 4, 3, 3], [1, 4, 9, 9]), ("conv", 4, 4, 1, (1, 1), (9, 9))),
+        ("Conv", ([1, 3, 9], [8, 3, 3], [1, 8, 7]), None),
+        ("FusedGemm", ([2, 5], [5, 7], [2, 7]), ("linear", 5, 7, 1, (), (2,))),
+        ("FusedMatMul", ([4, 5], [2, 5, 6], [2, 4, 6]), ("matmul", 5, 6, 1, (), (4,))),
+        ("Gemm", ([], [5, 7], [7]), None),
+        ("Gemm", ([2, 5], [], [7]), None),
+        ("Gemm", ([2, 5], [2, 7]), None),
+        ("MatMul", ([5], [5, 7], []), None),
+    ],
+)
+def test_works_of_other_nodes(op: str, shapes: tuple[list[int], ...], work: Any) -> None:
+    found = work_of_node(calibrate.Node("n", op, [*shapes[:-1]], [shapes[-1]], [1.0]))
+    if work is None:
+        assert found is None
+        return
+    assert found
+    told = (found.kind, found.inputs, found.outputs, found.groups, found.stride, found.space)
+    assert told == work
+
+
 def test_layers_are_read_without_the_weights(tmp_path: Path):
     weight = onnx.helper.make_tensor("w", 1, [8, 2, 3, 3], bytes(576), raw=True)
     node = onnx.helper.make_node("Conv", ["x", "w"], ["y"], group=4)
@@ -255,6 +280,11 @@ def test_a_grid_is_made_whole_from_what_was_measured():
         ("depthwise", (60, 60, 60), True, 1 - 60 / 64),
         ("grouped", (64, 64, 4), True, 0),
         ("grouped", (64, 64, 8), False, 0),
+        ("grouped", (64, 32, 4), False, 0),
+        ("grouped", (32, 64, 4), False, 0),
+        ("dense", (16, 8, 1), True, 0.5),
+        ("dense", (15, 16, 1), True, 0),
+        ("dense", (18, 8, 1), False, 1 - 0.5 * 18 / 32),
     ],
 )
 def test_layers_and_the_step(kind, widths, aligned, wasted):
@@ -282,6 +312,42 @@ def test_reasons_are_told_in_words(tmp_path: Path):
     assert any("moves channels 1 times more often" in line for line in found)
     assert reasons(good, good, Layout(16, 4, 4)) == []
     assert reasons(bad, good, Layout())[0].startswith("it moves channels")
+
+
+def test_what_is_no_worse_than_before_is_no_reason(tmp_path: Path) -> None:
+    def model(name: str, *convs: tuple[int, int, int], slices: int = 0) -> Path:
+        bench = Bench()
+        for inputs, outputs, groups in convs:
+            made = bench.input(1, inputs, 8, 8)
+            kernel = (1, 1) if (inputs, groups) == (36, 1) else (3, 3)
+            bench.use(bench.conv(made, outputs, kernel, groups=groups), conv=False)
+        for _ in range(slices):
+            bench.use(bench.node("Transpose", [bench.input(1, 4)], (4, 1)), conv=False)
+        (tmp_path / name).write_bytes(bench.model())
+        return tmp_path / name
+
+    layout = Layout(16, 4, 4)
+    off = [(18, 16, 1), (18, 18, 18), (36, 36, 2), (36, 16, 1)]
+    one, two = model("one", *off, slices=1), model("two", *off, *off, slices=3)
+    assert reasons(one, two, layout) == reasons(one, one, layout) == []
+    more = reasons(two, one, layout)
+    assert [line.partition(",")[0] for line in more] == [
+        "2 of 2 depthwise layers are no multiple of 4 wide",
+        "2 of 2 dense convolutions are no multiple of 4 wide",
+        "2 of 2 1x1 convolutions fall off the 16-channel step",
+        "2 of 2 grouped layers are no multiple of 16 channels a group wide",
+        "it moves channels 2 times more often (gather",
+    ]
+    alone = reasons(one, None, layout)
+    assert [line.partition(" are")[0].partition(" fall")[0] for line in alone] == [
+        "1 of 1 depthwise layers", "1 of 1 dense convolutions", "1 of 1 1x1 convolutions",
+        "1 of 1 grouped layers",
+    ]  # fmt: skip
+    assert reasons(two, one, Layout()) == [
+        "it moves channels 2 times more often (gather, slice, concat ...)"
+    ]
+    full = model("full", (16, 61, 1), (16, 60, 1))  # 3 of 64 channels fill a block, and 4
+    assert reasons(full, None, layout)[0].startswith("1 of 2 dense convolutions fall off")
 
 
 def test_the_shipped_table_is_json_of_one_line_a_grid():

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper
@@ -14,7 +15,13 @@ from torch import nn
 
 import narrows
 from narrows.backends.onnx.integer.qdq import pooled_exactly
-from narrows.backends.onnx.session import EXACT_PRODUCTS, MODEL, OnnxSession, session_options
+from narrows.backends.onnx.session import (
+    EXACT_PRODUCTS,
+    MODEL,
+    OnnxSession,
+    has_vnni,
+    session_options,
+)
 from narrows.errors import LowerError, UsageError
 from narrows.ir.integer.rounding import divide
 from narrows.ir.program import Program
@@ -95,9 +102,24 @@ def test_large_products_are_not_cut_off(form: str) -> None:
     assert len({n.input[0] for n in codes}) == len({n.input[2] for n in codes}) == 5
 
 
-def test_every_session_asks_for_exact_products() -> None:
-    key, value = EXACT_PRODUCTS
-    assert session_options().get_session_config_entry(key) == value
+@pytest.mark.parametrize("vnni", [False, True])
+def test_sessions_ask_for_exact_products_where_they_have_to(
+    monkeypatch: pytest.MonkeyPatch, vnni: bool
+) -> None:
+    monkeypatch.setattr("narrows.backends.onnx.session.has_vnni", lambda: vnni)
+    asked: list[tuple[str, str]] = []
+    entry = onnxruntime.SessionOptions.add_session_config_entry
+    monkeypatch.setattr(
+        onnxruntime.SessionOptions, "add_session_config_entry",
+        lambda self, *pair: (asked.append(pair), entry(self, *pair)),
+    )  # fmt: skip
+    session_options()
+    assert (EXACT_PRODUCTS in asked) is not vnni
+
+
+def test_what_numpy_does_not_tell_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(np, "_core", object())
+    assert not has_vnni()
 
 
 @pytest.mark.parametrize(("name", "form"), [*product(PROGRAMS, FORMS)])

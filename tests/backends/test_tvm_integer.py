@@ -115,7 +115,7 @@ def layers(rounding: str, few: bool = False) -> Program:
     return b.finished()
 
 
-def others(rounding: str) -> Program:
+def others(rounding: str, floats: bool = True) -> Program:
     b = Codes(rounding, (1, 3, 9, 8), (2, 5, 21), (1, 1, 9, 8), (3, 7))
     image, rows, gate, flat = b.inputs
     x = b.conv(image, (20, 3, 3, 3), clip=(128, 255))
@@ -162,10 +162,11 @@ def others(rounding: str) -> Program:
     for shape, axes, value, centred in norms:
         gain, offset = (b.number(torch.randn(shape, generator=b.random) * 40) for _ in range(2))
         b.add("layer_norm", value, gain, offset, axes, 0.01, 128, 128, 0, 255, centred)
-    z = b.add("dequantize", y, 4, 128)
-    b.add("quantize", z, 3, 128, 20, 255)
+    if floats:
+        z = b.add("dequantize", y, 4, 128)
+        b.add("quantize", z, 3, 128, 20, 255)
     for target, *args in (
-        (aten.max_pool2d.default, [3, 3], [2, 2], [1, 1]), (aten.relu.default,),
+        (aten.max_pool2d.default, [3, 3], [2, 2], [1, 1]), *[(aten.relu.default,)] * floats,
         (aten.pad.default, [1, 2, 0, 1], "constant", 128), (aten.flip.default, [1]),
         (aten.upsample_nearest2d.vec, None, [2.0, 2.0]), (aten.amax.default, [1], True),
         (aten.slice.Tensor, 1, 3, 17), (aten.permute.default, [0, 2, 3, 1]),
@@ -185,7 +186,7 @@ def choices(rounding: str) -> Program:
         b.add("vector_norm", x, 2.0, [1, 2], True, by + 8, 128, 0, 0, 255)
         b.add("vector_norm", x, 2.0, [2], False, by, 100, 0, 0, 250)
     b.add("vector_norm", x, 1.0, [1], False, 8, 128, 128, 0, 255)
-    b.add("vector_norm", x, float("inf"), [-1], True, 0, 128, 0, 0, 255)
+    b.add("vector_norm", x, float("inf"), [2], True, 0, 128, 0, 0, 255)
     part = b.call(aten.slice.Tensor, other, 2, 0, 1)
     tests = [b.call(ops.compare.default, x, part, how, 2, 0, 128, 0) for how in ("lt", "eq", "ge")]
     tests += [b.call(ops.compare_number.default, x, how, 130) for how in ("le", "ne", "gt")]

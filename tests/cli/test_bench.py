@@ -85,6 +85,12 @@ def test_the_profile_as_text(artifacts: Path, run):
         (("free", "--weights", "w.pt"), 2, "--weights would have no effect"),
         (("--calibrate", "--against", "free"), 2, "--against would have no effect"),
         (("--calibrate", "-i", "f32[2,3]"), 2, "--input would have no effect"),
+        (("free", "--format", "int8"), 2, "--format would have no effect"),
+        (
+            ("--calibrate", "--runtime", "torch", "--format", "int8"),
+            2,
+            "nothing measures int8 in torch",
+        ),
     ],
 )
 def test_refusals(words, code, message, artifacts: Path, run, monkeypatch: pytest.MonkeyPatch):

@@ -108,7 +108,7 @@ def test_a_plan_that_no_pass_takes_is_wrong_usage(nets, run):
         (("--weights", "none.pt"), 2, "there is no checkpoint"),
         (("--latency", "0.5", "--plan", "p.json"), 2, "leave out --plan, or latency"),
         (("--latency", "0.5", "--ratio", "0.5"), 2, "ratio and latency exclude each other"),
-        (("--latency", "2"), 2, "a latency is above 0 and up to 1, got 2.0"),
+        (("--latency", "2"), 2, "a budget of latency is above 0 and up to 1, got 2.0"),
         (("--allow-pickle",), 2, "--allow-pickle has no effect without --weights"),
         (("--plan", "none.json"), 2, "none.json"),
         (("--ratio", "cnv.*=0.5"), 2, "ratio: 'cnv.*' matches no weight of a layer"),

@@ -53,7 +53,7 @@ def test_compress_by_a_function(data: str, capsys) -> None:
     ("words", "message"),
     [
         (["-o", "out"], "there is no budget"),
-        (["-o", "out", "--macs", "0.5", "--latency", "0.5"], "exclude each other"),
+        (["-o", "out", "--macs", "0.5", "--limit", "macs=0.5"], "macs is given twice"),
         (["-o", "out", "--bits", "8", "--save-plan", "p.json"], "no channel plan to save"),
         (["-o", "out", "--bits", "8", "--compensation", "mean"], "without a budget"),
         (["-o", "out", "--macs", "0.5", "--compensation", "means"], "no compensation 'means'"),

@@ -113,6 +113,20 @@ def test_compile_quantizes_what_it_pruned(data: str, capsys) -> None:
     assert main(["check", "again"]) == 0
 
 
+def test_pruned_and_quantized_is_one_program_whichever_command_makes_it(data: str) -> None:
+    assert main(["plan", *SPEC, "--ratio", "0.5", "--side", "output", "-o", "p.json"]) == 0
+    assert (
+        main(
+            ["compile", *SPEC, "--plan", "p.json", "--quantize", data, "-o", "one", "--no-contest"]
+        )
+        == 0
+    )
+    assert main(["quantize", *SPEC, "--channels", "p.json", "--data", data, "-o", "two"]) == 0
+    one, two = (json.loads(Path(d, "manifest.json").read_text()) for d in ("one", "two"))
+    assert one["files"] == two["files"]
+    assert one["passes"] == two["passes"]
+
+
 def test_reports(data: str, capsys) -> None:
     words = ["--weight-bits", "3", "--data", data, "--save-plan", "q.json", "--report", "told"]
     assert main(["quantize", *SPEC, *words, "-o", "out"]) == 0

@@ -20,7 +20,6 @@ from narrows.passes.choosing.prepare import prepared
 from narrows.passes.choosing.reads import reads_of
 from narrows.passes.choosing.search import Search
 from narrows.passes.choosing.statistics import split
-from narrows.passes.choosing.tolerance import tolerated
 from narrows.passes.plans.plan import ChannelPlan
 from tests.passes.residual import images, left, model, settled
 
@@ -131,7 +130,7 @@ def test_bad_budgets(program: Program):
         narrows.plan(program, macs=0.5, data=[images(8)], loss=lambda outputs, batch: outputs.sum())
     with pytest.raises(PlanUsageError, match="outputs is one of"):
         narrows.plan(program, macs=0.5, data=[images(8)], outputs="logit")
-    with pytest.raises(PlanUsageError, match="macs are above 0"):
+    with pytest.raises(PlanUsageError, match="a budget of macs is above 0"):
         narrows.plan(program, macs=0)
     with pytest.raises(PlanUsageError, match="one example"):
         narrows.plan(program, macs=0.5, data=[images(1)])
@@ -218,8 +217,10 @@ def test_a_drop_is_seen_on_what_was_kept_out(program: Program, monkeypatch: pyte
         usual(self, program, batches, *args, **more)
 
     monkeypatch.setattr(Search, "__init__", noted)
-    tolerated(program, [images(64, 1)], 60.0)
-    tolerated(program, [images(64, 1)], 60.0, evaluate=lambda run: 1.0)
+    narrows.plan(program, accuracy_drop=60, data=[images(64, 1)], constrained=False)
+    narrows.plan(
+        program, accuracy_drop=60, data=[images(64, 1)], constrained=False, evaluate=lambda run: 1.0
+    )
     assert used == [48, 64]
 
 
@@ -227,9 +228,10 @@ def test_a_drop_is_seen_on_what_was_kept_out(program: Program, monkeypatch: pyte
     ("options", "message"),
     [
         ({}, "there is no budget"),
-        ({"macs": 0.5, "latency": 0.5}, "macs and latency exclude each other"),
+        ({"macs": 0.5, "limits": {"macs": 0.5}}, "macs is given twice"),
+        ({"macs": 0}, "a budget of macs is above 0 and up to 1, got 0"),
         ({"macs": 0.5, "bits": 1}, "bits are 2 to 8"),
-        ({"accuracy_drop": -1}, "points from 0 to 100"),
+        ({"accuracy_drop": -1}, "a budget of accuracy_drop is a number from 0 to 100, got -1"),
         ({"accuracy_drop": 1, "evaluate": lambda run: float("nan")}, "evaluate returned nan"),
         ({"accuracy_drop": 1, "evaluate": lambda run: "good"}, "did not return a number"),
         ({"macs": 0.5, "bits": "8"}, "bits are 2 to 8"),

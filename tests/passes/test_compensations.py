@@ -409,7 +409,7 @@ def test_bad_methods_are_told(program: Program, method: Any, message: str):
 
 
 def test_one_example_is_too_little_for_steps(program: Program):
-    with pytest.raises(PlanUsageError, match="too little data to take steps by"):
+    with pytest.raises(PlanUsageError, match="too little data to see what is lost"):
         narrows.compensate(program, ChannelPlan(), data=[images(1)], method="distill")
 
 

@@ -206,13 +206,13 @@ def test_min_width_is_respected(program: Program):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"latency": 0.8}, "a latency is one of a target, and none is named"),
+        ({"latency": 0.8}, "a budget of latency is one of a target, and none is named"),
         ({"latency": 0.8, "costs": 3}, "costs is a cost table"),
         ({"latency": 0.8, "ratio": 0.5}, "ratio and latency exclude each other"),
-        ({"latency": 0}, "a latency is above 0 and up to 1, got 0"),
-        ({"latency": 1.5}, "a latency is above 0 and up to 1, got 1.5"),
-        ({"latency": True}, "a latency is above 0 and up to 1, got True"),
-        ({"latency": float("nan")}, "a latency is above 0 and up to 1, got nan"),
+        ({"latency": 0}, "a budget of latency is above 0 and up to 1, got 0"),
+        ({"latency": 1.5}, "a budget of latency is above 0 and up to 1, got 1.5"),
+        ({"latency": True}, "a budget of latency is above 0 and up to 1, got True"),
+        ({"latency": float("nan")}, "a budget of latency is above 0 and up to 1, got nan"),
         ({"latency": 0.8, "costs": costs(), "batch": 0}, "batch is a whole number of at least 1"),
         ({"latency": 0.8, "costs": costs(), "constrained": False}, "takes whole couplings"),
         ({"latency": 0.8, "costs": costs(), "scope": "global"}, "scope has no effect"),

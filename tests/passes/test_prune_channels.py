@@ -153,6 +153,42 @@ def test_masks_by_product_go_with_the_channels_that_they_zero() -> None:
     assert not any(bool(mask.all()) for mask in after)
 
 
+class Turned(nn.Module):
+    """Two halves put in another order, for readers that can do without and one that cannot."""
+
+    def __init__(self, head: nn.Module, other: nn.Module) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 6, 1), nn.Conv2d(3, 6, 1)
+        self.order = torch.tensor([3, 0, 11, 7, 2, 9, 1, 10, 4, 6, 8, 5])
+        self.head, self.other = head, other
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        both = torch.cat([self.one(x).relu(), self.two(x).relu()], 1)
+        turned = both.index_select(1, self.order)
+        return self.head(turned), self.other(turned)
+
+
+@pytest.mark.parametrize(
+    ("head", "other", "left"),
+    [
+        (nn.Conv2d(12, 4, 1), nn.Conv2d(12, 5, 3, padding=1), 0),
+        (nn.Conv2d(12, 4, 1), nn.Conv2d(12, 12, 3, groups=12), 1),
+        (nn.Conv2d(12, 4, 1), nn.ReLU(), 1),
+    ],
+)  # fmt: skip
+def test_an_order_goes_into_the_columns_of_its_readers(
+    head: nn.Module, other: nn.Module, left: int
+) -> None:
+    network = Turned(head, other).double().eval()
+    program = narrows.capture(network, (torch.randn(2, 3, 5, 5, dtype=torch.float64),))
+    made = run(program).program
+    copies = [n for n in made.nodes if n.name == "index_select"]
+    assert len(copies) == left
+    assert all(len(copy.users) == 1 for copy in copies)
+    outputs = {"one.weight": (0, 3, 4), "two.weight": (1, 2)}
+    run(program, narrows.plan(program, None, outputs, zeros=False))
+
+
 class Ones(nn.Module):
     """Products with ones: that of an output, one that a checkpoint holds, one of the code."""
 

@@ -376,7 +376,7 @@ def test_skipped_layers_stay_floating_point() -> None:
         ({"weights": 1}, UsageError, "weights takes 2 to 8 bits, got 1"),
         ({"activations": 40}, UsageError, "activations takes 2 to 16 bits, got 40"),
         ({"first_last": True}, UsageError, "first_last takes 2 to 8 bits"),
-        ({"method": "best"}, UsageError, "method is mse, minmax, percentile"),
+        ({"method": "best"}, UsageError, "method is auto, mse, minmax, percentile"),
         ({"percentile": 0}, UsageError, "percentile lies above 0"),
         ({"rounding": "down"}, UsageError, "rounding is half_even or half_up"),
         ({"weights": {"gate": 4}}, UsageError, "weights says nothing of"),

@@ -302,6 +302,8 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch) -> None:
     assert len(calls) == 6  # two blocks, one in vain, and the three that were left
     assert reconstructed(budget=20, checkpoint=path).plan == whole
     assert len(calls) == 6
+    finished = reconstruction(Learning(budget=20, checkpoint=path))
+    assert finished._resume() == len(finished.spans) + 1  # all blocks, and what comes after them
     assert [p.name for p in tmp_path.iterdir()] == ["state.pt"]
 
 

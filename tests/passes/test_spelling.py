@@ -119,8 +119,8 @@ def test_the_place_is_a_column_and_the_hint_a_suggestion():
         "  at column 17 of 'eliminate-dead, fold-batch-nrm'\n"
         "  because known are align-channels, choose-kernels, convert-batch-norm, "
         "decompose-attention, eliminate-dead, equalize-channels, fold-batch-norm, fold-shifts, "
-        "fold-weights, legalize-reads, lossy, needs, options, prune-channels, quantize, "
-        "reorder-channels, scale, scale-parts, widen-clips\n"
+        "fold-weights, legalize-reads, lossy, merge-linear, needs, options, prune-channels, "
+        "quantize, reorder-channels, scale, scale-parts, widen-clips\n"
         "  try: did you mean 'fold-batch-norm'?"
     )
 

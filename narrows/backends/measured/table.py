@@ -56,6 +56,11 @@ class CostTable(Costs):
     threads: int = 1
     made: str = ""
 
+    @property
+    def origin(self) -> str:
+        """The runtime, its version, the processor, when and how."""
+        return f"{self.name} {self.runtime} on {self.cpu} ({self.made})"
+
     # ------------------------------------------------------------------ one operator
 
     def seconds(self, work: Work, *, alone: bool = False) -> float:

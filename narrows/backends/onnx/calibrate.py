@@ -275,7 +275,9 @@ def cpu_time(
     return quick_half([runs[i][0] for i in quietest([slowed for _, slowed in runs], rounds)])
 
 
-def measure(group: Sequence[Job], rounds: int, bias: float, quiet: Quiet) -> Times:
+def measure(
+    group: Sequence[Job], rounds: int, bias: float, quiet: Quiet, bench: Bench | None = None
+) -> Times:
     """Return the times of a graph of probes, in microseconds by grid and sizes.
 
     Args:
@@ -283,8 +285,9 @@ def measure(group: Sequence[Job], rounds: int, bias: float, quiet: Quiet) -> Tim
         rounds: How often the graph is run.
         bias: The microseconds that profiling adds to a node.
         quiet: Tells which runs were disturbed.
+        bench: What the probes are added to; a graph of floats by default.
     """
-    bench = Bench()
+    bench = bench or Bench()
     for job in group:
         job.add(bench)
     nodes = profile(bench.model(), rounds=rounds, quiet=quiet)

@@ -16,7 +16,7 @@ from narrows.backends.artifact import Artifact
 from narrows.backends.base import Pair
 from narrows.backends.compare import Case, Wanted, limit_of, output_error
 from narrows.backends.integers import float_islands, float_outputs, from_islands
-from narrows.backends.onnx.rounding import is_rounding, probe
+from narrows.backends.onnx.rounding import Runs, in_onnxruntime, is_rounding, probe
 from narrows.backends.onnx.session import MODEL, OnnxSession, open_mapped
 from narrows.errors import ArtifactError, LowerError
 from narrows.ir.meta import where
@@ -38,11 +38,11 @@ class Checked:
 
     Attributes:
         fidelity: The worst relative error per batch size, as JSON data for the manifest.
-        rounding: What to say where an output is beyond the tolerance by rounding alone.
+        remarks: What a person should know of how outputs were rounded.
     """
 
     fidelity: dict[str, Any]
-    rounding: str = ""
+    remarks: tuple[str, ...] = ()
 
 
 def check(
@@ -64,7 +64,7 @@ def check(
     found = [_compare(trial, case) for case in wanted.cases]
     fidelity = wanted.report([error for error, _ in found], 0.0 if exact else None)
     most = max(excused for _, excused in found)
-    return Checked(fidelity, ROUNDING.format(most) if most else "")
+    return Checked(fidelity, (ROUNDING.format(most),) if most else ())
 
 
 class Trial:
@@ -153,11 +153,7 @@ def _difference(
 ) -> LowerError:
     name = trial.names[output]
     if math.isnan(error):
-        return LowerError(
-            f"output {name} cannot be checked",
-            why=f"the program itself gives no finite number on {size}",
-            hint="look for NaN among the weights, or lower with check=False",
-        )
+        return not_finite(name, size)
     culprit = first_difference(trial.artifact, trial.again().lowered, inputs)
     why = f"that is the difference on {size}, relative to the output's largest number"
     return LowerError(
@@ -168,9 +164,20 @@ def _difference(
     )
 
 
-def first_difference(artifact: Artifact, program: Program, inputs: Sequence[Any]) -> str:
-    """Return the first node whose value is another in ONNX Runtime; empty if none can be named."""
-    found = probe(artifact, program, inputs)
+def not_finite(name: str, size: str) -> LowerError:
+    """Return the error that says that an output of the program itself tells nothing."""
+    return LowerError(
+        f"output {name} cannot be checked",
+        why=f"the program itself gives no finite number on {size}",
+        hint="look for NaN among the weights, or lower with check=False",
+    )
+
+
+def first_difference(
+    artifact: Artifact, program: Program, inputs: Sequence[Any], run: Runs = in_onnxruntime
+) -> str:
+    """Return the first node whose value is another in the runtime; empty if none can be named."""
+    found = probe(artifact, program, inputs, run)
     if found is None:  # then the difference is told without the node
         return ""
     expected: dict[fx.Node, Any] = {}

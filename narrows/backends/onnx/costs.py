@@ -59,7 +59,7 @@ def calibrate(
             for part in parts:
                 for name, points in part.items():
                     for sizes, us in points.items():
-                        times[name][sizes] = _agreed(us, times[name].get(sizes, us))
+                        times[name][sizes] = agreed(us, times[name].get(sizes, us))
     except KeyboardInterrupt:
         complete = False
     axes = axes_of(list(times))
@@ -76,7 +76,7 @@ def calibrate(
     return (table if complete and not quick else TABLES.filled(table)), complete
 
 
-def _agreed(one: float, other: float) -> float:
+def agreed(one: float, other: float) -> float:
     """Return the mean of two measurements of one time; the smaller where they disagree."""
     low, high = sorted((one, other))
     return low if high > DISAGREE * low else (low + high) / 2

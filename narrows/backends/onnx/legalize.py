@@ -50,13 +50,6 @@ def _adaptive_avg_pool2d(builder: Emits, name: str, x: fx.Node, size: Any) -> fx
     return builder.emit(name, aten.avg_pool2d.default, x, kernel, kernel)
 
 
-def _adaptive_max_pool2d(builder: Emits, name: str, x: fx.Node, size: Any) -> fx.Node | None:
-    kernel = _window(x, size)
-    if kernel is None:
-        return None
-    return builder.emit(name, aten.max_pool2d_with_indices.default, x, kernel, kernel)
-
-
 def _window(x: fx.Node, size: Any) -> list[int] | None:
     """Return the window of an adaptive pooling, or ``None`` where its windows differ in size."""
     height, width = x.meta["val"].shape[-2:]
@@ -199,7 +192,6 @@ def _rrelu(
 LEGALIZE: dict[Any, Callable[..., fx.Node | None]] = {
     aten.batch_norm.default: _batch_norm,
     aten.adaptive_avg_pool2d.default: _adaptive_avg_pool2d,
-    aten.adaptive_max_pool2d.default: _adaptive_max_pool2d,
     aten.adaptive_avg_pool1d.default: _adaptive_avg_pool1d,
     **{op: _averaged(rank, op) for rank, op in enumerate(AVERAGES, 1)},
     **{op: _largest(rank, op) for rank, op in enumerate(MAXIMA, 1)},

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
@@ -42,8 +42,10 @@ class Bench:
 
     Attributes:
         probes: What every probe measures, by its number; the number stands in its nodes' names.
+        kind: The type of its inputs and outputs.
     """
 
+    kind: ClassVar[int] = TensorProto.FLOAT
     probes: list[Any] = field(default_factory=list)
     _nodes: list[Any] = field(default_factory=list)
     _weights: dict[str, Any] = field(default_factory=dict)
@@ -64,7 +66,7 @@ class Bench:
         """Return a graph input of this shape; one for all probes that ask for the same."""
         name = "x" + "_".join(map(str, shape))
         if name not in self._inputs:
-            self._inputs[name] = helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+            self._inputs[name] = helper.make_tensor_value_info(name, self.kind, shape)
             self._shapes[name] = shape
         return name
 
@@ -158,8 +160,7 @@ class Bench:
     def model(self) -> bytes:
         """Return the graph as an ONNX model."""
         outputs = [
-            helper.make_tensor_value_info(o, TensorProto.FLOAT, self._shapes[o])
-            for o in self._outputs
+            helper.make_tensor_value_info(o, self.kind, self._shapes[o]) for o in self._outputs
         ]
         graph = helper.make_graph(
             self._nodes,

@@ -68,7 +68,7 @@ def work_of_node(node: Node) -> Work | None:
     """Return the work of a convolution or product of a profile, from its shapes."""
     if node.op in ("Conv", "FusedConv") and len(node.inputs[0]) == 4:
         x, weight, out = node.inputs[0], node.inputs[1], node.outputs[0]
-        groups = max(1, x[1] // weight[1]) if x[1] % weight[1] == 0 else 1
+        groups = x[1] // weight[1] if x[1] % weight[1] == 0 else 1
         kind = "conv"
         if groups > 1:
             kind = "depthwise" if weight[1] == 1 else "grouped"

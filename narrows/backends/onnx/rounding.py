@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_map
 from narrows.backends.artifact import Artifact
 from narrows.backends.compare import limit_of, output_error, output_names
 from narrows.backends.onnx.session import DATA, MODEL, OnnxSession
-from narrows.errors import ArtifactError
+from narrows.errors import NarrowsError
 from narrows.ir.graph import interpret
 from narrows.ir.ops import table
 from narrows.ir.ops.args import with_argument
@@ -42,12 +42,23 @@ AROUND_ONE = frozenset(
 )  # fmt: skip
 
 
+# Runs a model that is given as bytes, and returns the outputs that are named.
+Runs = Callable[[bytes, Mapping[str, np.ndarray], Sequence[str]], Sequence[np.ndarray]]
+
+
+def in_onnxruntime(
+    model: bytes, feed: Mapping[str, np.ndarray], names: Sequence[str]
+) -> Sequence[np.ndarray]:
+    """Return outputs of a model in ONNX Runtime."""
+    return OnnxSession(model).run(feed, names)
+
+
 def probe(
-    artifact: Artifact, program: Program, inputs: Sequence[Any]
+    artifact: Artifact, program: Program, inputs: Sequence[Any], run: Runs = in_onnxruntime
 ) -> dict[str, np.ndarray] | None:
     """Return the runtime's value of every node that the model has by its name, outputs included.
 
-    ``None`` where the model cannot be changed to show them.
+    ``None`` where the model cannot be changed to show them, or does not run then.
     """
     import onnx
 
@@ -61,15 +72,15 @@ def probe(
     pairs = zip(program.placeholders, inputs, strict=True)
     feed = {node.name: value.numpy() for node, value in pairs if isinstance(value, Tensor)}
     try:
-        results = OnnxSession(model.SerializeToString()).run(feed, names)
-    except (ArtifactError, ValueError):
+        results = run(model.SerializeToString(), feed, names)
+    except (NarrowsError, ValueError):
         return None
     return dict(zip(names, results, strict=True))
 
 
 def is_rounding(
     artifact: Artifact, program: Program, inputs: Sequence[Any], output: int, wanted: Any,
-    error: float,
+    error: float, run: Runs = in_onnxruntime,
 ) -> bool:  # fmt: skip
     """Whether an output's relative error is carried rounding: every operator by itself is right.
 
@@ -83,8 +94,9 @@ def is_rounding(
         output: Which output it is.
         wanted: What that has to be.
         error: Its relative error.
+        run: Runs a model in the artifact's runtime.
     """
-    found = probe(artifact, program, inputs) if error <= MOST else None
+    found = probe(artifact, program, inputs, run) if error <= MOST else None
     name = output_names(program)[output]
     if found is None or name not in found:
         return False
@@ -158,4 +170,4 @@ def _each(args: Any, change: Callable[[Tensor], Tensor]) -> Any:
     )
 
 
-__all__ = ["is_rounding", "probe"]
+__all__ = ["Runs", "in_onnxruntime", "is_rounding", "probe"]

@@ -21,8 +21,11 @@ from narrows.errors import LowerError, UsageError
 from narrows.files.folders import scratch
 
 if TYPE_CHECKING:
+    from narrows.backends.compare import Wanted
     from narrows.backends.leaves import Leaves
+    from narrows.backends.onnx.check import Checked
     from narrows.backends.onnx.export import Exported
+    from narrows.backends.onnx.int8.table import Int8Table
     from narrows.backends.onnx.staircase import StairTable
     from narrows.ir.program import Program
 
@@ -61,6 +64,9 @@ class OnnxTarget(Target):
     name: ClassVar[str] = "onnx"
     summary: ClassVar[str] = "one ONNX file, checked in ONNX Runtime"
     measuring: ClassVar[str] = "narrows.backends.onnx.costs"
+    measuring_integers: ClassVar[str] = "narrows.backends.onnx.int8.costs"
+    packages: ClassVar[tuple[str, ...]] = PACKAGES
+    checking: ClassVar[str] = "run in ONNX Runtime against the program, batches of 1, 2 and 5"
 
     opset: int = 20
     simplify: bool = True
@@ -86,7 +92,7 @@ class OnnxTarget(Target):
     @classmethod
     def available(cls) -> str | None:
         """Return which packages are missing, or ``None``."""
-        missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+        missing = [name for name in cls.packages if importlib.util.find_spec(name) is None]
         return (
             f"it needs {', '.join(missing)}: pip install {' '.join(missing)}" if missing else None
         )
@@ -95,17 +101,40 @@ class OnnxTarget(Target):
     def variants(cls) -> list[Variant]:
         """Return the one row of this target."""
         missing = cls.available() or ""
-        needs = ", ".join(PACKAGES[1:])
-        checked = "run in ONNX Runtime against the program, batches of 1, 2 and 5"
-        return [
-            Variant(
-                cls.name, needs, missing, "any batch size, CPU", checked, not missing, not missing
-            )
-        ]
+        needs, here = ", ".join(cls.packages[1:]), not missing
+        return [Variant(cls.name, needs, missing, "any batch size, CPU", cls.checking, here, here)]
 
     def costs(self) -> StairTable:
         """Return the costs measured on this machine, else those that narrows ships."""
         from narrows.backends.onnx.costs import TABLES
+
+        return TABLES.current()
+
+    def trial(self, program: Program, batch: int) -> Callable[[], Any] | None:
+        """Return what runs a program in ONNX Runtime; see `Target.trial`."""
+        from narrows.backends import integers
+        from narrows.backends.leaves import Leaves
+        from narrows.backends.onnx.draft import draft
+        from narrows.backends.onnx.integer.lower import lower
+        from narrows.backends.onnx.session import OnnxSession
+        from narrows.backends.timing import drawn
+
+        size = sum(t.nbytes for t in program.weights.values())
+        if self.name != OnnxTarget.name or size >= PROTOBUF_LIMIT:
+            return None  # another runtime may run the same file, and has times of its own
+        leaves = Leaves.of(program)
+        if integers.is_integer(program):
+            made = lower(program, leaves.computed, self.form, self.opset)
+        else:
+            made = draft(program, leaves.computed, self.opset)
+        session = OnnxSession(made.SerializeToString(), threads=1)
+        specs = ((s["name"], s["shape"], s["dtype"]) for s in leaves.specs(program)[0])
+        arrays = drawn(specs, batch)
+        return lambda: session.run(arrays)
+
+    def integer_costs(self) -> Int8Table:
+        """Return the costs of integers measured on this machine, else those that narrows ships."""
+        from narrows.backends.onnx.int8.costs import TABLES
 
         return TABLES.current()
 
@@ -115,7 +144,7 @@ class OnnxTarget(Target):
         from narrows.backends.compare import FLAT, Wanted
         from narrows.backends.leaves import Leaves
         from narrows.backends.manifest import add_note, new_manifest
-        from narrows.backends.onnx.check import BATCHES, check
+        from narrows.backends.onnx.check import BATCHES
 
         program = pair.lowered
         leaves = Leaves.of(program)
@@ -123,12 +152,11 @@ class OnnxTarget(Target):
         whole = integers.is_integer(program)
         exported = self._integers(program, leaves) if whole else self._floats(program, leaves)
         manifest = new_manifest(
-            self, program, leaves, exported.inputs, exported.outputs, plan_json, PACKAGES
+            self, program, leaves, exported.inputs, exported.outputs, plan_json, self.packages
         )
         folder = scratch()
         artifact = Artifact.owning(folder, manifest)  # from here on the folder goes with it
-        if whole and self.form == "qdq" and overflows(exported.model):
-            add_note(manifest, "session", MODEL, OWN_SESSIONS)
+        self._warn(manifest, exported.model, whole)
         manifest["files"] = write(exported.model, folder, self.inline_limit)
         if not self.check:
             return Written(artifact)
@@ -139,14 +167,36 @@ class OnnxTarget(Target):
         where = program.output.name
 
         def complete(again: Callable[[], Pair]) -> None:
-            checked = check(artifact, wanted, again, exact=whole)
+            checked = self._checked(artifact, wanted, again, whole)
             manifest["fidelity"] = checked.fidelity
-            if checked.rounding:
-                add_note(manifest, "rounding", where, checked.rounding)
+            for remark in checked.remarks:
+                add_note(manifest, "rounding", where, remark)
             if wanted.flat:
                 add_note(manifest, "check", where, FLAT)
 
         return Written(artifact, complete)
+
+    def _warn(self, manifest: dict[str, Any], model: Any, whole: bool) -> None:
+        """Note what whoever opens the file without narrows has to know."""
+        from narrows.backends.manifest import add_note
+
+        if whole and self.form == "qdq" and overflows(model):
+            add_note(manifest, "session", MODEL, OWN_SESSIONS)
+
+    def _checked(
+        self, artifact: Artifact, wanted: Wanted, again: Callable[[], Pair], whole: bool
+    ) -> Checked:
+        """Return what a comparison of the artifact with what it has to give found.
+
+        Args:
+            artifact: The artifact.
+            wanted: What it has to give.
+            again: Returns the program again.
+            whole: Whether it is one of integers.
+        """
+        from narrows.backends.onnx.check import check
+
+        return check(artifact, wanted, again, exact=whole)
 
     def _floats(self, program: Program, leaves: Leaves) -> Exported:
         """Return the model of a float program, through ``torch.onnx``."""

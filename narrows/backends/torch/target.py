@@ -88,6 +88,31 @@ class TorchTarget(Target):
 
         return TABLES.current() if self.form == "export" else None
 
+    def trial(self, program: Program, batch: int) -> Callable[[], Any] | None:
+        """Return what runs a program in eager torch; see `Target.trial`."""
+        import torch
+
+        from narrows.backends.leaves import Leaves
+        from narrows.backends.timing import drawn
+
+        if self.form != "export":
+            return None
+        leaves = Leaves.of(program)
+        specs = ((s["name"], s["shape"], s["dtype"]) for s in leaves.specs(program)[0])
+        arrays = [torch.from_numpy(a) for a in drawn(specs, batch).values()]
+        flat = [arrays[i["tensor"]] if "tensor" in i else i["value"] for i in leaves.inputs]
+
+        def run() -> None:
+            threads = torch.get_num_threads()
+            torch.set_num_threads(1)
+            try:
+                with torch.no_grad():
+                    program.run_flat(flat)
+            finally:
+                torch.set_num_threads(threads)
+
+        return run
+
     def write(self, pair: Pair, plan_json: Any = None) -> Written:
         """Return the program as a torch artifact; see `Target.write`."""
         from narrows.backends.compare import Wanted, held_to

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from narrows.backends.apart import run_apart
 from narrows.backends.artifact import Artifact
 from narrows.backends.base import Pair
 from narrows.backends.compare import Case, Wanted, limit_of, output_error
 from narrows.backends.integers import from_islands
-from narrows.backends.store import encode_manifest
-from narrows.backends.tvm.compiler import child_environment, describe_end
+from narrows.backends.store import MANIFEST, encode_manifest
 from narrows.errors import LowerError
-from narrows.files.folders import temporary
 
 RUNNER = "narrows.backends.tvm.runner"
 
@@ -70,28 +68,19 @@ def _run_apart(
     artifact: Artifact, trials: list[list[Any]]
 ) -> list[tuple[list[Any], list[np.ndarray]]]:
     """Return the flat outputs and the islands' per flat input, computed in another process."""
-    with temporary() as folder:
-        (folder / "manifest.json").write_text(encode_manifest(artifact.manifest), encoding="utf-8")
-        fed = [artifact.arrays(inputs) for inputs in trials]
-        named = {f"{i} {k}": v for i, arrays in enumerate(fed) for k, v in arrays.items()}
-        np.savez(folder / "inputs.npz", count=len(trials), **named)  # type: ignore[arg-type]
-        done = subprocess.run(
-            [sys.executable, "-m", RUNNER, str(folder), str(artifact.folder)],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            env=child_environment(),
-            check=False,
-        )
-        if done.returncode:
-            lines = [line for line in done.stderr.splitlines() if line.strip()]
-            raise LowerError(
-                f"the library does not run ({describe_end(done.returncode)})",
-                why=lines[-1].strip() if lines else "it left no message",
-                hint="report this with the model; check=False lowers without the check",
-            )
-        with np.load(folder / "outputs.npz") as stored:
-            count = len(artifact.outputs) + len(artifact.manifest["islands"])
-            results = [[stored[f"{i} {k}"] for k in range(count)] for i in range(len(trials))]
+    text = encode_manifest(artifact.manifest)
+    fed = [artifact.arrays(inputs) for inputs in trials]
+    results = run_apart(
+        RUNNER,
+        fed,
+        str(artifact.folder),
+        what="the library",
+        hint="report this with the model; check=False lowers without the check",
+        prepare=lambda job: _keep(job, text),
+    )
     count = len(artifact.outputs)
     return [(artifact.gather(a, r[:count]), r[count:]) for a, r in zip(fed, results, strict=True)]
+
+
+def _keep(job: Path, manifest: str) -> None:
+    (job / MANIFEST).write_text(manifest, encoding="utf-8")

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from narrows.backends.apart import child_environment, describe_end
 from narrows.backends.tvm.compiler_files import JOB, RESULT, WEIGHTS
 from narrows.backends.tvm.describe import Description
 from narrows.errors import LowerError
@@ -93,19 +94,6 @@ def _end(process: subprocess.Popen[str]) -> None:
     process.wait()
     if process.stdout is not None:
         process.stdout.close()
-
-
-def child_environment() -> dict[str, str]:
-    """Return the environment of a child that finds modules where this process finds them."""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)}
-
-
-def describe_end(code: int) -> str:
-    """Return in words how a process ended."""
-    if code < 0:
-        with contextlib.suppress(ValueError):
-            return f"signal {signal.Signals(-code).name}"
-    return f"exit code {code}"
 
 
 def _crash(code: int, last: list[str]) -> LowerError:

@@ -9,28 +9,17 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from narrows.backends.apart import serve, without_torch
+
 
 def main(job: Path, folder: Path) -> None:
     """Run the artifact on all inputs of a job."""
-    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
-    import numpy as np
-
+    without_torch()
     from narrows.backends.store import read_manifest
     from narrows.backends.tvm.session import open_session
 
-    manifest = read_manifest(job)
-    session = open_session(folder, manifest, None)
-    with np.load(job / "inputs.npz") as stored:
-        trials: list[dict[str, np.ndarray]] = [{} for _ in range(int(stored["count"]))]
-        for key in stored.files:
-            number, space, name = key.partition(" ")
-            if space:
-                trials[int(number)][name] = stored[key]
-    results = {}
-    for number, arrays in enumerate(trials):
-        for i, result in enumerate(session.run_all(arrays)):
-            results[f"{number} {i}"] = result
-    np.savez(job / "outputs.npz", **results)  # type: ignore[arg-type]
+    session = open_session(folder, read_manifest(job), None)
+    serve(job, session.run_all)
 
 
 if __name__ == "__main__":

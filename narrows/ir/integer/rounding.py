@@ -22,6 +22,12 @@ def shift(acc: Tensor, by: Tensor | int, rounding: str) -> Tensor:
         by: One shift, or an int64 tensor of them that broadcasts.
         rounding: ``half_even`` or ``half_up``.
     """
+    if isinstance(by, int) and by == 0:
+        return acc
+    if acc.is_meta:  # shapes are asked for, and no arithmetic
+        return acc.expand(
+            torch.broadcast_shapes(acc.shape, by.shape if isinstance(by, Tensor) else ())
+        )
     by = torch.as_tensor(by, dtype=torch.int64, device=acc.device)
     acc = acc << (-by).clamp(min=0)
     right = by.clamp(min=0)
@@ -54,4 +60,7 @@ def round_float(value: Tensor, rounding: str) -> Tensor:
 
 def settle(value: Tensor, zero: int, low: int, high: int, wide: bool = False) -> Tensor:
     """Return codes: the zero point is added after rounding, then the clip; in int16 if wide."""
-    return (value + zero).clamp(low, high).to(torch.int16 if wide else torch.uint8)
+    dtype = torch.int16 if wide else torch.uint8
+    if value.is_meta:
+        return torch.empty_like(value, dtype=dtype)
+    return (value + zero).clamp(low, high).to(dtype)

@@ -236,6 +236,8 @@ class Contract(Row):
         fixed = c.weight.op != "get_attr" and bool(fold.any())
         exact = c.groups > 1 or len(c.weight.users) > 1 or fixed
         held = rewriter.operand(node, 0, exact=exact)
+        if not exact and c.weight.op == "get_attr":  # its columns may stand in any order
+            held = rewriter.unturned(held, c.x_axis)
         rows = rewriter.made(node)
         held, taken = _columns_held(rewriter, node, c, held)
         groups, outs, ins, _ = c.blocks.shape

@@ -139,6 +139,14 @@ class Builder(Gathers, Protocol):
         more."""
         ...
 
+    def turns(self, new: fx.Node, held: Held, axis: int, index: Ints) -> None:
+        """Say that a node has the channels of another at ``index``: maybe all, in another order."""
+        ...
+
+    def unturned(self, held: Held, axis: int) -> Held:
+        """Return what a tensor was before all its channels were put in another order."""
+        ...
+
     def entire(self, user: fx.Node, node: fx.Node) -> Held:
         """Return an operand of ``user`` with all its channels in their order."""
         ...

@@ -117,16 +117,19 @@ def take(rewriter: Builder, node: fx.Node, call_node: fx.Node, row: Selection) -
     axis = arguments(call_node)[row.axis] % len(source.shape)
     alone = source.axes == (axis,)
     held = rewriter.held(x) if alone else rewriter.operand(node, 0)
-    whole = rewriter.need(node).all() and not rewriter.narrowed(x, held.places)
-    if whole or axis not in source.axes:
-        return _as_it_is(rewriter, node, call_node, held)
     ruler = torch.arange(source.shape[axis]).view(
         [-1 if a == axis else 1 for a in range(len(source.shape))]
     )
     part = call(call_node, {x: ruler.expand(source.shape), **rewriter.free_data(call_node)})
     part = part if isinstance(part, Tensor) else part[node.args[1]]
-    asked = part.reshape(-1)[:1] if row.drops else _first(part, axis)
-    chosen = _chosen(rewriter, node, row, axis, held, asked.numpy())
+    asked = (part.reshape(-1)[:1] if row.drops else _first(part, axis)).numpy()
+    whole = rewriter.need(node).all() and not rewriter.narrowed(x, held.places)
+    if whole or axis not in source.axes:
+        same = _as_it_is(rewriter, node, call_node, held)
+        if not row.drops:
+            rewriter.turns(same.node, held, axis, asked)
+        return same
+    chosen = _chosen(rewriter, node, row, axis, held, asked)
     if chosen is None:  # channels on several axes, entangled: it must be just what is asked for
         chosen = held, _inward(rewriter, node, held)
     picked, places = chosen

@@ -15,7 +15,7 @@ from torch.fx.node import map_arg
 from narrows.ir.channels import Facts
 from narrows.ir.graph import add_node
 from narrows.ir.held import Held, RaggedError
-from narrows.ir.labels import Bools, Ints, distinct, is_count
+from narrows.ir.labels import Bools, Ints, distinct, is_count, runs
 from narrows.ir.meta import Meta, copy_meta, shape_of
 from narrows.ir.ops import dialect, table
 from narrows.ir.ops.args import arguments, call, changed
@@ -101,6 +101,8 @@ class Emitter:
         self._lines: dict[bytes, Line] = {}
         self._line_of: dict[int, tuple[Ints, Line]] = {}
         self._counts: dict[str, int] = {}
+        self._gathered: dict[tuple[fx.Node, int, bytes], fx.Node] = {}
+        self._turned: dict[fx.Node, tuple[fx.Node, int, Ints]] = {}
         # Constants of an earlier pass may be named anew; parameters and their aliases keep their
         # names.
         self._reserved = (set(self.program.weights) - self.program.buffers) | set(
@@ -120,6 +122,55 @@ class Emitter:
         meta = Meta(new)
         meta.shape, meta.dtype = shape, Meta(node).dtype
         return Held(new, places, shape)
+
+    # ------------------------------------------------------------------ copies
+
+    def gather(self, held: Held, axis: int, index: Ints) -> Held:
+        """Emit the channels at ``index`` of ``axis``: nothing, a slice, or an index_select."""
+        if len(index) == held.shape[axis] and is_count(index):
+            return held
+        shape = tuple(len(index) if a == axis else s for a, s in enumerate(held.shape))
+        places = held.places
+        if places.shape[axis] > 1:
+            places = places.index_select(axis, torch.from_numpy(index))
+        key = (held.node, axis, index.tobytes())
+        if key not in self._gathered:
+            self._gathered[key] = self._taken(held, axis, index, shape)
+            self.turns(self._gathered[key], held, axis, index)
+        return Held(self._gathered[key], places, shape)
+
+    def turns(self, new: fx.Node, held: Held, axis: int, index: Ints) -> None:
+        """Say that a node has the channels of another at ``index``: maybe all, in another order."""
+        if len(index) == held.shape[axis] and not is_count(index) and is_count(np.sort(index)):
+            self._turned[new] = held.node, axis, np.argsort(index)
+
+    def unturned(self, held: Held, axis: int) -> Held:
+        """Return what a tensor was before all its channels were put in another order.
+
+        For who can read them in any order: the copy goes unless somebody else reads it.
+        """
+        while held.node in self._turned and held.places.shape[axis] > 1:
+            source, along, back = self._turned[held.node]
+            if along != axis:
+                break
+            places = held.places.index_select(axis, torch.from_numpy(back))
+            held = Held(source, places, held.shape)
+        return held
+
+    def _taken(self, held: Held, axis: int, index: Ints, shape: tuple[int, ...]) -> fx.Node:
+        name = f"{held.node.name}_take"
+        span = runs(index) if len(index) else None
+        if span is not None:
+            start, stop, step = span
+            args: tuple[Any, ...] = (held.node, axis, start, stop, step)[: 5 if step > 1 else 4]
+            new = add_node(self.graph, "call_function", dialect.SLICE, args, name=name)
+        else:
+            place = self.constant(f"{name}_index", torch.from_numpy(index.copy()))
+            args = (held.node, axis, place)
+            new = add_node(self.graph, "call_function", dialect.PICK, args, name=name)
+        new.meta = dict(held.node.meta)
+        Meta(new).shape = shape
+        return new
 
     # ------------------------------------------------------------------ weights
 
@@ -368,6 +419,9 @@ class Emitter:
     def finish(self, notes: tuple[Note, ...]) -> Program:
         """Return the new program; only now are tensors sliced."""
         old = self.program
+        for copied in reversed(self._turned):
+            if not copied.users:  # its readers took what it was made from
+                self.graph.erase_node(copied)
         used = {str(n.target) for n in self.graph.nodes if n.op == "get_attr" and n.users}
         for node in list(self.graph.nodes):
             if node.op == "get_attr" and not node.users:

@@ -14,9 +14,8 @@ from torch.fx.node import map_arg
 
 from narrows.ir.channels import Facts
 from narrows.ir.choices import Choices
-from narrows.ir.graph import add_node
 from narrows.ir.held import Held, RaggedError, Side, line, proven
-from narrows.ir.labels import Bools, Ints, Value, count_to, is_count, match, runs, some
+from narrows.ir.labels import Bools, Ints, Value, count_to, match, some
 from narrows.ir.liveness import Demand
 from narrows.ir.meta import Meta, shape_of
 from narrows.ir.ops import dialect, table
@@ -48,7 +47,6 @@ class Rewriter(Emitter):
         self.given: dict[fx.Node, tuple[Held, Bools]] = {}
         self._held: dict[fx.Node, Held] = {}
         self._delivered: dict[tuple[Any, ...], Held] = {}
-        self._gathered: dict[tuple[fx.Node, int, bytes], fx.Node] = {}
         self._calls: dict[tuple[fx.Node, fx.Node], fx.Node] = {}
         self._positions: dict[tuple[int, int], tuple[Tensor, dict[int, Ints] | None]] = {}
 
@@ -359,34 +357,6 @@ class Rewriter(Emitter):
         )
         shape = (*held.shape[:axis], *held.shape[axis + 1 :])
         return self._tagged(node, new, places.squeeze(axis), shape)
-
-    def gather(self, held: Held, axis: int, index: Ints) -> Held:
-        """Emit the channels at ``index`` of ``axis``: nothing, a slice, or an index_select."""
-        if len(index) == held.shape[axis] and is_count(index):
-            return held
-        shape = tuple(len(index) if a == axis else s for a, s in enumerate(held.shape))
-        places = held.places
-        if places.shape[axis] > 1:
-            places = places.index_select(axis, torch.from_numpy(index))
-        key = (held.node, axis, index.tobytes())
-        if key not in self._gathered:
-            self._gathered[key] = self._taken(held, axis, index, shape)
-        return Held(self._gathered[key], places, shape)
-
-    def _taken(self, held: Held, axis: int, index: Ints, shape: tuple[int, ...]) -> fx.Node:
-        name = f"{held.node.name}_take"
-        span = runs(index) if len(index) else None
-        if span is not None:
-            start, stop, step = span
-            args: tuple[Any, ...] = (held.node, axis, start, stop, step)[: 5 if step > 1 else 4]
-            new = add_node(self.graph, "call_function", dialect.SLICE, args, name=name)
-        else:
-            place = self.constant(f"{name}_index", torch.from_numpy(index.copy()))
-            args = (held.node, axis, place)
-            new = add_node(self.graph, "call_function", dialect.PICK, args, name=name)
-        new.meta = dict(held.node.meta)
-        Meta(new).shape = shape
-        return new
 
     def carried(self, node: fx.Node, held: Held, moved: Tensor) -> Tensor:
         """Return the places of ``node`` after it moved the places of its operand to ``moved``.

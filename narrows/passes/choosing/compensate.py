@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
 from narrows.ir.program import Note, Program
-from narrows.passes.choosing.compensations.base import Compensation, LayerWise, Task
-from narrows.passes.choosing.divergence import Divergence
+from narrows.passes.choosing.closeness import closeness
+from narrows.passes.choosing.compensations.base import (
+    Compensation,
+    LayerWise,
+    Task,
+    refuse_infinite,
+)
 from narrows.passes.choosing.left import Left
 from narrows.passes.choosing.prepare import prepared
 from narrows.passes.choosing.reads import reads_of
 from narrows.passes.choosing.repair import Progress, held_by, repaired
-from narrows.passes.choosing.statistics import Batch, examples_of, pieces
+from narrows.passes.choosing.statistics import Batch, pieces
 from narrows.passes.plans.plan import ChannelPlan
 
 
@@ -53,6 +57,9 @@ def compensated(
         args = (program, base, begun, plan, reads, left, there, batches, outputs, progress)
         with torch.inference_mode(False):  # steps take gradients
             result, notes = method.made(Task(*args))
+        for name, weight in result.weights.items():
+            if weight.is_floating_point() and weight is not base.weights.get(name):
+                refuse_infinite(method.name, weight)
     if batches:
         notes = [*notes, *_compared(base, plain, plan.masked(result), batches, method, outputs)]
     for product in reads.products:
@@ -71,32 +78,13 @@ def _compared(
     outputs: str,
 ) -> list[Note]:
     """Return what the masked network's outputs were and are like, on the data."""
-    far, count, divergence = [0.0, 0.0], 0, None
-    agree: list[dict[int, float]] = [{}, {}]  # per output with classes
-    classes: dict[int, Any] = {}
-    with torch.no_grad():
-        for batch in batches:
-            own = base.run_flat(list(batch))
-            divergence = divergence or Divergence.of(own, outputs)
-            examples = examples_of(base, batch)
-            count += examples
-            for i, other in enumerate((plain, made)):
-                found: list[Any] = other.run_flat(list(batch))
-                far[i] += divergence.between(own, found) * examples
-                for n, (same, shares) in enumerate(divergence.agreements(own, found)):
-                    agree[i][n] = agree[i].get(n, 0.0) + same * examples
-                    if not i:
-                        classes[n] = classes.get(n, 0.0) + shares * examples
-    far = [value / count for value in far]
-    text = f"{method.name}: divergence from the unpruned outputs {far[0]:.4g} -> {far[1]:.4g}"
-    if classes:
-        least = [min(shares.values()) / count for shares in agree]
-        text += f", same class for {least[0]:.1%} -> {least[1]:.1%} of {count} examples"
-    notes = [Note(base.name, "compensated", text)]
-    # Always to name the class that is most frequent takes no network.
-    if any(share <= float(classes[n].max()) * (1 + 1e-9) for n, share in agree[1].items()):
-        notes.append(Note(base.name, "chance", "the pruned network is at chance: it knows nothing"))
-    return notes
+    (before, after), count = closeness(base, [plain, made], batches, outputs)
+    text = (
+        f"{method.name}: divergence from the unpruned outputs {before.far:.4g} -> {after.far:.4g}"
+    )
+    if before.same is not None and after.same is not None:
+        text += f", same class for {before.same:.1%} -> {after.same:.1%} of {count} examples"
+    return [Note(base.name, "compensated", text), *after.notes(base, "pruned")]
 
 
 __all__ = ["compensated"]

@@ -18,9 +18,9 @@ from narrows.errors import PlanError, PlanUsageError
 from narrows.ir.program import Program
 from narrows.passes.choosing.compensations.base import Task
 from narrows.passes.choosing.gradients import leaf
+from narrows.passes.choosing.judged import apart
 from narrows.passes.choosing.repair import held_by
 from narrows.passes.choosing.statistics import Batch
-from narrows.passes.choosing.tolerance import apart
 
 Weights = dict[str, Tensor]
 
@@ -37,19 +37,8 @@ class Halves:
 
     @staticmethod
     def of(program: Program, batches: Sequence[Batch]) -> Halves:
-        """Return three quarters of the data, and the other one.
-
-        Raises:
-            PlanUsageError: There is one example, or one batch that cannot be cut.
-        """
-        taught, held = apart(program, batches)
-        if not taught or not held:
-            raise PlanUsageError(
-                "there is too little data to take steps by",
-                why="a quarter of it decides whether they are kept, and no step may see that",
-                hint="data=[images], some hundred; or method='least-squares'",
-            )
-        return Halves(taught, held)
+        """Return three quarters of the data, and the other one; the errors are those of `apart`."""
+        return Halves(*apart(program, batches))
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,22 @@
-"""`Judged`: a network's own outputs on data, which those of changed ones are held to."""
+"""`Judged`: a network's own outputs on data, which those of changed ones are held to.
+
+Beside it what else says how good a network is: a person's function, and which data to judge by.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from narrows.errors import PlanError, PlanUsageError, UsageError, users_code
 from narrows.ir.program import Program
 from narrows.passes.choosing.divergence import Divergence
-from narrows.passes.choosing.statistics import Batch, counted, examples_of
+from narrows.passes.choosing.statistics import PIECE, Batch, counted, examples_of, pieces
 
 
 @dataclass(frozen=True)
@@ -60,4 +65,40 @@ class Judged:
         return far / self.examples, shared
 
 
-__all__ = ["Judged"]
+def worth(evaluate: Callable[[Any], float], program: Program) -> float:
+    """Return what a person's function says a program is worth; `UsageError` unless a number,
+    `PlanError` where it fails."""
+    with users_code("evaluate failed", PlanError):
+        given = evaluate(program)
+    try:
+        value = float(given)
+    except (TypeError, ValueError) as cause:
+        raise UsageError(
+            "evaluate did not return a number", why=f"{type(cause).__name__}: {cause}"
+        ) from cause
+    if not math.isfinite(value):
+        raise UsageError(f"evaluate returned {value}", why="plans are compared by it")
+    return value
+
+
+def apart(program: Program, batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
+    """Return data to go by, and a quarter to see on what was lost, or won.
+
+    On what it was solved for a network is better than it is.
+
+    Raises:
+        PlanUsageError: There is one example, or one batch that cannot be cut.
+    """
+    size = max(1, counted(program, batches) // 8)
+    parts = pieces(program, batches, min(size, PIECE))
+    taught, held = [p for i, p in enumerate(parts) if i % 4], list(parts[::4])
+    if not taught or not held:
+        raise PlanUsageError(
+            "there is too little data to see what is lost",
+            why="a quarter of it decides that, and nothing may be solved for by it",
+            hint="data=[images], some hundred of them",
+        )
+    return taught, held
+
+
+__all__ = ["Judged", "apart", "worth"]

@@ -2,26 +2,26 @@
 
 Layer by layer in execution order: from what the pruned network feeds a layer to what the unpruned
 one makes of the same example. Where a layer's result is added to another tensor, the layer makes up
-for what that one has lost by then. Both networks run side by side, node by node, so that all of it
+for what that one has lost by then, and where a clip such as a ReLU follows, an error that it hides
+is none. Both networks run side by side, node by node, so that all of it
 costs two forward passes and the products; more only where what is alive within a segment, of all
 examples, would not fit in `HELD` bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
-from narrows.ir.meta import shape_of
-from narrows.ir.ops import dialect
 from narrows.ir.program import Program
 from narrows.ir.structure.layers import root_of
-from narrows.passes.choosing.compensations.base import LayerWise, Progress, Sums
+from narrows.passes.choosing.behind import ANYWHERE, Sum, clip_after, divided, room, sum_after
+from narrows.passes.choosing.compensations.base import LayerWise, Progress, Sums, solved
 from narrows.passes.choosing.compensations.least_squares import LEAST_SQUARES
 from narrows.passes.choosing.left import Left
 from narrows.passes.choosing.products import Product, gram, refuse_infinite
@@ -30,9 +30,11 @@ from narrows.passes.choosing.segments import Segment, Values, bytes_of, segments
 from narrows.passes.choosing.statistics import Batch, counted, examples_of
 
 HELD = 1 << 29  # bytes of values that are kept between the layers of a segment
-LEAST_GATE = 0.1  # what a gate lets through at least when an error is divided by it
 
 Both = tuple[Values, Values]  # of a batch: in the unpruned network, and in the pruned one
+# Of a batch: what a layer sees, what it should make of that, and, where a clip is behind it, how
+# far that may be off, downwards and upwards.
+Rows = tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]
 
 
 def repaired(
@@ -128,6 +130,7 @@ class _Repair:
             for batch in batches
         ]
         self.progress, self.rows = progress, rows
+        self.turns: int = getattr(method, "turns", 0)
         self.after = _needed_after(original.graph)
         self.passed: set[fx.Node] = set()  # the layers that are solved, or stay
 
@@ -170,11 +173,44 @@ class _Repair:
     def _solve(self, j: int, pending: Sequence[fx.Node]) -> None:
         product = self.reads.products[j]
         name, bias = product.layer.weight, product.bias
-        total = _sum_after(product.layer.node)
+        seen = _Seen(lambda: self._seen(product, pending))
         square: Any = 0.0
         cross: Any = 0.0
         power: Any = 0.0
         count = 0
+        for lines, wanted, _ in seen:
+            square = square + gram(lines)
+            cross = cross + (wanted @ lines.mT).double()
+            power = power + wanted.double().square().sum(2)
+            count += lines.shape[2]
+        refuse_infinite(product, square, cross, power)
+        weight = self.pruned.weights[name]
+        now = product.matrix(weight, self.pruned.weights[bias] if bias else None)
+        kept = self.left.columns[j].clone()
+        if not bias:  # nothing can hold a constant
+            kept[:, -1] = False
+        sums = Sums(now, kept, square / count, cross / count, power / count)
+        matrix = solved(self.method, sums) * self.left.rows[j][:, :, None]
+        for _ in range(self.turns if seen.clipped else 0):
+            # What a clip hides of the errors by now is wanted as it is; all else is as before.
+            cross = 0.0
+            for lines, wanted, hidden in seen:
+                aim = wanted
+                if hidden is not None:
+                    aim = wanted + (matrix.to(lines.dtype) @ lines - wanted).clamp(*hidden)
+                cross = cross + (aim @ lines.mT).double()
+            sums = replace(sums, cross=cross / count)
+            matrix = solved(self.method, sums) * self.left.rows[j][:, :, None]
+        self.pruned.weights[name], constant = product.weights(matrix, weight)
+        if bias:
+            self.pruned.weights[bias] = constant
+        for step in root_of(product.contraction.weight)[1]:  # made of the weight as it was
+            for _, pruned in self.kept:
+                pruned.pop(step, None)
+
+    def _seen(self, product: Product, pending: Sequence[fx.Node]) -> Iterator[Rows]:
+        """Yield what a layer sees, what it should make of it, and by how much it may be off."""
+        total = sum_after(product.layer.node)
         for at, values in enumerate(self.kept):
             plain, pruned = self._through(pending, values) if pending else values
             if total is not None and not self._is_ready(total.other, plain, pruned):
@@ -187,32 +223,18 @@ class _Repair:
             target = y if total is None else y + self._lost(total, plain, pruned)
             places = product.places(y, self.examples, at, self.rows)
             lines, wanted = product.rows(x, target, places)
-            square = square + gram(lines)
-            cross = cross + (wanted @ lines.mT).double()
-            power = power + wanted.double().square().sum(2)
-            count += lines.shape[2]
-        refuse_infinite(product, square, cross, power)
-        weight = self.pruned.weights[name]
-        now = product.matrix(weight, self.pruned.weights[bias] if bias else None)
-        kept = self.left.columns[j].clone()
-        if not bias:  # nothing can hold a constant
-            kept[:, -1] = False
-        sums = Sums(now, kept, square / count, cross / count, power / count)
-        solved = self.method.solve(sums) * self.left.rows[j][:, :, None]
-        self.pruned.weights[name], constant = product.weights(solved, weight)
-        if bias:
-            self.pruned.weights[bias] = constant
-        for step in root_of(product.contraction.weight)[1]:  # made of the weight as it was
-            for _, pruned in self.kept:
-                pruned.pop(step, None)
+            clip = clip_after(product.layer.node if total is None else total.node)
+            hidden = None
+            if self.turns and clip != ANYWHERE:
+                free = room(y, total, clip, lambda n, own=plain: self.plain.value(n, own))
+                down, up = (product.rows(x, part, places)[1] for part in free)
+                hidden = (down, up)
+            yield lines, wanted, hidden
 
-    def _lost(self, total: _Sum, plain: Values, pruned: Values) -> Tensor:
+    def _lost(self, total: Sum, plain: Values, pruned: Values) -> Tensor:
         """Return what the other operand of a sum has lost, as the layer can make up for it."""
         lost = self.plain.value(total.other, plain) - self.pruned.value(total.other, pruned)
-        if total.gate is None:
-            return lost
-        gate = self.plain.value(total.gate, plain)
-        return lost / torch.where(gate < 0, gate.clamp(max=-LEAST_GATE), gate.clamp(min=LEAST_GATE))
+        return divided(lost, None if total.gate is None else self.plain.value(total.gate, plain))
 
     def _is_ready(self, node: fx.Node, plain: Values, pruned: Values) -> bool:
         """Whether a tensor is there, or is computed without a layer that is not solved yet."""
@@ -227,48 +249,35 @@ class _Repair:
         return True
 
 
-# ------------------------------------------------------------------ sums
-
-
-@dataclass(frozen=True)
-class _Sum:
-    """A sum that a layer's result goes into.
+class _Seen:
+    """What a layer sees, batch by batch; gone through again and again.
 
     Attributes:
-        other: The other operand.
-        gate: What the result is multiplied with before, or ``None``.
+        clipped: Whether a clip hides some of what it makes; known after the first time.
     """
 
-    other: fx.Node
-    gate: fx.Node | None
+    def __init__(self, found: Callable[[], Iterator[Rows]]) -> None:
+        """Begin.
 
+        Args:
+            found: Finds it, each time anew.
+        """
+        self.found, self.clipped = found, False
+        self.kept: list[Rows] | None = None
 
-def _sum_after(node: fx.Node) -> _Sum | None:
-    """Return the sum that a layer's result goes into, at once or behind a gate."""
-    gate, shape = None, shape_of(node)
-    while True:
-        users = [u for u in node.users if shape_of(u) == shape and _other(u, node) is not None]
-        # A squeeze-and-excitation block also reads the result that it gates.
-        users = users if len(node.users) == 1 or gate is None else []
-        users = (
-            users if len(node.users) == 1 else [u for u in users if u.target is dialect.MULTIPLY]
-        )
-        if len(users) != 1:
-            return None
-        user, other = users[0], _other(users[0], node)
-        assert other is not None
-        plain = user.kwargs.get("alpha", 1) == 1
-        if user.target is dialect.ADD and plain and shape_of(other) == shape:
-            return _Sum(other, gate)
-        if user.target is not dialect.MULTIPLY or gate is not None:
-            return None
-        gate, node = other, user
-
-
-def _other(user: fx.Node, node: fx.Node) -> fx.Node | None:
-    """Return the other one of two operands."""
-    others = [n for n in user.all_input_nodes if n is not node]
-    return others[0] if len(others) == 1 else None
+    def __iter__(self) -> Iterator[Rows]:
+        """Yield it; what is found the first time is kept while it fits in `HELD` bytes."""
+        if self.kept is not None:
+            yield from self.kept
+            return
+        kept: list[Rows] = []
+        size = 0
+        for lines, wanted, hidden in self.found():
+            self.clipped = self.clipped or hidden is not None
+            size += sum(t.nbytes for t in (lines, wanted, *(hidden or ())))
+            kept = [*kept, (lines, wanted, hidden)] if hidden is not None and size <= HELD else []
+            yield lines, wanted, hidden
+        self.kept = kept if self.clipped and size <= HELD else None
 
 
 def _needed_after(graph: fx.Graph) -> Mapping[fx.Node, list[fx.Node]]:

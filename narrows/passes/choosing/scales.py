@@ -4,6 +4,10 @@ What a channel costs is summed over positions as if the errors at different ones
 with each other. Before an average they add up, elsewhere they cancel, and so the sum is wrong by a
 factor that differs from layer to layer. It is measured: a share of one layer's channels is
 removed, the rest of the network runs, and the divergence is divided by the sum.
+
+What is removed is repaired afterwards, layer by layer, and every layer behind an error makes up for
+some of it, too. So an error far from the outputs ends up as less than what is measured, where
+nothing behind it is repaired.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import fx
 
 from narrows.ir.graph import Run
 from narrows.ir.labels import Bools
@@ -33,6 +38,7 @@ FORWARDS = 7  # so many forward passes over the data, at most, does it take
 MACS = 64e9  # or so many multiply-accumulates, but
 EXAMPLES = 12  # so many examples at least
 LEAST = 0.1  # of the median: no layer is free
+MENDED = 1 / 30  # of an error's divergence, by each layer behind it when that is repaired
 
 
 def scales(
@@ -70,7 +76,7 @@ def compared(
     there: Bools,
     share: float,
 ) -> tuple[Floats, Floats]:
-    """Return per layer the divergence that is summed, and the one that is measured.
+    """Return per layer the divergence that is summed, and the one that is left of what is measured.
 
     Args:
         program, reads, folds, divergence, there: As for `scales`.
@@ -81,7 +87,17 @@ def compared(
         costs, changed = _reduced(program, reads, found, there, share)
         summed += costs / len(folds)
         true += _measured(program, reads, changed, batches, divergence) / len(folds)
-    return summed, true
+    return summed, true * np.exp(-MENDED * behind(reads))
+
+
+def behind(reads: Reads) -> Floats:
+    """Return per layer how many layers there are behind it, along the longest way to an output."""
+    layers = {p.layer.node for p in reads.products}
+    nodes = next(iter(layers)).graph.nodes
+    found: dict[fx.Node, int] = {}
+    for node in reversed(nodes):
+        found[node] = max((found[user] + (user in layers) for user in node.users), default=0)
+    return np.array([found[p.layer.node] for p in reads.products], dtype=float)
 
 
 def _reduced(

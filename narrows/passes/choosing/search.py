@@ -19,6 +19,7 @@ from narrows.ir.program import Program
 from narrows.ir.structure import structure_of
 from narrows.ir.structure.branches import Branches
 from narrows.passes.choosing.budgets.base import SLACK, nothing_to_cut, unreachable
+from narrows.passes.choosing.compensations.least_squares import QUICK
 from narrows.passes.choosing.descent import together
 from narrows.passes.choosing.joint import descend_all
 from narrows.passes.choosing.judged import Judged
@@ -160,7 +161,9 @@ class Search:
         )
         self.tell(f"{step}: chosen", 3, 4)
         left_over = self.begun & Left.of(reads, there)
-        program = repaired(self.base, now.program, reads, left_over, self.some, rows=ON_THE_WAY)
+        program = repaired(
+            self.base, now.program, reads, left_over, self.some, QUICK, rows=ON_THE_WAY
+        )
         left = self.left(there)[0]
         curve = (*now.curve, (left, self.judged.far(program)))
         self.state = Chosen(program, reads, there, factors, curve)

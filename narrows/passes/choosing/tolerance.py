@@ -1,133 +1,202 @@
-"""`tolerated`: the smallest plan whose loss a person accepts."""
+"""`tolerated`: plans that lose no more than a person accepts.
+
+What is lost is a budget like another (`narrows.passes.choosing.budgets.base.Lost`), but no
+allocator can go by it: it is known once a plan is there, and the weights that are left make up for
+what is gone. Where other budgets say how small the program has to be, their plan is made and looked
+at. Where none does, plans go down in steps as long as what is lost allows it.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import partial
 
-from narrows.errors import PlanError, UsageError, users_code
+from narrows.errors import UnreachableError
 from narrows.ir.program import Note, Program
-from narrows.passes.choosing.judged import Judged
+from narrows.passes.choosing.allocators.base import Allocator
+from narrows.passes.choosing.allocators.descent import Descent, plan_of, search
+from narrows.passes.choosing.budgets.base import Budget, Goal, Lost
+from narrows.passes.choosing.compensate import compensated
+from narrows.passes.choosing.compensations.least_squares import LEAST_SQUARES
+from narrows.passes.choosing.judged import apart
 from narrows.passes.choosing.prepare import prepared
-from narrows.passes.choosing.repair import Progress
-from narrows.passes.choosing.search import Chosen, Search
-from narrows.passes.choosing.statistics import PIECE, Batch, counted, pieces
+from narrows.passes.choosing.search import Chosen
+from narrows.passes.choosing.statistics import Batch
 from narrows.passes.plans.plan import ChannelPlan
-from narrows.passes.quant.batches import CHOOSING, batches
+from narrows.passes.plans.setting import Setting
 
-STEP = 0.1  # of the multiply-accumulates, per round
+STEP = 0.1  # of the cost that is to fall, per round
 HALVINGS = 2  # of the last step, which was too much
 
 
+@dataclass(frozen=True)
+class Tried:
+    """A plan that was tried.
+
+    Attributes:
+        left: The share that is left of what is to fall.
+        program: The unpruned program with what the plan leaves, its weights found anew.
+        plan: Returns the plan.
+    """
+
+    left: float
+    program: Program
+    plan: Callable[[], ChannelPlan]
+
+
+Way = Callable[[float], Tried]  # to a share; it may be larger than that of the time before
+
+
+@dataclass(frozen=True)
+class Judges:
+    """What says how much is lost.
+
+    Attributes:
+        goals: What may be lost at most.
+        each: Per goal what says how much a program has lost.
+    """
+
+    goals: Sequence[Goal]
+    each: Sequence[Callable[[Program], float]]
+
+    def lost(self, program: Program) -> list[float]:
+        """Return what a program has lost, of each."""
+        return [judge(program) for judge in self.each]
+
+    def accept(self, lost: Sequence[float]) -> bool:
+        """Whether none of it is too much; what is NaN is."""
+        return all(now <= goal.share for now, goal in zip(lost, self.goals, strict=True))
+
+    def told(self, lost: Sequence[float]) -> str:
+        """Return what was lost, in words."""
+        pairs = zip(lost, self.goals, strict=True)
+        return " and ".join(f"{now:.4g} {goal.budget.unit}" for now, goal in pairs)
+
+    def refusal(self, lost: Sequence[float], where: str) -> UnreachableError:
+        """Return the error for a plan that loses too much.
+
+        Args:
+            lost: What it loses.
+            where: Which one it is.
+        """
+        asked = " and ".join(f"a budget of {g.budget.name} of {g.share:g}" for g in self.goals)
+        return UnreachableError(
+            f"{asked} cannot be met: {self.told(lost)} are lost {where}",
+            hint="a larger budget, more data, or constrained=False",
+        )
+
+
 def tolerated(
-    program: Program,
-    data: Sequence[Any],
-    drop: float,
-    *,
-    evaluate: Callable[[Any], float] | None = None,
-    constrained: bool = False,
-    outputs: str = "auto",
-    progress: Progress | None = None,
+    setting: Setting, allocator: Allocator, goals: Sequence[Goal], driver: Budget
 ) -> ChannelPlan:
-    """Return the plan with the fewest multiply-accumulates that loses no more than so much.
+    """Return a plan that meets goals, some of which are of what is lost.
 
     Args:
-        program: The program as captured.
-        data: Batches of inputs without labels.
-        drop: How many points may be lost.
-        evaluate: What a program is worth, in points, called with the unpruned program and with
-            repaired ones; without it, how many percent of a quarter of the data are given the same
-            class. That quarter is kept out of the search: on what it was solved for a network is
-            better than it is.
-        constrained: Whether channels go from all that read them at once.
-        outputs: How outputs are compared: ``logits``, ``values`` or ``auto``.
-        progress: Told what is done, how far it is and of how much.
+        setting: The setting.
+        allocator: What makes plans.
+        goals: The goals.
+        driver: What is to fall where all of the goals are of what is lost.
 
     Raises:
-        PlanError: The first step loses more.
-        UsageError: The outputs are no logits and there is no function, or it gives no number.
+        PlanError: A goal cannot be met; the message says what is lost.
+        UsageError: A person's function gives no number, or the outputs are no logits.
     """
-    given = [*batches(program, data, "choosing", CHOOSING)]
-    held: list[Batch] = []
-    if evaluate is None:
-        given, held = apart(prepared(program), given)
-    search = Search(
-        program, given, {"macs": lambda reads: reads.macs}, constrained=constrained,
-        outputs=outputs, progress=progress,
-    )  # fmt: skip
-    value = _agreement(search, held, outputs) if evaluate is None else _checked(evaluate)
-    full = value(search.base)
-    best: Chosen | None = None
-    share, step = 1.0, STEP
-    halvings = 0
-    told = [(1.0, full)]
+    losses = [goal for goal in goals if isinstance(goal.budget, Lost)]
+    costs = [goal for goal in goals if not isinstance(goal.budget, Lost)]
+    setting, held = _kept_out(setting, losses)
+    budgets = [g.budget for g in losses]
+    judges = Judges(losses, [b.judge(setting, held) for b in budgets if isinstance(b, Lost)])
+    if not costs:
+        return _down(setting, allocator, judges, driver)
+    plan = allocator.plan(setting, costs)
+    lost = judges.lost(made_up(setting, plan))
+    label = ", ".join(goal.label for goal in costs)
+    if not judges.accept(lost):
+        raise judges.refusal(lost, f"at {label}")
+    return plan.with_notes(Note(setting.program.name, "lost", f"{judges.told(lost)} at {label}"))
+
+
+def made_up(setting: Setting, plan: ChannelPlan) -> Program:
+    """Return what a plan leaves of the unpruned program; with data, the weights are found anew."""
+    program = setting.program
+    if setting.choosing.data is not None:
+        parts, outputs = setting.batches(), setting.choosing.outputs
+        program = compensated(program, plan, parts, LEAST_SQUARES, outputs)
+    return plan.masked(program)
+
+
+def _kept_out(setting: Setting, losses: Sequence[Goal]) -> tuple[Setting, list[Batch]]:
+    """Return the setting with the data that it goes by, and what is kept out to judge by."""
+    if setting.choosing.data is None:
+        return setting, []
+    given, held = setting.batches(), []
+    if any(isinstance(g.budget, Lost) and g.budget.held_out(setting) for g in losses):
+        given, held = apart(prepared(setting.program), given)
+    return replace(setting, parts=tuple(given)), held
+
+
+def _down(setting: Setting, allocator: Allocator, judges: Judges, driver: Budget) -> ChannelPlan:
+    """Return the smallest plan, in steps, that loses no more than it may."""
+    label = ", ".join(goal.label for goal in judges.goals)
+    to = _searched if isinstance(allocator, Descent) else partial(_planned, allocator)
+    way = to(setting, driver, label)
+    best: Tried | None = None
+    share, step, halvings = 1.0, STEP, 0
+    told: list[tuple[float, list[float]]] = []
     while share - step > step / 2:
-        before = search.state
-        found = search.down(share - step)
-        points = value(found.program)
-        told.append((found.curve[-1][0], points))
-        if progress is not None:
-            progress(f"{told[-1][0]:.3f} of the macs: {points:.4g} of {full:.4g}", 1, 1)
-        if full - points <= drop:
-            stuck = found.curve[-1][0] > share - step / 2  # no layer has more to give
-            best, share = found, found.curve[-1][0]
+        try:
+            found = way(share - step)
+        except UnreachableError:
+            if best is None:
+                raise
+            break
+        lost = judges.lost(found.program)
+        told.append((found.left, lost))
+        setting.tell(f"{found.left:.3f} of the {driver.unit}: {judges.told(lost)} lost", 1, 1)
+        if judges.accept(lost):
+            stuck = found.left > share - step / 2  # no layer has more to give
+            best, share = found, found.left
             if stuck:
                 break
             continue
         if halvings == HALVINGS:
             break
-        search.state = before
         halvings, step = halvings + 1, step / 2
     if best is None:
-        raise PlanError(
-            f"a drop of {drop:g} points is more than met by {1 - told[-1][0]:.0%} of the "
-            f"multiply-accumulates: {full - told[-1][1]:.3g} points are lost",
-            hint="a larger drop, more data, or constrained=False",
-        )
-    made = ChannelPlan.given(program, best.keep_inputs(), None, f"drop {drop:g}")
-    text = ", ".join(f"{left:.3f}: {points:.4g}" for left, points in sorted(told, reverse=True))
-    note = Note(program.name, "curve", f"share of the multiply-accumulates left: points: {text}")
-    return made.with_notes(note, *best.reads.notes)
+        left, lost = told[-1]
+        raise judges.refusal(lost, f"where {left:.3f} of the {driver.unit} are left")
+    curve = ", ".join(f"{left:.3f}: {judges.told(lost)}" for left, lost in sorted(told)[::-1])
+    text = f"share of the {driver.unit} left: what is lost: {curve}"
+    return best.plan().with_notes(Note(setting.program.name, "lost", text))
 
 
-def worth(evaluate: Callable[[Any], float], program: Program) -> float:
-    """Return what a person's function says a program is worth; `UsageError` unless a number,
-    `PlanError` where it fails."""
-    with users_code("evaluate failed", PlanError):
-        given = evaluate(program)
-    try:
-        value = float(given)
-    except (TypeError, ValueError) as cause:
-        raise UsageError(
-            "evaluate did not return a number", why=f"{type(cause).__name__}: {cause}"
-        ) from cause
-    if not math.isfinite(value):
-        raise UsageError(f"evaluate returned {value}", why="plans are compared by it")
-    return value
+def _searched(setting: Setting, driver: Budget, label: str) -> Way:
+    """Return the way of a search, which goes on from where it has been."""
+    going = search(setting, Descent().summed(setting, [Goal(driver, 1.0)]))
+    states = [(1.0, going.state)]
+
+    def to(share: float) -> Tried:
+        _, going.state = min((s for s in states if s[0] > share), key=lambda s: s[0])
+        found = going.down(share)
+        left = found.curve[-1][0]
+        states.append((left, found))
+        return Tried(left, found.program, partial(_plan, found))
+
+    def _plan(found: Chosen) -> ChannelPlan:
+        return plan_of(setting, label, driver.unit, found)
+
+    return to
 
 
-def _checked(evaluate: Callable[[Any], float]) -> Callable[[Program], float]:
-    return lambda program: worth(evaluate, program)
+def _planned(allocator: Allocator, setting: Setting, driver: Budget, label: str) -> Way:
+    """Return the way of an allocator that makes each plan from the beginning."""
+
+    def to(share: float) -> Tried:
+        plan = allocator.plan(setting, [Goal(driver, share)])
+        return Tried(share, made_up(setting, plan), lambda: plan)
+
+    return to
 
 
-def _agreement(search: Search, held: Sequence[Batch], outputs: str) -> Callable[[Program], float]:
-    """Return how many percent of the data a program gives the class that the unpruned one does."""
-    judged = Judged.of(search.base, held, outputs)
-    if not any(judged.divergence.logits):
-        raise UsageError(
-            "a drop needs something to be measured by",
-            why="the outputs are no logits, whose largest could be compared",
-            hint="evaluate=function, macs=0.7, or outputs='logits'",
-        )
-    return lambda program: 100 * (judged.compared(program)[1] or 0.0)
-
-
-def apart(program: Program, batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
-    """Return data to go by, and a quarter to see on what was lost, or won."""
-    size = max(1, counted(program, batches) // 8)
-    parts = pieces(program, batches, min(size, PIECE))
-    return [p for i, p in enumerate(parts) if i % 4], list(parts[::4])
-
-
-__all__ = ["apart", "tolerated", "worth"]
+__all__ = ["made_up", "tolerated"]

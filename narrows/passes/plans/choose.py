@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
 from narrows.errors import PlanError, PlanUsageError, suggest
+from narrows.executors.base import Executor
 from narrows.ir.costfiles import load_costs
 from narrows.ir.costs import Costs
 from narrows.ir.program import Note, Program
@@ -22,17 +24,20 @@ from narrows.passes.choosing.allocators import catalog as allocators
 from narrows.passes.choosing.allocators.base import Allocator
 from narrows.passes.choosing.allocators.descent import descended
 from narrows.passes.choosing.budgets import catalog as budgets
-from narrows.passes.choosing.budgets.base import Goal, Part, Summed
+from narrows.passes.choosing.budgets.base import Budget, Goal, Lost, Part, Summed
 from narrows.passes.choosing.criteria.base import Remembered
 from narrows.passes.choosing.criteria.catalog import find, measures
 from narrows.passes.choosing.evidence import informed
 from narrows.passes.choosing.repair import Progress
+from narrows.passes.choosing.tolerance import tolerated
 from narrows.passes.plans.options import Choosing
 from narrows.passes.plans.plan import ChannelPlan, refuse_nan
 from narrows.passes.plans.rank import Options, Sides, hardly, ranked
 from narrows.passes.plans.setting import Clock, Setting
 from narrows.passes.plans.take_back import take_back
+from narrows.passes.plans.within import refuse_no_loss, refuse_no_share
 from narrows.passes.plans.zeros import zeros_in
+from narrows.passes.quant.batches import CHOOSING, kept
 
 CHOICES: dict[str, Sides] = {"input": ("inputs",), "output": ("outputs",), "both": SIDES}
 
@@ -44,6 +49,7 @@ def make_plan(
     choosing: Choosing,
     progress: Progress | None = None,
     clock: Clock | None = None,
+    executor: Executor | None = None,
 ) -> ChannelPlan:
     """Return a plan of the program's channels.
 
@@ -55,6 +61,7 @@ def make_plan(
         choosing: How the others are chosen.
         progress: Told what is done, how far it is and of how much.
         clock: What runs a program on the target.
+        executor: Where plans are tried that do not hang on one another.
 
     Raises:
         PlanUsageError: A weight, glob, criterion, budget or allocator is unknown, or the costs are
@@ -63,6 +70,9 @@ def make_plan(
             removed, or a budget cannot be met.
     """
     setting = setting_of(program, keep_inputs, keep_outputs, choosing, progress, clock)
+    setting = replace(setting, executor=executor)
+    if executor is not None and not choosing.budgets:
+        raise PlanUsageError("executor has no effect without a budget", hint="macs=0.7")
     plan, options, costs = setting.plan, setting.options, setting.costs
     if choosing.budgets:
         made = _within(setting)
@@ -92,17 +102,26 @@ def setting_of(
     refuse_nan(program)
     plan = given = ChannelPlan.given(program, keep_inputs, keep_outputs)
     layers = layers_of(program)
+    goals = goals_of(choosing, layers)
+    judged = any(isinstance(goal.budget, Lost) for goal in goals)
+    if judged and choosing.data is not None:
+        choosing = replace(choosing, data=kept(choosing.data, CHOOSING))  # read more than once
     if choosing.zeros:
         plan |= zeros_in(program, layers)
     criterion = find(choosing.criterion)
     ratios = _ratios(choosing.ratio, layers)
     include, exclude = (_globs(getattr(choosing, n), layers, n) for n in ("include", "exclude"))
-    if (choosing.ratio is not None or choosing.budgets) and not choosing.by_losses:
-        criterion = _informed(program, criterion, choosing)
     options = Options(
         Remembered(criterion), ratios, include, exclude, choosing.min_width, choosing.scope
     )
-    return Setting(program, given, plan, options, choosing, costs, clock, progress)
+    setting = Setting(program, given, plan, options, choosing, costs, clock, progress)
+    for goal in goals:
+        if (error := goal.budget.lacking(setting)) is not None:
+            raise error
+    if (choosing.ratio is None and not choosing.budgets) or choosing.by_losses:
+        return setting
+    informed = Remembered(_informed(program, criterion, choosing, judged))
+    return replace(setting, options=replace(options, criterion=informed))
 
 
 def make_family(
@@ -126,25 +145,44 @@ def _within(setting: Setting) -> ChannelPlan:
     choosing, costs = setting.choosing, setting.costs
     layers = layers_of(setting.program)
     goals = goals_of(choosing, layers)
-    if costs is not None and not any(goal.budget.timed for goal in goals):
+    lost = [isinstance(goal.budget, Lost) for goal in goals]
+    driver = budgets.find("macs" if costs is None else "latency")
+    if costs is not None and not all(lost) and not any(goal.budget.timed for goal in goals):
         what = f"costs have no effect with {' and '.join(choosing.budgets)}"
         raise PlanUsageError(what, hint="latency=0.8")
     named = choosing.allocator
+    counted = [g for g in goals if not isinstance(g.budget, Lost)] or [Goal(driver, 1.0)]
     allocator = (
-        allocators.usual(choosing, costs, goals) if named is None else allocators.find(named)
+        allocators.usual(choosing, costs, counted) if named is None else allocators.find(named)
     )
     _refuse_groups(choosing, allocator, layers)
+    if setting.executor is not None and not allocator.parallel:
+        raise PlanUsageError(
+            f"executor has no effect with the allocator {allocator.name!r}",
+            why="what it tries hangs on what it tried before",
+            hint="allocator='reward'",
+        )
+    if any(lost):
+        _refuse_split(driver, choosing)
+        return tolerated(setting, allocator, goals, driver)
     return allocator.plan(setting, goals)
 
 
-def _informed(program: Program, criterion: Any, choosing: Choosing) -> Any:
-    """Return the criterion with what it needs to see of data; an error for data without effect."""
+def _informed(program: Program, criterion: Any, choosing: Choosing, judged: bool) -> Any:
+    """Return the criterion with what it needs to see of data; an error for data without effect.
+
+    Args:
+        program: The program.
+        criterion: The criterion.
+        choosing: The options.
+        judged: Whether plans are looked at by the data anyway.
+    """
     if measures(criterion):
         sides = SIDES if choosing.constrained else CHOICES[choosing.side or "input"]
         return informed(program, criterion, choosing.data, choosing.loss, sides, choosing.outputs)
     given = {
-        "data": choosing.data is not None, "loss": choosing.loss is not None,
-        "outputs": choosing.outputs != "auto",
+        "data": choosing.data is not None and not judged, "loss": choosing.loss is not None,
+        "outputs": choosing.outputs != "auto" and not judged,
     }  # fmt: skip
     for name, idle in given.items():
         if idle:
@@ -157,18 +195,13 @@ def _informed(program: Program, criterion: Any, choosing: Choosing) -> Any:
 
 
 def _costs(choosing: Choosing) -> Costs | None:
-    """Return the cost table to choose by; `PlanUsageError` where a latency has none."""
+    """Return the cost table to choose by, if there is one."""
     costs = choosing.costs
     if isinstance(costs, str | os.PathLike):
         costs = load_costs(costs)
     if costs is not None and not isinstance(costs, Costs):
         raise PlanUsageError(
             f"costs is a cost table (Costs) or its path, got {type(costs).__name__}"
-        )
-    if costs is None and choosing.latency is not None:
-        raise PlanUsageError(
-            "a latency is one of a target, and none is named",
-            hint='narrows.plan(program, latency=0.8, target="onnx")',
         )
     return costs
 
@@ -177,32 +210,30 @@ def _costs(choosing: Choosing) -> Costs | None:
 
 
 def goals_of(choosing: Choosing, layers: Mapping[str, Any]) -> list[Goal]:
-    """Return what the budgets ask for; `PlanUsageError` for one that is unknown or no share."""
+    """Return what the budgets ask for; `PlanUsageError` for one that is unknown, or asks for what
+    there is not."""
     found = []
     for name, given in choosing.budgets.items():
         budget = budgets.find(name)
-        if isinstance(given, Mapping) and not given:
-            raise PlanUsageError(
-                f"{name} says of no layers what may be left",
-                hint=f"{name}=0.7, or {name}={{'layer4.*': 0.7}}",
-            )
-        if budget.coupled and not choosing.constrained:
-            raise PlanUsageError(
-                f"{name} takes whole couplings",
-                why="layers that choose for themselves make copies, which cost time",
-                hint="leave out constrained=False",
-            )
+        _refuse_split(budget, choosing)
+        if isinstance(budget, Lost):
+            refuse_no_loss(name, given, budget.most)
+        else:
+            refuse_no_share(name, given)
         for group, share in given.items() if isinstance(given, Mapping) else [("", given)]:
-            number = isinstance(share, int | float) and not isinstance(share, bool)
-            if not number or not 0 < share <= 1:
-                raise PlanUsageError(
-                    f"a budget is a share above 0 and up to 1, got {share!r}",
-                    where=name,
-                    why="it is relative to the unpruned program's",
-                )
             one = budget if not group else _part(budget, group, choosing.groups or {}, layers)
             found.append(Goal(one, float(share)))
     return found
+
+
+def _refuse_split(budget: Budget, choosing: Choosing) -> None:
+    """Raise where layers are to choose for themselves, and a budget is one of whole couplings."""
+    if budget.coupled and not choosing.constrained:
+        raise PlanUsageError(
+            f"a budget of {budget.name} takes whole couplings",
+            why="layers that choose for themselves make copies, which cost time",
+            hint="leave out constrained=False",
+        )
 
 
 def _refuse_groups(choosing: Choosing, allocator: Allocator, layers: Mapping[str, Any]) -> None:

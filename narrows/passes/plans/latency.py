@@ -16,13 +16,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from narrows.errors import PlanError
+from narrows.errors import UnreachableError
 from narrows.ir.costs import Costs
 from narrows.ir.graph import without_collection
 from narrows.ir.program import Note, Program
 from narrows.ir.structure import structure_of
 from narrows.ir.structure.branches import Branches
 from narrows.passes.choosing.criteria.base import comparable
+from narrows.passes.plans.homing import ROUNDING, homed
 from narrows.passes.plans.latency_model import LatencyModel
 from narrows.passes.plans.latency_search import Choice, WidthSearch
 from narrows.passes.plans.mass import kept_mass, shares
@@ -32,9 +33,6 @@ from narrows.passes.pruning.form import emit
 from narrows.passes.pruning.stages import fastest, order
 
 SLACK = 0.01  # how much less than asked for is near enough
-TURNS = 6  # trials, at most; every one really prunes
-MARGIN = 0.001  # what the model aims below the request, so that it seldom has to be corrected
-ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -177,27 +175,17 @@ class Trials:
 
     def run(self) -> Trial:
         """Return the trial of the most worth within the latency; `PlanError` if there is none."""
-        wanted = self.whole * self.aim.share * (1 + ROUNDING)
-        budget, low, high = wanted * (1 - MARGIN), 0.0, 2 * self.whole
-        best: Trial | None = None
+        wanted = self.whole * self.aim.share
         if self.aim.share == 1 or self.ranking.plan.removed:  # it may be reached already
-            whole = self.tried(high)
-            if whole.seconds <= wanted:
+            whole = self.tried(2 * self.whole)
+            if whole.seconds <= wanted * (1 + ROUNDING):
                 return whole
-        for _ in range(TURNS):
-            known = len(self._tried)
-            trial = self.tried(budget)
-            if trial.seconds <= wanted:
-                low = budget
-                best = trial if best is None else max(best, trial, key=self._worth)
-                if trial.seconds >= wanted * (1 - self.aim.slack):
-                    break
-            else:
-                high = budget
-            next_budget = budget * wanted * (1 - MARGIN) / trial.seconds
-            stuck = len(self._tried) == known or not low < next_budget < high
-            budget = (low + high) / 2 if stuck else next_budget
-        return best or self._least(wanted)
+        found = homed(
+            lambda factor: self.tried(factor * wanted), lambda trial: trial.seconds / wanted,
+            1 - self.aim.slack, 2 * self.whole / wanted,
+        )  # fmt: skip
+        fitting = [trial for trial in found if trial.seconds <= wanted * (1 + ROUNDING)]
+        return max(fitting, key=self._worth) if fitting else self._least(wanted * (1 + ROUNDING))
 
     def _worth(self, trial: Trial) -> float:
         return self.search.value(trial.widths)
@@ -212,7 +200,7 @@ class Trials:
         by = "by the costs of" if self.aim.clock is None else "measured on"
         why = f"{by} {self.aim.costs.name} the least is {least.seconds / self.whole:.3f}"
         skipped = "; ".join(self.ranking.skipped[:3])
-        raise PlanError(
+        raise UnreachableError(
             f"a latency of {self.aim.share:g} cannot be reached",
             where=self.ranking.program.name,
             why=why + (f"; what stays whole: {skipped}" if skipped else ""),

@@ -7,57 +7,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from narrows.errors import PlanUsageError, UsageError
-from narrows.options import check_truths, number, option, per_glob, several, whole
+from narrows.errors import PlanUsageError
+from narrows.options import option, several, whole
+from narrows.passes.plans.within import Ratio, Within, is_number, read_ratios
 
 if TYPE_CHECKING:
     from narrows.ir.costs import Costs
 
-Ratio = float | Mapping[str, float]
-
 SIDES = ("input", "output", "both")
 SCOPES = ("local", "global")
-OUTPUTS = ("auto", "logits", "values")
-BUDGETS = ("macs", "params", "latency")  # those that have an option of their own
-
-
-def _ratios(texts: list[str], flag: str) -> Ratio:
-    return per_glob(texts, flag, float, "0.5")
-
-
-def _limits(texts: list[str], flag: str) -> dict[str, Ratio]:
-    """Return per budget its share; ``NAME:GROUP=SHARE`` is for one group."""
-    found: dict[str, Any] = {}
-    for text in texts:
-        label, equals, value = text.rpartition("=")
-        name, _, group = label.partition(":")
-        if not equals or (name in found and not (group and isinstance(found[name], dict))):
-            what = f"{flag} {text}: there is one for {name!r} already" if equals else ""
-            raise UsageError(
-                what or f"{flag} {text}: it names no budget",
-                hint=f"{flag} memory=0.8, or {flag} memory:body=0.8",
-            )
-        share = number(value, flag)
-        if group:
-            found.setdefault(name, {})[group] = share
-        else:
-            found[name] = share
-    return found
-
-
-def _groups(texts: list[str], flag: str) -> dict[str, list[str]]:
-    """Return per group its globs."""
-    found: dict[str, list[str]] = {}
-    for text in texts:
-        name, equals, glob = text.partition("=")
-        if not equals:
-            raise UsageError(f"{flag} {text}: it names no group", hint=f"{flag} body=layer1.*")
-        found.setdefault(name, []).append(glob)
-    return found
 
 
 @dataclass(frozen=True)
-class Choosing:
+class Choosing(Within):
     """How channels are chosen.
 
     Attributes:
@@ -75,27 +37,8 @@ class Choosing:
         ratio: The share of channels to remove, 0 to 1; for the weights of a name where there is a
             glob. It is rounded down. Of several globs the first that matches counts:
             ``{"layer4.*": 0.7, "*": 0.5}``.
-        latency: In place of a ratio: keep as much as a latency of at most this share of the
-            unpruned program's allows, above 0 and up to 1. Both are what the target's costs
-            predict. Whole couplings lose channels, so that as much score mass stays as can; see
-            `narrows.passes.plans.latency`.
-        macs: In place of a ratio: the share of the multiply-accumulates of all layers with weights
-            that may be left, above 0 and up to 1; for the layers of a group, or of a glob, where
-            there is a dict of them. With data and no other criterion than the default the channels
-            are chosen by what the network's own outputs lose (`narrows.passes.choosing.search`), as
-            they are with a latency then; else by the criterion, over the whole network.
-        params: The same of the weights of the layers that multiply; tables that are looked up in do
-            not count. Several budgets are all met.
-        limits: Any budgets of ``narrows budgets`` by name, ``{"channels": 0.8}``, beside these.
-        groups: Layers by a name that budgets may be given for, as globs on weight names:
-            ``{"body": ["layer1.*", "layer2.*"]}``.
-        allocator: What says how many channels each layer or coupling keeps within the budgets, one
-            of ``narrows allocators``; which one that is unless given depends on the budgets and the
-            data.
-        outputs: With data, what the outputs are where they are compared or probed: ``logits``,
-            which are compared as class probabilities, with classes along axis 1 of maps (four axes
-            or more) and else along the last; ``values``; or ``auto``: matrices of several columns
-            are logits, or probabilities where their rows add up to one, and all else is values.
+        evaluate: What a program is worth, in points, for ``accuracy_drop``: a function that is
+            given a program, which is called as the model is, and returns a number; more is better.
         costs: A cost table to predict by in place of the target's own, or its file. With a ratio,
             channels are kept after all that a target of these costs has a place for anyway
             (`narrows.passes.plans.take_back.take_back`).
@@ -120,18 +63,8 @@ class Choosing:
     criterion: Any = option("l1", metavar="NAME")
     data: Any = option(None, metavar="FILE")
     loss: Any = option(None, name="criterion-loss", metavar="MODULE:FUNCTION")
-    ratio: Ratio | None = option(None, metavar="R|GLOB=R", many=True, read=_ratios)
-    latency: float | None = option(None, metavar="L", read=number)
-    macs: Ratio | None = option(None, metavar="M|GROUP=M", many=True, read=_ratios)
-    params: Ratio | None = option(None, metavar="P|GROUP=P", many=True, read=_ratios)
-    limits: Mapping[str, Ratio] | None = option(
-        None, name="limit", metavar="BUDGET=SHARE", many=True, read=_limits
-    )
-    groups: Mapping[str, str | Sequence[str]] | None = option(
-        None, name="group", metavar="NAME=GLOB", many=True, read=_groups
-    )
-    allocator: Any = option(None, metavar="NAME")
-    outputs: str = option("auto", choices=OUTPUTS)
+    ratio: Ratio | None = option(None, metavar="R|GLOB=R", many=True, read=read_ratios)
+    evaluate: Any = option(None, metavar="MODULE:FUNCTION")
     costs: Costs | str | os.PathLike[str] | None = option(None, metavar="FILE")
     batch: int | None = option(None, metavar="N", read=whole)
     constrained: bool = option(True)
@@ -142,21 +75,15 @@ class Choosing:
     min_width: int = option(1, metavar="N", read=whole)
 
     @property
-    def budgets(self) -> dict[str, Ratio]:
-        """The budgets that are given, by name."""
-        own = {name: getattr(self, name) for name in BUDGETS}
-        return {**{n: v for n, v in own.items() if v is not None}, **(self.limits or {})}
-
-    @property
     def by_losses(self) -> bool:
         """Whether channels are chosen by what the outputs lose: with data, but no criterion."""
         return bool(self.budgets) and self.data is not None and self.criterion == "l1"
 
     def __post_init__(self) -> None:
-        check_truths(self, PlanUsageError)
+        super().__post_init__()
         for name, value in (("costs", self.costs), ("batch", self.batch)):
-            idle = self.latency is None and self.ratio is None and not self.limits
-            if value is not None and idle:
+            others = [b for b in self.budgets if b not in ("macs", "params")]
+            if value is not None and self.ratio is None and not others:
                 why = f"{name} has no effect without a latency or a ratio"
                 raise PlanUsageError(why, hint="latency=0.8")
         for name, value in (("batch", self.batch), ("min_width", self.min_width)):
@@ -164,20 +91,21 @@ class Choosing:
                 raise PlanUsageError(f"{name} is a whole number of at least 1, got {value!r}")
         if self.scope not in SCOPES:
             raise PlanUsageError(f"scope is 'local' or 'global', got {self.scope!r}")
-        if self.outputs not in OUTPUTS:
-            raise PlanUsageError(f"outputs is one of {', '.join(OUTPUTS)}, got {self.outputs!r}")
-        self._check_aims()
+        self._check_ratio()
+        if self.budgets:
+            self._check_budget()
+        self._check_evaluate()
         self._check_side()
         if self.ratio is None and not self.budgets:
             self._refuse_idle()
 
-    def _check_aims(self) -> None:
-        """Raise unless ratio and latency are shares, and at most one of them is given."""
+    def _check_ratio(self) -> None:
+        """Raise unless ratios are shares, and nothing else says how much goes."""
         ratios: Mapping[str, Any] = self.ratio if isinstance(self.ratio, Mapping) else {}
         if self.ratio is not None and not isinstance(self.ratio, Mapping):
             ratios = {"*": self.ratio}
         for glob, value in ratios.items():
-            if not _is_number(value) or not 0 <= value <= 1:
+            if not is_number(value) or not 0 <= value <= 1:
                 what = f"a ratio is a share from 0 to 1, got {value!r}"
                 raise PlanUsageError(what, where=repr(glob))
         if self.ratio is not None and self.budgets:
@@ -186,61 +114,35 @@ class Choosing:
                 why="each of them alone says how much goes",
                 hint="leave the ratio out",
             )
-        self._check_limits()
+
+    def _check_budget(self) -> None:
+        """Raise for an option that has no effect with a budget."""
         if self.loss is not None and self.by_losses:
             raise PlanUsageError(
                 "loss has no effect without a criterion",
                 why="with data alone, channels are chosen by how far the outputs go from their own",
                 hint="criterion='taylor'",
             )
-        if self.budgets:
-            self._check_budget()
-        if self.latency is None:
-            return
-        if not self.constrained:
-            raise PlanUsageError(
-                "a latency takes whole couplings",
-                why="layers that choose for themselves make copies, which cost time",
-                hint="leave out constrained=False",
-            )
-        if self.scope == "global":
-            why = "a latency compares the channels of all couplings anyway"
-            raise PlanUsageError("scope has no effect with a latency", why=why)
-
-    def _check_limits(self) -> None:
-        """Raise unless budgets are shares, those with groups dicts, and each is given once."""
-        for name in BUDGETS:
-            value = getattr(self, name)
-            for share in value.values() if isinstance(value, Mapping) else (value,):
-                if share is not None and (not _is_number(share) or not 0 < share <= 1):
-                    are = "a latency is" if name == "latency" else f"{name} are"
-                    raise PlanUsageError(
-                        f"{are} above 0 and up to 1, got {share!r}",
-                        why="it is relative to the unpruned program's",
-                    )
-        for name in ("limits", "groups"):
-            value = getattr(self, name)
-            if value is not None and not isinstance(value, Mapping):
-                raise PlanUsageError(
-                    f"{name} is a dict by name, got {value!r:.60}",
-                    hint='limits={"channels": 0.8}, groups={"body": "layer1.*"}',
-                )
-        for name in BUDGETS:
-            if getattr(self, name) is not None and name in (self.limits or ()):
-                raise PlanUsageError(f"{name} is given twice: as an option, and in limits")
-        for name in ("groups", "allocator"):
-            if getattr(self, name) is not None and not self.budgets:
-                raise PlanUsageError(f"{name} has no effect without a budget", hint="macs=0.7")
-
-    def _check_budget(self) -> None:
-        """Raise for an option that has no effect with a budget."""
         for name, idle in (
-            ("scope", self.scope == "global" and self.latency is None),
+            ("scope", self.scope == "global"),
             ("side", self.side not in (None, "input")),
         ):
             if idle:
                 why = "a budget compares what all layers read"
                 raise PlanUsageError(f"{name} has no effect with a budget", why=why)
+
+    def _check_evaluate(self) -> None:
+        """Raise for a function that is none, or that no budget asks."""
+        if self.evaluate is None:
+            return
+        if "accuracy_drop" not in self.budgets:
+            raise PlanUsageError(
+                "evaluate has no effect without accuracy_drop",
+                why="it says what a program is worth",
+                hint="accuracy_drop=0.5",
+            )
+        if not callable(self.evaluate) and not isinstance(self.evaluate, str):
+            raise PlanUsageError(f"evaluate is a function of a program, got {self.evaluate!r:.60}")
 
     def _check_side(self) -> None:
         """Raise for a side that is none, or that nothing asks for."""
@@ -269,7 +171,3 @@ class Choosing:
 
 def _counts(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

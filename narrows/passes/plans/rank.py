@@ -372,7 +372,8 @@ def _share(width: int, ratio: float) -> int:
 
 
 def _normalised(given: np.ndarray) -> np.ndarray:
-    mean = np.abs(given).mean()
+    finite = given[np.isfinite(given)]  # a score without end says that a channel stays
+    mean = np.abs(finite).mean() if len(finite) else 0.0
     return given / mean if mean > 0 else given
 
 

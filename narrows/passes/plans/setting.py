@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from narrows.executors.base import Executor
 from narrows.ir.costs import Costs
 from narrows.ir.program import Program
 from narrows.passes.choosing.repair import Progress
@@ -32,7 +33,9 @@ class Setting:
         clock: What runs a program on the target and tells the share of the unpruned one's seconds,
             or ``None``.
         progress: Told what is done, how far it is and of how much.
-        parts: The data as flat inputs where a plan is made by what the outputs lose.
+        parts: The data as flat inputs, once they are there: where a plan is made by what the
+            outputs lose.
+        executor: Where plans are tried that do not hang on one another; here unless given.
     """
 
     program: Program
@@ -44,6 +47,7 @@ class Setting:
     clock: Clock | None = None
     progress: Progress | None = None
     parts: tuple[Batch, ...] | None = None
+    executor: Executor | None = None
 
     @property
     def examples(self) -> int:
@@ -52,6 +56,8 @@ class Setting:
 
     def batches(self) -> list[Batch]:
         """Return the data as flat inputs, batch by batch; it is streamed once."""
+        if self.parts is not None:
+            return [*self.parts]
         return [*batches(self.program, self.choosing.data, "choosing", CHOOSING)]
 
     def tell(self, what: str, done: int, total: int) -> None:

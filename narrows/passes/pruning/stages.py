@@ -14,34 +14,32 @@ one stage each; who only wants what they make together calls the stages (`fastes
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from narrows.ir.channels import Facts
 from narrows.ir.choices import Choices
 from narrows.ir.costs import Costs
-from narrows.ir.labels import Bools
 from narrows.ir.meta import Meta, shape_of
 from narrows.ir.ops import table
 from narrows.ir.program import Note, Program, Pruning
-from narrows.ir.rewrite import demand_of, everything, facts_of
+from narrows.ir.rewrite import demand_of, facts_of
 from narrows.passes.base import PassResult
 from narrows.passes.forms.families import orders
 from narrows.passes.forms.padding import padded
-from narrows.passes.forms.splitting import apart, split_notes
-from narrows.passes.forms.widths import Chooser, Decision
+from narrows.passes.forms.splitting import split_notes
 from narrows.passes.plans.plan import ChannelPlan, fingerprint, refuse_nan
 from narrows.passes.plans.remains import constant_outputs, remaining
 from narrows.passes.pruning.form import emit, is_idle
+from narrows.passes.pruning.rivals import SMALLEST, UNPRUNED, rival
 
 # Rounds that a program gets to settle in; the second finds nothing, as a rule.
 ROUNDS = 4
 
-UNPRUNED = "prune-channels must run right before it"
+NOT_PRUNED = "prune-channels must run right before it"
 FULL = "prune-channels removed nothing right before it, and no width is in the way"
-SMALLEST = "the smallest form is the fastest by the target's costs"
+FASTEST = "the smallest form is the fastest by the target's costs"
 WHOLE = "no channel is removed: by the target's costs no pruned form is faster"
 NO_WIDTHS = "legalize-reads found nothing to choose"
 
@@ -165,7 +163,9 @@ def _is_restless(program: Program, notes: tuple[Note, ...]) -> bool:
 # ------------------------------------------------------------------ reads and widths
 
 
-def reads(pruning: Pruning, costs: Costs, batch: int = 1, *, fill: bool = False) -> Chosen:
+def reads(
+    pruning: Pruning, costs: Costs, batch: int = 1, *, fill: bool = False, form: str = ""
+) -> Chosen:
     """Choose what layers read, and the widths that go with it, which `widths` takes.
 
     Args:
@@ -174,35 +174,20 @@ def reads(pruning: Pruning, costs: Costs, batch: int = 1, *, fill: bool = False)
         batch: The number of examples to choose for.
         fill: Whether masked channels stay wherever that costs nothing, those with the largest
             weights (L1) first, for who takes them back (`narrows.passes.plans.take_back`).
+        form: The name of the form to take (`narrows.passes.pruning.rivals`); the fastest unless
+            given.
     """
-    name = pruning.program.name
-    longer = padded(pruning, costs)
-    if longer is None and pruning.untouched:
+    if pruning.untouched and padded(pruning, costs) is None:
         return _idle(pruning, FULL)
-    searches = {"chosen": Search.of(longer or pruning, costs, batch, fill)}
-    chosen = searches["chosen"]
-    twice = apart(chosen.pruning, chosen.chooser, chosen.decisions)
-    if twice is not None:
-        searches["split"] = Search.of(twice, costs, batch, fill)
-    # What goes together sums up otherwise than space by space.
-    wider = {key: search.choose(aligned=True) for key, search in searches.items()}
-    forms = {"smallest": emit(pruning), "whole": pruning.program}
-    forms |= {key: emit(wide) for key, wide in wider.items()}
-    seconds = {key: sum(s for _, s in costs.predict(p, batch)) for key, p in forms.items()}
-    if fill:
-        seconds["chosen"] *= 1 - 1e-9
-    best = min(forms, key=lambda key: (seconds[key], key != "smallest"))
-    if best == "smallest":
-        return _idle(pruning, SMALLEST)
-    if best == "whole":
-        whole = pruning.choose(everything(facts_of(pruning)))
-        made, notes = replace(whole, wider=whole), (Note(name, "idle", WHOLE),)
+    best = rival(pruning, costs, batch, fill=fill, name=form)
+    if best.name == SMALLEST:
+        return _idle(pruning, f"the form {SMALLEST} was asked for" if form else FASTEST)
+    if best.name == UNPRUNED:
+        why = f"no channel is removed: the form {UNPRUNED} was asked for" if form else WHOLE
+        notes = [Note(pruning.program.name, "idle", why)]
     else:
-        search = searches[best]
-        made = replace(search.choose(aligned=False), wider=wider[best])
-        facts = facts_of(search.pruning)
-        notes = (*split_notes(search.pruning), *_read_notes(facts, search.decisions))
-    return Chosen(_kept(pruning, made), notes)
+        notes = [*split_notes(best.pruning), *_read_notes(best.pruning)]
+    return Chosen(_kept(pruning, best.pruning), tuple(notes))
 
 
 def widths(pruning: Pruning) -> Chosen:
@@ -213,64 +198,25 @@ def widths(pruning: Pruning) -> Chosen:
     return Chosen(_kept(pruning, wider), tuple(_width_notes(emit(pruning), emit(wider))))
 
 
-@dataclass(frozen=True, eq=False)
-class Search:
-    """The form of a program that its target's costs ask for.
-
-    Attributes:
-        pruning: What the decisions are about.
-        chooser: What made them.
-        decisions: One per space.
-    """
-
-    pruning: Pruning
-    chooser: Chooser
-    decisions: Sequence[Decision]
-
-    @staticmethod
-    def of(pruning: Pruning, costs: Costs, batch: int, fill: bool) -> Search:
-        """Return the form that costs least, space by space."""
-        demand = demand_of(pruning.choose(Choices()))
-        chooser = Chooser(facts_of(pruning), demand, costs, batch, fill)
-        return Search(pruning, chooser, chooser.run())
-
-    def choose(self, *, aligned: bool) -> Pruning:
-        """Return what was decided; without ``aligned``, no tensor is wider for it."""
-        return self.pruning.choose(_choices(self.decisions, aligned=aligned))
-
-
-def _choices(decisions: Sequence[Decision], *, aligned: bool) -> Choices:
-    """Return what the decisions ask for; without ``aligned``, in no tensor more than it asks."""
-    forced: dict[str, Bools] = {}
-    columns: dict[str, Bools] = {}
-    for decision in decisions:
-        hold = decision.hold if aligned else decision.start
-        for node in decision.space.core:
-            forced[node.name] = hold
-        for i, reader in enumerate(decision.space.readers):
-            takes, tail = decision.takes[i].labels, decision.takes[i].tail
-            if not aligned:
-                late = np.array_equal(tail, decision.hold)
-                takes = hold if decision.reads_all(i) else reader.wants
-                tail = hold if late else takes
-            for node in reader.tail:
-                forced[node.name] = tail
-            if not np.array_equal(takes, reader.wants) or not np.array_equal(takes, hold):
-                columns[reader.node.name] = np.any(takes[reader.columns], axis=0)
-    return Choices(forced, columns)
-
-
-def _read_notes(facts: Facts, decisions: Sequence[Decision]) -> Iterator[Note]:
+def _read_notes(pruning: Pruning) -> Iterator[Note]:
     """Yield which layers read channels that count as zero for them."""
-    for decision in decisions:
-        for i, reader in enumerate(decision.space.readers):
-            extra = int((decision.start & ~reader.wants).sum())
-            if extra and decision.reads_all(i):
-                node, read = reader.node, "channel is" if extra == 1 else "channels are"
-                yield Note(
-                    node.name, "reads", f"{extra} {read} read with zero weights: a copy without "
-                    "them costs more on this target", extra, Meta(node).source,
-                )  # fmt: skip
+    facts, least = facts_of(pruning), demand_of(pruning.choose(Choices()))
+    for node, flow in facts.flows.items():
+        columns = pruning.choices.columns.get(node.name)
+        if columns is None or not flow.reads or not least.alive(node):
+            continue
+        labels = flow.facts[1]
+        held = pruning.choices.forced.get(flow.reads[0].operand.name)
+        if held is None or not np.array_equal(columns, np.any(held[labels], axis=0)):
+            continue  # a part is copied together for it
+        wanted = np.any(least.required(node, 0)[labels], axis=0)
+        extra = int((columns & ~wanted).sum())
+        if extra:
+            read = "channel is" if extra == 1 else "channels are"
+            yield Note(
+                node.name, "reads", f"{extra} {read} read with zero weights: a copy without "
+                "them costs more on this target", extra, Meta(node).source,
+            )  # fmt: skip
 
 
 def _width_notes(before: Program, after: Program) -> Iterator[Note]:
@@ -296,7 +242,7 @@ def _width_notes(before: Program, after: Program) -> Iterator[Note]:
 def order(pruning: Pruning) -> Chosen:
     """Choose one order for the channels of every tensor; a note per order says what it serves."""
     if pruning.untouched:
-        return _idle(pruning, UNPRUNED)
+        return _idle(pruning, NOT_PRUNED)
     ranks, notes = orders(pruning)
     if not ranks:
         return Chosen(pruning, notes)

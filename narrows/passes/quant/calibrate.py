@@ -8,8 +8,8 @@ only chooses exponents.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -38,7 +38,7 @@ from narrows.passes.quant.options import FLOAT, Quantization
 from narrows.passes.quant.parts import find_parts
 from narrows.passes.quant.plan import QuantPlan
 from narrows.passes.quant.survey import SCALE_PARTS, Survey, survey
-from narrows.passes.quant.watch import Watch
+from narrows.passes.quant.watch import Watch, summed_axis
 from narrows.version import VERSION
 
 BIAS_BITS = 23  # at most for a bias: the accumulator is then a float32 if the products' sum is
@@ -59,8 +59,39 @@ def calibrate(program: Program, data: Iterable[Any] | None, settings: Quantizati
         PassError: A tensor holds NaN or infinity, an extreme range, or, with ``strict``, an
             operator has no integer form.
     """
+    return planned(look(program, data, settings), settings)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What calibration saw of a program: enough for a plan by any method.
+
+    Attributes:
+        program: The prepared program.
+        watch: The histograms.
+        batches: How many batches there were.
+    """
+
+    program: Program
+    watch: Watch
+    batches: int
+
+
+def look(
+    program: Program,
+    data: Iterable[Any] | None,
+    settings: Quantization,
+    hold_back: Callable[[list[Any]], list[Any] | None] | None = None,
+) -> Seen:
+    """Stream the data through a prepared program once; else as `calibrate`.
+
+    Args:
+        program: The program.
+        data: Its inputs.
+        settings: What stays floating-point.
+        hold_back: Returns of a batch what is looked at, or ``None``.
+    """
     found = _surveyed(program, settings)
-    floats = {n.name: reason for n, reason in found.floats.items()}
     if not found.forms:
         raise PassError(
             f"nothing of {program.name} can be quantized",
@@ -68,7 +99,13 @@ def calibrate(program: Program, data: Iterable[Any] | None, settings: Quantizati
             hint="print the report: it has a reason for each",
         )
     watch = Watch(found, find_parts(program, found), merges(program, found))
-    count = watch.run(program, data)
+    return Seen(program, watch, watch.run(program, data, hold_back))
+
+
+def planned(seen: Seen, settings: Quantization) -> QuantPlan:
+    """Return the plan that settings make of what was seen; else as `calibrate`."""
+    program, watch, found = seen.program, seen.watch, seen.watch.found
+    floats = {n.name: reason for n, reason in found.floats.items()}
     notes = list(watch.notes())
     powers = choose_parts(program, watch, settings.method, settings.percentile, settings.weights)
     parts, whole = by_name(watch.parts, powers), watch
@@ -82,7 +119,7 @@ def calibrate(program: Program, data: Iterable[Any] | None, settings: Quantizati
     offsets = {}
     if settings.correct_bias:
         offsets = _offsets(program, found, watch, activations, weights)
-
+    text = f"on {seen.batches:,} batches, {settings.method}"
     return QuantPlan(
         activations=activations,
         weights=weights,
@@ -92,10 +129,7 @@ def calibrate(program: Program, data: Iterable[Any] | None, settings: Quantizati
         rounding=settings.rounding,
         fingerprint=fingerprint(program),
         narrows=VERSION,
-        notes=(
-            *notes,
-            Note(program.name, "calibrated", f"on {count:,} batches, {settings.method}"),
-        ),
+        notes=(*notes, Note(program.name, "calibrated", text)),
     )
 
 
@@ -353,8 +387,7 @@ def _offsets(
         operand = found.forms[node].operands(node)[0]
         placed = found.placed(operand)
         spatial = program.tensor(layer.weight).dim() > 2
-        axis = 1 if spatial else len(shape_of(operand)) - 1
-        mean = watch.mean_input(operand, axis)
+        mean = watch.mean_input(operand, summed_axis(found, node))
         if layer.axis != 0 or placed is None or mean is None:
             continue
         grid, tensor = weights[name], program.tensor(layer.weight).detach().double()
@@ -374,4 +407,4 @@ def _offsets(
     return {n: o for n, o in offsets.items() if users[n] == 1 and any(o)}
 
 
-__all__ = ["calibrate"]
+__all__ = ["Seen", "calibrate", "look", "planned"]

@@ -1,7 +1,14 @@
-"""What calibration remembers of a tensor: one histogram that grows, in one pass over the data."""
+"""What calibration remembers of a tensor: one histogram that grows, in one pass over the data.
+
+Counting every number of a large tensor takes several times as long as computing it. What decides
+an exponent is the range, the few largest numbers, which a finer grid would clip, and how the many
+others are spread; so of a large tensor the range and the largest numbers are found exactly, and the
+others are counted on a sample, which is drawn evenly and is the same every time.
+"""
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, field, replace
 
@@ -11,10 +18,14 @@ from torch import Tensor
 from narrows.ir.integer.grid import EXPONENTS, Grid
 
 BINS = 4096  # on each side of zero
+SAMPLE = 2**14  # numbers that stand for a large tensor: an octave's count is off by a few per cent
+LARGE = 4 * SAMPLE  # what has fewer numbers is counted whole
+TAIL = 2**-10  # at most this share of the sample is replaced by an exact count of the largest
+BLOCK = 64  # numbers that are looked through, or left out, together
 SEARCHED = 6  # how many exponents beyond the covering one are tried for the smallest error
 
 
-@dataclass
+@dataclass(eq=False)
 class Histogram:
     """Magnitudes by sign, in bins whose width is a power of two and doubles as the range grows.
 
@@ -25,21 +36,25 @@ class Histogram:
         counts: ``[2, BINS]``: negative magnitudes, then positive ones.
         power: The bins reach from zero to ``2**power``.
         finite: Whether all numbers were.
+        whole: Whether every number is counted, however large a tensor is: for who asks whether
+            there is any number at all in some bins.
     """
 
     low: float = math.inf
     high: float = -math.inf
-    zeros: int = 0
+    zeros: float = 0.0
     counts: Tensor = field(default_factory=lambda: torch.zeros(2, BINS, dtype=torch.float64))
     power: int | None = None
     finite: bool = True
+    whole: bool = False
 
     def add(self, x: Tensor) -> None:
         """Take in a tensor."""
-        x = x.detach().flatten().float()
+        x = x.detach().cpu().flatten().float()
         if not x.numel():
             return
-        low, high = (v.item() for v in torch.aminmax(x))
+        blocks = None if self.whole or x.numel() < LARGE else _Blocks.of(x)
+        low, high = (v.item() for v in (torch.aminmax(x) if blocks is None else blocks.ends()))
         if not (math.isfinite(low) and math.isfinite(high)):
             self.finite = False
             return
@@ -48,14 +63,39 @@ class Histogram:
         if reach > 0:
             # No grid is finer than 2**-60, and the width of a bin has to be a float32's.
             self._grow(max(math.frexp(reach)[1], -EXPONENTS[-1]))
-        assert self.power is not None or reach == 0
-        self.zeros += int((x == 0).sum())
         if self.power is None:
+            self.zeros += x.numel()
             return
-        for side, part in enumerate((-x, x)):
-            part = part[part > 0]
-            index = (part * (BINS * 2.0**-self.power)).long().clamp(max=BINS - 1)
-            self.counts[side] += torch.bincount(index, minlength=BINS)
+        if blocks is None:
+            counts, zeros = self._counted(x, negative=low < 0)
+        else:
+            counts, zeros = self._estimated(x, blocks, negative=low < 0)
+        self.counts += counts
+        self.zeros += zeros
+
+    def _counted(self, x: Tensor, *, negative: bool) -> tuple[Tensor, float]:
+        """Return how many numbers fall into every bin, and how many are zero."""
+        assert self.power is not None
+        index = (x.abs() * (BINS * 2.0**-self.power)).int().clamp_(max=BINS - 1)
+        if negative:
+            index += BINS * (x >= 0)
+        found = torch.bincount(index, minlength=2 * BINS if negative else BINS).double()
+        counts = found if negative else torch.cat([torch.zeros_like(found), found])
+        zeros = x.numel() - int(torch.count_nonzero(x))
+        counts[BINS] -= zeros
+        return counts.reshape(2, BINS), float(zeros)
+
+    def _estimated(self, x: Tensor, blocks: _Blocks, *, negative: bool) -> tuple[Tensor, float]:
+        """Return the same of a large tensor: the largest counted, the others by a sample."""
+        assert self.power is not None
+        counts, zeros = self._counted(x[_places(x.numel())], negative=negative)
+        beyond = counts.sum(0).flip(0).cumsum(0).flip(0)  # how many lie in a bin or above it
+        first = int((beyond > TAIL * SAMPLE).sum())
+        largest = blocks.beyond(first * 2.0**self.power / BINS)
+        scale = (x.numel() - len(largest)) / (float(counts[:, :first].sum()) + zeros)
+        counts[:, :first] *= scale
+        counts[:, first:] = self._counted(largest, negative=negative)[0][:, first:]
+        return counts, zeros * scale
 
     def _grow(self, power: int) -> None:
         """Merge bins until they reach ``2**power``."""
@@ -173,3 +213,47 @@ class Histogram:
             cost = torch.where(beyond > grid.scale / 2, beyond**2, near)
             loss += float((counts * cost).sum())
         return loss
+
+
+@dataclass(frozen=True)
+class _Blocks:
+    """A large tensor in blocks, so that most need not be looked at twice.
+
+    Attributes:
+        body: ``[blocks, BLOCK]``.
+        low: The smallest number of each block.
+        high: The largest one.
+        rest: What is left over.
+    """
+
+    body: Tensor
+    low: Tensor
+    high: Tensor
+    rest: Tensor
+
+    @staticmethod
+    def of(x: Tensor) -> _Blocks:
+        cut = len(x) // BLOCK * BLOCK
+        body = x[:cut].view(-1, BLOCK)
+        return _Blocks(body, body.amin(1), body.amax(1), x[cut:])
+
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """Return the smallest and the largest number of all."""
+        return torch.cat([self.low, self.rest]).min(), torch.cat([self.high, self.rest]).max()
+
+    def beyond(self, edge: float) -> Tensor:
+        """Return the numbers whose magnitude is ``edge`` or more."""
+        held = self.body[(self.high >= edge) | (self.low <= -edge)]
+        found = torch.cat([held.flatten(), self.rest])
+        return found[found.abs() >= edge]
+
+
+@functools.lru_cache(maxsize=256)
+def _places(count: int) -> Tensor:
+    """Return `SAMPLE` indices of so many numbers: one in every stretch, anywhere in it.
+
+    Even steps would meet the same channels again and again.
+    """
+    generator = torch.Generator().manual_seed(0)
+    within = torch.rand(SAMPLE, generator=generator, dtype=torch.float64)
+    return ((torch.arange(SAMPLE) + within) * (count / SAMPLE)).long().clamp_(max=count - 1)

@@ -32,7 +32,8 @@ from narrows.options import (
 )
 from narrows.passes.quant.learning import LOSSES, Learning
 
-METHODS = ("mse", "minmax", "percentile", "rapq")
+AUTO = "auto"
+METHODS = (AUTO, "mse", "minmax", "percentile", "rapq")
 FLOAT = "float"
 LEVEL_BITS = 5  # at most where levels are chosen: with more, their steps are a code or two
 PERCENTILE = 99.99
@@ -81,8 +82,10 @@ class Quantization:
             With more than 8, as ``{"head*": 16, "*": 8}`` asks for some, they are stored in int16.
         method: How exponents are chosen; ``rapq`` learns the rounding of the weights, too. ``mse``
             takes the smallest squared error, ``minmax`` covers all that was seen, ``percentile``
-            most of it. ``rapq`` goes block by block, by what the network computes; the calibration
-            data stays in memory, and it runs on CUDA where there is one.
+            most of it. ``auto`` takes the one of these that changes the outputs least on samples
+            that are held back; a note says what was tried, and warns where none holds. ``rapq``
+            goes block by block, by what the network computes; the calibration data stays in memory,
+            and it runs on CUDA where there is one.
         percentile: For ``percentile``: the share of the magnitudes that is covered, in percent.
         first_last: At least this many bits for the first and the last layers; or ``float``, which
             leaves them floating-point. The bits hold for what these layers read, too, for the
@@ -109,7 +112,7 @@ class Quantization:
 
     weights: Codings = option(8, name="weight-bits", metavar="N|GLOB=N", many=True, read=_codings)
     activations: Bits = option(8, name="activation-bits", metavar="N|GLOB=N", many=True, read=_bits)
-    method: str = option("mse", choices=METHODS)
+    method: str = option(AUTO, choices=METHODS)
     percentile: float = option(PERCENTILE, metavar="P", read=number)
     first_last: int | str | None = option(8, metavar="N|float|none", read=_outer)
     skip: tuple[str, ...] = option((), metavar="GLOB", many=True, read=several)

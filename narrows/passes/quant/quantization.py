@@ -26,13 +26,14 @@ from narrows.passes.pipeline import Instrument, PassReport, Pipeline
 from narrows.passes.quant.batches import kept
 from narrows.passes.quant.calibrate import calibrate
 from narrows.passes.quant.choose_levels import choose_levels
+from narrows.passes.quant.choose_method import choose_method
 from narrows.passes.quant.equalize_channels import EqualizeChannels
 from narrows.passes.quant.exactness import assert_exact
 from narrows.passes.quant.fold_shifts import FoldShifts
 from narrows.passes.quant.fold_weights import FoldWeights
 from narrows.passes.quant.learning import Learning
 from narrows.passes.quant.measure import SAMPLES, measure
-from narrows.passes.quant.options import Quantization
+from narrows.passes.quant.options import AUTO, Quantization
 from narrows.passes.quant.plan import Preparation, QuantPlan
 from narrows.passes.quant.quantize import Quantize
 from narrows.passes.quant.rapq import rapq
@@ -136,7 +137,7 @@ def quantize(
             program, begun.program, stored, settings, learning or settings.learning
         )
     else:
-        chosen = calibrate(begun.program, calibration, settings)
+        chosen = _calibrated(begun.program, calibration, settings)
     scale = [ScaleParts(chosen)] if chosen.parts else []
     prepared = Pipeline(scale).run(begun.program, watches)
     fake = Pipeline([Quantize(chosen)]).run(prepared.program, watches)
@@ -187,6 +188,12 @@ def _refuse_halves(program: Program) -> None:
         )
 
 
+def _calibrated(prepared: Program, data: Iterable[Any] | None, settings: Quantization) -> QuantPlan:
+    """Return the plan of a method that streams the data, or of the best of them."""
+    choose = choose_method if settings.method == AUTO else calibrate
+    return choose(prepared, data, settings)
+
+
 def _reconstructed(
     program: Program,
     prepared: Program,
@@ -198,7 +205,7 @@ def _reconstructed(
     if settings.method == "rapq":
         plan = rapq(program, prepared, data, settings, learning or Learning())
     else:
-        plan = calibrate(prepared, data, settings)
+        plan = _calibrated(prepared, data, settings)
     fitting = ScaleParts(plan).run(prepared).program
     return choose_levels(fitting, plan, data) if settings.levels else plan
 

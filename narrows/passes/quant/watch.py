@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from narrows.ir.meta import Meta
+from narrows.ir.meta import Meta, shape_of
+from narrows.ir.ops.args import arguments
 from narrows.ir.program import Note, Program
 from narrows.passes.quant.batches import batches
 from narrows.passes.quant.merges import without_masks
@@ -37,33 +38,74 @@ class Watch:
     ) -> None:
         self.found, self.parts = found, parts
         self.merged = {} if merged is None else merged
-        self.histograms = {n: Histogram() for n in found.sites}
+        self._own = {n: Histogram() for n in found.sites}
+        self.histograms = dict(self._own)
         held = {**parts.labels, **parts.single}
         kept = {n for n, _ in parts.sources} | (self.histograms.keys() & held.keys())
+        self._lent: set[Histogram] = set()  # filled where they belong
         self.held = {n: x for n in kept if isinstance(x := held[n], Labels)}
-        self.joined = {n: _apart(labels) for n, labels in self.held.items()}
+        self.joined = {n: self._apart(n, labels) for n, labels in self.held.items()}
         inner = {x for each in self.merged.values() for x in each}
         self.beside = {x: self.histograms.get(x, Histogram()) for x in inner}
+        for histogram in self.beside.values():
+            histogram.whole = True  # a mask is told by what it does not hold
         self.energies: dict[fx.Node, Tensor] = {}
-        self.layers = {found.forms[n].operands(n)[0]: 0 for n in found.layers()}
+        self.layers: dict[fx.Node, set[int]] = {}  # what layers read, and along which axes
+        for node in found.layers():
+            operand = found.forms[node].operands(node)[0]
+            self.layers.setdefault(operand, set()).add(summed_axis(found, node))
         self.totals: dict[tuple[fx.Node, int], Tensor] = {}
         self.seen: dict[tuple[fx.Node, int], int] = {}
         self._observed = {*self.histograms, *self.layers, *self.joined, *self.beside}
 
-    def run(self, program: Program, data: Iterable[Any] | None) -> int:
-        """Run the program on all data; return how many batches there were."""
+    def _apart(self, node: fx.Node, labels: Labels) -> dict[int, tuple[Tensor, Histogram]]:
+        """Return per part of a tensor its places and its histogram: a new one to fill, or that of
+        the very tensor that is joined here."""
+        along = torch.tensor(labels.along)
+        return {
+            label: ((along == label).nonzero().flatten(), self._lend(node, label))
+            for label in sorted(set(labels.along) - {NOTHING})
+        }
+
+    def _lend(self, node: fx.Node, label: int) -> Histogram:
+        cat, index = self.parts.sources[label - 1]
+        operand = arguments(cat)["tensors"][index]
+        if node is not cat or operand in self.held or operand not in self.histograms:
+            return Histogram()
+        self._lent.add(self.histograms[operand])
+        return self.histograms[operand]
+
+    def run(
+        self,
+        program: Program,
+        data: Iterable[Any] | None,
+        hold_back: Callable[[list[Any]], list[Any] | None] | None = None,
+    ) -> int:
+        """Run the program on all data, or on what ``hold_back`` leaves of each batch; return how
+        many batches there were."""
         count = 0
         for flat in batches(program, data, "calibrating"):
-            with torch.no_grad():
-                program.run_flat(flat, observe=self._observe)
             count += 1
+            left = flat if hold_back is None else hold_back(flat)
+            if left is not None:
+                self.take(program, left)
+        self.settle()
+        return count
+
+    def take(self, program: Program, flat: list[Any]) -> None:
+        """Run the program on one batch; `settle` comes after the last."""
+        with torch.no_grad():
+            program.run_flat(flat, observe=self._observe)
+
+    def settle(self) -> None:
+        """Put together what was seen of parts and masks. More may be seen, and settled again."""
+        self.histograms = dict(self._own)
         for node in self.histograms.keys() & self.joined.keys():
             each = (h for _, h in self.joined[node].values())
             made = functools.reduce(Histogram.joined, each)
             self.histograms[node] = made
             self.beside |= {node: made} if node in self.beside else {}
         self.histograms |= without_masks(self.found, self.merged, self.histograms, self.beside)
-        return count
 
     def _observe(self, node: fx.Node, value: Any) -> None:
         if node not in self._observed:
@@ -71,25 +113,22 @@ class Watch:
         if node in self.joined:
             axis = self.held[node].axis
             for places, histogram in self.joined[node].values():
-                histogram.add(value.index_select(axis, places.to(value.device)))
-        elif node in self.histograms:
-            self.histograms[node].add(value)
+                if histogram not in self._lent:
+                    histogram.add(value.index_select(axis, places.to(value.device)))
+        elif node in self._own:
+            self._own[node].add(value)
         elif node in self.beside:
             self.beside[node].add(value)
         axis = 1 if value.dim() > 3 else value.dim() - 1
         free = Meta(node).dynamic  # batches may differ in size there
         if node in self.histograms and value.dim() > 1 and axis not in free:
-            other = [a for a in range(value.dim()) if a != axis]
-            found = value.detach().double().square().sum(other)
+            found = _along(value, axis, squared=True)
             self.energies[node] = self.energies.get(node, 0) + found
-        if node in self.layers and value.dim() > 1:
-            # Per channel of a convolution's input; the channels of a linear layer's come last.
-            for axis in {1, value.dim() - 1} - set(free):
-                other = [a for a in range(value.dim()) if a != axis]
-                total = value.detach().double().sum(other)
-                key = (node, axis)
-                self.totals[key] = self.totals.get(key, 0) + total
-                self.seen[key] = self.seen.get(key, 0) + value.numel() // total.numel()
+        for axis in self.layers.get(node, set()) - set(free):
+            total = _along(value, axis)
+            key = (node, axis)
+            self.totals[key] = self.totals.get(key, 0) + total
+            self.seen[key] = self.seen.get(key, 0) + value.numel() // total.numel()
 
     def mean_input(self, node: fx.Node, axis: int) -> Tensor | None:
         """Return the mean of a layer's input per channel, in float64."""
@@ -104,13 +143,32 @@ class Watch:
                 yield Note(node.name, "constant", text, 0, Meta(node).source)
 
 
-def _apart(labels: Labels) -> dict[int, tuple[Tensor, Histogram]]:
-    """Return per part of a tensor its places, and a histogram to fill."""
-    along = torch.tensor(labels.along)
-    return {
-        label: ((along == label).nonzero().flatten(), Histogram())
-        for label in sorted(set(labels.along) - {NOTHING})
-    }
+def summed_axis(found: Survey, layer: fx.Node) -> int:
+    """Return along which axis of its operand the channels lie that a layer sums over."""
+    weights = found.forms[layer].weights(layer)
+    assert weights is not None
+    if len(shape_of(weights.weight)) > 2:
+        return 1
+    return len(shape_of(found.forms[layer].operands(layer)[0])) - 1
 
 
-__all__ = ["Watch"]
+def _along(value: Tensor, axis: int, *, squared: bool = False) -> Tensor:
+    """Return the sums over all axes but one, of the numbers or of their squares.
+
+    Those of one sample are taken in its own dtype, and added up in float64.
+    """
+    value = value.detach()
+    value = value if value.is_floating_point() else value.float()
+    other = [a for a in range(1, value.dim()) if a != axis]
+    if not other:
+        each = value.double().square() if squared else value.double()
+    elif not squared:
+        each = value.sum(other).double()
+    elif axis == 1:
+        each = torch.linalg.vector_norm(value, dim=other).double().square()
+    else:
+        each = value.square().sum(other).double()
+    return each if axis == 0 else each.sum(0)
+
+
+__all__ = ["Watch", "summed_axis"]

@@ -117,7 +117,8 @@ def _rounded(
 
     Grids are those that it chooses with all of them at work.
     """
-    made = quantize(program, data, Quantization(weights=bits, activations=bits, first_last=None))
+    settings = Quantization(weights=bits, activations=bits, method="mse", first_last=None)
+    made = quantize(program, data, settings)
     grids[bits] = made.prepared
     floats = made.plan.floats.items()
     skipped |= {f"{bits} bits {name}": f"stays floating-point: {why}" for name, why in floats}

@@ -7,7 +7,7 @@ from typing import Any
 
 from narrows.errors import PlanUsageError
 from narrows.options import check_truths, number, option, whole
-from narrows.passes.plans.options import OUTPUTS
+from narrows.passes.plans.within import OUTPUTS
 
 RATIOS = (0.25, 0.5, 0.75)
 BITS = range(2, 9)

@@ -12,9 +12,8 @@ import torch
 from narrows.ir.program import Note, Program
 from narrows.passes.choosing.compensate import compensated
 from narrows.passes.choosing.compensations.base import Compensation, LayerWise, Task, Whole
-from narrows.passes.choosing.judged import Judged
+from narrows.passes.choosing.judged import Judged, worth
 from narrows.passes.choosing.statistics import Batch
-from narrows.passes.choosing.tolerance import worth
 from narrows.passes.sensing.jobs import Job, Masked, Rounded
 
 

@@ -133,12 +133,6 @@ class Graph:
         )
         return result
 
-    def split(
-        self, node: fx.Node, op: str, inputs: Sequence[str], outs: list[str], **attributes: Any
-    ) -> None:
-        """Add an operator with several results."""
-        self.nodes.append(helper.make_node(op, list(inputs), outs, name=node.name, **attributes))
-
     def cast(self, x: str, dtype: str, out: str = "") -> str:
         """Convert a value."""
         return self.add("Cast", [x], out, to=TYPES[dtype])

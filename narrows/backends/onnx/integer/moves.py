@@ -243,10 +243,16 @@ def _max_pool(graph: Graph, node: fx.Node) -> None:
             # So much padding runtimes refuse. A window of spread taps needs it only where it begins
             # within the tensor, and there both round alike.
             pads, ceil = padding * 2, 1
-    graph.add(
-        "MaxPool", [_first(graph, node)], node.name, kernel_shape=kernel, strides=stride, pads=pads,
-        dilations=dilation, ceil_mode=ceil,
-    )  # fmt: skip
+    how: dict[str, Any] = {"kernel_shape": kernel, "strides": stride, "pads": pads}
+    how |= {"dilations": dilation, "ceil_mode": ceil}
+    x = _first(graph, node)
+    if _rank(node) == axes + 2:
+        graph.add("MaxPool", [x], node.name, **how)
+        return
+    # One image without a batch axis, which torch pools and ONNX does not.
+    x = graph.reshape(x, [1, *graph.sizes(_source(node))], f"{node.name}.")
+    x = graph.add("MaxPool", [x], f"{node.name}.", **how)
+    graph.reshape(x, graph.sizes(node), node.name)
 
 
 @moves("upsample_nearest1d.vec", "upsample_nearest2d.vec", "upsample_nearest3d.vec")

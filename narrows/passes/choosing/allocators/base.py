@@ -6,11 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
-from narrows.errors import PlanUsageError
+import numpy as np
+
+from narrows.errors import PlanError, PlanUsageError
 from narrows.ir.program import Note
 from narrows.passes.choosing.allocators.corrected import corrected
 from narrows.passes.choosing.allocators.rounds import in_rounds
-from narrows.passes.choosing.budgets.base import Goal, Limit, nothing_to_cut, unreachable
+from narrows.passes.choosing.budgets.base import Goal, Limit, counted, nothing_to_cut, unreachable
 from narrows.passes.choosing.prepare import prepared
 from narrows.passes.plans.candidates import Candidates
 from narrows.passes.plans.plan import ChannelPlan
@@ -24,11 +26,13 @@ class Allocator(ABC):
         name: What it is called.
         paper: Where it is from.
         groups: Whether it asks for the groups that are named, whatever the budgets.
+        parallel: Whether it tries several plans at once, where the setting's executor runs jobs.
     """
 
     name: ClassVar[str]
     paper: ClassVar[str] = ""
     groups: ClassVar[bool] = False
+    parallel: ClassVar[bool] = False
 
     @abstractmethod
     def plan(self, setting: Setting, goals: Sequence[Goal]) -> ChannelPlan:
@@ -72,19 +76,46 @@ class ByWidths(Allocator):
         candidates = Candidates.of(setting, prepared(setting.program))
         limits = limits_of(candidates, goals)
         label = ", ".join(g.label for g in goals)
-        widths, lefts = corrected(candidates, limits, self.widths)
+        widths, lefts = corrected(candidates, limits, self._checked)
         made = candidates.plan(widths, f"{setting.options.criterion.name} {label}")
         return made.with_notes(told(candidates, limits, lefts))
+
+    def _checked(self, candidates: Candidates, limits: Sequence[Limit]) -> list[int]:
+        """Return the widths; `PlanError` unless there is one for each, and none is too small or
+        large, or they are not within the limits though some are."""
+        found = self.widths(candidates, limits)
+        ends = list(zip(candidates.least, candidates.full, strict=True))
+        whole = isinstance(found, Sequence | np.ndarray) and len(found) == len(ends)
+        if not whole or not all(
+            isinstance(w, int | np.integer) and le <= w <= full
+            for w, (le, full) in zip(found, ends, strict=True)
+        ):
+            raise PlanError(
+                f"the allocator {self.name!r} gives {found!r:.60} for {len(ends)} candidates",
+                why="each layer or coupling keeps a whole number of channels: "
+                + ", ".join(f"{le} to {full}" for le, full in ends[:5])
+                + (" ..." if len(ends) > 5 else ""),
+            )
+        widths = [int(w) for w in found]
+        over = next((x for x in limits if not x.goal.budget.slack and not x.meets(widths)), None)
+        if over is not None:
+            raise PlanError(
+                f"the allocator {self.name!r} leaves {over.left(widths):.3f} of the "
+                f"{over.goal.budget.unit}, and {over.goal.share:g} was asked for",
+                why="there are widths within it",
+            )
+        return widths
 
 
 def limits_of(candidates: Candidates, goals: Sequence[Goal]) -> list[Limit]:
     """Return goals in the units of their budgets; `PlanError` for one that cannot be met."""
     found = []
     for goal in goals:
-        whole = goal.budget.whole(candidates)
+        whole = counted(goal.budget, goal.budget.whole(candidates))
         if not whole:
             raise nothing_to_cut(goal.budget.name)
         limit = Limit(goal, whole * goal.share, whole, goal.budget.quick(candidates))
+        counted(goal.budget, limit.cost(candidates.least))
         if not goal.budget.slack and not limit.meets(candidates.least):
             least = limit.cost(candidates.least) / whole
             raise unreachable(

@@ -28,6 +28,7 @@ BUILTIN: dict[str, str] = {
     "uniform": f"{ROOM}.uniform:Uniform",
     "bisection": f"{ROOM}.bisection:Bisection",
     "knapsack": f"{ROOM}.knapsack:Knapsack",
+    "pagcp": f"{ROOM}.pagcp:Pagcp",
     "precropping": f"{ROOM}.precropping:PreCropping",
     "reward": f"{ROOM}.reward:Reward",
     "spdy": f"{ROOM}.spdy:Spdy",
@@ -45,8 +46,9 @@ def find(allocator: Any) -> Allocator:
 
 def usual(choosing: Choosing, costs: Costs | None, goals: Sequence[Goal]) -> Allocator:
     """Return the allocator for options that name none."""
-    name = goals[0].budget.name
-    if len(goals) == 1 and (name == "latency" or (name == "measured" and costs is not None)):
+    budget = goals[0].budget
+    tabled = costs is not None and budget.name == "measured" and not getattr(budget, "samples", 0)
+    if len(goals) == 1 and (budget.name == "latency" or tabled):
         return find("ladder")
     summed = all(isinstance(goal.budget, Summed) for goal in goals)
     return find("descent" if summed and choosing.by_losses else "global")

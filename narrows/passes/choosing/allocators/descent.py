@@ -61,7 +61,12 @@ def descended(setting: Setting, steps: Sequence[Sequence[Goal]]) -> list[Channel
         steps: Per plan its goals, of the same budgets each time, the shares falling.
     """
     going = search(setting, Descent().summed(setting, steps[0]))
-    return [plan_of(setting, goals, going.to(*(g.share for g in goals))) for goals in steps]
+    plans = []
+    for goals in steps:
+        found = going.to(*(goal.share for goal in goals))
+        label = ", ".join(goal.label for goal in goals)
+        plans.append(plan_of(setting, label, goals[0].budget.unit, found))
+    return plans
 
 
 def search(setting: Setting, budgets: Sequence[Summed]) -> Search:
@@ -85,15 +90,20 @@ def search(setting: Setting, budgets: Sequence[Summed]) -> Search:
     )  # fmt: skip
 
 
-def plan_of(setting: Setting, goals: Sequence[Goal], found: Chosen) -> ChannelPlan:
-    """Return the plan of what a search has come to, with how it got there."""
-    name = setting.program.name
-    label = ", ".join(g.label for g in goals)
+def plan_of(setting: Setting, label: str, unit: str, found: Chosen) -> ChannelPlan:
+    """Return the plan of what a search has come to, with how it got there.
+
+    Args:
+        setting: The setting.
+        label: What the plan's reasons say.
+        unit: What is counted of what falls.
+        found: What the search has come to.
+    """
     made = ChannelPlan.given(setting.program, found.keep_inputs(), None, label)
     curve = ", ".join(f"{left:.3f}: {far:.3g}" for left, far in found.curve)
-    unit = goals[0].budget.unit
     told = f"share of the {unit} left: divergence from the unpruned outputs, repaired: {curve}"
-    return (setting.plan | made).with_notes(Note(name, "curve", told), *found.reads.notes)
+    note = Note(setting.program.name, "curve", told)
+    return (setting.plan | made).with_notes(note, *found.reads.notes)
 
 
-__all__ = ["Descent", "descended"]
+__all__ = ["Descent", "descended", "plan_of", "search"]

@@ -35,6 +35,9 @@ class Ladder(Allocator):
         if isinstance(goal.budget, Measured) and setting.costs is None:
             why = "its steps are those of a cost table, and the target has none"
             raise self.refuse(goal, why, "allocator='global'")
+        if isinstance(goal.budget, Measured) and goal.budget.samples:
+            why = "its steps are those of a cost table, and a network is to be fitted in its place"
+            raise self.refuse(goal, why, "allocator='global', or no samples")
         if setting.choosing.by_losses:
             return in_rounds(setting, goals, self.once)
         return self.once(setting, goals)

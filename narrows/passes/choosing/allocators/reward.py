@@ -26,7 +26,8 @@ CHANGED = 0.3  # of a child's shares
 class Reward(ByWidths):
     """Shares per layer or coupling are bred: the reward is accuracy^a times efficiency^b.
 
-    Every child is scaled to the budgets, masked, and run. The accuracy is the likelihood of the
+    Every child is scaled to the budgets, masked, and run, those of a generation at once where an
+    executor runs several jobs. The accuracy is the likelihood of the
     network's own outputs over what it gives them itself, e to the minus divergence; the efficiency
     is how many times less than unpruned it costs. Needs data.
 
@@ -40,6 +41,8 @@ class Reward(ByWidths):
 
     name: ClassVar[str] = "reward"
     paper: ClassVar[str] = "Rewarded meta-pruning, 2023: reward with two coefficients, evolution"
+
+    parallel: ClassVar[bool] = True
 
     accuracy: float = 1.0
     efficiency: float = 0.1
@@ -63,24 +66,31 @@ class Reward(ByWidths):
         count = len(candidates.full)
         known: dict[tuple[int, ...], tuple[float, Floats]] = {}
 
-        def live(shares: Floats) -> None:
-            widths = tuple(_scaled(candidates, limits, shares))
-            if widths not in known and all(limit.meets(widths) for limit in limits):
+        def live(drawn: Sequence[Floats]) -> None:
+            new: dict[tuple[int, ...], Floats] = {}
+            for shares in drawn:
+                widths = tuple(_scaled(candidates, limits, shares))
+                if widths not in known and all(limit.meets(widths) for limit in limits):
+                    new.setdefault(widths, shares)
+            for (widths, shares), distance in zip(new.items(), far([*new]), strict=True):
                 left = math.prod(limit.left(widths) for limit in limits) ** (1 / len(limits))
-                reward = -self.accuracy * far(widths) - self.efficiency * math.log(left)
+                reward = -self.accuracy * distance - self.efficiency * math.log(left)
                 known[widths] = (reward, shares)
 
-        live(np.ones(count))
-        for _ in range(2 * self.population):
-            live(np.exp(-np.abs(generator.normal(0, 2 * SPREAD, count))))
+        first = (
+            -np.abs(generator.normal(0, 2 * SPREAD, count)) for _ in range(2 * self.population)
+        )
+        live([np.ones(count), *map(np.exp, first)])
         for turn in range(self.generations):
             best = sorted(known.values(), key=lambda found: -found[0])[: self.population]
+            children = []
             for _ in range(self.population if best else 0):
                 one, other = (best[int(generator.integers(len(best)))][1] for _ in range(2))
                 child = np.where(generator.random(count) < 0.5, one, other)
                 drawn = child * np.exp(generator.normal(0, SPREAD, count))
                 changed = generator.random(count) < CHANGED
-                live(np.clip(np.where(changed, drawn, child), SMALLEST, 1.0))
+                children.append(np.clip(np.where(changed, drawn, child), SMALLEST, 1.0))
+            live(children)
             told = max((r for r, _ in known.values()), default=-math.inf)
             text = f"generation {turn + 1}: reward {math.exp(told):.4g}"
             candidates.setting.tell(text, turn + 1, self.generations)

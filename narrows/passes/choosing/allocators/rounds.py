@@ -11,6 +11,7 @@ from dataclasses import replace
 from glob import escape
 
 from narrows.passes.choosing.budgets.base import Goal
+from narrows.passes.choosing.compensations.least_squares import QUICK
 from narrows.passes.choosing.left import Left
 from narrows.passes.choosing.losses import Losses
 from narrows.passes.choosing.prepare import prepared
@@ -53,7 +54,7 @@ def in_rounds(
         made = once(now, steps)
         if turn < ROUNDS:
             left = Left.by(reads, made)
-            current = repaired(base, current, reads, left, parts, rows=ON_THE_WAY)
+            current = repaired(base, current, reads, left, parts, QUICK, rows=ON_THE_WAY)
         told = ", ".join(f"{step.share:.3f} of the {step.budget.name}" for step in steps)
         setting.tell(f"round {turn} of {ROUNDS}: {told}", turn, ROUNDS)
     return replace(made, fingerprint=fingerprint(setting.program)).with_notes(*reads.notes)

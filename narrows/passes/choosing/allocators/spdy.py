@@ -40,7 +40,7 @@ class Spdy(ByWidths):
         curves, generator = candidates.lost, np.random.default_rng(self.seed)
         factors = np.zeros(len(curves))  # of two, as powers
         best = [*packed(candidates, limits, curves)]
-        least, tried = far(best), {tuple(best)}
+        (least,), tried = far([best]), {tuple(best)}
         for turn in range(self.tries):
             changed = generator.random(len(curves)) < max(0.1, 1 - turn / self.tries)
             drawn = np.where(changed, factors + generator.normal(0, 1, len(curves)), factors)
@@ -50,7 +50,7 @@ class Spdy(ByWidths):
             if tuple(found) in tried:
                 continue
             tried.add(tuple(found))
-            distance = far(found)
+            (distance,) = far([found])
             if distance < least:
                 best, least, factors = found, distance, drawn
         return best

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
-from narrows.errors import PlanError, PlanUsageError
+from narrows.errors import PlanError, PlanUsageError, UnreachableError
+from narrows.ir.program import Program
 from narrows.passes.choosing.reads import Floats, Reads
+from narrows.passes.choosing.statistics import Batch
 from narrows.passes.plans.candidates import Candidates, Widths
+from narrows.passes.plans.homing import ROUNDING
+from narrows.passes.plans.setting import Setting
 
-SLACK = 1e-9  # of a limit: rounding
+SLACK = ROUNDING  # of a limit
 
 
 class Budget(ABC):
@@ -53,6 +58,46 @@ class Budget(ABC):
     def quick(self, candidates: Candidates) -> Callable[[Widths], float]:
         """Return a function that gives widths about the number of `of`, and thousands a second."""
         return lambda widths: self.of(candidates, widths)
+
+    def lacking(self, setting: Setting) -> PlanUsageError | None:
+        """Return the error where the setting lacks what it needs; asked before anything is done."""
+        return None
+
+
+class Lost(Budget):
+    """What the outputs lose, in a unit of its own: what may be lost says how much may go.
+
+    It is looked at once the weights that are left make up for what is gone, where there is data to
+    find them by (`narrows.passes.choosing.tolerance`).
+
+    Attributes:
+        most: The most that there is to lose.
+    """
+
+    most: ClassVar[float] = math.inf
+
+    @abstractmethod
+    def held_out(self, setting: Setting) -> bool:
+        """Whether it is told by a part of the data, which has to be kept out of the search then."""
+
+    @abstractmethod
+    def judge(self, setting: Setting, held: Sequence[Batch]) -> Callable[[Program], float]:
+        """Return a function that says what a program has lost.
+
+        Args:
+            setting: The setting.
+            held: Flat inputs, batch by batch, that nothing was chosen or solved for by.
+        """
+
+    def of(self, candidates: Candidates, widths: Widths) -> float:
+        """Return what the masked program has lost, on all of the data."""
+        setting = candidates.setting
+        held = setting.batches() if self.held_out(setting) else []
+        return self.judge(setting, held)(candidates.plan(widths, self.name).masked(setting.program))
+
+    def whole(self, candidates: Candidates) -> float:
+        """Return 0."""
+        return 0.0
 
 
 class Summed(Budget):
@@ -111,7 +156,8 @@ class Goal:
 
     Attributes:
         budget: The budget.
-        share: The share of what the unpruned program costs, above 0 and up to 1.
+        share: The share of what the unpruned program costs, above 0 and up to 1; of what is `Lost`
+            how much, in its unit.
     """
 
     budget: Budget
@@ -150,7 +196,7 @@ class Limit:
 
 def unreachable(
     name: str, share: float, least: float, constrained: bool, why: str = ""
-) -> PlanError:
+) -> UnreachableError:
     """Return the error for a goal that cannot be met.
 
     Args:
@@ -160,12 +206,21 @@ def unreachable(
         constrained: Whether whole couplings go.
         why: What binds, if more is known than that every layer keeps a channel.
     """
-    named = "" if name in ("macs", "params") else f" of {name}"
-    return PlanError(
-        f"a budget{named} of {share:g} cannot be met: {least:.3f} is the least",
+    return UnreachableError(
+        f"a budget of {name} of {share:g} cannot be met: {least:.3f} is the least",
         why=why or "every layer keeps a channel, and what inputs and outputs need stays",
         hint="a larger budget" + (", or constrained=False" if constrained else ""),
     )
+
+
+def counted(budget: Budget, number: Any) -> float:
+    """Return what a budget counted; `PlanError` unless it is a finite number of at least 0."""
+    if not isinstance(number, int | float | np.number) or not 0 <= number < math.inf:
+        raise PlanError(
+            f"the budget {budget.name!r} counts {number!r:.40}",
+            why="what a program costs is a finite number of at least 0",
+        )
+    return float(number)
 
 
 def nothing_to_cut(name: str) -> PlanUsageError:
@@ -177,4 +232,6 @@ def nothing_to_cut(name: str) -> PlanUsageError:
     )
 
 
-__all__ = ["Budget", "Goal", "Limit", "Part", "Summed", "nothing_to_cut", "unreachable"]
+__all__ = [
+    "Budget", "Goal", "Limit", "Lost", "Part", "Summed", "counted", "nothing_to_cut", "unreachable",
+]  # fmt: skip

@@ -23,6 +23,8 @@ BUILTIN: dict[str, str] = {
     "memory": f"{ROOM}.memory:Memory",
     "latency": f"{ROOM}.latency:Latency",
     "measured": f"{ROOM}.measured:Measured",
+    "accuracy_drop": f"{ROOM}.accuracy_drop:AccuracyDrop",
+    "divergence": f"{ROOM}.divergence:FarOutputs",
 }
 
 BUDGETS = Catalog(Registry("budget", "narrows.budgets", BUILTIN, PlanError, PlanUsageError))

@@ -35,19 +35,27 @@ class Latency(Budget):
         """Return the seconds predicted for the unpruned program."""
         return aim(candidates.setting).seconds(candidates.setting.program)
 
+    def lacking(self, setting: Setting) -> PlanUsageError | None:
+        """Return the error where there are no costs."""
+        return targetless(self.name, "latency=0.8") if setting.costs is None else None
+
     def quick(self, candidates: Candidates) -> Callable[[Widths], float]:
         """Return the seconds of a model that keeps every operator as it is computed now."""
         return modelled(candidates)
 
 
 def aim(setting: Setting, share: float = 1.0) -> Aim:
-    """Return a share of the latency by the setting's costs; `PlanUsageError` without any."""
-    if setting.costs is None:
-        raise PlanUsageError(
-            "a latency is one of a target, and none is named",
-            hint='narrows.plan(program, latency=0.8, target="onnx")',
-        )
+    """Return a share of the latency by the setting's costs, which are there (`lacking`)."""
+    assert setting.costs is not None
     return Aim(float(share), setting.costs, setting.examples)
+
+
+def targetless(name: str, asked: str) -> PlanUsageError:
+    """Return the error for a budget of a target where none is named."""
+    return PlanUsageError(
+        f"a budget of {name} is one of a target, and none is named",
+        hint=f'narrows.plan(program, {asked}, target="onnx")',
+    )
 
 
 def modelled(candidates: Candidates) -> Callable[[Widths], float]:
@@ -70,4 +78,4 @@ def modelled(candidates: Candidates) -> Callable[[Widths], float]:
     return seconds
 
 
-__all__ = ["Latency", "aim", "modelled"]
+__all__ = ["Latency", "aim", "modelled", "targetless"]

@@ -8,8 +8,9 @@ from typing import ClassVar
 
 from narrows.errors import PlanUsageError
 from narrows.ir.program import Program
-from narrows.passes.choosing.budgets.base import Budget
-from narrows.passes.choosing.budgets.latency import aim, modelled
+from narrows.passes.choosing.budgets.base import Budget, counted
+from narrows.passes.choosing.budgets.latency import aim, modelled, targetless
+from narrows.passes.choosing.budgets.predictor import LEAST, drawn, fitted
 from narrows.passes.plans.candidates import Candidates, Widths
 from narrows.passes.plans.setting import Setting
 from narrows.passes.pruning.form import emit
@@ -27,6 +28,9 @@ class Measured(Budget):
     Attributes:
         bits: In how many bits the program is held, as `narrows.quantize` does it; floating-point
             unless given.
+        samples: How many widths are drawn and measured beforehand; a small network that is fitted
+            to them says where to look then (`narrows.passes.choosing.budgets.predictor`).
+        seed: Of the draws.
     """
 
     name: ClassVar[str] = "measured"
@@ -36,6 +40,18 @@ class Measured(Budget):
     slack: ClassVar[float] = 0.05
 
     bits: int | None = None
+    samples: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.samples != 0 and not self.samples >= LEAST:
+            raise PlanUsageError(
+                f"samples is a number of at least {LEAST}, got {self.samples!r}",
+                why="a network is fitted to so many measurements",
+                hint="measured{samples=32}",
+            )
+        if self.seed and not self.samples:
+            raise PlanUsageError("seed has no effect without samples", hint="measured{samples=32}")
 
     def of(self, candidates: Candidates, widths: Widths) -> float:
         """Return the time over the unpruned program's."""
@@ -49,8 +65,15 @@ class Measured(Budget):
         """Return 1."""
         return 1.0
 
+    def lacking(self, setting: Setting) -> PlanUsageError | None:
+        """Return the error where no target is named."""
+        hint = 'limits={"measured": 0.8}'
+        return targetless(self.name, hint) if setting.clock is None else None
+
     def quick(self, candidates: Candidates) -> Callable[[Widths], float]:
         """Return the share that is predicted."""
+        if self.samples:
+            return self._learned(candidates)
         if candidates.setting.costs is None:
             reads = candidates.reads
             full = reads.whole(reads.macs)
@@ -59,14 +82,20 @@ class Measured(Budget):
         full = seconds(candidates.full)
         return lambda widths: seconds(widths) / full
 
+    def _learned(self, candidates: Candidates) -> Callable[[Widths], float]:
+        """Return the share that a network expects, fitted to widths that are measured."""
+        setting = candidates.setting
+        widths = drawn(candidates.full, candidates.least, self.samples, self.seed)
+        times = []
+        for turn, own in enumerate(widths, 1):
+            times.append(counted(self, self.of(candidates, own)))
+            setting.tell(f"measured: {times[-1]:.3f} of the time", turn, len(widths))
+        return fitted(candidates.full, widths, times, self.seed)
+
     def clock(self, setting: Setting) -> Callable[[Program], float]:
-        """Return what times a program; `PlanUsageError` where no target is named."""
+        """Return what times a program on the target, which is named (`lacking`)."""
         clock = setting.clock
-        if clock is None:
-            raise PlanUsageError(
-                "a measured latency is one of a target, and none is named",
-                hint='narrows.plan(program, limits={"measured": 0.8}, target="onnx")',
-            )
+        assert clock is not None
         return lambda program: clock(program, self.bits)
 
 

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from narrows.errors import PlanError, users_code
 from narrows.ir.labels import Bools
 from narrows.ir.program import Note, Program
 from narrows.passes.choosing.left import Left
@@ -49,6 +50,9 @@ class LayerWise(Protocol):
         name: What the command line calls it.
         reads_pruned: Whether a layer is told what the pruned network feeds it, or what the unpruned
             one does. With the former, what a layer makes has to make up for what was lost before.
+
+    One that has a number ``turns`` is asked again so often where a layer's result is clipped, with
+    the errors that the clip hides by then wanted as they are.
     """
 
     name: ClassVar[str]
@@ -57,6 +61,35 @@ class LayerWise(Protocol):
     def solve(self, sums: Sums) -> Tensor:
         """Return the weights, ``[groups, outputs, columns + 1]``, zero where columns are gone."""
         ...
+
+
+def solved(method: LayerWise, sums: Sums) -> Tensor:
+    """Return the weights that a compensation finds.
+
+    Raises:
+        PlanError: They are not as many as before, or not finite; or it fails.
+    """
+    with users_code(f"the compensation {method.name!r} failed", PlanError):
+        found = method.solve(sums)
+    if not isinstance(found, Tensor) or found.shape != sums.now.shape:
+        given = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise PlanError(
+            f"the compensation {method.name!r} gives weights of {given} for a layer of "
+            f"{list(sums.now.shape)}",
+            why="it finds the weights anew, [groups, outputs, columns + 1]",
+        )
+    refuse_infinite(method.name, found)
+    return found
+
+
+def refuse_infinite(name: str, weights: Tensor) -> None:
+    """Raise `PlanError` where a compensation gives weights that are not finite."""
+    if not weights.isfinite().all():
+        raise PlanError(
+            f"the compensation {name!r} gives weights that are not finite",
+            why="a network with them computes nothing",
+            hint="more data, or method='least-squares'",
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,4 +155,6 @@ class Whole(Protocol):
 Compensation = LayerWise | Whole
 
 
-__all__ = ["Compensation", "LayerWise", "Progress", "Sums", "Task", "Whole"]
+__all__ = [
+    "Compensation", "LayerWise", "Progress", "Sums", "Task", "Whole", "refuse_infinite", "solved",
+]  # fmt: skip

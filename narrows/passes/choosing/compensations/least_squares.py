@@ -22,6 +22,7 @@ class LeastSquares:
 
     Attributes:
         ridge: The share.
+        turns: How often it is solved again where a clip follows, for what comes out of the clip.
     """
 
     name: ClassVar[str] = "least-squares"
@@ -30,8 +31,14 @@ class LeastSquares:
     )
     reads_pruned: ClassVar[bool] = True
     ridge: float = 1e-3
+    turns: int = 3
 
     def __post_init__(self) -> None:
+        if self.turns < 0:
+            raise PlanUsageError(
+                f"{self.name} takes a number of turns from 0 on, got {self.turns!r}",
+                why="it is how often a layer is solved again",
+            )
         if not self.ridge > 0:
             raise PlanUsageError(
                 f"{self.name} takes a ridge above 0, got {self.ridge!r}",
@@ -56,7 +63,7 @@ class Symmetric(LeastSquares):
     """Solve for the weights that are left, from what the unpruned network feeds them.
 
     Attributes:
-        ridge: As for `LeastSquares`.
+        ridge, turns: As for `LeastSquares`.
     """
 
     name: ClassVar[str] = "symmetric"
@@ -64,5 +71,6 @@ class Symmetric(LeastSquares):
 
 
 LEAST_SQUARES = LeastSquares()
+QUICK = LeastSquares(turns=0)  # while a search is on its way
 
-__all__ = ["LEAST_SQUARES", "LeastSquares", "Symmetric"]
+__all__ = ["LEAST_SQUARES", "QUICK", "LeastSquares", "Symmetric"]

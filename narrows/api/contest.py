@@ -1,0 +1,284 @@
+"""The contest at the end of a compile: the forms predicted to be fastest are run, and the winner
+ships.
+
+A cost table predicts a form's time to some per cent, on the machine and in the numbers that it was
+measured for. So the best few by it, and always the unpruned form and that of the common mask, are
+made, tried on the target's runtime here and timed in turns. What wins is then compiled, checked and
+lowered like any form; the others leave their times in the manifest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from narrows.errors import NarrowsError, UsageError
+
+if TYPE_CHECKING:
+    from narrows.backends.base import Target
+    from narrows.ir.program import Program
+    from narrows.passes.legalize_reads import LegalizeReads
+    from narrows.passes.pipeline import Pipeline
+    from narrows.passes.pruning.rivals import Rival
+
+BEST = 3  # forms that are tried for their prediction's sake
+SECONDS = 0.4  # of timing
+LEVEL = (
+    0.01  # of a time: what is nearer to the fastest is level with it, and the prediction decides
+)
+# What the passes begin with that choose a form.
+FIRST = ("prune-channels", "legalize-reads", "align-channels", "reorder-channels")
+LARGEST = 1 << 28  # bytes of weights up to which forms are made to be timed
+
+CLOCK = time.thread_time  # tells the time that is measured
+
+Quantize = Callable[["Program"], "Program"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A form in a contest.
+
+    Attributes:
+        name: Its name (`narrows.passes.pruning.rivals`).
+        predicted: The seconds that the cost table has for it.
+        measured: The median of its seconds; ``None`` where it was not timed.
+        turns: How often it was timed.
+        failed: Why it was not timed.
+        same_as: The form that is the same program, if one was timed in its place.
+    """
+
+    name: str
+    predicted: float
+    measured: float | None = None
+    turns: int = 0
+    failed: str = ""
+    same_as: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON values, times in milliseconds."""
+        shown: dict[str, Any] = {"form": self.name, "predicted_ms": _ms(self.predicted)}
+        if self.measured is not None:
+            shown |= {"measured_ms": _ms(self.measured), "turns": self.turns}
+        shown |= {k: v for k in ("failed", "same_as") if (v := getattr(self, k))}
+        return shown
+
+
+@dataclass(frozen=True)
+class Contest:
+    """What a contest came to.
+
+    Attributes:
+        winner: The name of the form that ships.
+        entries: The forms, in the order of their predictions.
+        batch: The number of examples.
+        integers: Whether integer programs were timed.
+        why: Why nothing was timed, and the prediction stands.
+        seconds: How long it took, all in all.
+    """
+
+    winner: str
+    entries: tuple[Entry, ...] = ()
+    batch: int = 1
+    integers: bool = False
+    why: str = ""
+    seconds: float = 0.0
+
+    def entry(self, name: str) -> Entry | None:
+        """Return a form's entry, or that of the form that is the same program."""
+        found = next((e for e in self.entries if e.name == name), None)
+        return self.entry(found.same_as) if found is not None and found.same_as else found
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        if self.why:
+            return {"winner": self.winner, "why": self.why}
+        return {
+            "winner": self.winner,
+            "batch": self.batch,
+            "numbers": "integers" if self.integers else "floats",
+            "forms": [e.to_json() for e in self.entries],
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def decide(
+    program: Program,
+    passes: Pipeline,
+    target: Target,
+    *,
+    asked: bool | None = None,
+    quantize: Quantize | None = None,
+) -> tuple[Pipeline, Contest | None]:
+    """Return the passes that make the form to ship, and the contest that it won.
+
+    ``None`` where the passes choose no form: they know no costs, or nothing is pruned.
+
+    Args:
+        program: The captured program.
+        passes: The passes that make the form that is predicted to be fastest.
+        target: The target.
+        asked: Whether there is to be a contest; where there can be one unless given.
+        quantize: Makes integers of a form, if it is integers that ship.
+    """
+    if asked is False or not _is_usual(passes):
+        if asked:
+            raise UsageError(
+                "a contest would have no effect",
+                why="the passes do not choose among forms by a target's costs",
+                hint="compile for a target that has a cost table, as onnx has",
+            )
+        return passes, None
+    return _Ring(program, passes, target, quantize).decide(asked)
+
+
+def _is_usual(passes: Pipeline) -> bool:
+    """Whether the passes prune, choose a form by costs that nobody named, and order it."""
+    first = passes.passes[: len(FIRST)]
+    if tuple(p.name for p in first) != FIRST:
+        return False
+    chooser: Any = first[1]
+    return chooser.costs is not None and not chooser.form
+
+
+@dataclass(frozen=True)
+class _Ring:
+    """Where one contest takes place; the attributes are the arguments of `decide`."""
+
+    program: Program
+    passes: Pipeline
+    target: Target
+    quantize: Quantize | None
+
+    def decide(self, asked: bool | None) -> tuple[Pipeline, Contest | None]:
+        """Return what `decide` does."""
+        from narrows.ir.program import Pruning
+        from narrows.passes.forms.padding import padded
+        from narrows.passes.legalize_reads import table_of
+        from narrows.passes.pipeline import Pipeline
+        from narrows.passes.pruning.rivals import rivals
+
+        start = time.perf_counter()
+        costs = table_of(self.chooser.costs, self.chooser.name)
+        assert costs is not None
+        head = Pipeline(self.passes.passes[:1]).run(self.program).program
+        pruning = Pruning.of(head)
+        if pruning.untouched and padded(pruning, costs) is None:
+            return self.passes, None
+        ranked = rivals(pruning, costs, self.chooser.batch, fill=self.chooser.fill)
+        size = sum(t.nbytes for t in self.program.weights.values())
+        if size > LARGEST:
+            return self._predicted(
+                ranked, f"the weights are {size:,} bytes, too large to try", asked
+            )
+        entries = self._timed(contenders(ranked))
+        if entries is None:
+            why = f"the target {self.target.name} runs nothing at once here"
+            return self._predicted(ranked, why, asked)
+        timed = [e for e in entries if e.measured is not None]
+        if not timed:
+            return self._predicted(ranked, f"no form runs: {entries[0].failed}", asked)
+        best = min(e.measured for e in timed if e.measured is not None) * (1 + LEVEL)
+        winner = next(e for e in timed if e.measured is not None and e.measured <= best)
+        took = time.perf_counter() - start
+        integers = self.quantize is not None
+        result = Contest(winner.name, tuple(entries), self.chooser.batch, integers, "", took)
+        return self.with_form(winner.name), result
+
+    def _predicted(
+        self, ranked: Sequence[Rival], why: str, asked: bool | None
+    ) -> tuple[Pipeline, Contest]:
+        if asked:
+            raise UsageError("there can be no contest of forms", why=why, hint="leave it out")
+        return self.passes, Contest(ranked[0].name, why=why)
+
+    @property
+    def chooser(self) -> LegalizeReads:
+        """The pass that chooses a form."""
+        found: Any = self.passes.passes[1]
+        return found
+
+    def with_form(self, name: str) -> Pipeline:
+        """Return the passes that take one form."""
+        from narrows.passes.pipeline import Pipeline
+
+        passes = list(self.passes.passes)
+        passes[1] = dataclasses.replace(self.chooser, form=name)
+        return Pipeline(passes)
+
+    def _timed(self, ranked: Sequence[Rival]) -> list[Entry] | None:
+        """Return the forms with their times; ``None`` where the target runs none at once."""
+        from narrows.backends.timing import race
+
+        runs: dict[str, Callable[[], Any]] = {}
+        known: dict[Any, str] = {}
+        entries: list[Entry] = []
+        for rival in ranked:
+            made, entry = self._made(rival), Entry(rival.name, rival.seconds)
+            twin = known.setdefault(_likeness(made), rival.name)
+            if twin != rival.name:
+                entries.append(dataclasses.replace(entry, same_as=twin))
+                continue
+            try:
+                whole = made if self.quantize is None else self.quantize(made)
+                run = self.target.trial(whole, self.chooser.batch)
+            except NarrowsError as error:
+                entries.append(dataclasses.replace(entry, failed=error.what))
+                continue
+            if run is None:
+                return None
+            runs[rival.name] = run
+            entries.append(entry)
+        times = race(runs, SECONDS, CLOCK) if runs else {}
+        return [
+            dataclasses.replace(
+                e, measured=statistics.median(times[e.name]), turns=len(times[e.name])
+            )
+            if e.name in times
+            else e
+            for e in entries
+        ]
+
+    def _made(self, rival: Rival) -> Program:
+        """Return the program that the passes make of a form; it is the stages' own."""
+        from narrows.passes.forms.families import orders
+        from narrows.passes.pipeline import Pipeline
+        from narrows.passes.pruning.form import emit
+
+        whole = rival.whole
+        ordered = dataclasses.replace(whole.choices, order=orders(whole)[0])
+        rest = self.passes.passes[len(FIRST) :]
+        return Pipeline(rest).run(emit(whole.choose(ordered))).program
+
+
+def contenders(ranked: Sequence[Rival]) -> list[Rival]:
+    """Return who takes part: the best by prediction, the unpruned form and the common mask's best.
+
+    They are in the order of their predictions.
+    """
+    from narrows.passes.pruning.rivals import UNPRUNED
+
+    common = next((r for r in ranked if r.name.startswith("common")), None)
+    always = [r for r in ranked if r is common or r.name == UNPRUNED]
+    return [r for r in ranked if r in ranked[:BEST] or r in always]
+
+
+def _likeness(program: Program) -> Any:
+    """Return what is equal for programs that take the same time: operators, wiring, shapes."""
+    from narrows.ir.meta import shape_of
+
+    return tuple(
+        (n.name, str(n.target), shape_of(n), tuple(o.name for o in n.all_input_nodes))
+        for n in program.graph.nodes
+    )
+
+
+def _ms(seconds: float) -> float:
+    return float(f"{seconds * 1e3:.4g}")
+
+
+__all__ = ["Contest", "Entry", "contenders", "decide"]
