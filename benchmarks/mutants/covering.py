@@ -107,6 +107,17 @@ def _by_name(file: str, outer: list[ast.stmt], cover: Cover) -> list[str]:
     found = _naming(file, pattern, cover)
     if found:
         return found
+    # What only other statements of its module name is read with what they make.
+    more = names.union(*(_names(statement) for statement in _tree(file).body))
+    for wanted in (names, more):
+        found = _named_elsewhere(file, wanted, cover)
+        if found:
+            return found
+    return []
+
+
+def _named_elsewhere(file: str, names: set[str], cover: Cover) -> list[str]:
+    pattern = re.compile(rf"\b({'|'.join(map(re.escape, sorted(names)))})\b")
     others = (str(p.relative_to(ROOT)) for p in sorted((ROOT / "narrows").rglob("*.py")))
     return sorted({t for other in others if other != file for t in _naming(other, pattern, cover)})
 
