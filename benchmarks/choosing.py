@@ -16,6 +16,11 @@ left are solved for (`narrows.compensate`), which is always done for the first t
 ``allocator:uniform:couplings`` for whole couplings. ``onnx`` is a latency in place of
 multiply-accumulates, predicted for ONNX Runtime; the row in the file also says what it took there,
 over the unpruned network. ``cpu`` are all seconds, ``solved`` those of the compensation.
+
+``onnx:8`` is the same and then quantized to 8 bits, ``int8`` a latency that is predicted for
+integers, over the unpruned network in integers, and ``int8:measured`` one that is measured; with a
+budget of 1 both are quantized alone. Figure and ``took`` are of the integers, in ONNX Runtime; what
+they took is over the unpruned network in floats.
 """
 
 from __future__ import annotations
@@ -24,7 +29,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -38,6 +43,7 @@ from narrows.ir.program import Program
 from narrows.ir.workload import macs, works_of
 from narrows.passes.choosing.criteria.catalog import find, measures
 
+TIMED = ("onnx", "int8")  # a latency in place of multiply-accumulates
 METHODS = ("losses", "couplings", "l1+repair", "l1")
 BATCH = 32
 
@@ -64,46 +70,64 @@ def count(program: Program) -> int:
     return sum(macs(node, works) for node in program.graph.nodes if node.op == "call_function")
 
 
-def figure(case: Case, method: str, budget: float, data: list[Tensor]) -> dict[str, Any]:
-    """Return what a method keeps."""
-    start = time.process_time()
-    name, _, repair = method.partition("+")
+def chosen(case: Case, name: str, budget: float, data: list[Tensor]) -> Any:
+    """Return the plan of a method, without its repair."""
     kind, _, allocator = name.partition(":")
     allocator, _, couplings = allocator.partition(":")
     searched = kind in ("losses", "couplings", "allocator")
     if searched:
-        constrained = "couplings" in (kind, couplings)
-        plan = narrows.plan(
-            case.program, macs=budget, data=data, constrained=constrained,
+        return narrows.plan(
+            case.program, macs=budget, data=data, constrained="couplings" in (kind, couplings),
             allocator=allocator or None,
         )  # fmt: skip
-    elif kind == "onnx":
-        plan = narrows.plan(case.program, latency=budget, target="onnx", data=data)
-    else:
-        seen = data if measures(find(name)) else None
-        plan = narrows.plan(case.program, macs=budget, criterion=name, constrained=False, data=seen)
-    chosen = time.process_time()
-    made = case.program
-    repair = repair or ("repair" if searched or kind == "onnx" else "none")
-    if repair != "none":
+    if kind in TIMED:
+        limit = {"latency": budget}
+        if allocator == "measured":
+            limit = {"limits": {"measured{bits=8}": budget}}
+        return narrows.plan(
+            case.program, target="onnx", integers=kind == "int8", data=data, **limit
+        )
+    seen = data if measures(find(name)) else None
+    return narrows.plan(case.program, macs=budget, criterion=name, constrained=False, data=seen)
+
+
+def figure(case: Case, method: str, budget: float, data: list[Tensor]) -> dict[str, Any]:
+    """Return what a method keeps."""
+    start = time.process_time()
+    name, _, repair = method.partition("+")
+    kind = name.partition(":")[0]
+    integers = kind == "int8" or name == "onnx:8"
+    made, plan = case.program, None
+    if budget < 1:
+        plan = chosen(case, name, budget, data)
+    found = time.process_time()
+    usual = "repair" if kind in ("losses", "couplings", "allocator", *TIMED) else "none"
+    repair = repair or usual
+    if plan is not None and repair != "none":
         solve = "least-squares" if repair == "repair" else repair
         made = narrows.compensate(case.program, plan, data=data, method=solve)
     end = time.process_time()
-    masked = plan.masked(made)
-
-    def run(x: Tensor) -> Tensor:
-        return masked.run_flat([x])[0]
-
-    with torch.no_grad():
-        kept = case.measure(run)
     row = {
-        "figure": round(kept, 3), "share": round(share(made, plan), 4),
-        "cpu": round(end - start, 1), "solved": round(end - chosen, 1),
+        "share": round(1.0 if plan is None else share(made, plan), 4),
+        "cpu": round(end - start, 1), "solved": round(end - found, 1),
     }  # fmt: skip
-    if kind == "onnx":
-        took = Stopwatch(case.program, "onnx")
-        row["took"] = round(took(narrows.apply(made, plan, target="onnx")), 3)
-    return row
+    small = made
+    if kind in TIMED:
+        small = narrows.apply(made, plan, target="onnx", integers=integers)
+    if integers:
+        small = narrows.quantize(small, data).program
+    if kind in TIMED:
+        row["took"] = round(Stopwatch(case.program, "onnx")(small), 3)
+    runs = small if integers or plan is None else plan.masked(made)
+    return {**case.measure(runner(case, runs, integers)), **row}
+
+
+def runner(case: Case, program: Program, integers: bool) -> Callable[[Tensor], Tensor]:
+    """Return what runs a program: integers in ONNX Runtime, whose bits are the interpreter's."""
+    if not integers:
+        return lambda x: program.run_flat([x])[0]
+    artifact = narrows.lower(program, "onnx")
+    return lambda x: torch.from_numpy(artifact.run(x, threads=1))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -126,9 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     lines = []
     for name in arguments.models:
         case = Case(zoo, name, 512, arguments.tested)
-        full = results.row(
-            f"{name} {case.tested}", lambda c=case: {"figure": round(c.measure(c.model), 3)}
-        )
+        full = results.row(f"{name} {case.tested}", lambda c=case: c.measure(c.model))
         for budget in arguments.macs:
             for method in arguments.methods:
                 rows = []
@@ -146,9 +168,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                     name, f"{full['figure']:.2f}", f"{budget:g}", method,
                     " ".join(f"{value:.2f}" for value in found),
                     f"{max(row['share'] for row in rows):.3f}",
+                    " ".join(f"{row['took']:.3f}" for row in rows if "took" in row),
                     f"{max(row['cpu'] for row in rows):.0f}",
                 ])  # fmt: skip
-    header = ["network", "unpruned", "budget", "method", "per draw", "macs", "CPU seconds"]
+    header = ["network", "unpruned", "budget", "method", "per draw", "macs", "took", "CPU seconds"]
     print(table(header, lines))
     return 0
 

@@ -37,8 +37,8 @@ FUNCTIONS = {
     "sense": "(program, *, data, ratios=(0.25, 0.5, 0.75), criterion='l1', constrained=True, "
     "repair=None, bits=(), outputs='auto', evaluate=None, executor=None, jobs=None, cache=None, "
     "progress=None)",
-    "plan": "(program, keep_inputs=None, keep_outputs=None, *, target=None, executor=None, "
-    "jobs=None, progress=None, "
+    "plan": "(program, keep_inputs=None, keep_outputs=None, *, target=None, integers=False, "
+    "executor=None, jobs=None, progress=None, "
     "macs=None, params=None, latency=None, accuracy_drop=None, divergence=None, limits=None, "
     "groups=None, allocator=None, outputs='auto', zeros=True, criterion='l1', data=None, "
     "loss=None, ratio=None, evaluate=None, costs=None, batch=None, "

@@ -84,6 +84,7 @@ def plan(
     keep_outputs: Mapping[str, Any] | None = None,
     *,
     target: str | Target | None = None,
+    integers: bool = False,
     executor: str | Executor | None = None,
     jobs: int | None = None,
     progress: Progress | None = None,
@@ -132,6 +133,8 @@ def plan(
         target: The target whose measured costs a ``latency`` is predicted by. With a ``ratio``,
             channels are kept after all that the target has a place for anyway; with nothing but
             what may be lost, the latency on it falls, and not the multiply-accumulates.
+        integers: Whether the program is quantized next: the target's costs are then those of
+            operators in integers, of the unpruned program, too.
         executor: Where plans are tried that do not hang on one another, as those of one generation
             of ``allocator="reward"``: ``here``, ``processes``, ``ray``, or an `Executor`.
         jobs: How many run at once, what the executor has it unless given.
@@ -145,8 +148,10 @@ def plan(
     """
     choosing = gather(Choosing, locals())
     refuse_model(program, "plan")
+    if integers and target is None:
+        raise UsageError("integers would have no effect without a target", hint='target="onnx"')
     masks = {"keep_inputs": keep_inputs, "keep_outputs": keep_outputs}
-    return planned(program, masks, choosing, target, progress, executor, jobs)
+    return planned(program, masks, choosing, target, progress, executor, jobs, integers)
 
 
 def compensate(

@@ -231,6 +231,7 @@ def _planned(
         program,
         data=data,
         target=target if any(budget.timed for budget in found) else None,
+        integers=asked.bits is not None and any(budget.timed for budget in found),
         constrained=any(budget.coupled for budget in found),
         evaluate=evaluate if "accuracy_drop" in asked.budgets else None,
         progress=progress,

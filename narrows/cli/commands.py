@@ -181,8 +181,8 @@ def plan(arguments: argparse.Namespace) -> int:
     choosing = Choosing(**options)  # what is wrong with them shows before any work is done
     target = None if arguments.target is None else parse_target(arguments.target)
     program = capture_model(arguments)
-    runs = {"executor": arguments.executor, "jobs": arguments.jobs}
-    chosen = api.plan(program, target=target, **runs, **with_data(options, program))
+    where = {n: getattr(arguments, n) for n in ("integers", "executor", "jobs")}
+    chosen = api.plan(program, target=target, **where, **with_data(options, program))
     chosen.save(output)
     kept = {"inputs": _widths(chosen.inputs), "outputs": _widths(chosen.outputs)}
     if arguments.json:

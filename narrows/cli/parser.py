@@ -316,6 +316,11 @@ def _plan(commands: Any) -> None:
     command.add_argument(
         "-t", "--target", metavar="TARGET", help="the target that --latency is one of: onnx"
     )
+    command.add_argument(
+        "--integers",
+        action="store_true",
+        help="the program is quantized next: what operators of the target cost in integers counts",
+    )
     _choice(command)
     _executor(command)
 

@@ -156,3 +156,37 @@ def test_only_what_is_quantized_next_goes_by_it(monkeypatch: pytest.MonkeyPatch)
         narrows.apply(program, plan, integers=True)
     artifact = narrows.compile(network, x, plan, quantize=[x], check=False)
     assert integers in [note["message"] for note in artifact.notes]
+
+
+def test_a_latency_in_integers_is_one_of_the_unpruned_program_in_integers():
+    network = nn.Sequential(
+        nn.Conv2d(3, 48, 3), nn.ReLU(), nn.Conv2d(48, 64, 3), nn.ReLU(), nn.Conv2d(64, 20, 3)
+    ).eval()
+    x = torch.randn(2, 3, 16, 16)
+    program = narrows.capture(network, x)
+    plan = narrows.plan(program, latency=0.7, target="onnx", integers=True)
+    table = costs.TABLES.shipped()
+    small, whole = (
+        sum(seconds for _, seconds in table.predict(made, 1))
+        for made in (narrows.apply(program, plan, target="onnx", integers=True), program)
+    )
+    assert 0.5 < small / whole <= 0.7
+    (note,) = [n.message for n in plan.notes if n.reason == "latency"]
+    assert "onnxruntime-int8" in note
+    with pytest.raises(UsageError, match="integers would have no effect without a target"):
+        narrows.plan(program, macs=0.7, integers=True)
+
+
+def test_compressing_to_bits_aims_at_their_latency():
+    network = nn.Sequential(
+        nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 48, 3), nn.ReLU(), nn.Conv2d(48, 10, 3)
+    ).eval()
+    x = torch.randn(16, 3, 12, 12)
+
+    def told(bits: int | None) -> str:
+        made = narrows.compress(network, (x[:2],), data=[x], latency=0.8, bits=bits, check=False)
+        (message,) = [note["message"] for note in made.notes if note["reason"] == "latency"]
+        return message
+
+    assert "onnxruntime-int8" in told(8)
+    assert "onnxruntime-int8" not in told(None)
