@@ -199,16 +199,21 @@ class OnnxTarget(Target):
         return check(artifact, wanted, again, exact=whole)
 
     def _floats(self, program: Program, leaves: Leaves) -> Exported:
-        """Return the model of a float program, through ``torch.onnx``."""
+        """Return the model of a float program, written by rules, else through ``torch.onnx``."""
         from narrows.backends.onnx.blocks import dense, pack
-        from narrows.backends.onnx.export import export
+        from narrows.backends.onnx.export import Exported, export
+        from narrows.backends.onnx.floats import written
         from narrows.backends.onnx.simplify import simplify
         from narrows.backends.onnx.tidy import tidy
 
         whole, packed = dense(program)
         outputs = [whole.node(node.name) for node in leaves.computed]
-        exported = export(whole, outputs, self.opset)
-        model = exported.model
+        model = written(whole, outputs, self.opset)
+        if model is None:
+            exported = export(whole, outputs, self.opset)
+            model = exported.model
+        else:
+            exported = Exported(model, *leaves.specs(program))
         tidy(model, program.name, whole.weights)
         if self.simplify:
             model = simplify(model)

@@ -81,6 +81,16 @@ class Graph:
             self.constants[name] = numpy_helper.from_array(codes.astype(np.uint8), name)
         return name
 
+    def turned(self, node: fx.Node) -> str:
+        """Return a matrix with its rows as columns; of a weight it is a constant."""
+        if node.op != "get_attr":
+            return self.add("Transpose", [self.name(node)], f"{node.name}.", perm=[1, 0])
+        name = f"{node.target}.T"
+        if name not in self.constants:
+            array = self.tensor(node).detach().t().cpu().numpy()
+            self.constants[name] = numpy_helper.from_array(np.array(array, order="C"), name)
+        return name
+
     def tensor(self, node: fx.Node) -> Tensor:
         """Return the weight behind a ``get_attr`` node."""
         return self.program.tensor(node)
@@ -168,14 +178,33 @@ class Graph:
 
     # ------------------------------------------------------------------ the end
 
-    def model(self, inputs: list[fx.Node], outputs: list[fx.Node], opset: int) -> onnx.ModelProto:
-        """Return the model."""
+    def give(self, outputs: Sequence[fx.Node]) -> None:
+        """Give every result of the program its node's name."""
+        for node in outputs:
+            if self.name(node) != node.name:
+                self.add("Identity", [self.renamed.pop(node)], node.name)
+
+    def model(
+        self,
+        inputs: Sequence[fx.Node],
+        outputs: Sequence[fx.Node],
+        opset: int,
+        weights: Sequence[onnx.ValueInfoProto] = (),
+    ) -> onnx.ModelProto:
+        """Return the model.
+
+        Args:
+            inputs: The program's inputs.
+            outputs: The nodes that it returns.
+            opset: The version of the ONNX operators.
+            weights: Inputs that stand for weights.
+        """
         read = {name for node in self.nodes for name in node.input}
         results = {self.name(n) for n in outputs}
         graph = helper.make_graph(
             self.nodes,
             plain(self.program.name),
-            [_info(n, n.name) for n in inputs],
+            [*(_info(n, n.name) for n in inputs), *weights],
             [_info(n, self.name(n)) for n in outputs],
             [t for name, t in self.constants.items() if name in read | results],
         )

@@ -80,7 +80,7 @@ def lower(program: Program, outputs: list[fx.Node], form: str, opset: int) -> on
         else:
             _mover(node)(graph, node)
     inputs = [n for n in program.placeholders if shape_of(n) is not None]
-    _name_outputs(graph, outputs)
+    graph.give(outputs)
     return graph.model(inputs, outputs, opset)
 
 
@@ -134,13 +134,6 @@ def _check_exact(graph: Graph, node: fx.Node) -> None:
             f"float32, and its shift {int(by[channel])} lets it matter",
             'form="integer", or fewer bits for the weights of this layer',
         )
-
-
-def _name_outputs(graph: Graph, outputs: list[fx.Node]) -> None:
-    """Give every output a value of its own name, also where nothing had to be computed for it."""
-    for node in outputs:
-        if graph.name(node) != node.name:
-            graph.add("Identity", [graph.renamed.pop(node)], node.name)
 
 
 __all__ = ["FORMS", "lower"]
