@@ -24,8 +24,8 @@ FUNCTIONS = {
     "latency=None, accuracy_drop=None, divergence=None, limits=None, groups=None, allocator=None, "
     "outputs='auto', bits=None, compensation='least-squares', "
     "kwargs=None, dynamic_batch=True, name=None, check=True, progress=None)",
-    "family": "(program, *, data, macs=None, params=None, outputs='auto', constrained=True, "
-    "include=(), exclude=(), min_width=1, progress=None)",
+    "family": "(program, *, data, macs=None, params=None, allocator=None, outputs='auto', "
+    "constrained=True, include=(), exclude=(), min_width=1, progress=None)",
     "load": "(path, *, trust=False)",
     "lower": "(program, target='onnx', *, plan=None, **options)",
     "quantize": "(program, calibration=None, *, weights=8, activations=8, method='auto', "

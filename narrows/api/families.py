@@ -1,4 +1,4 @@
-"""`narrows.family`: plans for several budgets out of one descent."""
+"""`narrows.family`: plans for several budgets out of one search."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from narrows.passes.plans.options import Choosing
 
 if TYPE_CHECKING:
     from narrows.ir.program import Program
+    from narrows.passes.choosing.allocators.base import Allocator
     from narrows.passes.choosing.repair import Progress
     from narrows.passes.plans.plan import ChannelPlan
 
@@ -22,6 +23,7 @@ def family(
     data: Iterable[Any],
     macs: Sequence[float] | None = None,
     params: Sequence[float] | None = None,
+    allocator: str | Allocator | None = None,
     outputs: str = "auto",
     constrained: bool = True,
     include: str | Sequence[str] = (),
@@ -33,7 +35,8 @@ def family(
 
     One descent passes every larger budget on its way, so that all of them take little longer than
     the smallest alone. Each is the plan that `plan` makes of its budgets in steps through the
-    larger ones.
+    larger ones. With ``allocator="cacp"`` they are those of one policy, which is trained once and
+    asked for each budget; they need not lie within one another.
 
     >>> plans = narrows.family(program, macs=[0.9, 0.8, 0.7], data=[images], constrained=False)
     >>> small = [narrows.compensate(program, plan, data=[images]) for plan in plans]
@@ -43,6 +46,7 @@ def family(
         data: Batches of inputs like the real ones, without labels.
         macs: The shares of the multiply-accumulates that may be left, falling.
         params: The same of the weights. With both, each plan meets one of either.
+        allocator: ``descent`` or ``cacp``, or one of one's own that has ``family``.
         outputs, constrained, include, exclude, min_width: As for `plan`.
         progress: Called with what is done, how far it is and of how much.
 
@@ -66,8 +70,8 @@ def family(
             hint="data=[images]",
         )
     common: dict[str, Any] = {
-        "data": data, "outputs": outputs, "constrained": constrained, "include": include,
-        "exclude": exclude, "min_width": min_width,
+        "data": data, "allocator": allocator, "outputs": outputs, "constrained": constrained,
+        "include": include, "exclude": exclude, "min_width": min_width,
     }  # fmt: skip
     rows = zip(*shares.values(), strict=True)
     choosings = [Choosing(**common, **dict(zip(shares, row, strict=True))) for row in rows]

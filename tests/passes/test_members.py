@@ -30,7 +30,8 @@ BASIS = x_of(6, 3 * 36, seed=5)
 DATA = [(x_of(12, 6, seed=seed) @ BASIS).reshape(12, 3, 6, 6) for seed in (1, 2)]
 COSTS = Flat(byte=1e-14, call=0.0)  # all but the multiplications is next to nothing
 QUICK = {
-    "spdy": "spdy{tries=2}", "reward": "reward{population=2, generations=1}",
+    "cacp": "cacp{steps=1, pairs=2}", "spdy": "spdy{tries=2}",
+    "reward": "reward{population=2, generations=1}",
     "blocks": "blocks{steps=2}", "distill": "distill{steps=2}",
 }  # fmt: skip
 
@@ -56,7 +57,7 @@ def share_of_macs(program: Program, whole: Program) -> float:
 @pytest.mark.parametrize("data", [None, DATA], ids=["weights", "data"])
 @pytest.mark.parametrize("name", ALLOCATORS.providers())
 def test_every_allocator_meets_a_budget(program: Program, name: str, data: Any) -> None:
-    needs = name in ("descent", "pagcp", "reward", "spdy")
+    needs = name in ("cacp", "descent", "pagcp", "reward", "spdy")
     asked: dict[str, Any] = {"data": DATA if needs else data, "allocator": QUICK.get(name, name)}
     asked |= {"latency": 0.9, "costs": COSTS} if name == "ladder" else {"macs": 0.8}
     plan = narrows.plan(program, **asked)

@@ -22,7 +22,6 @@ from narrows.ir.program import Note, Program
 from narrows.ir.structure.layers import SIDES, layers_of
 from narrows.passes.choosing.allocators import catalog as allocators
 from narrows.passes.choosing.allocators.base import Allocator
-from narrows.passes.choosing.allocators.descent import descended
 from narrows.passes.choosing.budgets import catalog as budgets
 from narrows.passes.choosing.budgets.base import Budget, Goal, Lost, Part, Summed
 from narrows.passes.choosing.criteria.base import Remembered
@@ -127,16 +126,18 @@ def setting_of(
 def make_family(
     program: Program, choosings: Sequence[Choosing], progress: Progress | None = None
 ) -> list[ChannelPlan]:
-    """Return the plans of one descent, each within the one before.
+    """Return plans for several budgets, of one allocator that finds them together.
 
     Args:
         program: The program.
         choosings: Per plan the options, which differ in the shares of their budgets.
         progress: Told what is done, how far it is and of how much.
     """
-    setting = setting_of(program, None, None, choosings[0], progress)
+    first = replace(choosings[0], data=kept(choosings[0].data, CHOOSING))  # read more than once
+    setting = setting_of(program, None, None, first, progress)
     layers = layers_of(program)
-    made = descended(setting, [goals_of(choosing, layers) for choosing in choosings])
+    allocator = allocators.find(first.allocator or "descent")
+    made = allocator.family(setting, [goals_of(choosing, layers) for choosing in choosings])
     return [plan.with_notes(*hardly(program, plan, setting.options)) for plan in made]
 
 

@@ -43,6 +43,22 @@ class Allocator(ABC):
             PlanUsageError: It does not go with such a budget, or lacks data.
         """
 
+    def family(self, setting: Setting, steps: Sequence[Sequence[Goal]]) -> list[ChannelPlan]:
+        """Return plans for several budgets that cost little more than one.
+
+        Args:
+            setting: The setting, with data.
+            steps: Per plan its goals, of the same budgets each time, the shares falling.
+
+        Raises:
+            PlanUsageError: It makes plans one by one.
+        """
+        raise PlanUsageError(
+            f"the allocator {self.name!r} makes no family",
+            why="what it finds for one budget says nothing of another",
+            hint="leave it out, or allocator='cacp'; or a plan per budget",
+        )
+
     def refuse(self, goal: Goal, why: str, hint: str) -> PlanUsageError:
         """Return the error for a budget that it cannot go by."""
         what = f"the allocator {self.name!r} does not go by {goal.budget.name}"

@@ -21,6 +21,7 @@ from narrows.registry import Registry
 
 ROOM = "narrows.passes.choosing.allocators"
 BUILTIN: dict[str, str] = {
+    "cacp": f"{ROOM}.cacp:Cacp",
     "descent": f"{ROOM}.descent:Descent",
     "ladder": f"{ROOM}.ladder:Ladder",
     "global": f"{ROOM}.overall:Global",

@@ -34,7 +34,17 @@ class Descent(Allocator):
 
     def plan(self, setting: Setting, goals: Sequence[Goal]) -> ChannelPlan:
         """Return the plan of a search by what the outputs lose."""
-        return descended(setting, [goals])[0]
+        return self.family(setting, [goals])[0]
+
+    def family(self, setting: Setting, steps: Sequence[Sequence[Goal]]) -> list[ChannelPlan]:
+        """Return the plans that one search passes on its way down, each within the one before."""
+        going = search(setting, self.summed(setting, steps[0]))
+        plans = []
+        for goals in steps:
+            found = going.to(*(goal.share for goal in goals))
+            label = ", ".join(goal.label for goal in goals)
+            plans.append(plan_of(setting, label, goals[0].budget.unit, found))
+        return plans
 
     def summed(self, setting: Setting, goals: Sequence[Goal]) -> list[Summed]:
         """Return the budgets; an error for one that is no sum over layers."""
@@ -51,22 +61,6 @@ class Descent(Allocator):
                 hint="data=[images] and no criterion, or allocator='bisection'",
             )
         return found
-
-
-def descended(setting: Setting, steps: Sequence[Sequence[Goal]]) -> list[ChannelPlan]:
-    """Return the plans that one search passes on its way down, each within the one before.
-
-    Args:
-        setting: The setting, with data.
-        steps: Per plan its goals, of the same budgets each time, the shares falling.
-    """
-    going = search(setting, Descent().summed(setting, steps[0]))
-    plans = []
-    for goals in steps:
-        found = going.to(*(goal.share for goal in goals))
-        label = ", ".join(goal.label for goal in goals)
-        plans.append(plan_of(setting, label, goals[0].budget.unit, found))
-    return plans
 
 
 def search(setting: Setting, budgets: Sequence[Summed]) -> Search:
@@ -106,4 +100,4 @@ def plan_of(setting: Setting, label: str, unit: str, found: Chosen) -> ChannelPl
     return (setting.plan | made).with_notes(note, *found.reads.notes)
 
 
-__all__ = ["Descent", "descended", "plan_of", "search"]
+__all__ = ["Descent", "plan_of", "search"]

@@ -69,7 +69,7 @@ class Reward(ByWidths):
         def live(drawn: Sequence[Floats]) -> None:
             new: dict[tuple[int, ...], Floats] = {}
             for shares in drawn:
-                widths = tuple(_scaled(candidates, limits, shares))
+                widths = tuple(scaled(candidates, limits, shares))
                 if widths not in known and all(limit.meets(widths) for limit in limits):
                     new.setdefault(widths, shares)
             for (widths, shares), distance in zip(new.items(), far([*new]), strict=True):
@@ -99,7 +99,7 @@ class Reward(ByWidths):
         return list(max(known, key=lambda widths: known[widths][0]))
 
 
-def _scaled(candidates: Candidates, limits: Sequence[Limit], shares: Floats) -> list[int]:
+def scaled(candidates: Candidates, limits: Sequence[Limit], shares: Floats) -> list[int]:
     """Return widths in proportion to shares, as wide as the limits allow."""
     ends = list(zip(candidates.least, candidates.full, shares, strict=True))
     smallest = float(shares.min())
@@ -111,4 +111,4 @@ def _scaled(candidates: Candidates, limits: Sequence[Limit], shares: Floats) -> 
     return filled(candidates, limits, at(bisected(candidates, limits, at)))
 
 
-__all__ = ["Reward"]
+__all__ = ["Reward", "scaled"]
