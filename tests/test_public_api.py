@@ -33,7 +33,7 @@ FUNCTIONS = {
     "equalize=False, correct_bias=True, strict=False, levels=False, allow_lost=False, "
     "budget=None, checkpoint=None, loss=None, seed=None, plan=None, check=True, instruments=())",
     "quantize_weights": "(program, calibration=None, *, bits=4, group=32, groups='auto', "
-    "method='gptq', skip=())",
+    "method='gptq', activations='float', skip=())",
     "sense": "(program, *, data, ratios=(0.25, 0.5, 0.75), criterion='l1', constrained=True, "
     "repair=None, bits=(), outputs='auto', evaluate=None, executor=None, jobs=None, cache=None, "
     "progress=None)",

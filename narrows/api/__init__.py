@@ -361,12 +361,14 @@ def quantize_weights(
     group: int = 32,
     groups: str = "auto",
     method: str = "gptq",
+    activations: str = "float",
     skip: Iterable[str] = (),
 ) -> Program:
     """Return a program whose linear layers hold their weights in a few bits; all else stays
     floating-point.
 
     >>> smaller = narrows.quantize_weights(program, [tokens], bits=4)
+    >>> faster = narrows.quantize_weights(program, [tokens], bits=4, activations="dynamic")
     >>> artifact = narrows.lower(smaller)
 
     A scale and a zero point serve a group of weights. A weight that another operator reads, too,

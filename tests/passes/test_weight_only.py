@@ -9,13 +9,16 @@ import onnx
 import pytest
 import torch
 import torch.nn.functional as F
+from onnx import helper
 from torch import Tensor, nn
 
 import narrows
+from narrows.backends.leaves import Leaves
 from narrows.backends.onnx import blocks
+from narrows.backends.openvino.target import OpenvinoTarget
 from narrows.errors import NarrowsError, PassError, ProgramError, UsageError
 from narrows.ir.compare import relative_error
-from narrows.ir.integer.blocks import Blocks, dequantize_blocks
+from narrows.ir.integer.blocks import Blocks, dequantize_blocks, round_blocks
 from narrows.ir.program import Program
 from narrows.passes.quant.weight_only import gptq, nearest
 
@@ -196,7 +199,9 @@ def test_rounding_to_the_nearest_needs_no_data(program: Program) -> None:
     [
         ({"bits": 4, "group": 16, "groups": "input"}, 3),  # three groups: half a byte is left over
         ({"bits": 3, "group": 32, "groups": "input"}, 3),
-        ({"bits": 8, "group": 16, "groups": "input"}, 3),
+        ({"bits": 8, "group": 16, "groups": "input"}, 0),  # ten times as slow as floats
+        ({"bits": 8, "group": 16, "groups": "input", "activations": "dynamic"}, 3),
+        ({"bits": 3, "group": 32, "groups": "auto", "activations": "dynamic"}, 3),
         ({"bits": 4, "group": 24, "groups": "input"}, 0),
         ({"bits": 4, "group": 16, "groups": "output"}, 0),
         ({"bits": 8, "group": 36, "groups": "output"}, 0),
@@ -220,11 +225,62 @@ def test_onnx_holds_codes(
     assert relative_error(torch.from_numpy(artifact.run(x)), made(x)) < 1e-5
 
 
-def test_onnx_of_a_two_dimensional_input() -> None:
-    model = nn.Sequential(nn.Linear(32, 48), nn.ReLU(), nn.Linear(48, 64)).eval()
+@pytest.mark.parametrize("activations", ["float", "dynamic"])
+@pytest.mark.parametrize("simplify", [True, False])
+def test_onnx_of_a_two_dimensional_input(activations: str, simplify: bool) -> None:
+    model = nn.Sequential(nn.Linear(32, 48), nn.ReLU(), nn.Linear(48, 64, bias=False)).eval()
     program = narrows.capture(model, (torch.randn(2, 32),))
-    for groups in ("input", "output"):
-        narrows.lower(narrows.quantize_weights(program, method="nearest", groups=groups))
+    for groups in ("input", "output")[: 1 if activations == "dynamic" else 2]:
+        how = {"method": "nearest", "groups": groups, "activations": activations}
+        artifact = narrows.lower(narrows.quantize_weights(program, **how), simplify=simplify)
+        model_file = onnx.load(artifact.folder / "model.onnx")
+        kernels = [n for n in model_file.graph.node if n.op_type == "MatMulNBits"]
+        assert len(kernels) == (2 if groups == "input" else 0)
+        levels = [helper.get_node_attr_value(n, "accuracy_level") for n in kernels
+                  if activations == "dynamic"]  # fmt: skip
+        assert levels == [4] * len(levels)
+
+
+# ------------------------------------------------------------------ rounded, what is multiplied
+
+
+def test_what_is_multiplied_is_rounded_per_group() -> None:
+    x = torch.tensor([[1.0, -2.54, 0.011, 0.0, 127.0, 63.4, 0.0, 0.0, 0.0]])
+    # Groups of four: steps of 0.02, of 1; the last group has one number, and it is zero.
+    wanted = torch.tensor([[1.0, -2.54, 0.02, 0.0, 127.0, 63.0, 0.0, 0.0, 0.0]])
+    assert torch.allclose(round_blocks(x, 4), wanted, atol=1e-6)
+    assert torch.equal(round_blocks(torch.zeros(2, 0, 8), 4), torch.zeros(2, 0, 8))
+
+
+def test_layers_that_read_the_same_round_it_once(program: Program) -> None:
+    made = narrows.quantize_weights(program, method="nearest", group=16, activations="dynamic")
+    rounds = [n for n in made.graph.nodes if n.target is round_blocks]
+    assert len({n.args[0] for n in rounds}) == len(rounds)
+    error = relative_error(made(tokens(3)), program(tokens(3)))
+    plain = narrows.quantize_weights(program, method="nearest", group=16, groups="input")
+    assert 0 < relative_error(made(tokens(3)), plain(tokens(3))) < 0.05 < 10 * error
+
+
+def test_an_input_of_the_program_is_rounded(tmp_path: Any) -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(32, 16), nn.Linear(32, 16)
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return self.a(x) + self.b(y) * self.b(x)
+
+    x, y = torch.randn(2, 32), torch.randn(2, 32)
+    program = narrows.capture(Two().eval(), (x, y))
+    made = narrows.quantize_weights(program, method="nearest", bits=8, activations="dynamic")
+    artifact = narrows.lower(made)
+    assert relative_error(torch.from_numpy(artifact.run(x, y)), made(x, y)) < 1e-5
+
+
+def test_a_runtime_that_does_not_round_is_refused(program: Program) -> None:
+    made = narrows.quantize_weights(program, method="nearest", activations="dynamic")
+    with pytest.raises(NarrowsError, match="openvino does not round what coded weights multiply"):
+        OpenvinoTarget()._floats(made, Leaves.of(made))
 
 
 # ------------------------------------------------------------------ refused
@@ -241,6 +297,13 @@ def test_onnx_of_a_two_dimensional_input() -> None:
         ({"bits": 40, "calibration": [tokens()]}, UsageError, "bits goes from 2 to 8, got 40"),
         ({"group": 1, "calibration": [tokens()]}, UsageError, "group goes from 2 to"),
         ({"groups": "both", "calibration": [tokens()]}, UsageError, "groups is input, output"),
+        ({"activations": "int8"}, UsageError, "activations is float, dynamic, got 'int8'"),
+        (
+            {"activations": "dynamic", "groups": "output"},
+            UsageError,
+            "have no groups along",
+        ),
+        ({"activations": "dynamic", "group": 24}, UsageError, "dynamic activations take groups of"),
         ({"method": "rapq", "calibration": [tokens()]}, UsageError, "method is nearest, gptq"),
         ({"skip": ["zz"], "calibration": [tokens()]}, PassError, "'zz' matches no linear layer"),
         ({"skip": ["*"], "calibration": [tokens()]}, PassError, "has no linear layer"),

@@ -1,8 +1,11 @@
 """Coded weights of float programs in ONNX: stored as codes, with the scales of their groups.
 
-The exporter sees dense weights. Then each is replaced: by ONNX Runtime's ``MatMulNBits`` where its
-layout fits (groups along the inputs, of 16, 32, 64 ... weights), elsewhere by a few operators that
-decode it, which the runtime computes once when it loads the model.
+What writes the model sees dense weights, and numbers that are not rounded. Then each weight is
+replaced: by ONNX Runtime's ``MatMulNBits`` where its layout fits (groups along the inputs, of 16,
+32, 64 ... weights) and that is fast: of 4 bits, and of any number where what is multiplied is
+rounded to codes as well (accuracy level 4). Its kernel for 8 bits and floats takes up to ten times
+as long as a float product. So such weights, and others that do not fit, are decoded by a few
+operators, which the runtime computes once when it loads the model.
 """
 
 from __future__ import annotations
@@ -14,14 +17,16 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
-from torch import Tensor
+from torch import Tensor, fx
 
-from narrows.ir.integer.blocks import dequantize_blocks
+from narrows.errors import LowerError
+from narrows.ir.integer.blocks import dequantize_blocks, round_blocks
 from narrows.ir.meta import Meta, copy_meta, shape_of
 from narrows.ir.ops.args import arguments
 from narrows.ir.program import Program
 
 MICROSOFT = "com.microsoft"
+CODES = 4  # the accuracy level at which what is multiplied is rounded to codes
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,7 @@ class Packed:
     zero: Tensor
     axis: int
     group: int
+    rounded: bool = False  # whether what it multiplies is
 
     @property
     def bits(self) -> int:
@@ -41,13 +47,17 @@ class Packed:
 
     @property
     def fits(self) -> bool:
-        """Whether ``MatMulNBits`` has this layout."""
+        """Whether ``MatMulNBits`` has this layout, and is no slower than a float product."""
         power = self.group & (self.group - 1) == 0
-        return self.axis == 1 and power and 16 <= self.group <= 256
+        fast = self.rounded or self.bits == 4
+        return fast and self.axis == 1 and power and 16 <= self.group <= 256
 
 
 def dense(program: Program) -> tuple[Program, dict[str, Packed]]:
-    """Return the program with dense weights in place of coded ones, and those by name."""
+    """Return the program with dense weights in place of coded ones, and those by name.
+
+    What is rounded before it is multiplied is not; the weights say so.
+    """
     coded = [n for n in program.graph.nodes if n.target is dequantize_blocks]
     if not coded:
         return program, {}
@@ -59,7 +69,8 @@ def dense(program: Program) -> tuple[Program, dict[str, Packed]]:
         parts = [program.weights[str(args[k].target)] for k in ("codes", "scale", "zero")]
         name = str(args["codes"].target).removesuffix(".codes")
         codes, scale, zero = parts
-        packed[name] = Packed(codes, scale, zero, args["axis"], args["group"])
+        rounded = any(_reads_codes(reader) for reader in node.users)
+        packed[name] = Packed(codes, scale, zero, args["axis"], args["group"], rounded)
         weights[name] = dequantize_blocks(*parts, args["axis"], args["group"])
         with result.graph.inserting_before(node):
             made = result.graph.get_attr(name)
@@ -67,10 +78,17 @@ def dense(program: Program) -> tuple[Program, dict[str, Packed]]:
         Meta(made).shape, Meta(made).dtype = shape_of(node), weights[name].dtype
         node.replace_all_uses_with(made)
         result.graph.erase_node(node)
+    for node in [n for n in result.graph.nodes if n.target is round_blocks]:
+        node.replace_all_uses_with(node.args[0])
+        result.graph.erase_node(node)
     for node in [n for n in result.graph.nodes if n.op == "get_attr" and not n.users]:
         result.graph.erase_node(node)
     read = {str(n.target) for n in result.graph.nodes if n.op == "get_attr"}
     return result.seal().replace(weights={n: t for n, t in weights.items() if n in read}), packed
+
+
+def _reads_codes(layer: fx.Node) -> bool:
+    return arguments(layer)["input"].target is round_blocks
 
 
 def pack(model: Any, packed: dict[str, Packed]) -> Any:
@@ -94,17 +112,32 @@ def pack(model: Any, packed: dict[str, Packed]) -> Any:
 
 def _replace(graph: onnx.GraphProto, name: str, weight: Packed, turned: bool) -> None:
     readers = [n for n in graph.node if name in n.input]
-    multiplied = [
-        n for n in readers
-        if turned and weight.fits and n.op_type == "MatMul" and list(n.input).index(name) == 1
-    ]  # fmt: skip
+    multiplied = [n for n in readers if weight.fits and _multiplies(n, name, turned)]
+    if weight.rounded and len(multiplied) < len(readers):
+        other = next(n for n in readers if n not in multiplied)
+        raise LowerError(
+            f"what {name} multiplies cannot be rounded in ONNX",
+            where=other.name,
+            why=f"the weight is read by {other.op_type}, and only MatMulNBits rounds",
+            hint="quantize_weights(..., activations='float'), or skip this layer",
+        )
     if multiplied:
         names = _hold(graph, name, _matmul_constants(weight))
         for node in multiplied:
+            if len(node.input) == 3:
+                _add_bias(graph, node)
             _multiply(node, weight, names)
     if len(multiplied) < len(readers):
         for at, node in enumerate(_decoded(graph, name, weight, turned)):
             graph.node.insert(at, node)
+
+
+def _multiplies(node: onnx.NodeProto, name: str, turned: bool) -> bool:
+    """Whether a node is a product with a weight, plainly."""
+    how = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    plain = not turned and how.pop("transB", 0) == 1 and all(v == 1.0 for v in how.values())
+    fits = node.op_type == "MatMul" if turned else node.op_type == "Gemm" and plain
+    return fits and list(node.input).index(name) == 1
 
 
 def _hold(graph: onnx.GraphProto, name: str, constants: dict[str, np.ndarray]) -> list[str]:
@@ -115,12 +148,23 @@ def _hold(graph: onnx.GraphProto, name: str, constants: dict[str, np.ndarray]) -
     return names
 
 
+def _add_bias(graph: onnx.GraphProto, node: onnx.NodeProto) -> None:
+    """Take the bias of a ``Gemm`` into an operator of its own behind it."""
+    result, bias = node.output[0], node.input[2]
+    node.output[0] = node.name = f"{result}.product"
+    added = helper.make_node("Add", [node.output[0], bias], [result], name=result)
+    graph.node.insert(list(graph.node).index(node) + 1, added)
+
+
 def _multiply(node: onnx.NodeProto, weight: Packed, names: list[str]) -> None:
-    """Turn a ``MatMul`` into a ``MatMulNBits``."""
+    """Turn a ``MatMul`` or a ``Gemm`` into a ``MatMulNBits``."""
     node.op_type, node.domain = "MatMulNBits", MICROSOFT
     node.input[:] = [node.input[0], *names]
+    del node.attribute[:]
     out, width = weight.codes.shape
     sizes = {"K": width, "N": out, "bits": weight.bits, "block_size": weight.group}
+    if weight.rounded:
+        sizes["accuracy_level"] = CODES
     node.attribute.extend(helper.make_attribute(k, v) for k, v in sizes.items())
 
 

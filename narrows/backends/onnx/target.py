@@ -66,6 +66,7 @@ class OnnxTarget(Target):
     measuring: ClassVar[str] = "narrows.backends.onnx.costs"
     measuring_integers: ClassVar[str] = "narrows.backends.onnx.int8.costs"
     packages: ClassVar[tuple[str, ...]] = PACKAGES
+    rounds: ClassVar[bool] = True  # what coded weights multiply, where a program says so
     checking: ClassVar[str] = "run in ONNX Runtime against the program, batches of 1, 2 and 5"
 
     opset: int = 20
@@ -207,6 +208,12 @@ class OnnxTarget(Target):
         from narrows.backends.onnx.tidy import tidy
 
         whole, packed = dense(program)
+        if not self.rounds and any(weight.rounded for weight in packed.values()):
+            raise LowerError(
+                f"{self.name} does not round what coded weights multiply",
+                why="the program was made with activations='dynamic'",
+                hint="quantize_weights(..., activations='float'), or the target onnx",
+            )
         outputs = [whole.node(node.name) for node in leaves.computed]
         model = written(whole, outputs, self.opset)
         if model is None:

@@ -30,6 +30,7 @@ class OpenvinoTarget(OnnxTarget):
     measuring: ClassVar[str] = ""
     measuring_integers: ClassVar[str] = ""
     packages: ClassVar[tuple[str, ...]] = ("torch", "onnx", "openvino", "onnxscript", "onnxsim")
+    rounds: ClassVar[bool] = False
     checking: ClassVar[str] = "run in OpenVINO against the program, batches of 1, 2 and 5"
 
     def _warn(self, manifest: dict[str, Any], model: Any, whole: bool) -> None:

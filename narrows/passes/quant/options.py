@@ -41,6 +41,8 @@ PERCENTILE = 99.99
 LEARNED = ("budget", "checkpoint", "loss", "seed")  # the options of rapq alone
 AXES = {"input": (1,), "output": (0,), "auto": (1, 0)}  # along which groups of weights lie
 ROUNDED = ("nearest", "gptq")  # how weights alone are
+MULTIPLIED = ("float", "dynamic")  # by what
+SHARED_GROUPS = (16, 32, 64, 128, 256)  # of weights and of what they multiply
 
 Bits = int | Mapping[str, int]
 Codings = int | str | Mapping[str, int | str]
@@ -220,6 +222,9 @@ class WeightOnly:
             smaller error of its results.
         method: How weights are rounded. ``nearest``, or ``gptq``: the error of every rounded weight
             is made up for by those of the inputs that follow.
+        activations: What the layers multiply: numbers as they are, ``float``, or ``dynamic``, those
+            that 8-bit codes stand for, with a scale per group found when the program runs. Then
+            groups lie along the inputs, and have 16, 32, 64, 128 or 256 weights.
         skip: Globs of layers that stay floating-point.
     """
 
@@ -227,20 +232,49 @@ class WeightOnly:
     group: int = option(32, metavar="N", read=whole)
     groups: str = option("auto", choices=tuple(AXES))
     method: str = option("gptq", choices=ROUNDED)
+    activations: str = option("float", choices=MULTIPLIED)
     skip: tuple[str, ...] = option((), metavar="GLOB", many=True, read=several)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "skip", _globs(self.skip))
+        if self.activations not in MULTIPLIED:
+            raise UsageError(
+                f"activations is {', '.join(MULTIPLIED)}, got {self.activations!r}",
+                hint="narrows.quantize makes codes of activations beforehand",
+            )
+        self._check_dynamic()
         if self.groups not in tuple(AXES):
             raise UsageError(f"groups is {', '.join(AXES)}, got {self.groups!r}")
         if self.method not in ROUNDED:
             raise UsageError(f"method is {', '.join(ROUNDED)}, got {self.method!r}")
         check_groups(self.bits, self.group)
 
+    def _check_dynamic(self) -> None:
+        """Raise `UsageError` for groups in which no input can be rounded as the weights are."""
+        if self.activations != "dynamic":
+            return
+        if self.groups == "output":
+            raise UsageError(
+                "dynamic activations have no groups along the outputs",
+                why="a scale of the input serves the inputs that share a scale of the weight",
+                hint="groups='input', or activations='float'",
+            )
+        if self.group not in SHARED_GROUPS:
+            known = ", ".join(map(str, SHARED_GROUPS))
+            raise UsageError(
+                f"dynamic activations take groups of {known}, got {self.group!r}",
+                why="these are what runtimes have kernels for",
+            )
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """Along which axes of a weight its groups may lie."""
+        return AXES["input"] if self.activations == "dynamic" else AXES[self.groups]
+
     @property
     def needs_data(self) -> bool:
         """Whether the choice goes by the results of the layers."""
-        return self.method == "gptq" or self.groups == "auto"
+        return self.method == "gptq" or len(self.axes) > 1
 
     def check_data(
         self,

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, fx
 
 from narrows.errors import PassError, PassUsageError
-from narrows.ir.integer.blocks import Blocks, dequantize_blocks
+from narrows.ir.integer.blocks import Blocks, dequantize_blocks, round_blocks
 from narrows.ir.meta import Meta, copy_meta, shape_of, where
 from narrows.ir.ops import dialect
 from narrows.ir.ops.args import arguments, changed
 from narrows.ir.program import Note, Program
 from narrows.passes.quant.batches import batches
-from narrows.passes.quant.options import AXES, WeightOnly
+from narrows.passes.quant.options import WeightOnly
 from narrows.passes.quant.survey import SKIPPED, matches
 
 DAMPING = 0.01  # of the mean of the diagonal, so that GPTQ's matrix has an inverse
@@ -61,7 +61,7 @@ def quantize_weights(program: Program, data: Iterable[Any] | None, options: Weig
     """Return the program with coded weights; `narrows.quantize_weights` tells of the arguments."""
     options.check_data(data)
     bits, group = options.bits, options.group
-    choices = [Blocks(bits, group, axis) for axis in AXES[options.groups]]
+    choices = [Blocks(bits, group, axis) for axis in options.axes]
     layers, notes = _layers(program, options.skip)
     if not layers:
         raise PassError(
@@ -81,7 +81,7 @@ def quantize_weights(program: Program, data: Iterable[Any] | None, options: Weig
         along = ("output channels", "inputs")[best.blocks.axis]
         text = f"{bits} bits, groups of {group} {along}"
         notes.append(Note(name, "weights", text, 0, Meta(nodes[0]).source))
-    made = _rewritten(program, layers, found)
+    made = _rewritten(program, layers, found, options.activations == "dynamic")
     return made.replace(notes=(*made.notes, *notes))
 
 
@@ -225,10 +225,11 @@ def _inverse_factor(moment: Tensor) -> Tensor:
 
 
 def _rewritten(
-    program: Program, layers: dict[str, list[fx.Node]], found: dict[str, Coded]
+    program: Program, layers: dict[str, list[fx.Node]], found: dict[str, Coded], dynamic: bool
 ) -> Program:
-    """Return the program that reads codes."""
+    """Return the program that reads codes; of what weights multiply, too, if ``dynamic``."""
     result = program.copy()
+    rounded: dict[tuple[fx.Node, int], fx.Node] = {}
     weights = {n: t for n, t in program.weights.items() if n not in found}
     for name, coded in found.items():
         (old, *_) = (n for n in result.graph.nodes if n.op == "get_attr" and n.target == name)
@@ -251,6 +252,9 @@ def _rewritten(
         for reader in [n for n in result.graph.nodes if n.target is dialect.LINEAR]:
             if str(getattr(arguments(reader)["weight"], "target", "")) == name:
                 reader.args, reader.kwargs = changed(reader, {"weight": made})
+                if dynamic:
+                    x = _rounded(arguments(reader)["input"], coded.blocks.group, rounded)
+                    reader.args, reader.kwargs = changed(reader, {"input": x})
     for node in [n for n in result.graph.nodes if n.op == "get_attr" and not n.users]:
         result.graph.erase_node(node)
     added = {n for n in weights if n not in program.weights}
@@ -261,6 +265,20 @@ def _rewritten(
         aliases={a: n for a, n in program.aliases.items() if n in weights},
         origins={n: o for n, o in program.origins.items() if n in weights},
     )
+
+
+def _rounded(x: fx.Node, group: int, known: dict[tuple[fx.Node, int], fx.Node]) -> fx.Node:
+    """Return what a layer multiplies once it is rounded; layers that read the same share it."""
+    if (x, group) not in known:
+        first = next(n for n in x.graph.nodes if n.op == "call_function")
+        called = x.op == "call_function"
+        with x.graph.inserting_after(x) if called else x.graph.inserting_before(first):
+            made = x.graph.create_node(
+                "call_function", round_blocks, (x, group), name=f"{x.name}_rounded"
+            )
+        copy_meta(x, made)
+        known[x, group] = made
+    return known[x, group]
 
 
 __all__ = ["quantize_weights"]
