@@ -8,7 +8,8 @@ turns with the float model: thread CPU time, the median of the turns' ratios, an
 
 KIT is a folder with ``zoo.py``, which loads a Llama of 260,000 parameters (``load_stories260k``)
 and rows of tokens (``load_tinystories``). Calibrated on the first 16 rows, measured on the next
-ones. One line per number of bits, method and axis of the groups; the embedding, which is the head,
+ones. One line per number of bits, method and axis of the groups; with ``dynamic`` groups lie along the
+inputs, and what they multiply is rounded, too; the embedding, which is the head,
 too, stays floating-point.
 """
 
@@ -95,8 +96,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     found = [("32", "", "", f"{zoo.perplexity(program, rows)[1]:.4f}", "")]
     for bits in given.bits:
         for method in ("nearest", "gptq"):
-            for groups in ("input", "output", "auto"):
+            for groups in ("input", "output", "auto", "dynamic"):
                 how = {"bits": bits, "group": given.group, "groups": groups, "method": method}
+                if groups == "dynamic":
+                    how |= {"groups": "input", "activations": "dynamic"}
                 made = narrows.quantize_weights(program, calibration, **how)
                 axes = [n.message.endswith("channels") for n in made.notes if n.reason == "weights"]
                 score = f"{zoo.perplexity(made, rows)[1]:.4f}"

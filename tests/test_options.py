@@ -132,8 +132,10 @@ SPELLED = [
     (Quantization, "--method rapq --budget 20 --loss norm --seed 3 --checkpoint c.pt",
      {"method": "rapq", "budget": 20, "loss": "norm", "seed": 3, "checkpoint": "c.pt"}),
     (Quantization, "--method rapq --budget 10m", {"method": "rapq", "budget": "10m"}),
-    (WeightOnly, "--bits 3 --group 16 --groups input --method nearest --skip a",
-     {"bits": 3, "group": 16, "groups": "input", "method": "nearest", "skip": ("a",)}),
+    (WeightOnly, "--bits 3 --group 16 --groups input --method nearest --skip a"
+     " --activations dynamic",
+     {"bits": 3, "group": 16, "groups": "input", "method": "nearest", "skip": ("a",),
+      "activations": "dynamic"}),
 ]  # fmt: skip
 
 
