@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import narrows
-from benchmarks.machine import describe, table, write
+from benchmarks.machine import table, write
 from benchmarks.reorder.case import maskable, strongest
 from narrows.api import contest
 from narrows.api.passes import passes_for
@@ -41,8 +41,9 @@ def measured(program: Program, plan: Any, target: str, seconds: float) -> dict[s
         _, whole = contest.decide(program, passes, emitted)
     finally:
         contest.BEST, contest.SECONDS = usual
-    assert held is not None
-    assert whole is not None
+    if held is None or whole is None or held.why or whole.why:
+        why = next((c.why for c in (held, whole) if c is not None), "nothing is pruned")
+        raise SystemExit(f"no contest was held: {why}")
     forms = {e.name: entry for e in whole.entries if (entry := whole.entry(e.name)) is not None}
     return {
         "winner": held.winner, "seconds": held.seconds, "predicted": whole.entries[0].name,
@@ -94,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             results[f"{name} {amount:g}"] = found
             rows.append(line(name, amount, found))
             print("  ".join(rows[-1]), flush=True)
-            write(arguments.json, {"machine": describe(), "results": results})
+            write(arguments.json, results)
     print(table(HEADER, rows))
     return 0
 

@@ -9,35 +9,7 @@ import pytest
 
 from benchmarks import quantized_accuracy
 
-ZOO = """
-import torch
-from torch import nn
-
-MODELS = {"tiny": {"data": "cifar10"}}
-
-
-def images(n, seed):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(n, 3, 6, 6, generator=generator), torch.arange(n) % 4
-
-
-def load(name):
-    torch.manual_seed(0)
-    layers = nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 6, 3), nn.ReLU(), nn.Flatten()
-    return nn.Sequential(*layers, nn.Linear(24, 4)).eval()
-
-
-def load_cifar10_calib(n):
-    return images(n, 1)
-
-
-def load_cifar10_test(n):
-    return images(n, 2)
-
-
-def preprocess(name, x):
-    return x
-"""
+ZOO = Path(__file__).parent / "tiny_zoo"
 
 
 def test_rows_are_paired_image_by_image() -> None:
@@ -48,9 +20,8 @@ def test_rows_are_paired_image_by_image() -> None:
 
 
 def test_rows_are_kept(tmp_path: Path, monkeypatch, capsys) -> None:
-    (tmp_path / "zoo.py").write_text(ZOO)
     path = tmp_path / "accuracy.json"
-    words = ["--zoo", str(tmp_path), "--models", "tiny", "--bits", "4,4", "--samples", "32"]
+    words = ["--zoo", str(ZOO), "--models", "tiny", "--bits", "4,4", "--samples", "32"]
     words += ["--tested", "24", "--budget", "6", "--batch", "16", "--results", str(path)]
     assert quantized_accuracy.main(words) == 0
     table = capsys.readouterr().out
