@@ -9,79 +9,13 @@ from collections.abc import Sequence
 from dataclasses import InitVar, dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from narrows.errors import UsageError
 from narrows.ir.program import Program
+from narrows.passes.choosing.budgets.predictor import LatencyPredictor
 from narrows.training.checks import divisor
 from narrows.training.gates import Gates
 from narrows.training.masks import straight_through
-
-
-class LatencyPredictor(nn.Module):
-    """A small network from the open channels of every gate to the latency of the whole network.
-
-    It is fitted to measured pairs once, and then held fast. Widths and latencies are scaled by the
-    largest that it was fitted to.
-
-    Args:
-        gates: How many gates there are: the length of a vector of widths.
-        hidden: The width of its hidden layer.
-        seed: The seed of its weights.
-    """
-
-    widest: Tensor
-    slowest: Tensor
-
-    def __init__(self, gates: int, hidden: int = 32, seed: int = 0) -> None:
-        super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.net = nn.Sequential(nn.Linear(gates, hidden), nn.ReLU(), nn.Linear(hidden, 1))
-        self.register_buffer("widest", torch.zeros(gates))
-        self.register_buffer("slowest", torch.zeros(()))
-
-    def forward(self, widths: Tensor) -> Tensor:
-        """Return the latency of widths ``[..., gates]``, in the unit that it was fitted to."""
-        if not bool(self.slowest):
-            raise UsageError(
-                "the latency predictor has not been fitted",
-                where="LatencyPredictor",
-                why="it knows latencies from measured ones alone",
-                hint="predictor.fit(widths, latencies)",
-            )
-        return self.net(widths / self.widest)[..., 0] * self.slowest
-
-    def fit(self, widths: Tensor, latencies: Tensor, steps: int = 300, rate: float = 0.01) -> float:
-        """Fit it to measurements and return the mean relative error on them.
-
-        Args:
-            widths: ``[n, gates]``.
-            latencies: ``[n]``, above zero.
-            steps: How many steps of Adam over all measurements.
-            rate: The learning rate.
-        """
-        widths, latencies = widths.float(), latencies.float()
-        if widths.shape != (len(latencies), len(self.widest)) or not bool((latencies > 0).all()):
-            raise UsageError(
-                f"latencies of shape {list(latencies.shape)} do not fit widths of shape "
-                f"{list(widths.shape)}",
-                where="LatencyPredictor.fit",
-                why=f"it takes [n, {len(self.widest)}] widths and n latencies above zero",
-                hint="one row per measured network, one column per gate",
-            )
-        self.widest.copy_(widths.amax(0).clamp_min(1))
-        self.slowest.copy_(latencies.max())
-        self.requires_grad_(True)
-        optimizer = torch.optim.Adam(self.parameters(), rate)
-        for _ in range(steps):
-            optimizer.zero_grad()
-            F.mse_loss(self(widths) / self.slowest, latencies / self.slowest).backward()
-            optimizer.step()
-        self.requires_grad_(False)
-        with torch.no_grad():
-            return float(((self(widths) - latencies).abs() / latencies).mean())
 
 
 @dataclass(eq=False, repr=False, kw_only=True)

@@ -66,7 +66,7 @@ def test_a_predictor_is_fitted_to_what_was_measured(program: Program):
     samples = drawn(found.full, found.least, 24, 0)
     assert samples[:2] == [tuple(found.full), tuple(found.least)]
     whole = time(found.full)
-    expected = fitted(found.full, samples, [time(w) / whole for w in samples], 0)
+    expected = fitted(samples, [time(w) / whole for w in samples], 0)
     reads = found.reads
     other = drawn(found.full, found.least, 12, 1)[2:]
     true = np.array([time(w) / whole for w in other])

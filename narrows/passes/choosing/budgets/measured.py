@@ -90,7 +90,7 @@ class Measured(Budget):
         for turn, own in enumerate(widths, 1):
             times.append(counted(self, self.of(candidates, own)))
             setting.tell(f"measured: {times[-1]:.3f} of the time", turn, len(widths))
-        return fitted(candidates.full, widths, times, self.seed)
+        return fitted(widths, times, self.seed)
 
     def clock(self, setting: Setting) -> Callable[[Program], float]:
         """Return what times a program on the target, which is named (`lacking`)."""
