@@ -131,6 +131,89 @@ def test_what_another_reader_sees_is_not_hidden(other: str):
     assert clip_after(layer) == ((0.0, math.inf) if other == "relu" else ANYWHERE)
 
 
+class Read(nn.Module):
+    """A result that a gate, a sum and a ReLU follow, and what reads it besides."""
+
+    def __init__(self, also: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.squeeze = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.later, self.also = nn.Linear(8, 3), also
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.layer(x)
+        if self.also == "a sum":
+            return y.relu(), y + x
+        gate = torch.sigmoid(x if self.also in ("a ReLU", "a layer") else y)
+        if self.also in ("nothing but a block", "the block is returned"):
+            gate = torch.sigmoid(self.squeeze(y.clamp(-1, 1)))
+        product = y * gate
+        clipped = torch.relu(product + x)
+        others = {
+            "a ReLU": lambda: y.relu(),
+            "a layer": lambda: self.later(y),
+            "returned": lambda: y,
+            "a function": lambda: torch.tanh(y) * 2.0,
+            "the gate is returned": lambda: gate,
+            "the block is returned": lambda: gate,
+            "the product": lambda: torch.tanh(product),
+            "the sum, too": lambda: y + x,
+        }
+        return clipped, others.get(self.also, lambda: x)()
+
+
+ALSO = (
+    "a sum", "a ReLU", "a layer", "returned", "a function", "the gate is returned",
+    "the block is returned", "the product", "the sum, too",
+)  # fmt: skip
+
+
+def solved_twice(net: nn.Module) -> tuple[Tensor, Tensor]:
+    """Return a layer's weights, solved for what it makes and for what comes out of the clip."""
+    x = torch.randn(300, 8, dtype=torch.float64)
+    program = narrows.capture(net.eval().double(), (x[:2],))
+    plan = ChannelPlan.given(program, {"layer.weight": [0, 1, 2, 4, 5]})
+    made = (
+        narrows.compensate(program, plan, data=[x], method=LeastSquares(turns=turns))
+        for turns in (0, 3)
+    )
+    plain, again = (m.weights["layer.weight"] for m in made)
+    return plain, again
+
+
+@pytest.mark.parametrize("also", ALSO)
+def test_a_clip_behind_a_gate_hides_nothing_that_is_read_elsewhere(also: str):
+    plain, again = solved_twice(Read(also))
+    assert torch.equal(plain, again)
+
+
+@pytest.mark.parametrize("also", ["nothing", "nothing but a block"])
+def test_what_a_gate_alone_reads_is_solved_for_behind_the_clip(also: str):
+    plain, again = solved_twice(Read(also))
+    assert not torch.allclose(plain, again, rtol=1e-3)
+
+
+def test_what_a_sum_has_lost_is_not_made_up_for_where_the_result_is_read_elsewhere():
+    """The gated sum has lost some of its other operand; the result is returned as it is, too."""
+
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.layer = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            y = self.layer(x)
+            return y * torch.sigmoid(x) + self.first(x), y
+
+    x = torch.randn(300, 8, dtype=torch.float64)
+    net = Both().eval().double()
+    program = narrows.capture(net, (x[:2],))
+    plan = ChannelPlan.given(program, {"first.weight": [0, 1, 2]})
+    made = narrows.compensate(program, plan, data=[x])
+    assert torch.allclose(made.weights["layer.weight"], net.layer.weight, rtol=1e-6)
+
+
 def test_rows_that_do_not_fit_are_found_again(monkeypatch: pytest.MonkeyPatch):
     net = Clipped(nn.ReLU()).eval()
     x = torch.randn(64, 8)

@@ -34,25 +34,50 @@ class Sum:
 
 
 def sum_after(node: fx.Node) -> Sum | None:
-    """Return the sum that a layer's result goes into, at once or behind a gate."""
-    gate, shape = None, shape_of(node)
+    """Return the sum that a layer's result goes into, at once or behind a gate.
+
+    There is none where anything else reads the result: that wants it as it was, and neither with
+    what the sum has lost made up for, nor with errors that a clip behind the sum hides. The gate
+    alone may read what it gates, as in ``x * sigmoid(x)`` or a squeeze-and-excitation block; it is
+    taken as it is in the unpruned network.
+    """
+    gate = None
     while True:
-        users = [u for u in node.users if shape_of(u) == shape and _other(u, node) is not None]
-        # A squeeze-and-excitation block also reads the result that it gates.
-        users = users if len(node.users) == 1 or gate is None else []
-        users = (
-            users if len(node.users) == 1 else [u for u in users if u.target is dialect.MULTIPLY]
-        )
-        if len(users) != 1:
+        user = _next(node, gate is not None)
+        if user is None:
             return None
-        user, other = users[0], _other(users[0], node)
+        other = _other(user, node)
         assert other is not None
-        plain = user.kwargs.get("alpha", 1) == 1
-        if user.target is dialect.ADD and plain and shape_of(other) == shape:
-            return Sum(user, other, gate)
-        if user.target is not dialect.MULTIPLY or gate is not None:
-            return None
+        if user.target is dialect.ADD:
+            plain = user.kwargs.get("alpha", 1) == 1 and shape_of(other) == shape_of(node)
+            return Sum(user, other, gate) if plain else None
         gate, node = other, user
+
+
+def _next(node: fx.Node, gated: bool) -> fx.Node | None:
+    """Return the sum or the one gate that a result goes into, if nothing else reads it."""
+    found = [u for u in node.users if shape_of(u) == shape_of(node) and _other(u, node) is not None]
+    gates = [u for u in found if u.target is dialect.MULTIPLY]
+    if len(node.users) == 1:
+        return next(
+            (u for u in found if u.target is dialect.ADD or (u in gates and not gated)), None
+        )
+    return gates[0] if len(gates) == 1 and not gated and _reads_alone(gates[0], node) else None
+
+
+def _reads_alone(product: fx.Node, node: fx.Node) -> bool:
+    """Whether all else that reads a result serves the gate that a product multiplies it with."""
+    gate = _other(product, node)
+    todo, seen = [u for u in node.users if u is not product], {product}
+    while todo:
+        n = todo.pop()
+        if n in seen:
+            continue
+        seen.add(n)
+        if n.op == "output" or (n is gate and len(n.users) > 1):
+            return False
+        todo += n.users
+    return True
 
 
 def clip_after(node: fx.Node) -> tuple[float, float]:
