@@ -135,6 +135,13 @@ def test_wrong_executors(given: tuple[Any, ...], message: str):
         find(*given)
 
 
+@pytest.mark.parametrize("kind", [Here, Processes])
+@pytest.mark.parametrize("jobs", [None, 0, -1, True, 1.5, "2"])
+def test_an_executor_refuses_what_is_no_number_of_jobs(kind: Any, jobs: Any):
+    with pytest.raises(UsageError, match="jobs is a whole number of at least 1, got"):
+        kind(jobs=jobs)
+
+
 def test_ray_is_needed_for_ray(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UsageError, match="needs the package ray") as caught:

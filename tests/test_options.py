@@ -178,6 +178,8 @@ def test_every_option_is_spelled_above():
         ("plan --latency 0.5 --ratio 0.5", "ratio and latency exclude each other"),
         ("plan --limit 0.5", "--limit 0.5: it names no budget"),
         ("plan --limit a=0.5 --limit a=0.6", "--limit a=0.6: there is one for 'a' already"),
+        ("plan --limit a:b=0.5 --limit a:b=0.6", "a:b=0.6: there is one for 'a:b' already"),
+        ("plan --limit a=0.5 --limit a:b=0.6", "a:b=0.6: there is one for 'a:b' already"),
         ("plan --limit a=b", "--limit b: 'b' is no number"),
         ("plan --macs 0.5 --group body", "--group body: it names no group"),
         ("plan --costs t.json", "costs has no effect without a latency or a ratio"),

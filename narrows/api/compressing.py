@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from narrows import api
+from narrows.api.planning import counted
 from narrows.errors import UsageError
 from narrows.options import gather, option, takes, whole
 from narrows.passes.plans.within import Ratio, Within
@@ -186,6 +187,10 @@ def compressed(
     told = [note.message for note in (*(plan.notes if plan else ()), *made.notes)]
     integers = asked.bits is not None
     small = api.apply(made, plan, target=target, integers=integers, check=check)
+    if left := counted(program, asked, target, small):
+        note = Note(program.name, "counted", f"left in what is lowered: {left}")
+        small = small.replace(notes=(*small.notes, note))
+        told.append(note.message)
     if asked.bits is not None:
         bits: dict[str, Any] = {"weights": asked.bits, "activations": asked.bits}
         small = api.quantize(small, data, **bits, check=check).program

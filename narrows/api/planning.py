@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from narrows.ir.program import Program
     from narrows.passes.choosing.repair import Progress
     from narrows.passes.plans.plan import ChannelPlan
+    from narrows.passes.plans.within import Within
 
 MASKS = ("keep_inputs", "keep_outputs")  # what a plan is given beside options and a target
 
@@ -48,15 +49,46 @@ def planned(
     from narrows.passes.plans.choose import make_plan
 
     runs = None if executor is None and jobs is None else find(executor, jobs)
-    clock = None
-    if target is not None:
-        choosing = dataclasses.replace(choosing, costs=costs_to_plan_by(target, choosing, integers))
-        clock = Stopwatch(program, target, choosing.batch or 1)
+    choosing, clock = equipped(program, choosing, target, integers)
     idle = choosing.costs is None and choosing.latency is None and clock is None
     if choosing.batch is not None and idle:
         raise UsageError("batch has no effect without costs", hint='target="onnx"')
     given = masks.get(MASKS[0]), masks.get(MASKS[1])
     return make_plan(program, *given, choosing, progress, clock, runs)
+
+
+def equipped(
+    program: Program, choosing: Choosing, target: str | Target | None, integers: bool = False
+) -> tuple[Choosing, Stopwatch | None]:
+    """Return options with a target's costs, and what times programs on it; as for `planned`."""
+    if target is None:
+        return choosing, None
+    choosing = dataclasses.replace(choosing, costs=costs_to_plan_by(target, choosing, integers))
+    return choosing, Stopwatch(program, target, choosing.batch or 1)
+
+
+def counted(program: Program, asked: Within, target: Target, small: Program) -> str:
+    """Return how much of each budget a program uses which was made of another, in words.
+
+    Args:
+        program: The program.
+        asked: The budgets; those of what is lost count nothing in a program.
+        target: The target, for budgets that are ones of a target.
+        small: What passes made of the program.
+    """
+    from narrows.ir.structure.layers import layers_of
+    from narrows.passes.choosing.budgets.base import Lost
+    from narrows.passes.choosing.budgets.catalog import find
+    from narrows.passes.plans.choose import goals_of, setting_of
+
+    costs = {n: v for n, v in asked.budgets.items() if not isinstance(find(n), Lost)}
+    if not costs:
+        return ""
+    choosing = Choosing(limits=costs, groups=asked.groups)
+    choosing, clock = equipped(program, choosing, target if timed(choosing) else None)
+    setting = setting_of(program, None, None, choosing, None, clock)
+    goals = goals_of(choosing, layers_of(program))
+    return ", ".join(goal.told(setting, small) for goal in goals)
 
 
 def plan_for(

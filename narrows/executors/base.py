@@ -18,9 +18,9 @@ Work = Callable[[Any], Any]
 LIVES = 3  # processes that a job may take down with it
 
 
-def at_once(jobs: int | None) -> None:
+def at_once(jobs: Any) -> None:
     """Raise `UsageError` for a number of jobs at once that is none."""
-    if jobs is not None and (not isinstance(jobs, int) or isinstance(jobs, bool) or jobs < 1):
+    if not isinstance(jobs, int) or isinstance(jobs, bool) or jobs < 1:
         raise UsageError(f"jobs is a whole number of at least 1, got {jobs!r}")
 
 

@@ -32,7 +32,8 @@ def find(executor: Any = None, jobs: int | None = None) -> Executor:
             there are to be several at once.
         jobs: How many run at once; as the executor has it unless given.
     """
-    at_once(jobs)
+    if jobs is not None:
+        at_once(jobs)
     if executor is None:
         executor = "here" if jobs in (None, 1) else "processes"
     if not isinstance(executor, str):

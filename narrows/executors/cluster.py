@@ -35,7 +35,8 @@ class Ray:
 
     def __post_init__(self) -> None:
         """Refuse to run nothing at once."""
-        at_once(self.jobs)
+        if self.jobs is not None:
+            at_once(self.jobs)
 
     def run(self, work: Work, jobs: Sequence[Any]) -> Iterator[tuple[int, Any]]:
         """Yield the number of every job, and what the work made of it, in the order of their

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from narrows.errors import UsageError
-from narrows.executors.base import Work
+from narrows.executors.base import Work, at_once
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Here:
     jobs: int = 1
 
     def __post_init__(self) -> None:
+        at_once(self.jobs)
         if self.jobs != 1:
             raise UsageError(
                 f"{self.jobs} jobs cannot run at once in this process",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 import narrows
 from narrows.errors import PlanUsageError
 from narrows.passes.choosing.behind import ANYWHERE, clip_after, room, sum_after
-from narrows.passes.choosing.compensations.least_squares import LeastSquares
+from narrows.passes.choosing.compensations.least_squares import LeastSquares, Symmetric
 from narrows.passes.choosing.prepare import prepared
 from narrows.passes.plans.plan import ChannelPlan
 
@@ -225,6 +226,14 @@ def test_rows_that_do_not_fit_are_found_again(monkeypatch: pytest.MonkeyPatch):
     assert torch.equal(one.weights["layer.weight"], two.weights["layer.weight"])
 
 
-def test_turns_are_a_number_from_0_on():
-    with pytest.raises(PlanUsageError, match="turns"):
-        LeastSquares(turns=-1)
+@pytest.mark.parametrize("turns", [-1, 1.5, True, None, "3"])
+@pytest.mark.parametrize("kind", [LeastSquares, Symmetric])
+def test_turns_are_a_whole_number_from_0_on(kind: Any, turns: Any):
+    with pytest.raises(PlanUsageError, match=r"turns of .* is a whole number of at least 0, got"):
+        kind(turns=turns)
+
+
+@pytest.mark.parametrize("ridge", [0.0, -1.0, math.inf, math.nan])
+def test_a_ridge_is_finite_and_above_0(ridge: float):
+    with pytest.raises(PlanUsageError, match="takes a finite ridge above 0"):
+        LeastSquares(ridge=ridge)

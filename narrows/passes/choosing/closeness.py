@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from narrows.ir.program import Note, Program
-from narrows.passes.choosing.divergence import Divergence
+from narrows.passes.choosing.divergence import Divergence, refuse_nan_outputs
 from narrows.passes.choosing.statistics import Batch, examples_of
 
 
@@ -58,6 +58,7 @@ def closeness(
     with torch.no_grad():
         for batch in batches:
             own = base.run_flat(list(batch))
+            refuse_nan_outputs(base, own)
             divergence = divergence or Divergence.of(own, outputs)
             examples = examples_of(base, batch)
             count += examples

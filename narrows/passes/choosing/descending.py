@@ -21,6 +21,7 @@ from narrows.passes.choosing.gradients import leaf
 from narrows.passes.choosing.judged import apart
 from narrows.passes.choosing.repair import held_by
 from narrows.passes.choosing.statistics import Batch
+from narrows.passes.plans.within import refuse_no_whole
 
 Weights = dict[str, Tensor]
 
@@ -59,7 +60,9 @@ class Course:
     seed: int
 
     def __post_init__(self) -> None:
-        if not (self.steps >= 1 and self.seconds > 0 and self.rate > 0):
+        refuse_no_whole("steps", self.steps, 1)
+        refuse_no_whole("seed", self.seed)
+        if not (self.seconds > 0 and self.rate > 0):
             raise PlanUsageError(
                 f"{self.steps!r} steps within {self.seconds!r} seconds at the rate {self.rate!r}",
                 why="each of them is above zero",

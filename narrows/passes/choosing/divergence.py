@@ -19,7 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from narrows.errors import PlanUsageError
+from narrows.errors import PlanError, PlanUsageError
+from narrows.ir.program import Program
 
 LOGITS, PROBABILITIES, VALUES, NOTHING = "logits", "probabilities", "values", "nothing"
 
@@ -134,7 +135,8 @@ class Divergence:
             if how.classes:
                 first, second = a.argmax(how.axis), b.argmax(how.axis)
                 counts = torch.bincount(first.flatten(), minlength=a.shape[how.axis])
-                same = float((first == second).double().mean())
+                named = ~b.isnan().any(how.axis)  # among NaN there is no largest class
+                same = float(((first == second) & named).double().mean())
                 found.append((same, counts.double() / first.numel()))
         return found
 
@@ -183,6 +185,18 @@ class Divergence:
                 yield how, a, b
 
 
+def refuse_nan_outputs(program: Program, outputs: Sequence[object]) -> None:
+    """Raise `PlanError` where a network's own outputs hold NaN: nothing can be compared with it."""
+    for number, made in enumerate(outputs):
+        if isinstance(made, Tensor) and made.is_floating_point() and bool(made.isnan().any()):
+            raise PlanError(
+                "the network's own outputs hold NaN on the samples",
+                where=f"{program.name}, output {number}",
+                why="what a changed network loses is how far its outputs are from these",
+                hint="leave out the samples on which the model makes no numbers, or mend the model",
+            )
+
+
 def _sums_to_one(z: Tensor, axis: int) -> bool:
     z = z.double()
     return bool(((z.sum(axis) - 1).abs() < SURE).all() and (z >= 0).all())
@@ -194,4 +208,4 @@ def _spread(z: Tensor) -> float:
     return deviation if deviation > SPREAD * size else size or 1.0
 
 
-__all__ = ["Compared", "Divergence"]
+__all__ = ["Compared", "Divergence", "refuse_nan_outputs"]

@@ -20,11 +20,11 @@ from narrows.ir.program import Program
 from narrows.ir.structure.layers import SIDES, Layer, layers_of
 from narrows.passes.choosing.criteria.base import GRADIENTS, NoScoreError, comparable
 from narrows.passes.choosing.criteria.chains import after
-from narrows.passes.choosing.divergence import Divergence
+from narrows.passes.choosing.divergence import Divergence, refuse_nan_outputs
 from narrows.passes.choosing.gradients import Loss, leaf, lost, send_back
 from narrows.passes.choosing.seen import Seen, Sight, by_example, lead_of
 from narrows.passes.choosing.statistics import examples_of
-from narrows.passes.quant.batches import Split, Told, as_inputs, with_items
+from narrows.passes.quant.batches import Told, as_inputs, with_items, without_extras
 
 ASKED = Told(
     "what layers see is measured on it",
@@ -130,7 +130,7 @@ def informed(
     ends = {_end(layer): layer for layer in layers}
     generator = torch.Generator().manual_seed(seed)
     divergence: Divergence | None = None
-    split = as_inputs if loss is None else _without_extras(program)
+    split = as_inputs if loss is None else without_extras(program)
     for flat, item in with_items(program, data, "scoring", split, ASKED):
         taken = _Pass(result, wanted, ends, examples_of(program, flat), backward)
         if not backward:
@@ -142,6 +142,7 @@ def informed(
             weights = {name: leaf(w) for name, w in program.weights.items()}
             made = program.run_flat(given, weights, call=taken.call)
             if loss is None:
+                refuse_nan_outputs(program, made)
                 divergence = divergence or Divergence.of(made, outputs)
                 number = divergence.probe(made, generator)
             else:
@@ -149,18 +150,6 @@ def informed(
             send_back(program, number)
         taken.finish()
     return result
-
-
-def _without_extras(program: Program) -> Split:
-    """Return what takes a batch's inputs, and leaves out what only a loss is to see."""
-    positional, named = program.in_spec.unflatten(range(program.in_spec.num_leaves))
-    known = {*named, *(n.name for n in program.placeholders)}
-
-    def split(item: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        args, kwargs = as_inputs(item)
-        return args[: len(positional)], {k: v for k, v in kwargs.items() if k in known}
-
-    return split
 
 
 def _refuse(criterion: Any, data: Any, loss: Any, outputs: str, backward: bool) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from narrows.errors import PlanError, PlanUsageError, UsageError, users_code
 from narrows.ir.program import Program
-from narrows.passes.choosing.divergence import Divergence
+from narrows.passes.choosing.divergence import Divergence, refuse_nan_outputs
 from narrows.passes.choosing.statistics import PIECE, Batch, counted, examples_of, pieces
 
 
@@ -40,6 +40,8 @@ class Judged:
         """Return it with what the unpruned program makes of the batches."""
         with torch.no_grad():
             own = [program.run_flat(list(batch)) for batch in batches]
+        for made in own:
+            refuse_nan_outputs(program, made)
         return Judged(batches, own, Divergence.of(own[0], outputs), counted(program, batches))
 
     def far(self, program: Program, weights: Mapping[str, Tensor] | None = None) -> float:

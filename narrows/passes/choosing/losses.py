@@ -12,7 +12,7 @@ import torch
 from narrows.ir.program import Program
 from narrows.ir.structure.layers import Layer
 from narrows.passes.choosing.criteria.base import NoScoreError
-from narrows.passes.choosing.divergence import Divergence
+from narrows.passes.choosing.divergence import Divergence, refuse_nan_outputs
 from narrows.passes.choosing.prepare import prepared
 from narrows.passes.choosing.reads import Floats, reads_of
 from narrows.passes.choosing.scales import compared, few
@@ -55,7 +55,9 @@ class Losses:
         reads = reads_of(base)
         halves = split(base, pieces(base, batches))
         with torch.no_grad():
-            divergence = Divergence.of(base.run_flat(list(halves[0][0])), outputs)
+            own = base.run_flat(list(halves[0][0]))
+        refuse_nan_outputs(base, own)
+        divergence = Divergence.of(own, outputs)
         parts = [measured(base, reads, half, divergence, i) for i, half in enumerate(halves)]
         folds = [(parts[i], few(base, halves[1 - i], reads)) for i in (0, 1)]
         there = reads.all()

@@ -17,6 +17,7 @@ from narrows.ir.program import Note, Program
 from narrows.passes.choosing.allocators.base import Allocator
 from narrows.passes.choosing.allocators.descent import Descent, plan_of, search
 from narrows.passes.choosing.budgets.base import Budget, Goal, Lost
+from narrows.passes.choosing.budgets.latency import formed
 from narrows.passes.choosing.compensate import compensated
 from narrows.passes.choosing.compensations.least_squares import LEAST_SQUARES
 from narrows.passes.choosing.judged import apart
@@ -111,7 +112,8 @@ def tolerated(
         return _down(setting, allocator, judges, driver)
     plan = allocator.plan(setting, costs)
     lost = judges.lost(made_up(setting, plan))
-    label = ", ".join(goal.label for goal in costs)
+    small = formed(setting, plan)
+    label = ", ".join(goal.told(setting, small) for goal in costs)
     if not judges.accept(lost):
         raise judges.refusal(lost, f"at {label}")
     return plan.with_notes(Note(setting.program.name, "lost", f"{judges.told(lost)} at {label}"))
@@ -194,7 +196,8 @@ def _planned(allocator: Allocator, setting: Setting, driver: Budget, label: str)
 
     def to(share: float) -> Tried:
         plan = allocator.plan(setting, [Goal(driver, share)])
-        return Tried(share, made_up(setting, plan), lambda: plan)
+        left = driver.left(setting, formed(setting, plan))
+        return Tried(share if left is None else left, made_up(setting, plan), lambda: plan)
 
     return to
 

@@ -9,7 +9,7 @@ Start at `make_plan`. Three plans are made and merged: what is given, what is ze
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -27,6 +27,8 @@ from narrows.passes.choosing.budgets.base import Budget, Goal, Lost, Part, Summe
 from narrows.passes.choosing.criteria.base import Remembered
 from narrows.passes.choosing.criteria.catalog import find, measures
 from narrows.passes.choosing.evidence import informed
+from narrows.passes.choosing.prepare import prepared
+from narrows.passes.choosing.reads import reads_of
 from narrows.passes.choosing.repair import Progress
 from narrows.passes.choosing.tolerance import tolerated
 from narrows.passes.plans.options import Choosing
@@ -75,6 +77,7 @@ def make_plan(
     plan, options, costs = setting.plan, setting.options, setting.costs
     if choosing.budgets:
         made = _within(setting)
+        made = made.with_notes(*_extremes(program, made, goals_of(choosing, layers_of(program))))
     elif choosing.ratio is None:
         if not plan.removed:
             why = "the plan removes nothing: no masks, no zeros, no ratio"
@@ -169,6 +172,22 @@ def _within(setting: Setting) -> ChannelPlan:
     return allocator.plan(setting, goals)
 
 
+def _extremes(program: Program, plan: ChannelPlan, goals: Sequence[Goal]) -> Iterator[Note]:
+    """Yield that budgets leave everything, or nothing at all of what one of them counts."""
+    if not plan.removed:
+        asked = " and ".join(goal.label for goal in goals)
+        yield Note(program.name, "idle", f"the plan removes nothing: {asked} leaves everything")
+        return
+    reads = reads_of(prepared(program))
+    there = reads.left_by(plan)
+    for goal in goals:
+        counts = goal.budget if isinstance(goal.budget, Summed) else budgets.find("macs")
+        if isinstance(counts, Summed) and not reads.cost(there, counts.each(reads)):
+            whose = "its layers" if isinstance(counts, Part) else "all layers"
+            text = f"nothing is left of the {counts.unit} ({goal.label}): {whose} are constants"
+            yield Note(program.name, "nothing", text)
+
+
 def _informed(program: Program, criterion: Any, choosing: Choosing, judged: bool) -> Any:
     """Return the criterion with what it needs to see of data; an error for data without effect.
 
@@ -221,8 +240,11 @@ def goals_of(choosing: Choosing, layers: Mapping[str, Any]) -> list[Goal]:
             refuse_no_loss(name, given, budget.most)
         else:
             refuse_no_share(name, given)
+        same: dict[frozenset[str], str] = {}
         for group, share in given.items() if isinstance(given, Mapping) else [("", given)]:
             one = budget if not group else _part(budget, group, choosing.groups or {}, layers)
+            if isinstance(one, Part):
+                _refuse_twice(one, same, layers)
             found.append(Goal(one, float(share)))
     return found
 
@@ -249,6 +271,18 @@ def _refuse_groups(choosing: Choosing, allocator: Allocator, layers: Mapping[str
             why="no budget names it",
             hint=f"macs={{{idle[0]!r}: 0.7}}, or allocator='thresholds'",
         )
+
+
+def _refuse_twice(part: Part, same: dict[frozenset[str], str], layers: Mapping[str, Any]) -> None:
+    """Raise for a second limit of the very same layers; the groups so far are added to."""
+    own = frozenset(n for n in layers if any(fnmatchcase(n, glob) for glob in part.globs))
+    if own in same:
+        raise PlanUsageError(
+            f"{part.budget.name} is given twice for the same layers: for {same[own]!r} "
+            f"and for {part.group!r}",
+            hint="leave one of them out",
+        )
+    same[own] = part.group
 
 
 def _part(budget: Any, group: str, groups: Mapping[str, Any], layers: Mapping[str, Any]) -> Part:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from narrows.errors import PlanUsageError
 from narrows.options import option, several, whole
-from narrows.passes.plans.within import Ratio, Within, is_number, read_ratios
+from narrows.passes.plans.within import Ratio, Within, is_number, read_ratios, refuse_no_whole
 
 if TYPE_CHECKING:
     from narrows.ir.costs import Costs
@@ -87,8 +87,8 @@ class Choosing(Within):
                 why = f"{name} has no effect without a latency or a ratio"
                 raise PlanUsageError(why, hint="latency=0.8")
         for name, value in (("batch", self.batch), ("min_width", self.min_width)):
-            if value is not None and not _counts(value):
-                raise PlanUsageError(f"{name} is a whole number of at least 1, got {value!r}")
+            if value is not None:
+                refuse_no_whole(name, value, 1)
         if self.scope not in SCOPES:
             raise PlanUsageError(f"scope is 'local' or 'global', got {self.scope!r}")
         self._check_ratio()
@@ -167,7 +167,3 @@ class Choosing(Within):
             if value:
                 why = f"{name} has no effect without a ratio or a latency"
                 raise PlanUsageError(why, hint="ratio=0.5")
-
-
-def _counts(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

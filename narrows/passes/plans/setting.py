@@ -13,7 +13,7 @@ from narrows.passes.choosing.statistics import Batch
 from narrows.passes.plans.options import Choosing
 from narrows.passes.plans.plan import ChannelPlan
 from narrows.passes.plans.rank import Options
-from narrows.passes.quant.batches import CHOOSING, batches
+from narrows.passes.quant.batches import CHOOSING, as_inputs, with_items, without_extras
 
 # The time of a program where it really runs, over the unpruned one's, in so many bits or in floats.
 Clock = Callable[[Program, int | None], float]
@@ -58,7 +58,11 @@ class Setting:
         """Return the data as flat inputs, batch by batch; it is streamed once."""
         if self.parts is not None:
             return [*self.parts]
-        return [*batches(self.program, self.choosing.data, "choosing", CHOOSING)]
+        # Beside a loss the data may hold labels, which are no inputs.
+        labels = self.choosing.loss is not None
+        split = without_extras(self.program) if labels else as_inputs
+        items = with_items(self.program, self.choosing.data, "choosing", split, CHOOSING)
+        return [flat for flat, _ in items]
 
     def tell(self, what: str, done: int, total: int) -> None:
         """Say how far it is, if anybody asked."""

@@ -28,8 +28,10 @@ def _limits(texts: list[str], flag: str) -> dict[str, Ratio]:
     for text in texts:
         label, equals, value = text.rpartition("=")
         name, _, group = label.partition(":")
-        if not equals or (name in found and not (group and isinstance(found[name], dict))):
-            what = f"{flag} {text}: there is one for {name!r} already" if equals else ""
+        known = found.get(name)
+        apart = known is None or (group and isinstance(known, dict) and group not in known)
+        if not equals or not apart:
+            what = f"{flag} {text}: there is one for {label!r} already" if equals else ""
             raise UsageError(
                 what or f"{flag} {text}: it names no budget",
                 hint=f"{flag} memory=0.8, or {flag} memory:body=0.8",
@@ -136,6 +138,12 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def refuse_no_whole(name: str, value: Any, least: int = 0) -> None:
+    """Raise `PlanUsageError` unless an option is a whole number, and not below the least."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise PlanUsageError(f"{name} is a whole number of at least {least}, got {value!r}")
+
+
 def refuse_no_share(name: str, given: Any) -> None:
     """Raise `PlanUsageError` unless a budget is a share, or a dict of shares by layers."""
     if isinstance(given, Mapping) and not given:
@@ -169,5 +177,5 @@ def refuse_no_loss(name: str, given: Any, most: float) -> None:
 
 __all__ = [
     "LOSSES", "OUTPUTS", "SHARES", "Ratio", "Within", "is_number", "read_ratios", "refuse_no_loss",
-    "refuse_no_share",
+    "refuse_no_share", "refuse_no_whole",
 ]  # fmt: skip

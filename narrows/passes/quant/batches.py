@@ -137,4 +137,18 @@ def as_inputs(item: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     )
 
 
-__all__ = ["CHOOSING", "Split", "Told", "as_inputs", "batches", "kept", "with_items"]
+def without_extras(program: Program) -> Split:
+    """Return what takes a batch's inputs, and leaves out what only a loss is to see."""
+    positional, named = program.in_spec.unflatten(range(program.in_spec.num_leaves))
+    known = {*named, *(n.name for n in program.placeholders)}
+
+    def split(item: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        args, kwargs = as_inputs(item)
+        return args[: len(positional)], {k: v for k, v in kwargs.items() if k in known}
+
+    return split
+
+
+__all__ = [
+    "CHOOSING", "Split", "Told", "as_inputs", "batches", "kept", "with_items", "without_extras",
+]  # fmt: skip

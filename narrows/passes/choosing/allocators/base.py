@@ -135,7 +135,7 @@ def limits_of(candidates: Candidates, goals: Sequence[Goal]) -> list[Limit]:
         if not goal.budget.slack and not limit.meets(candidates.least):
             least = limit.cost(candidates.least) / whole
             raise unreachable(
-                goal.budget.name, goal.share, least, candidates.setting.choosing.constrained
+                goal.budget.name, goal.wanted, least, candidates.setting.choosing.constrained
             )
         found.append(limit)
     return found

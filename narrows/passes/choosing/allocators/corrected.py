@@ -67,7 +67,7 @@ def corrected(
         if best.most > 1 + ROUNDING:
             worst = unsure[best.used.index(best.most)]
             raise unreachable(
-                worst.goal.budget.name, worst.goal.share, best.most * worst.goal.share,
+                worst.goal.budget.name, worst.goal.wanted, best.most * worst.goal.share,
                 candidates.setting.choosing.constrained,
             )  # fmt: skip
     true = dict(zip(map(id, unsure), best.used, strict=True))

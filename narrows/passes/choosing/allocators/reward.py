@@ -16,6 +16,7 @@ from narrows.passes.choosing.allocators.trials import apart
 from narrows.passes.choosing.budgets.base import Limit
 from narrows.passes.choosing.reads import Floats
 from narrows.passes.plans.candidates import Candidates
+from narrows.passes.plans.within import refuse_no_whole
 
 SPREAD = 0.3  # of the logarithm of a share, of what is drawn
 SMALLEST = 0.05  # share that is drawn
@@ -56,8 +57,8 @@ class Reward(ByWidths):
             if not math.isfinite(value) or value < 0:
                 raise PlanUsageError(f"{name} is an exponent of at least 0, got {value!r}")
         for name in ("population", "generations"):
-            if getattr(self, name) < 1:
-                raise PlanUsageError(f"{name} is at least 1, got {getattr(self, name)!r}")
+            refuse_no_whole(name, getattr(self, name), 1)
+        refuse_no_whole("seed", self.seed)
 
     def widths(self, candidates: Candidates, limits: Sequence[Limit]) -> Sequence[int]:
         """Return the widths of the largest reward that was found."""

@@ -47,7 +47,7 @@ def in_rounds(
     options = replace(options, exclude=(*options.exclude, *map(escape, sorted(shared))))
     made = setting.plan
     for turn in range(1, ROUNDS + 1):
-        steps = [replace(g, share=1 - (1 - g.share) * turn / ROUNDS) for g in goals]
+        steps = [replace(g, share=1 - (1 - g.share) * turn / ROUNDS, asked=g.share) for g in goals]
         losses = Losses.of(current, parts, setting.choosing.outputs)
         asked = replace(options, criterion=losses)
         now = replace(setting, program=current, options=asked, parts=tuple(parts))

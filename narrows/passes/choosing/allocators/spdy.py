@@ -13,6 +13,7 @@ from narrows.passes.choosing.allocators.knapsack import packed
 from narrows.passes.choosing.allocators.trials import apart
 from narrows.passes.choosing.budgets.base import Limit
 from narrows.passes.plans.candidates import Candidates
+from narrows.passes.plans.within import refuse_no_whole
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,10 @@ class Spdy(ByWidths):
 
     tries: int = 24
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        refuse_no_whole("tries", self.tries)
+        refuse_no_whole("seed", self.seed)
 
     def widths(self, candidates: Candidates, limits: Sequence[Limit]) -> Sequence[int]:
         """Return the widths whose masked program was nearest to the unpruned one."""

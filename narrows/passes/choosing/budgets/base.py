@@ -13,7 +13,8 @@ import numpy as np
 
 from narrows.errors import PlanError, PlanUsageError, UnreachableError
 from narrows.ir.program import Program
-from narrows.passes.choosing.reads import Floats, Reads
+from narrows.passes.choosing.prepare import prepared
+from narrows.passes.choosing.reads import Floats, Reads, reads_of
 from narrows.passes.choosing.statistics import Batch
 from narrows.passes.plans.candidates import Candidates, Widths
 from narrows.passes.plans.homing import ROUNDING
@@ -58,6 +59,11 @@ class Budget(ABC):
     def quick(self, candidates: Candidates) -> Callable[[Widths], float]:
         """Return a function that gives widths about the number of `of`, and thousands a second."""
         return lambda widths: self.of(candidates, widths)
+
+    def left(self, setting: Setting, program: Program) -> float | None:
+        """Return the share that a program costs which passes made of the setting's; ``None`` where
+        it is only known for widths."""
+        return None
 
     def lacking(self, setting: Setting) -> PlanUsageError | None:
         """Return the error where the setting lacks what it needs; asked before anything is done."""
@@ -119,6 +125,11 @@ class Summed(Budget):
         """Return what the layers cost as they are, what nobody reads included."""
         return candidates.reads.whole(self.each(candidates.reads))
 
+    def left(self, setting: Setting, program: Program) -> float:
+        """Return the share that a program's layers cost."""
+        small, whole = (reads_of(prepared(p)) for p in (program, setting.program))
+        return small.whole(self.each(small)) / whole.whole(self.each(whole))
+
 
 @dataclass(frozen=True)
 class Part(Summed):
@@ -158,15 +169,30 @@ class Goal:
         budget: The budget.
         share: The share of what the unpruned program costs, above 0 and up to 1; of what is `Lost`
             how much, in its unit.
+        asked: What was asked for, where the share is a step on the way to it.
     """
 
     budget: Budget
     share: float
+    asked: float | None = None
 
     @property
     def label(self) -> str:
         """What a plan's reasons say: ``macs 0.7``."""
         return f"{self.budget.name} {self.share:g}"
+
+    @property
+    def wanted(self) -> float:
+        """What was asked for, of which this may be a step on the way."""
+        return self.share if self.asked is None else self.asked
+
+    def told(self, setting: Setting, program: Program) -> str:
+        """Return how much of it a program uses which passes made of the setting's, in words."""
+        left = self.budget.left(setting, program)
+        if left is None:
+            return self.label
+        over = ", more than was asked for" if left > self.share * (1 + SLACK) else ""
+        return f"{left:.3f} of the {self.budget.unit} ({self.label}{over})"
 
 
 @dataclass(frozen=True)

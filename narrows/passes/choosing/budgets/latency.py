@@ -7,12 +7,16 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from narrows.errors import PlanUsageError
+from narrows.ir.program import Program
 from narrows.ir.structure import structure_of
 from narrows.passes.choosing.budgets.base import Budget
 from narrows.passes.plans.candidates import Candidates, Widths
 from narrows.passes.plans.latency import SLACK, Aim
 from narrows.passes.plans.latency_model import LatencyModel
+from narrows.passes.plans.plan import ChannelPlan
 from narrows.passes.plans.setting import Setting
+from narrows.passes.pruning.form import emit
+from narrows.passes.pruning.stages import prune
 
 
 @dataclass(frozen=True)
@@ -28,12 +32,17 @@ class Latency(Budget):
 
     def of(self, candidates: Candidates, widths: Widths) -> float:
         """Return the seconds predicted for the pruned program."""
-        aims, program = aim(candidates.setting), candidates.setting.program
-        return aims.seconds(aims.formed(program, candidates.plan(widths, self.name)))
+        setting = candidates.setting
+        return aim(setting).seconds(formed(setting, candidates.plan(widths, self.name)))
 
     def whole(self, candidates: Candidates) -> float:
         """Return the seconds predicted for the unpruned program."""
         return aim(candidates.setting).seconds(candidates.setting.program)
+
+    def left(self, setting: Setting, program: Program) -> float:
+        """Return the share of the seconds predicted that a program takes."""
+        aims = aim(setting)
+        return aims.seconds(program) / aims.seconds(setting.program)
 
     def lacking(self, setting: Setting) -> PlanUsageError | None:
         """Return the error where there are no costs."""
@@ -48,6 +57,13 @@ def aim(setting: Setting, share: float = 1.0) -> Aim:
     """Return a share of the latency by the setting's costs, which are there (`lacking`)."""
     assert setting.costs is not None
     return Aim(float(share), setting.costs, setting.examples)
+
+
+def formed(setting: Setting, plan: ChannelPlan) -> Program:
+    """Return the pruned program, in the form that is fastest by the costs where there are any."""
+    if setting.costs is None:
+        return emit(prune(setting.program, plan, ordered=True).pruning)
+    return aim(setting).formed(setting.program, plan)
 
 
 def targetless(name: str, asked: str) -> PlanUsageError:
@@ -78,4 +94,4 @@ def modelled(candidates: Candidates) -> Callable[[Widths], float]:
     return seconds
 
 
-__all__ = ["Latency", "aim", "modelled", "targetless"]
+__all__ = ["Latency", "aim", "formed", "modelled", "targetless"]

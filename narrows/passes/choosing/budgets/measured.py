@@ -9,12 +9,11 @@ from typing import ClassVar
 from narrows.errors import PlanUsageError
 from narrows.ir.program import Program
 from narrows.passes.choosing.budgets.base import Budget, counted
-from narrows.passes.choosing.budgets.latency import aim, modelled, targetless
+from narrows.passes.choosing.budgets.latency import formed, modelled, targetless
 from narrows.passes.choosing.budgets.predictor import LEAST, drawn, fitted
 from narrows.passes.plans.candidates import Candidates, Widths
 from narrows.passes.plans.setting import Setting
-from narrows.passes.pruning.form import emit
-from narrows.passes.pruning.stages import prune
+from narrows.passes.plans.within import refuse_no_whole
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,9 @@ class Measured(Budget):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.samples != 0 and not self.samples >= LEAST:
+        refuse_no_whole("seed", self.seed)
+        refuse_no_whole("samples", self.samples)
+        if 0 < self.samples < LEAST:
             raise PlanUsageError(
                 f"samples is a number of at least {LEAST}, got {self.samples!r}",
                 why="a network is fitted to so many measurements",
@@ -56,14 +57,15 @@ class Measured(Budget):
     def of(self, candidates: Candidates, widths: Widths) -> float:
         """Return the time over the unpruned program's."""
         setting = candidates.setting
-        plan = candidates.plan(widths, self.name)
-        if setting.costs is None:
-            return self.clock(setting)(emit(prune(setting.program, plan, ordered=True).pruning))
-        return self.clock(setting)(aim(setting).formed(setting.program, plan))
+        return self.clock(setting)(formed(setting, candidates.plan(widths, self.name)))
 
     def whole(self, candidates: Candidates) -> float:
         """Return 1."""
         return 1.0
+
+    def left(self, setting: Setting, program: Program) -> float:
+        """Return a program's time over the unpruned program's."""
+        return self.clock(setting)(program)
 
     def lacking(self, setting: Setting) -> PlanUsageError | None:
         """Return the error where no target is named."""

@@ -16,6 +16,7 @@ from narrows.ir.workload import works_of
 from narrows.passes.choosing.budgets.base import Budget
 from narrows.passes.choosing.reads import Floats
 from narrows.passes.plans.candidates import Candidates, Widths
+from narrows.passes.plans.setting import Setting
 from narrows.passes.pruning.form import emit
 from narrows.passes.pruning.stages import prune
 
@@ -43,6 +44,10 @@ class Memory(Budget):
     def whole(self, candidates: Candidates) -> float:
         """Return the bytes of the unpruned program."""
         return peak(candidates.setting.program)
+
+    def left(self, setting: Setting, program: Program) -> float:
+        """Return the share of the bytes that a program takes."""
+        return peak(program) / peak(setting.program)
 
     def quick(self, candidates: Candidates) -> Callable[[Widths], float]:
         """Return the bytes where every tensor of the unpruned program has fewer channels."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from narrows.errors import PlanUsageError
 from narrows.passes.choosing.compensations.base import Sums
+from narrows.passes.plans.within import refuse_no_whole
 
 
 @dataclass(frozen=True)
@@ -34,14 +36,10 @@ class LeastSquares:
     turns: int = 3
 
     def __post_init__(self) -> None:
-        if self.turns < 0:
+        refuse_no_whole(f"turns of {self.name}", self.turns)
+        if not 0 < self.ridge < math.inf:
             raise PlanUsageError(
-                f"{self.name} takes a number of turns from 0 on, got {self.turns!r}",
-                why="it is how often a layer is solved again",
-            )
-        if not self.ridge > 0:
-            raise PlanUsageError(
-                f"{self.name} takes a ridge above 0, got {self.ridge!r}",
+                f"{self.name} takes a finite ridge above 0, got {self.ridge!r}",
                 why="without one, weights of channels that move together need not be unique",
             )
 

@@ -11,6 +11,7 @@ import numpy as np
 from narrows.ir.program import Program
 from narrows.ir.structure.layers import SIDES, Layer
 from narrows.passes.choosing.criteria.base import DataFree
+from narrows.passes.plans.within import refuse_no_whole
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,9 @@ class Random(DataFree):
     name: ClassVar[str] = "random"
     paper: ClassVar[str] = "Mittal et al., Recovering from Random Pruning, WACV 2018"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        refuse_no_whole("seed", self.seed)
 
     def score(self, program: Program, layer: Layer, side: str) -> np.ndarray:
         """Return the numbers."""
