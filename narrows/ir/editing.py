@@ -1,7 +1,8 @@
-"""Changing a draft: weights are added, shapes found anew."""
+"""Changing a draft: weights are added and dropped, shapes found anew."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, fx
@@ -35,6 +36,18 @@ def add_weight(program: Draft, name: str, data: Tensor, origin: str = "") -> fx.
         node = program.graph.create_node("get_attr", name, name=name.replace(".", "_"))
     Meta(node).shape, Meta(node).dtype = tuple(data.shape), data.dtype
     return node
+
+
+def drop_unread(program: Draft, sources: Iterable[fx.Node]) -> None:
+    """Drop those ``get_attr`` nodes that nothing reads any more, and their weights."""
+    for node in dict.fromkeys(sources):
+        if node.op != "get_attr" or node.users:
+            continue
+        name = str(node.target)
+        program.graph.erase_node(node)
+        program.weights.pop(name, None)
+        program.buffers, program.stored = program.buffers - {name}, program.stored - {name}
+        program.aliases = {a: n for a, n in program.aliases.items() if n != name}
 
 
 def infer_shapes(program: Draft) -> None:

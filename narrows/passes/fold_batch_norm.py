@@ -14,6 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, fx
 
+from narrows.ir.editing import drop_unread
 from narrows.ir.meta import Meta, copy_meta, shape_of
 from narrows.ir.ops import table
 from narrows.ir.ops.args import arguments, changed
@@ -110,12 +111,9 @@ def _obstacle(norm: fx.Node) -> Note | None:
     rank = len(shape_of(layer) or ())
     if rank != row.spatial + 2:
         return note("axis", f"it normalises another axis than the output channels of {layer.name}")
-    for role, argument in (("weight", row.weight), ("bias", row.bias)):
-        why = unfit(layer, role, argument)
-        if why is not None:
-            return note(*why)
-    if not adds_its_bias(layer, row):
-        return note("bias", f"{layer.name} multiplies its terms, or its bias is no vector")
+    why = unfit(layer, row)
+    if why is not None:
+        return note(*why)
     for role in ("weight", "bias", "running_mean", "running_var"):
         source = given[role]
         if source is not None and source.op != "get_attr":
@@ -123,16 +121,23 @@ def _obstacle(norm: fx.Node) -> Note | None:
     return None
 
 
-def adds_its_bias(layer: fx.Node, row: Contract) -> bool:
-    """Whether a layer is ``W x + b`` with one number of ``b`` per channel (addmm may be more)."""
+def unfit(layer: fx.Node, row: Contract) -> tuple[str, str] | None:
+    """Return why a layer's weight and bias cannot take others' numbers: a note's reason and
+    message."""
+    for role, argument in (("weight", row.weight), ("bias", row.bias)):
+        why = _held(layer, role, argument)
+        if why is not None:
+            return why
     given = arguments(layer)
     bias = given[row.bias]
     vector = bias is None or len(shape_of(bias)) == 1
-    return vector and given.get("alpha", 1) == 1 and given.get("beta", 1) == 1
+    if vector and given.get("alpha", 1) == 1 and given.get("beta", 1) == 1:
+        return None  # W x + b with one number of b per channel; addmm may be more
+    return "bias", f"{layer.name} multiplies its terms, or its bias is no vector"
 
 
-def unfit(layer: fx.Node, role: str, argument: str) -> tuple[str, str] | None:
-    """Return why a layer's weight cannot take the norm's scale: a note's reason and message."""
+def _held(layer: fx.Node, role: str, argument: str) -> tuple[str, str] | None:
+    """Return why a tensor of a layer stays as it is."""
     source = arguments(layer)[argument]
     if source is None:
         return None
@@ -172,10 +177,7 @@ def _fold(program: Draft, norm: fx.Node) -> fx.Node:
     norm.replace_all_uses_with(layer)
     sources = norm.all_input_nodes
     program.graph.erase_node(norm)
-    for source in sources:
-        if source.op == "get_attr" and not source.users:
-            program.graph.erase_node(source)
-            _drop(program, str(source.target))
+    drop_unread(program, sources)
     return layer
 
 
@@ -255,10 +257,3 @@ def _add_bias(
     Meta(node).dynamic = ()
     Meta(node).shape, Meta(node).dtype = tuple(bias.shape), dtype
     return node
-
-
-def _drop(program: Draft, weight: str) -> None:
-    """Drop a weight of a folded norm that nothing reads any more."""
-    del program.weights[weight]
-    program.buffers = program.buffers - {weight}
-    program.aliases = {a: n for a, n in program.aliases.items() if n != weight}

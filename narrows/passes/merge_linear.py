@@ -24,13 +24,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, fx
 
-from narrows.ir.editing import add_weight
+from narrows.ir.editing import add_weight, drop_unread
 from narrows.ir.meta import Meta, shape_of
 from narrows.ir.ops import dialect, table
 from narrows.ir.ops.args import arguments
 from narrows.ir.program import Draft, Note, Program
 from narrows.passes.base import Fidelity, Pass, PassResult
-from narrows.passes.fold_batch_norm import adds_its_bias, layer_row, unfit
+from narrows.passes.fold_batch_norm import layer_row, unfit
 
 Sizes = tuple[int, ...]
 
@@ -141,12 +141,9 @@ def _obstacle(program: Program, first: fx.Node, second: fx.Node, larger: bool) -
             return note("transposed", f"the weight of {layer.name} is transposed")
         if given.get("groups", 1) != 1:
             return note("groups", f"{layer.name} has groups")
-        for role, argument in (("weight", row.weight), ("bias", row.bias)):
-            why = unfit(layer, role, argument)
-            if why is not None:
-                return note(*why)
-        if not adds_its_bias(layer, row):
-            return note("bias", f"{layer.name} multiplies its terms, or its bias is no vector")
+        why = unfit(layer, row)
+        if why is not None:
+            return note(*why)
         if _window(layer) is None:
             return note("padding", f"{layer.name} pads one side more than the other")
     one, two = _window(first), _window(second)
@@ -182,7 +179,7 @@ def _merge(program: Draft, first: fx.Node, second: fx.Node) -> None:
     path = ".".join(filter(None, (stem, "merged")))
     made = add_weight(program, f"{path}_{leaf}", weight.to(b.dtype))
     shift = add_weight(program, f"{path}_bias", bias.to(b.dtype))
-    sources = [n for n in (*first.all_input_nodes, *second.all_input_nodes) if n.op == "get_attr"]
+    sources = [*first.all_input_nodes, *second.all_input_nodes]
     x = arguments(first)[layer_row(first).x]
     window = one.then(two)
     if row.spatial:
@@ -192,13 +189,7 @@ def _merge(program: Draft, first: fx.Node, second: fx.Node) -> None:
     else:
         second.args, second.kwargs = (x, made, shift), {}
     program.graph.erase_node(first)
-    for source in sources:
-        if not source.users:
-            program.graph.erase_node(source)
-            program.weights.pop(str(source.target), None)
-    left = program.weights.keys()
-    program.buffers, program.stored = program.buffers & left, program.stored & left
-    program.aliases = {a: n for a, n in program.aliases.items() if n in left}
+    drop_unread(program, sources)
 
 
 def _window(layer: fx.Node) -> Window | None:

@@ -401,7 +401,7 @@ def test_an_allocator_of_ones_own(program: Program):
         ({"macs": 0.5, "allocator": "ladder"}, "'ladder' does not go by macs"),
         ({"macs": 0.5, "allocator": "reward"}, "'reward' tries plans on data"),
         ({"macs": 0.5, "allocator": "reward{accuracy=-1}"}, "an exponent of at least 0, got -1"),
-        ({"macs": 0.5, "allocator": "reward{population=0}"}, "population is at least 1"),
+        ({"macs": 0.5, "allocator": "reward{population=0}"}, "population is a whole number"),
         ({"macs": 0.5, "allocator": "precropping{rule=a}"}, "rule is one of size, score, got 'a'"),
         ({"macs": 0.5, "allocator": "spdy"}, "'spdy' tries plans on data"),
         ({"macs": 0.5, "allocator": "descent"}, "what the outputs lose on data"),

@@ -107,16 +107,19 @@ class Bench:
         batch, inputs, *space = self._shapes[x]
         pads = [k // 2 if k % 2 else 0 for k in kernel]
         out = [(s + 2 * p - k) // stride + 1 for s, p, k in zip(space, pads, kernel, strict=True)]
+        terms = self.terms(x, outputs, inputs // groups, *kernel)
         y = self.node(
-            "Conv",
-            [x, self.weight(outputs, inputs // groups, *kernel), self.weight(outputs)],
-            (batch, outputs, *out),
-            tag,
-            kernel_shape=list(kernel),
-            strides=[stride, stride],
-            pads=pads * 2,
-            group=groups,
-        )
+            "Conv", terms, (batch, outputs, *out), tag, kernel_shape=list(kernel),
+            strides=[stride, stride], pads=pads * 2, group=groups,
+        )  # fmt: skip
+        return self.followed(y, after, tag)
+
+    def terms(self, x: str, outputs: int, *shape: int) -> list[str]:
+        """Return what a convolution reads: its input, a weight ``[outputs, *shape]``, a bias."""
+        return [x, self.weight(outputs, *shape), self.weight(outputs)]
+
+    def followed(self, y: str, after: str, tag: str) -> str:
+        """Return what becomes of a convolution's result in the same kernel."""
         return self.pointwise(after, y, tag=tag) if after else y
 
     def pointwise(self, op: str, x: str, other: str = "", tag: str = "") -> str:

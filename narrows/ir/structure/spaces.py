@@ -28,6 +28,7 @@ from narrows.ir.ops import table
 from narrows.ir.ops.join import Join
 from narrows.ir.ops.layout import Layout
 from narrows.ir.ops.selection import Selection
+from narrows.ir.structure.leaders import Leaders
 
 
 @dataclass(eq=False)
@@ -98,34 +99,27 @@ def spaces_of(facts: Facts, demand: Demand, *, even: bool = False) -> list[Space
     With ``even``, a space ends at a sum that needs fewer channels than an operand, as a residual
     stream does after the last layer that reads some: what comes then is a space derived from it.
     """
-    leader: dict[fx.Node, fx.Node] = {}
-
-    def find(node: fx.Node) -> fx.Node:
-        while leader[node] is not node:
-            leader[node] = leader[leader[node]]
-            node = leader[node]
-        return node
-
+    leaders = Leaders()
     for node in _tensors(facts, demand):
-        leader[node] = node
+        leaders.add(node)
         slots = handed(facts, node)
         for slot in slots:
             operand = facts.flows[node].reads[slot].operand
-            if operand not in leader:  # it is a constant, replaced by a small tensor
+            if operand not in leaders:  # it is a constant, replaced by a small tensor
                 continue
             if not even or len(slots) == 1 or same(demand.needed(node), demand.needed(operand)):
-                leader[find(node)] = find(operand)
+                leaders.join(node, operand)
     spaces: dict[fx.Node, Space] = {}
     of: dict[fx.Node, Space] = {}
-    for node in leader:
-        space = of[node] = spaces.setdefault(find(node), Space())
+    for node in leaders:
+        space = of[node] = spaces.setdefault(leaders.find(node), Space())
         space.nodes.append(node)
         need = demand.needed(node)
         space.live = need.copy() if len(space.nodes) == 1 else space.live | need
         inside = handed(facts, node)
         if inside and all(
-            facts.flows[node].reads[slot].operand not in leader
-            or find(facts.flows[node].reads[slot].operand) is find(node)
+            facts.flows[node].reads[slot].operand not in leaders
+            or leaders.find(facts.flows[node].reads[slot].operand) is leaders.find(node)
             for slot in inside
         ):
             continue

@@ -19,6 +19,7 @@ from narrows.ir.channels import Facts
 from narrows.ir.choices import Choices
 from narrows.ir.costs import Costs, OpCost
 from narrows.ir.program import Program
+from narrows.ir.structure.leaders import Leaders
 from narrows.passes.forms.common import makes
 
 # Rounds over all families; the second changes little.
@@ -160,21 +161,14 @@ class Mixture:
 
 def _families(facts: Facts) -> dict[str, str]:
     """Return per node of a program the first node of its family."""
-    leader: dict[fx.Node, fx.Node] = {}
-
-    def find(node: fx.Node) -> fx.Node:
-        while leader[node] is not node:
-            leader[node] = leader[leader[node]]
-            node = leader[node]
-        return node
-
+    leaders = Leaders()
     for node, flow in facts.flows.items():
-        leader[node] = node
+        leaders.add(node)
         operands: Iterable[fx.Node] = () if makes(facts, node) else (r.operand for r in flow.reads)
         for operand in operands:
-            if operand in leader:
-                leader[find(node)] = find(operand)
-    return {node.name: find(node).name for node in leader}
+            if operand in leaders:
+                leaders.join(node, operand)
+    return {node.name: leaders.find(node).name for node in leaders}
 
 
 __all__ = ["Account", "Mixture"]

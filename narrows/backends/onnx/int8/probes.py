@@ -65,25 +65,13 @@ class ByteBench(Bench):
         bias = self.node("DequantizeLinear", [whole[0], finer, whole[1]], (made,), axis=0)
         return weight, bias
 
-    def conv(
-        self,
-        x: str,
-        outputs: int,
-        kernel: Sequence[int] = (1, 1),
-        stride: int = 1,
-        groups: int = 1,
-        tag: str = "",
-        after: str = "relu",
-    ) -> str:
+    def terms(self, x: str, outputs: int, *shape: int) -> list[str]:
+        """Return what a convolution reads, with a weight of bytes."""
+        weight, bias = self.bytes_of_weight(0, outputs, *shape)
+        return [self.decoded(x), weight, bias]
+
+    def followed(self, y: str, after: str, tag: str) -> str:
         """Return the codes of a convolution; what follows one is where codes are rounded."""
-        batch, inputs, *space = self.shape(x)
-        weight, bias = self.bytes_of_weight(0, outputs, inputs // groups, *kernel)
-        pads = [k // 2 if k % 2 else 0 for k in kernel]
-        out = [(s + 2 * p - k) // stride + 1 for s, p, k in zip(space, pads, kernel, strict=True)]
-        y = self.node(
-            "Conv", [self.decoded(x), weight, bias], (batch, outputs, *out), tag,
-            kernel_shape=list(kernel), strides=[stride, stride], pads=pads * 2, group=groups,
-        )  # fmt: skip
         return self.coded(y, tag)
 
 

@@ -13,6 +13,7 @@ import math
 from dataclasses import dataclass
 
 from narrows.backends.measured.table import CostTable
+from narrows.ir.costs import Costs
 from narrows.ir.work import Work
 
 
@@ -33,14 +34,10 @@ class Int8Table(CostTable):
             return "plain"
         return "narrow" if work.outputs // per < block else "blocked"
 
-    @property
-    def fuses_sums(self) -> bool:
-        """A sum is an operator of its own."""
-        return False
-
-    def fused_seconds(self, work: Work) -> float:
-        """Return nothing: a clip of codes is where they are rounded anyway."""
-        return 0.0
+    # A sum is an operator of its own, and a clip of codes is where they are rounded anyway: as
+    # costs have it that know no fusions.
+    fuses_sums = Costs.fuses_sums
+    fused_seconds = Costs.fused_seconds
 
     @property
     def step(self) -> int:
