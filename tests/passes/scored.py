@@ -13,6 +13,7 @@ from narrows.ir.program import Program
 from narrows.ir.structure.layers import Layer, layers_of
 from narrows.passes.choosing.criteria.base import scores
 from narrows.passes.choosing.criteria.catalog import find
+from narrows.passes.choosing.evidence import informed
 from tests.networks.registry import conv_bn, randomise
 
 
@@ -86,3 +87,17 @@ def x_of(*shape: int, seed: int) -> Tensor:
 
 BATCHES = [x_of(4, 3, 6, 6, seed=1), x_of(2, 3, 6, 6, seed=2)]  # of unequal sizes
 IMAGES = torch.cat(BATCHES)
+
+
+def told(program: Program, criterion: Any, weight: str, side: str, **options: Any) -> np.ndarray:
+    """Return scores by `BATCHES`, or other data."""
+    options = {"data": BATCHES, **options}
+    known = informed(program, find(criterion), **options)
+    return scores(known, program, layer(program, weight), side)
+
+
+def labels(outputs: Tensor, batch: Any) -> Tensor:
+    return nn.functional.cross_entropy(outputs, batch[1], reduction="sum")
+
+
+LABELLED = [(x, torch.arange(len(x)) % 5) for x in BATCHES]
