@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import itertools
 from typing import Any
 
@@ -94,9 +95,61 @@ def test_what_loses_too_much_by_all_methods_is_said_with_names(
     assert not said(fine, "loss")
     coarse = narrows.quantize(program, [x], weights=2, activations=2, first_last=None)
     (note,) = said(coarse, "loss")
-    assert any(f"'{name}': 16" in note for name in coarse.plan.activations)
     assert "times what they may" in note
+    assert any(f"the rounding of '{name}'" in note for name in coarse.plan.activations)
     assert note in [n.message for n in coarse.program.notes]
+
+
+def test_what_is_suggested_where_no_method_holds_was_tried_and_helps(
+    peaks: tuple[Program, Tensor],
+) -> None:
+    program, x = peaks
+    how: dict[str, Any] = {"weights": 4, "activations": 2, "first_last": None}
+    (note,) = said(narrows.quantize(program, [x], **how), "loss")
+    tried = note.partition("; try ")[2]
+    assert tried
+    before = least(narrows.quantize(program, [x], **how))
+    for suggestion in tried.split(", or "):
+        text, _, loss = suggestion.rpartition(": ")
+        name, _, value = text.partition("=")
+        made = narrows.quantize(program, [x], **{**how, name: ast.literal_eval(value)})
+        assert least(made) <= 1.05 * float(loss) < before  # the figures have two digits
+
+
+def least(quantized: Quantized) -> float:
+    """Return what the outputs lose by the best method, as the notes have it."""
+    (note,) = said(quantized, "auto")
+    return min(float(method.split()[1]) for method in note.rpartition("): ")[2].split(", "))
+
+
+class Normed(nn.Module):
+    """Classes by what a norm leaves of channels beside one that is a hundred times as large."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm, self.head = nn.Linear(6, 12), nn.LayerNorm(12), nn.Linear(12, 10)
+        with torch.no_grad():
+            self.stem.weight[3] *= 100
+            self.stem.bias.zero_()
+            self.norm.weight[:] = 50
+            self.norm.weight[3] = 0.01
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.stem(x)))
+
+
+def test_wide_codes_that_change_nothing_are_not_suggested() -> None:
+    """A norm works on 8 bits, whatever is asked for what it reads."""
+    torch.manual_seed(0)
+    x = torch.randint(-64, 64, (64, 6)).float() / 32
+    program = narrows.capture(Normed().eval(), (x[:2],))
+    made = narrows.quantize(program, [x])
+    (note,) = said(made, "loss")
+    assert "most is lost by the rounding of '" in note
+    assert "nothing that was tried holds" in note
+    assert "; try " not in note
+    wide = narrows.quantize(program, [x], activations={"stem": 16, "*": 8})
+    assert divergence(wide, program, x) == divergence(made, program, x)
 
 
 def test_samples_are_held_back_of_batches_or_whole_batches(peaks: tuple[Program, Tensor]) -> None:

@@ -11,7 +11,7 @@ looked at, too, and the plan is the one of the chosen method on all data.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,7 +22,8 @@ from narrows.errors import PassError
 from narrows.ir.meta import Meta
 from narrows.ir.program import Note, Program
 from narrows.passes.choosing.divergence import NOTHING, Compared, Divergence
-from narrows.passes.quant.calibrate import Seen, look, planned
+from narrows.passes.quant.advice import advice
+from narrows.passes.quant.calibrate import look, planned
 from narrows.passes.quant.options import Quantization
 from narrows.passes.quant.plan import QuantPlan
 from narrows.passes.quant.quantize import Quantize
@@ -36,7 +37,6 @@ SHARE = 4  # of a batch, or of the batches, one in so many is held back
 # half of them in 8 bits; a thousandth of the variance is a signal-to-noise ratio of 30 dB.
 NATS, NOISE = 0.02, 1e-3
 CLEAR = 0.1  # a method that costs this share of it needs no comparison
-NAMED = 3  # tensors that are named where no method holds
 
 
 def choose_method(
@@ -70,11 +70,15 @@ def choose_method(
         if losses[method] <= CLEAR:
             break
     chosen = min(losses, key=losses.__getitem__)
+    told = ""
+    if losses[chosen] > 1 and not judge.blind:
+        how = replace(settings, method=chosen)
+        told = advice(seen, how, planned(seen, how), judge, losses[chosen])
     for flat in held.samples:
         seen.watch.take(program, flat)
     seen.watch.settle()
     plan = planned(seen, replace(settings, method=chosen))
-    return plan.with_notes(*_notes(seen, plan, judge, losses, chosen))
+    return plan.with_notes(*_notes(seen.program.name, judge, losses, chosen, told))
 
 
 @dataclass
@@ -154,14 +158,21 @@ class Judge:
         """Whether there is no output to go by."""
         return all(how.kind == NOTHING for how in self.how)
 
-    def loss(self, plan: QuantPlan) -> float:
-        """Return what the outputs lose, in shares of what they may, of the one that loses most."""
+    def fake(self, plan: QuantPlan) -> Program:
+        """Return the fake-quantized program."""
         fitting = ScaleParts(plan).run(self.program).program if plan.parts else self.program
-        fake = Quantize(plan).run(fitting).program
+        return Quantize(plan).run(fitting).program
+
+    def loss(self, plan: QuantPlan) -> float:
+        """Return what the outputs lose by a plan; see `lost`."""
+        return self.lost(self.fake(plan).run_flat)
+
+    def lost(self, run: Callable[[list[Any]], list[Any]]) -> float:
+        """Return what the outputs lose, in shares of what they may, of the one that loses most."""
         lost, places = [0.0] * len(self.how), [0.0] * len(self.how)
         for flat, own in zip(self.samples, self.own, strict=True):
             with torch.no_grad():
-                other = fake.run_flat(flat)
+                other = run(flat)
             for i, (how, a, b) in enumerate(zip(self.how, own, other, strict=True)):
                 if how.kind != NOTHING and isinstance(a, Tensor) and a.numel():
                     lost[i] += float(how.between(a, b))
@@ -176,36 +187,18 @@ class Judge:
 
 
 def _notes(
-    seen: Seen, plan: QuantPlan, judge: Judge, losses: Mapping[str, float], chosen: str
+    name: str, judge: Judge, losses: Mapping[str, float], chosen: str, told: str
 ) -> list[Note]:
     """Return what was tried, and that nothing holds where it does not."""
-    name = seen.program.name
     if judge.blind:
         return [Note(name, "auto", f"{chosen}: no output is floating-point, so none was compared")]
-    told = ", ".join(f"{m} {loss:.2g}" for m, loss in losses.items())
+    each = ", ".join(f"{m} {loss:.2g}" for m, loss in losses.items())
     one = f"1 is {NATS:g} nats a place of classes, {NOISE:g} of the variance of values"
-    notes = [Note(name, "auto", f"{chosen}, by what the outputs lose ({one}): {told}")]
-    if losses[chosen] > 1:
-        worst = _noisiest(seen, plan)
+    notes = [Note(name, "auto", f"{chosen}, by what the outputs lose ({one}): {each}")]
+    if told:
         text = f"the outputs lose {losses[chosen]:.2g} times what they may by the best method"
-        if worst:
-            bits = ", ".join(f"'{tensor}': 16" for tensor in worst)
-            text += f"; most is rounded away of {', '.join(worst)}: try activations={{{bits}, "
-            text += "'*': 8}, or method='rapq'; Quantized.report has the culprits"
-        notes.append(Note(name, "loss", text))
+        notes.append(Note(name, "loss", f"{text}; {told}"))
     return notes
-
-
-def _noisiest(seen: Seen, plan: QuantPlan) -> list[str]:
-    """Return the tensors that keep the least of themselves on their own grids."""
-    shares = {
-        node.name: histogram.error(plan.activations[node.name]) / histogram.energy
-        for node, histogram in seen.watch.histograms.items()
-        if histogram.power is not None
-        and node.name in plan.activations
-        and node not in seen.watch.joined
-    }
-    return sorted(shares, key=shares.__getitem__, reverse=True)[:NAMED]
 
 
 __all__ = ["choose_method"]

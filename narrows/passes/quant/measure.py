@@ -313,7 +313,7 @@ def _on_grid(x: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
 
 
 @dataclass
-class _Switch:
+class Switch:
     """One quantizer, and what stands in for it when it is off.
 
     Attributes:
@@ -340,13 +340,13 @@ def _gains(
     an operator computes on codes by itself, as softmax does, it still rounds what it reads.
     """
     switches = _switches(fake, prepared, plan)
-    whole, without = _Outputs(), {s.key: _Outputs() for s in switches}
+    whole, apart = _Outputs(), {s.key: _Outputs() for s in switches}
     show, done, total = sys.stderr.isatty(), 0, len(switches) * len(kept)
     for flat in kept:
         expected = prepared.run_flat(flat)
         base = fake.start(flat)
         for switch in switches:
-            without[switch.key].add(expected, _branch(base, switch).finish())
+            apart[switch.key].add(expected, without(base, switch).finish())
             done += 1
             if show:
                 text = f"\rswitching quantizers off: {done} of {total}"
@@ -355,11 +355,11 @@ def _gains(
     if show:
         print(file=sys.stderr)
     full = whole.sqnr()
-    found = {key: outputs.sqnr() for key, outputs in without.items()}
+    found = {key: outputs.sqnr() for key, outputs in apart.items()}
     return {key: 0.0 if sqnr == full else sqnr - full for key, sqnr in found.items()}
 
 
-def _branch(base: Run, switch: _Switch) -> Run:
+def without(base: Run, switch: Switch) -> Run:
     """Return a run without one quantizer, from where it makes a difference."""
     if not switch.given:
         return base.branch({switch.node: base.to(switch.begin)})
@@ -367,18 +367,21 @@ def _branch(base: Run, switch: _Switch) -> Run:
     return base.branch(switch.given)
 
 
-def _switches(fake: Program, prepared: Program, plan: QuantPlan) -> list[_Switch]:
+def _switches(fake: Program, prepared: Program, plan: QuantPlan) -> list[Switch]:
     """Return the quantizers in the order in which their runs branch off."""
     order = {n: i for i, n in enumerate(fake.graph.nodes)}
-    found: list[tuple[int, _Switch]] = []
-    for name, rounding in activation_quantizers(fake, plan).items():
-        source = rounding[0].all_input_nodes[0]
-        found.append((order[source], _Switch(("activation", name), rounding[-1], source)))
+    found = [(order[switch.begin], switch) for switch in activation_switches(fake, plan)]
     for name, node in weight_quantizers(fake, survey(prepared, floats=plan.floats)).items():
         reader = min(node.users, key=order.__getitem__)
         given = {node: prepared.weights[name], **_uncorrected(fake, plan, name, node)}
-        found.append((order[reader] - 1, _Switch(("weight", name), node, reader, given)))
+        found.append((order[reader] - 1, Switch(("weight", name), node, reader, given)))
     return [switch for _, switch in sorted(found, key=lambda pair: pair[0])]
+
+
+def activation_switches(fake: Program, plan: QuantPlan) -> Iterator[Switch]:
+    """Yield the quantizers of activations."""
+    for name, rounding in activation_quantizers(fake, plan).items():
+        yield Switch(("activation", name), rounding[-1], rounding[0].all_input_nodes[0])
 
 
 def _uncorrected(
@@ -405,4 +408,4 @@ def _uncorrected(
     return made
 
 
-__all__ = ["SAMPLES", "islands", "measure"]
+__all__ = ["SAMPLES", "activation_switches", "islands", "measure", "without"]
