@@ -119,7 +119,8 @@ def figure(case: Case, method: str, budget: float, data: list[Tensor]) -> dict[s
     if kind in TIMED:
         row["took"] = round(Stopwatch(case.program, "onnx")(small), 3)
     runs = small if integers or plan is None else plan.masked(made)
-    return {**case.measure(runner(case, runs, integers)), **row}
+    with torch.no_grad():
+        return {**case.measure(runner(case, runs, integers)), **row}
 
 
 def runner(case: Case, program: Program, integers: bool) -> Callable[[Tensor], Tensor]:
