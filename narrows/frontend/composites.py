@@ -40,14 +40,11 @@ _PROVENANCE = ("stack_trace", "nn_module_stack", "custom")
 
 def expand_composites(lifted: Lifted) -> None:
     """Replace composite operators by operators with rows, in place."""
-    computed: set[fx.Node] = set()  # what weights alone make needs no row
     for node in list(lifted.graph.nodes):
-        if node.op == "placeholder" or any(n in computed for n in node.all_input_nodes):
-            computed.add(node)
-            if not _known(node):
-                body = _composition(node)
-                if body is not None:
-                    computed.update(_inline(lifted.graph, node, body))
+        if node.all_input_nodes and not _known(node):
+            body = _composition(node)
+            if body is not None:
+                _inline(lifted.graph, node, body)
 
 
 def _known(node: fx.Node) -> bool:

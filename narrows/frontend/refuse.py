@@ -97,9 +97,8 @@ def reparametrised(model: nn.Module) -> list[Note]:
                 Note(
                     weight,
                     "reparametrised",
-                    f"{weight!r} is computed in forward from other weights, so it is no weight "
-                    "of the program; torch.nn.utils.prune.remove or "
-                    "torch.nn.utils.parametrize.remove_parametrizations makes it one",
+                    f"{weight!r} is computed in forward from other weights: a plan may name it, "
+                    "and becomes a weight of its own where channels go",
                 )
             )
     return notes

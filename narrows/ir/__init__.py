@@ -9,8 +9,9 @@ from narrows.ir.views import VIEWS
 
 def _couplings(program: Any) -> Any:
     from narrows.ir.structure import structure_of
+    from narrows.ir.structure.computed import settled
 
-    return structure_of(program).ties
+    return structure_of(settled(program)).ties
 
 
 def _module(program: Any) -> Any:

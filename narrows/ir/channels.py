@@ -156,6 +156,8 @@ def _flow(facts: Facts, node: fx.Node) -> Flow:
         state = next((s for s in facts.program.states if s.name == node.name), None)
         if state is not None:
             return Flow(grid(shape, state.axes))
+        if Meta(node).channels is not None:
+            return Flow(grid(shape, Meta(node).channels))
         axis = input_axis(node)
         return Flow(opaque(shape) if axis is None else channels(shape, axis))
     if node.op == "get_attr":

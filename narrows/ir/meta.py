@@ -30,6 +30,7 @@ class Meta:
         shape: The shape at the example's sizes; ``None`` for a node that is not one tensor.
         dtype: The tensor's dtype.
         dynamic: The axes whose size is free (the batch axis).
+        channels: The axes of an input that channels lie on, where that is declared.
         size: The value at the example's sizes of a node that is a plain number.
         source: ``file:line`` of the user's code.
         code: The text of that line.
@@ -46,6 +47,7 @@ class Meta:
     shape: Any = _Key("shape")
     dtype: Any = _Key("dtype")
     dynamic: Any = _Key("dynamic", ())
+    channels: Any = _Key("channels")
     size: Any = _Key("size")
     source: Any = _Key("source", "")
     code: Any = _Key("code", "")

@@ -13,6 +13,7 @@ from narrows.ir.graph import interpret
 from narrows.ir.meta import Meta
 from narrows.ir.ops.args import training_flag, with_argument
 from narrows.ir.program import Program
+from narrows.ir.rewrite.factors import factored
 
 # The annotation by which a traced operator remembers the program's node that it is.
 ANNOTATION = "narrows"
@@ -22,9 +23,10 @@ class ProgramModule(nn.Module):
     """Runs a program's graph on parameters registered under their original names.
 
     BatchNorm and dropout follow ``module.training``. Shared weights are registered under every name
-    they had, as one tensor. The state dict holds what the model's does: the literals of its code
-    are there, but not stored. ``torch.export`` sees through the module, so it can be captured
-    again.
+    they had, as one tensor. A weight that was computed from others is computed from what is left of
+    them, which are the parameters then, where that is what it is (`narrows.ir.rewrite.factors`).
+    The state dict holds what the model's does: the literals of its code are there, but not stored.
+    ``torch.export`` sees through the module, so it can be captured again.
 
     Args:
         program: The program.
@@ -35,22 +37,30 @@ class ProgramModule(nn.Module):
     def __init__(self, program: Program, *, shared: bool = False) -> None:
         super().__init__()
         self._program = program
+        made = {} if shared else factored(program)
+        self._recipes = {n: r for n, r in made.items() if isinstance(r, Program)}
         tensors: dict[str, torch.Tensor] = {}
-        for name, weight in program.weights.items():
-            tensor = weight.detach() if shared else weight.detach().clone()
-            trained = name not in program.buffers and tensor.is_floating_point()
-            tensors[name] = nn.Parameter(tensor) if trained else tensor
-        self._names = tuple(program.weights)
-        for name in self._names:
-            _register(self, name, tensors[name], name in program.stored)
-        for alias, name in program.aliases.items():
-            _register(self, alias, tensors[name], name in program.stored)
+        for source in (program, *self._recipes.values()):
+            for name, weight in source.weights.items():
+                if name in self._recipes or name in tensors:
+                    continue
+                tensor = weight.detach() if shared else weight.detach().clone()
+                trained = name not in source.buffers and tensor.is_floating_point()
+                tensors[name] = nn.Parameter(tensor) if trained else tensor
+                _register(self, name, tensors[name], name in source.stored)
+        for source in (program, *self._recipes.values()):
+            for alias, name in source.aliases.items():
+                if name in tensors:
+                    _register(self, alias, tensors[name], name in source.stored)
+        self._names = tuple(tensors)
         self.eval()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the graph on inputs structured like the program's."""
         flat = self._program.flat_inputs(args, kwargs)
         weights = {name: _lookup(self, name) for name in self._names}
+        for name, recipe in self._recipes.items():
+            (weights[name],) = interpret(recipe.graph, (), weights, call=self._call)
         result = interpret(self._program.graph, flat, weights, call=self._call)
         return pytree.tree_unflatten(result, self._program.out_spec)
 

@@ -64,6 +64,8 @@ class Program:
         marks: What the last pass did, by node name.
         folded: The names of the batch norms that became part of the layers before them.
         states: The inputs that are handed back what an output was, and what is left of each.
+        recipes: For every weight that was computed from others, the program without inputs that
+            computes it, at its original shape (`narrows.ir.structure.computed`).
         pruning: What a pruned program was made from and what was chosen for it, for a pass that
             chooses another exact form. It holds the unpruned program, so a copy has none, and any
             other change to graph or weights ends it.
@@ -85,13 +87,14 @@ class Program:
     marks: Mapping[str, Mark] = field(default_factory=dict)
     folded: tuple[str, ...] = ()
     states: tuple[State, ...] = ()
+    recipes: Mapping[str, Program] = field(default_factory=dict)
     pruning: Pruning | None = None
     _memo: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         """Seal the graph, the weights, and what is known of both."""
         seal(self.graph)
-        for name in ("weights", "aliases", "origins", "marks"):
+        for name in ("weights", "aliases", "origins", "marks", "recipes"):
             object.__setattr__(self, name, SealedDict(getattr(self, name)))
         object.__setattr__(self, "_sealed", True)
 

@@ -15,6 +15,7 @@ from narrows.ir.meta import Meta, copy_meta
 from narrows.ir.ops import dialect
 from narrows.ir.ops.args import arguments, changed
 from narrows.ir.program import Program
+from narrows.ir.rewrite.factors import factored
 
 
 def with_state(program: Program, state: Mapping[str, Tensor]) -> Program:
@@ -31,6 +32,8 @@ def with_state(program: Program, state: Mapping[str, Tensor]) -> Program:
         names = [name, *(a for a, n in program.aliases.items() if n == name)]
         found = next((state[n] for n in names if n in state), None)
         if found is None:
+            found = _computed(program, name, state)
+        if found is None:
             if name in program.buffers and name not in program.stored:
                 weights[name] = tensor
                 continue
@@ -42,6 +45,14 @@ def with_state(program: Program, state: Mapping[str, Tensor]) -> Program:
             )
         weights[name] = found.detach().to(tensor.dtype)
     return program.replace(weights=weights)
+
+
+def _computed(program: Program, name: str, state: Mapping[str, Tensor]) -> Tensor | None:
+    """Return a weight that was computed from others, from what a state dict has of those."""
+    recipe = factored(program).get(name) if program.recipes else None
+    if not isinstance(recipe, Program) or not recipe.weights.keys() & state.keys():
+        return None
+    return recipe.with_weights(state)()
 
 
 def in_precision(program: Program, dtype: torch.dtype) -> Program:
@@ -60,6 +71,7 @@ def in_precision(program: Program, dtype: torch.dtype) -> Program:
     result = program.copy()
     result.weights = {n: _cast(t, dtype) for n, t in program.weights.items()}
     result.examples = tuple(_cast(e, dtype) for e in program.examples)
+    result.recipes = {n: in_precision(r, dtype) for n, r in program.recipes.items()}
     for node in result.nodes:
         born = _is_born_floating(node)
         if _is_floating(Meta(node).dtype):

@@ -20,6 +20,7 @@ from narrows.ir.ops import table
 from narrows.ir.ops.args import arguments, changed
 from narrows.ir.ops.contract import Contract
 from narrows.ir.program import Draft, Note, Program
+from narrows.ir.structure.computed import settled
 from narrows.passes.base import Fidelity, Pass, PassResult
 
 BLOCK = 1 << 18  # elements of a weight that are scaled at a time
@@ -64,7 +65,7 @@ def fold(program: Program) -> tuple[Program, tuple[Fold, ...], tuple[Note, ...]]
     norms = [n.name for n in program.graph.nodes if _feeds_norm(n)]
     if not norms:
         return program, (), ()
-    result = program.copy()
+    result = settled(program).copy()
     by_name = {n.name: n for n in result.graph.nodes}
     folds, notes = [], []
     for name in norms:

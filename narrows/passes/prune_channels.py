@@ -8,12 +8,15 @@ them.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from dataclasses import dataclass
 from typing import ClassVar
 
 from narrows.errors import PassError
 from narrows.ir.program import Program
+from narrows.ir.rewrite.factors import factor_notes
+from narrows.ir.structure.computed import settled
 from narrows.passes.base import Fidelity, Pass, PassResult
 from narrows.passes.plans.plan import ChannelPlan
 from narrows.passes.pruning.stages import prune, result_of
@@ -36,7 +39,11 @@ class PruneChannels(Pass):
 
     def run(self, program: Program) -> PassResult:
         """Return the program that computes only what is needed; notes say what stays, and why."""
-        return result_of(program, prune(program, self._loaded(), ordered=self.order))
+        whole = settled(program)
+        result = result_of(whole, prune(whole, self._loaded(), ordered=self.order))
+        if not result.changed:
+            return PassResult(program, False, result.notes)
+        return dataclasses.replace(result, notes=(*result.notes, *factor_notes(result.program)))
 
     def reference(self, program: Program) -> Program:
         """Return the plan's masked program."""

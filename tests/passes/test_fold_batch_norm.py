@@ -184,14 +184,26 @@ def test_a_shared_bias_stays():
     assert stays(b.program(out)) == ("shared", "not folded: conv.bias is also read by add")
 
 
-def test_a_computed_weight_stays():
+def test_a_weight_that_the_data_has_a_part_in_stays():
     b = Builder((2, 2, 4, 4))
-    w = b.call(aten.tanh.default, b.weight("conv.weight", ramp(4, 2, 3, 3)), name="tanh")
+    mean = b.call(aten.mean.dim, b.inputs[0], [0, 1, 2, 3], name="mean")
+    w = b.call(aten.mul.Tensor, b.weight("conv.weight", ramp(4, 2, 3, 3)), mean, name="scaled")
     y = b.call(aten.conv2d.default, b.inputs[0], w, None, name="conv")
     assert stays(b.program(b.norm(y, "norm", 4))) == (
         "computed",
-        "not folded: the weight of conv is computed by tanh",
+        "not folded: the weight of conv is computed by scaled",
     )
+
+
+def test_a_weight_that_is_computed_from_weights_is_computed_and_takes_the_norm_in():
+    b = Builder((2, 2, 4, 4))
+    w = b.call(aten.tanh.default, b.weight("conv.weight", ramp(4, 2, 3, 3)), name="tanh")
+    y = b.call(aten.conv2d.default, b.inputs[0], w, None, name="conv")
+    program = b.program(b.norm(y, "norm", 4))
+    result = fold(program)
+    assert ops(result.program) == ["conv2d"]
+    x = ramp(2, 2, 4, 4)
+    assert relative_error(result.program(x), program(x)) < 1e-6
 
 
 def test_a_norm_by_batch_statistics_stays():

@@ -17,7 +17,7 @@ from torch import Tensor, fx
 
 from narrows.ir.channels import Facts
 from narrows.ir.labels import Ints, free
-from narrows.ir.meta import shape_of
+from narrows.ir.meta import Meta, shape_of
 from narrows.ir.ops import table
 from narrows.ir.ops.args import arguments, call, is_tensor
 from narrows.ir.ops.contraction import Contraction
@@ -125,8 +125,8 @@ def outline(program: Program) -> Facts:
     for node in program.graph.nodes:
         if node.op == "get_attr":
             known[node] = Flow(free(program.tensor(node).shape))
-        elif node.op == "call_function" and _is_free(node, known) and shape_of(node) is not None:
-            known[node] = Flow(free(shape_of(node)))
+        elif node.op == "call_function" and _is_free(node, known) and Meta(node).size is None:
+            known[node] = Flow(free(shape_of(node) or ()))  # of a split weight, too
     return facts
 
 

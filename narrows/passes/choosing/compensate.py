@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from narrows.ir.program import Note, Program
+from narrows.ir.rewrite.factors import factor_notes
+from narrows.ir.structure.computed import settled
 from narrows.passes.choosing.closeness import closeness
 from narrows.passes.choosing.compensations.base import (
     Compensation,
@@ -43,6 +45,7 @@ def compensated(
         outputs: How outputs are compared: ``logits``, ``values`` or ``auto``.
         progress: Told what is done, how far it is and of how much.
     """
+    program = settled(program)
     base = prepared(program)
     batches = pieces(base, batches)
     reads = reads_of(base)
@@ -62,6 +65,8 @@ def compensated(
                 refuse_infinite(method.name, weight)
     if batches:
         notes = [*notes, *_compared(base, plain, plan.masked(result), batches, method, outputs)]
+    changed = {n for n, t in result.weights.items() if t is not base.weights.get(n)}
+    notes += [note for note in factor_notes(result) if note.where in changed]
     for product in reads.products:
         if name := held_by(base, product):
             text = f"{name!r} is used in several places: {product.layer.weight!r} stays as it is"

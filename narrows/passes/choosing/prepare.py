@@ -9,12 +9,14 @@ from narrows.ir.ops import table
 from narrows.ir.ops.args import arguments, changed
 from narrows.ir.ops.contract import Contract
 from narrows.ir.program import Program
+from narrows.ir.structure.computed import settled
 from narrows.ir.structure.layers import Layer, layers_of
 from narrows.passes.fold_batch_norm import fold
 
 
 def prepared(program: Program) -> Program:
-    """Return a program with its norms folded and a bias in every layer that can have one.
+    """Return a program with its norms folded, its weights computed, a bias in every layer that can
+    have one.
 
     It computes what the program does, up to rounding, and its weights keep their names, so that a
     plan of one is a plan of the other. A bias costs nothing at run time, and takes up the mean of
@@ -24,7 +26,7 @@ def prepared(program: Program) -> Program:
 
 
 def _prepared(program: Program) -> Program:
-    made, _, _ = fold(program)
+    made, _, _ = fold(settled(program))
     layers = [layer for found in layers_of(made).values() for layer in found]
     bare = [layer for layer in layers if _lacks_bias(layer)]
     if not bare:

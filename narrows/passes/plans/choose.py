@@ -19,6 +19,7 @@ from narrows.executors.base import Executor
 from narrows.ir.costfiles import load_costs
 from narrows.ir.costs import Costs
 from narrows.ir.program import Note, Program
+from narrows.ir.structure.computed import settled
 from narrows.ir.structure.layers import SIDES, layers_of
 from narrows.passes.choosing.allocators import catalog as allocators
 from narrows.passes.choosing.allocators.base import Allocator
@@ -70,6 +71,7 @@ def make_plan(
         PlanError: A weight holds NaN, there is no layer, the ratio finds nothing that could be
             removed, or a budget cannot be met.
     """
+    program = settled(program)
     setting = setting_of(program, keep_inputs, keep_outputs, choosing, progress, clock)
     setting = replace(setting, executor=executor)
     if executor is not None and not choosing.budgets:
@@ -136,6 +138,7 @@ def make_family(
         choosings: Per plan the options, which differ in the shares of their budgets.
         progress: Told what is done, how far it is and of how much.
     """
+    program = settled(program)
     first = replace(choosings[0], data=kept(choosings[0].data, CHOOSING))  # read more than once
     setting = setting_of(program, None, None, first, progress)
     layers = layers_of(program)

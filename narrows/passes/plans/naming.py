@@ -21,7 +21,7 @@ def find_layers(
 
     `PlanUsageError` says why there are none.
     """
-    name = program.aliases.get(weight, weight)
+    name = _computed_from(program, program.aliases.get(weight, weight), layers, side)
     if name not in program.weights:
         hint = suggest(weight, layers) or suggest(weight, [*program.weights, *program.aliases])
         raise PlanUsageError(f"{program.name} has no weight {weight!r}", hint=hint)
@@ -35,6 +35,23 @@ def find_layers(
         why=_why_not(program, readers, side),
         hint="mask the weight of a convolution, a linear layer or a matrix product",
     )
+
+
+def _computed_from(
+    program: Program, name: str, layers: Mapping[str, tuple[Layer, ...]], side: str
+) -> str:
+    """Return the weight that is computed from one that no layer has itself, where that is one."""
+    if name in program.weights:
+        return name
+    made = [n for n, recipe in program.recipes.items() if name in recipe.state_dict()]
+    found = [n for n in made if any(u.width(side) for u in layers.get(n, ()))]
+    if len(found) > 1:
+        raise PlanUsageError(
+            f"{len(found)} weights are computed from {name!r}",
+            why=f"the layers have {', '.join(found)}",
+            hint="mask one of these",
+        )
+    return found[0] if found else name
 
 
 def _why_not(program: Program, readers: list[fx.Node], side: str) -> str:

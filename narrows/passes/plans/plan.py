@@ -25,6 +25,7 @@ from narrows.errors import PlanError, PlanUsageError
 from narrows.files.writing import as_path
 from narrows.ir.meta import op_name, shape_of
 from narrows.ir.program import Note, Program
+from narrows.ir.structure.computed import settled
 from narrows.ir.structure.layers import SIDES, Layer, layers_of
 from narrows.ir.views import VIEWS
 from narrows.passes.plans import planfile
@@ -94,6 +95,7 @@ class ChannelPlan:
         Raises:
             PlanError: A weight is unknown or takes no mask, or a mask does not fit it.
         """
+        program = settled(program)
         uses = layers_of(program)
         keeps: dict[str, dict[str, Keep]] = {side: {} for side in SIDES}
         widths: dict[str, list[int]] = {}
@@ -172,6 +174,8 @@ class ChannelPlan:
     def masked(self, program: Program) -> Program:
         """Return the program that the plan means: original shapes, masked channels zero.
 
+        A weight that the program computes from others is one of its own here.
+
         Weights without a mask are shared with ``program``. Where a norm follows that has no gain of
         its own, its result is multiplied by a constant mask; a weight that is masked in one place
         and not in another is untied.
@@ -179,18 +183,25 @@ class ChannelPlan:
         Raises:
             PlanError: The plan is of another model.
         """
+        self._refuse_model(program)
+        program = settled(program)
         return mask_program(program, self._masks(program))
 
     def split(self, program: Program) -> tuple[Program, dict[str, Any]]:
         """Return what a rewrite starts from; see `narrows.passes.plans.masking.split_masks`."""
+        self._refuse_model(program)
+        program = settled(program)
         return split_masks(program, self._masks(program))
 
-    def _masks(self, program: Program) -> list[Mask]:
+    @staticmethod
+    def _refuse_model(program: Any) -> None:
         if not isinstance(program, Program):
             raise PlanError(
                 f"a plan is for a Program, got {type(program).__name__}",
                 hint="narrows.capture(model, inputs) makes one",
             )
+
+    def _masks(self, program: Program) -> list[Mask]:
         uses = layers_of(program)
         dead: dict[Layer, dict[str, Keep]] = {}
         for at, side in enumerate(SIDES):
@@ -349,7 +360,7 @@ def fingerprint(program: Program) -> str:
 
     Values do not count: every checkpoint of a model has the same one.
     """
-    return program.memo("fingerprint", lambda: _fingerprint(program))
+    return program.memo("fingerprint", lambda: _fingerprint(settled(program)))
 
 
 def _fingerprint(program: Program) -> str:

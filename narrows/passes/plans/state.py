@@ -15,6 +15,7 @@ from torch import Tensor
 
 from narrows.errors import PlanError, ProgramError
 from narrows.ir.program import Origin, Program
+from narrows.ir.structure.computed import settled
 from narrows.passes.fold_batch_norm import fold
 from narrows.passes.plans.plan import ChannelPlan
 from narrows.passes.plans.unfold import unfolded
@@ -101,7 +102,7 @@ def restore(
             "the batch norms of the pruned program were folded, which its channels cannot undo",
             hint="train narrows.apply(program, plan), which keeps them, or leave out pruned",
         )
-    program = program.replace(origins={})
+    program = settled(program.replace(origins={}))
     masked, trained = plan.masked(program), _trained(plan, program, state, pruned)
     pruned = trained.untrained
     result = dict(masked.weights)

@@ -10,6 +10,7 @@ from typing import Any
 from narrows.errors import PlanUsageError
 from narrows.executors.base import Executor
 from narrows.ir.program import Program
+from narrows.ir.structure.computed import settled
 from narrows.passes.choosing.compensations.base import Compensation
 from narrows.passes.choosing.compensations.catalog import find
 from narrows.passes.choosing.repair import Progress
@@ -46,6 +47,7 @@ def sensed(
         cache: A folder in which what was measured is kept, and looked for.
         progress: Told what is done, how far it is and of how much.
     """
+    program = settled(program)
     flat = [*batches(program, data, "sensing", CHOOSING)]
     method = None if options.repair is None else find(options.repair)
     solved, measured = ([], flat) if method is None else split(program, flat)
