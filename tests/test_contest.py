@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -13,30 +14,15 @@ from torch import Tensor, nn
 
 import narrows
 from narrows.api import contest
-from narrows.api.contest import decide
+from narrows.backends import make_target, target_type, timing
 from narrows.backends.onnx import OnnxTarget
-from narrows.backends.timing import race
+from narrows.backends.timing import Trial, here, race
 from narrows.errors import LowerError, UsageError
 from narrows.ir.program import Program
+from narrows.passes.pruning import rivals
 
 pytestmark = pytest.mark.usefixtures("shipped_costs")
 X = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-
-
-class Clock:
-    """A clock that stands still but for what is run."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-    def run(self, seconds: float) -> Callable[[], None]:
-        def run() -> None:
-            self.now += seconds
-
-        return run
 
 
 class Net(nn.Module):
@@ -61,24 +47,22 @@ def net() -> nn.Module:
     return Net().eval()
 
 
-@pytest.fixture
-def held(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """Let contests take place, by a clock that the test moves."""
-    clock = Clock()
+@pytest.fixture(autouse=True)
+def _held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let contests take place, however long it takes to make forms here."""
     monkeypatch.setattr(contest, "LARGEST", 1 << 28)
-    monkeypatch.setattr(contest, "CLOCK", clock)
-    return clock
+    monkeypatch.setattr(contest, "MAKING", float("inf"))
 
 
-def timed(monkeypatch: pytest.MonkeyPatch, clock: Clock, seconds: Any) -> list[int]:
+def timed(monkeypatch: pytest.MonkeyPatch, seconds: Callable[[int], float]) -> list[int]:
     """Have every program take the seconds that a function says for its parameters."""
     tried: list[int] = []
 
-    def trial(target: OnnxTarget, program: Program, batch: int) -> Callable[[], None]:
+    def trial(program: Program, batch: int) -> Trial:
         tried.append(program.parameter_count)
-        return clock.run(seconds(program.parameter_count))
+        return lambda count: seconds(program.parameter_count)
 
-    monkeypatch.setattr(OnnxTarget, "trial", trial)
+    monkeypatch.setattr(OnnxTarget, "track", lambda target: nullcontext(trial))
     return tried
 
 
@@ -88,22 +72,39 @@ def compiled(**options: Any) -> narrows.Artifact:
 
 
 def test_in_a_race_who_is_slow_leaves_early_and_who_is_near_stays() -> None:
-    clock = Clock()
-    runs = {"a": clock.run(1.0), "b": clock.run(1.02), "c": clock.run(1.3), "d": clock.run(9.0)}
-    times = race(runs, 39.0, clock)
-    assert {name: len(turns) for name, turns in times.items()} == {"a": 7, "b": 7, "c": 3, "d": 1}
-    firsts = [turns[0] for turns in times.values()]
-    assert firsts == pytest.approx([1.0, 1.02, 1.3, 9.0])
-    short = race({"e": clock.run(1e-4)}, 0.0, clock)
-    assert len(short["e"]) == 5
-    assert short["e"][0] == pytest.approx(1e-4)
+    seconds = {"a": 1.0, "b": 1.01, "c": 1.2, "d": 9.0}
+    asked: list[int] = []
+
+    def trial(each: float) -> Trial:
+        return lambda count: asked.append(count) or each
+
+    times = race({name: trial(each) for name, each in seconds.items()}, 32.0)
+    assert {name: len(turns) for name, turns in times.items()} == {"a": 4, "b": 4, "c": 3, "d": 1}
+    assert [turns[0] for turns in times.values()] == [*seconds.values()]
+    assert set(asked) == {1}
+    alone = race({"a": trial(1.0), "d": trial(9.0)}, 1e9)
+    assert {name: len(turns) for name, turns in alone.items()} == {"a": 1, "d": 1}
+    asked.clear()
+    assert race({"e": trial(1e-4), "f": trial(1e-4)}, 0.0)["e"] == [1e-4] * 3
+    assert asked[2:] == [20] * 6  # a short call is made several times a turn
 
 
-def test_the_fastest_ships_whatever_was_predicted(
-    monkeypatch: pytest.MonkeyPatch, held: Clock
+def test_a_trial_is_told_how_often_and_returns_the_time_of_once(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    now = [0.0]
+    monkeypatch.setattr(timing, "CLOCK", lambda: now[0])
+
+    def run() -> None:
+        now[0] += 2.0
+
+    assert here(run)(5) == 2.0
+    assert now == [10.0]
+
+
+def test_the_fastest_ships_whatever_was_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = sum(p.numel() for p in net().parameters())
-    tried = timed(monkeypatch, held, lambda count: 1.0 / count)
+    tried = timed(monkeypatch, lambda count: 1.0 / count)
     made = compiled()
     told = made.manifest["contest"]
     assert told["winner"] == "unpruned"
@@ -111,7 +112,7 @@ def test_the_fastest_ships_whatever_was_predicted(
     assert made.manifest["gain"]["parameters"] == [whole, whole]
     assert made.manifest["gain"]["measured_ms"][0] == made.manifest["gain"]["measured_ms"][1]
     assert any("legalize-reads{" in p and "form=unpruned" in p for p in made.manifest["passes"])
-    timed(monkeypatch, held, lambda count: float(count))
+    timed(monkeypatch, lambda count: float(count))
     least = compiled()
     forms = {f["form"]: f for f in least.manifest["contest"]["forms"]}
     assert {"unpruned", "common"} <= {name.partition("-")[0] for name in forms}
@@ -124,25 +125,21 @@ def test_the_fastest_ships_whatever_was_predicted(
         assert artifact.report.splitlines()[-1].startswith("measured")
 
 
-def test_what_is_level_is_left_to_the_prediction(
-    monkeypatch: pytest.MonkeyPatch, held: Clock
-) -> None:
-    timed(monkeypatch, held, lambda count: 1.0 + 1e-9 * count)
+def test_what_is_level_is_left_to_the_prediction(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed(monkeypatch, lambda count: 1.0 + 1e-9 * count)
     told = compiled().manifest["contest"]
     assert told["winner"] == told["forms"][0]["form"]
     predicted = [f["predicted_ms"] for f in told["forms"]]
     assert predicted == sorted(predicted)
 
 
-def test_without_a_contest_the_prediction_stands(
-    monkeypatch: pytest.MonkeyPatch, held: Clock
-) -> None:
-    tried = timed(monkeypatch, held, lambda count: 1.0)
+def test_without_a_contest_the_prediction_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = timed(monkeypatch, lambda count: 1.0)
     made = compiled(contest=False)
     assert not tried
     assert "contest" not in made.manifest
     assert {"parameters", "bytes", "predicted_ms"} == set(made.manifest["gain"])
-    monkeypatch.setattr(OnnxTarget, "trial", lambda *_: None)
+    monkeypatch.setattr(OnnxTarget, "track", lambda target: None)
     other = compiled()
     assert "runs nothing at once here" in other.manifest["contest"]["why"]
     assert "by the cost table alone" in other.report
@@ -153,29 +150,25 @@ def test_without_a_contest_the_prediction_stands(
         compiled(contest=True, pipeline="prune-channels")
 
 
-def test_a_form_that_does_not_run_is_told_and_loses(
-    monkeypatch: pytest.MonkeyPatch, held: Clock
-) -> None:
+def test_a_form_that_does_not_run_is_told_and_loses(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = sum(p.numel() for p in net().parameters())
 
-    def trial(target: OnnxTarget, program: Program, batch: int) -> Callable[[], None]:
+    def trial(program: Program, batch: int) -> Trial:
         if program.parameter_count < whole:
             raise LowerError("made up")
-        return held.run(1.0)
+        return lambda count: 1.0
 
-    monkeypatch.setattr(OnnxTarget, "trial", trial)
+    monkeypatch.setattr(OnnxTarget, "track", lambda target: nullcontext(trial))
     made = compiled()
     assert made.manifest["contest"]["winner"] == "unpruned"
     assert "not timed: made up" in made.report
 
 
 @pytest.mark.parametrize("integers", [False, True])
-def test_forms_really_run_in_the_runtime(
-    monkeypatch: pytest.MonkeyPatch, held: Clock, integers: bool
-) -> None:
+def test_forms_really_run_in_the_runtime(monkeypatch: pytest.MonkeyPatch, integers: bool) -> None:
     """By a clock that ticks when it is read all are level; each was made, loaded and called."""
     ticks = itertools.count()
-    monkeypatch.setattr(contest, "CLOCK", lambda: float(next(ticks)))
+    monkeypatch.setattr(timing, "CLOCK", lambda: float(next(ticks)))
     program = narrows.capture(net(), (X,))
     plan = narrows.plan(program, keep_inputs={n: list(k) for n, k in KEEP.items()}, zeros=False)
     how = {"quantize": {"calibration": [X]}} if integers else {}
@@ -191,4 +184,68 @@ def test_forms_really_run_in_the_runtime(
 def test_what_chooses_no_form_holds_no_contest() -> None:
     program = narrows.capture(net(), (X,))
     usual = narrows.api.passes_for(program, None, "onnx", None, None, False)
-    assert decide(program, usual, OnnxTarget()) == (usual, None)
+    ran = contest.run(program, usual, OnnxTarget())
+    assert (ran.passes, ran.contest) == (usual, None)
+    assert ran.result.program.parameter_count == program.parameter_count
+    assert len(ran.result.reports) == len(usual.passes)
+
+
+def test_forms_are_ranked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed(monkeypatch, lambda count: float(count))
+    made: list[object] = []
+    usual = rivals._Field.ranked
+    monkeypatch.setattr(rivals._Field, "ranked", lambda field: made.append(field) or usual(field))
+    winner = compiled().manifest["contest"]["winner"]
+    assert len(made) == 1
+    plain = compiled(contest=False, pipeline=None)
+    assert len(made) == 2
+    assert winner in {f["form"] for f in compiled().manifest["contest"]["forms"]}
+    assert "contest" not in plain.manifest
+
+
+def test_what_takes_long_to_make_leaves_the_others_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed(monkeypatch, lambda count: float(count))
+    monkeypatch.setattr(contest, "MAKING", -1.0)
+    monkeypatch.setattr(contest, "BEST", 9)
+    made = compiled()
+    forms = made.manifest["contest"]["forms"]
+    late = [f["form"] for f in forms if f.get("failed") == contest.LATE]
+    first = forms[0]["form"]
+    common = next(f["form"] for f in forms if f["form"].startswith("common"))
+    assert {f["form"] for f in forms} - {*late} == {first, common, "unpruned"}
+    assert f"not timed: {contest.LATE}" in made.report
+
+
+def test_compress_holds_the_same_contest(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = sum(p.numel() for p in net().parameters())
+    timed(monkeypatch, lambda count: 1.0 / count)
+    made = narrows.compress(net(), (X,), data=[X], macs=0.6)
+    assert made.manifest["contest"]["winner"] == "unpruned"
+    assert made.manifest["gain"]["parameters"] == [whole, whole]
+    assert made.report.splitlines()[-1].startswith("measured")
+    timed(monkeypatch, lambda count: float(count))
+    small = narrows.compress(net(), (X,), data=[X], macs=0.6, bits=8)
+    assert small.manifest["contest"]["numbers"] == "integers"
+    assert small.manifest["gain"]["parameters"][1] < whole
+    plain = narrows.compress(net(), (X,), data=[X], macs=0.6, contest=False)
+    assert "contest" not in plain.manifest
+
+
+@pytest.mark.parametrize("target", ["torch", "openvino"])
+def test_other_targets_say_how_forms_are_timed(
+    monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
+    kind = target_type(target)
+
+    def trial(program: Program, batch: int) -> Trial:
+        return lambda count: float(program.parameter_count)
+
+    monkeypatch.setattr(kind, "track", lambda self: nullcontext(trial))
+    program = narrows.capture(net(), (X,))
+    plan = narrows.ChannelPlan.given(program, {n: list(k) for n, k in KEEP.items()})
+    usual = narrows.api.passes_for(program, plan, target, None, None, False)
+    ran = contest.run(program, usual, make_target(target))
+    assert ran.contest is not None
+    times = {e.name: e.measured for e in ran.contest.entries}
+    least = min(t for t in times.values() if t is not None)
+    assert times[ran.contest.winner] == least < program.parameter_count

@@ -23,7 +23,8 @@ FUNCTIONS = {
     "compress": "(model, inputs, *, data, target='onnx', evaluate=None, macs=None, params=None, "
     "latency=None, accuracy_drop=None, divergence=None, limits=None, groups=None, allocator=None, "
     "outputs='auto', bits=None, compensation='least-squares', "
-    "kwargs=None, dynamic_batch=True, name=None, check=True, progress=None)",
+    "kwargs=None, dynamic_batch=True, name=None, check=True, contest=None, "
+    "progress=None)",
     "family": "(program, *, data, macs=None, params=None, allocator=None, outputs='auto', "
     "constrained=True, include=(), exclude=(), min_width=1, progress=None)",
     "load": "(path, *, trust=False)",

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from narrows.api.integers import asked_of, quantized, quick
-from narrows.api.passes import passes_for
+from narrows.api.passes import checks_of, passes_for
 from narrows.api.planning import plan_for, planned
 from narrows.errors import UsageError
 from narrows.options import gather, takes
@@ -282,13 +282,9 @@ def rewrite(
         double: Whether to check in float64, too.
         instruments: What else watches the passes, after the checks; they see what those measured.
     """
-    from narrows.passes.instruments import Verify
-    from narrows.passes.proof import Numerics, Unproven
-
     refuse_model(program, "apply")
     passes = passes_for(program, plan, target, batch, pipeline, integers)
-    checks = [Verify(), Numerics(double=double)] if check else [Unproven(len(passes.passes))]
-    return passes.run(program, [*checks, *instruments])
+    return passes.run(program, [*checks_of(passes, check, double), *instruments])
 
 
 @takes(Quantization)
@@ -464,7 +460,7 @@ def compile(
         FidelityError: A pass changed the outputs beyond what it declares.
         LowerError: The target cannot express the program.
     """
-    from narrows.api.contest import decide
+    from narrows.api import contest as contests
     from narrows.api.gains import Size, gains
     from narrows.api.lowering import lower_freeing
     from narrows.backends import make_target
@@ -481,19 +477,20 @@ def compile(
     dumper = None if dump is None else Dumper(dump)
     watches = [*instruments, *([] if dumper is None else [dumper])]
     passes = passes_for(program, plan, emitted, batch, pipeline, integers is not None)
-    passes, held = decide(program, passes, emitted, asked=contest, quantize=quick(integers))
-    how: dict[str, Any] = {"pipeline": passes, "target": emitted}
-    result = rewrite(program, **how, check=check, double=double, instruments=watches)
+    watched = [*checks_of(passes, check, double), *watches]
+    ran = contests.run(program, passes, emitted, watched, asked=contest, quantize=quick(integers))
+    result, passes, held = ran.result, ran.passes, ran.contest
     if on_result is not None:
         on_result(result)
     before, after = Size.of(program, passes), Size.of(result.program, passes)
     made = [result.program]
-    del result
+    del ran, result
     if integers is not None:
         integers["instruments"] = [*watches, *integers["instruments"]]
         artifact = lower(quantized(made.pop(), **integers).program, emitted, plan=plan)
     else:
-        again = functools.partial(rewrite, program, **how, check=False)
+        how: dict[str, Any] = {"pipeline": passes, "target": emitted, "check": False}
+        again = functools.partial(rewrite, program, **how)
         artifact = lower_freeing(made, lambda: again().program, emitted, plan=plan)
     artifact.manifest.update(gains(before, after, artifact, held))
     if dumper is not None:

@@ -88,6 +88,7 @@ def compress(
     dynamic_batch: bool = True,
     name: str | None = None,
     check: bool = True,
+    contest: bool | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
     """Return the best artifact within budgets: nothing is trained, and no label is read.
@@ -112,6 +113,7 @@ def compress(
         macs, ...: The options, those of `narrows.api.compressing.Compressing`.
         kwargs, dynamic_batch, name: As for `capture`.
         check: Whether passes and artifact are compared with what they have to equal.
+        contest: Whether forms are timed on the runtime here, as for `compile`.
         progress: Called with what is done, how far it is and of how much.
 
     Raises:
@@ -126,7 +128,8 @@ def compress(
     given = kept(data)
     emitted = make_target(target)
     program = api.capture(model, inputs, kwargs=kwargs, dynamic_batch=dynamic_batch, name=name)
-    return compressed(program, given, asked, emitted, evaluate, check, progress).artifact
+    how: dict[str, Any] = {"check": check, "contest": contest, "progress": progress}
+    return compressed(program, given, asked, emitted, evaluate, **how).artifact
 
 
 @dataclass(frozen=True)
@@ -152,8 +155,10 @@ def compressed(
     asked: Compressing,
     target: Target,
     evaluate: Evaluate | None,
-    check: bool,
-    progress: Progress | None,
+    *,
+    check: bool = True,
+    contest: bool | None = None,
+    progress: Progress | None = None,
 ) -> Compressed:
     """Return the artifact, and what it was made by.
 
@@ -164,44 +169,57 @@ def compressed(
         target: What is emitted.
         evaluate: What a program is worth, in points; more is better.
         check: Whether passes and artifact are compared with what they have to equal.
+        contest: Whether forms are timed, as for `compile`.
         progress: Told what is done, how far it is and of how much.
     """
+    from narrows.api import contest as contests
+    from narrows.api.gains import Size, gains
+    from narrows.api.integers import quick
     from narrows.ir.program import Note
     from narrows.passes.choosing.compensations.catalog import find
     from narrows.passes.choosing.judged import worth
     from narrows.passes.choosing.solved import Solved
+    from narrows.passes.quant.options import Quantization
 
     asked.refuse_idle()
     common: dict[str, Any] = {"outputs": asked.outputs, "progress": progress}
     method = find(asked.compensation)  # fails now, or not at all
     plan, made, solved = None, program, None
-    before = None if evaluate is None else worth(evaluate, program)  # fails now, or not at all
+    first = None if evaluate is None else worth(evaluate, program)  # fails now, or not at all
     if asked.budgets:
         plan = _planned(program, data, asked, target, evaluate, progress)
         made = api.compensate(program, plan, data=data, method=method, **common)
         solved = Solved.of(program, plan, made)
         if evaluate is not None:
-            after = worth(evaluate, plan.masked(made))
-            text = f"evaluate: {before:.4g} unpruned, {after:.4g} pruned and compensated"
+            now = worth(evaluate, plan.masked(made))
+            text = f"evaluate: {first:.4g} unpruned, {now:.4g} pruned and compensated"
             made = made.replace(notes=(*made.notes, Note(program.name, "evaluated", text)))
     told = [note.message for note in (*(plan.notes if plan else ()), *made.notes)]
-    integers = asked.bits is not None
-    small = api.apply(made, plan, target=target, integers=integers, check=check)
+    bits: dict[str, Any] = {}
+    if asked.bits is not None:
+        bits = {"weights": asked.bits, "activations": asked.bits}
+    passes = api.passes_for(made, plan, target, None, None, bool(bits))
+    quantize = quick({"options": Quantization(**bits)} if bits else None)
+    watches = api.checks_of(passes, check)
+    ran = contests.run(made, passes, target, watches, asked=contest, quantize=quantize)
+    small = ran.result.program
     if left := counted(program, asked, target, small):
         note = Note(program.name, "counted", f"left in what is lowered: {left}")
         small = small.replace(notes=(*small.notes, note))
         told.append(note.message)
-    if asked.bits is not None:
-        bits: dict[str, Any] = {"weights": asked.bits, "activations": asked.bits}
+    before, after = Size.of(program, ran.passes), Size.of(small, ran.passes)
+    if bits:
         small = api.quantize(small, data, **bits, check=check).program
         notes = _in_bits(program, small, data, asked)
         if evaluate is not None:
-            after = worth(evaluate, small)
-            text = f"evaluate: {before:.4g} unpruned, {after:.4g} in {asked.bits} bits"
+            now = worth(evaluate, small)
+            text = f"evaluate: {first:.4g} unpruned, {now:.4g} in {asked.bits} bits"
             notes.append(Note(program.name, "evaluated", text))
         small = small.replace(notes=(*small.notes, *notes))
         told += [note.message for note in notes]
-    return Compressed(api.lower(small, target, plan=plan), plan, solved, told)
+    artifact = api.lower(small, target, plan=plan)
+    artifact.manifest.update(gains(before, after, artifact, ran.contest))
+    return Compressed(artifact, plan, solved, told)
 
 
 def _in_bits(

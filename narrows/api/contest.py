@@ -16,17 +16,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from narrows.backends import timing
 from narrows.errors import NarrowsError, UsageError
+from narrows.ir.graph import without_collection
+from narrows.ir.meta import shape_of
+from narrows.ir.program import Program, Pruning
+from narrows.passes.forms.families import orders
+from narrows.passes.forms.padding import padded
+from narrows.passes.legalize_reads import LegalizeReads, table_of
+from narrows.passes.pipeline import Instrument, Pipeline, PipelineResult
+from narrows.passes.pruning.form import emit
+from narrows.passes.pruning.rivals import UNPRUNED, Rival, rivals
 
 if TYPE_CHECKING:
-    from narrows.backends.base import Target
-    from narrows.ir.program import Program
-    from narrows.passes.legalize_reads import LegalizeReads
-    from narrows.passes.pipeline import Pipeline
-    from narrows.passes.pruning.rivals import Rival
+    from narrows.backends.base import Target, Track
+    from narrows.backends.timing import Trial
 
 BEST = 3  # forms that are tried for their prediction's sake
-SECONDS = 0.4  # of timing
+MAKING = 0.7  # seconds on the processor after which none are made but those that always take part
+SECONDS = 0.25  # of timing
+LATE = "left out, as making the others took long enough"
 LEVEL = (
     0.01  # of a time: what is nearer to the fastest is level with it, and the prediction decides
 )
@@ -34,9 +43,7 @@ LEVEL = (
 FIRST = ("prune-channels", "legalize-reads", "align-channels", "reorder-channels")
 LARGEST = 1 << 28  # bytes of weights up to which forms are made to be timed
 
-CLOCK = time.thread_time  # tells the time that is measured
-
-Quantize = Callable[["Program"], "Program"]
+Quantize = Callable[[Program], Program]
 
 
 @dataclass(frozen=True)
@@ -106,37 +113,61 @@ class Contest:
         }
 
 
-def decide(
+@dataclass(frozen=True)
+class Ran:
+    """What passes made of a program.
+
+    Attributes:
+        result: The program that ships, with a report per pass.
+        passes: The passes that make it: those that were given, or with the winner's form.
+        contest: The contest that its form won; ``None`` where the passes choose no form: they know
+            no costs, or nothing is pruned.
+    """
+
+    result: PipelineResult
+    passes: Pipeline
+    contest: Contest | None
+
+
+def run(
     program: Program,
     passes: Pipeline,
     target: Target,
+    instruments: Sequence[Instrument] = (),
     *,
     asked: bool | None = None,
     quantize: Quantize | None = None,
-) -> tuple[Pipeline, Contest | None]:
-    """Return the passes that make the form to ship, and the contest that it won.
+) -> Ran:
+    """Return what passes make of a program, in the form that wins a contest.
 
-    ``None`` where the passes choose no form: they know no costs, or nothing is pruned.
+    The contest is held once channels are gone, so that forms are found and ranked once, for it and
+    for the passes that follow.
 
     Args:
         program: The captured program.
         passes: The passes that make the form that is predicted to be fastest.
         target: The target.
+        instruments: What watches the passes.
         asked: Whether there is to be a contest; where there can be one unless given.
         quantize: Makes integers of a form, if it is integers that ship.
     """
-    if asked is False or not _is_usual(passes):
+    if asked is False or not _chooses(passes):
         if asked:
             raise UsageError(
                 "a contest would have no effect",
                 why="the passes do not choose among forms by a target's costs",
                 hint="compile for a target that has a cost table, as onnx has",
             )
-        return passes, None
-    return _Ring(program, passes, target, quantize).decide(asked)
+        return Ran(passes.run(program, instruments), passes, None)
+    head = Pipeline(passes.passes[:1]).run(program, instruments)
+    with without_collection():
+        chosen, contest = _Ring(head.program, passes, target, quantize).decide(asked)
+    rest = Pipeline(chosen.passes[1:]).run(head.program, instruments)
+    reports = (*head.reports, *rest.reports)
+    return Ran(PipelineResult(rest.program, head.initial, reports, {}), chosen, contest)
 
 
-def _is_usual(passes: Pipeline) -> bool:
+def _chooses(passes: Pipeline) -> bool:
     """Whether the passes prune, choose a form by costs that nobody named, and order it."""
     first = passes.passes[: len(FIRST)]
     if tuple(p.name for p in first) != FIRST:
@@ -147,7 +178,14 @@ def _is_usual(passes: Pipeline) -> bool:
 
 @dataclass(frozen=True)
 class _Ring:
-    """Where one contest takes place; the attributes are the arguments of `decide`."""
+    """Where one contest takes place.
+
+    Attributes:
+        program: What `prune-channels` made.
+        passes: As for `run`.
+        target: As for `run`.
+        quantize: As for `run`.
+    """
 
     program: Program
     passes: Pipeline
@@ -155,30 +193,24 @@ class _Ring:
     quantize: Quantize | None
 
     def decide(self, asked: bool | None) -> tuple[Pipeline, Contest | None]:
-        """Return what `decide` does."""
-        from narrows.ir.program import Pruning
-        from narrows.passes.forms.padding import padded
-        from narrows.passes.legalize_reads import table_of
-        from narrows.passes.pipeline import Pipeline
-        from narrows.passes.pruning.rivals import rivals
-
-        start = time.perf_counter()
+        """Return the passes that make the form to ship, and the contest that it won."""
         costs = table_of(self.chooser.costs, self.chooser.name)
         assert costs is not None
-        head = Pipeline(self.passes.passes[:1]).run(self.program).program
-        pruning = Pruning.of(head)
+        pruning = Pruning.of(self.program)
         if pruning.untouched and padded(pruning, costs) is None:
             return self.passes, None
         ranked = rivals(pruning, costs, self.chooser.batch, fill=self.chooser.fill)
-        size = sum(t.nbytes for t in self.program.weights.values())
+        size = sum(t.nbytes for t in pruning.program.weights.values())
         if size > LARGEST:
             return self._predicted(
                 ranked, f"the weights are {size:,} bytes, too large to try", asked
             )
-        entries = self._timed(contenders(ranked))
-        if entries is None:
-            why = f"the target {self.target.name} runs nothing at once here"
-            return self._predicted(ranked, why, asked)
+        start = time.perf_counter()
+        track = self.target.track()
+        if track is None:
+            return self._predicted(ranked, self.target.untimed, asked)
+        with track as trial:
+            entries = self._timed(contenders(ranked), trial)
         timed = [e for e in entries if e.measured is not None]
         if not timed:
             return self._predicted(ranked, f"no form runs: {entries[0].failed}", asked)
@@ -204,55 +236,51 @@ class _Ring:
 
     def with_form(self, name: str) -> Pipeline:
         """Return the passes that take one form."""
-        from narrows.passes.pipeline import Pipeline
-
         passes = list(self.passes.passes)
         passes[1] = dataclasses.replace(self.chooser, form=name)
         return Pipeline(passes)
 
-    def _timed(self, ranked: Sequence[Rival]) -> list[Entry] | None:
-        """Return the forms with their times; ``None`` where the target runs none at once."""
-        from narrows.backends.timing import race
-
-        runs: dict[str, Callable[[], Any]] = {}
+    def _timed(self, ranked: Sequence[Rival], trial: Track) -> list[Entry]:
+        """Return the forms with their times, in the order in which they are given."""
+        trials: dict[str, Trial] = {}
+        entries: dict[str, Entry] = {}
         known: dict[Any, str] = {}
-        entries: list[Entry] = []
-        for rival in ranked:
-            made, entry = self._made(rival), Entry(rival.name, rival.seconds)
+        always, start = standing(ranked), timing.CLOCK()
+        for rival in sorted(ranked, key=lambda r: r.name not in always):
+            entry = Entry(rival.name, rival.seconds)
+            if rival.name not in always and timing.CLOCK() - start > MAKING:
+                entries[rival.name] = dataclasses.replace(entry, failed=LATE)
+                continue
+            made = self._made(rival)
             twin = known.setdefault(_likeness(made), rival.name)
             if twin != rival.name:
-                entries.append(dataclasses.replace(entry, same_as=twin))
+                entries[rival.name] = dataclasses.replace(entry, same_as=twin)
                 continue
+            entries[rival.name] = entry
             try:
                 whole = made if self.quantize is None else self.quantize(made)
-                run = self.target.trial(whole, self.chooser.batch)
+                trials[rival.name] = trial(whole, self.chooser.batch)
             except NarrowsError as error:
-                entries.append(dataclasses.replace(entry, failed=error.what))
-                continue
-            if run is None:
-                return None
-            runs[rival.name] = run
-            entries.append(entry)
-        times = race(runs, SECONDS, CLOCK) if runs else {}
-        return [
-            dataclasses.replace(
-                e, measured=statistics.median(times[e.name]), turns=len(times[e.name])
-            )
-            if e.name in times
-            else e
-            for e in entries
-        ]
+                entries[rival.name] = dataclasses.replace(entry, failed=error.what)
+        try:
+            times = timing.race(trials, SECONDS) if trials else {}
+        except NarrowsError as error:  # the runtime broke down, and with it what it said before
+            return [dataclasses.replace(entries[r.name], failed=error.what) for r in ranked]
+        for name, turns in times.items():
+            middle = statistics.median(turns)
+            entries[name] = dataclasses.replace(entries[name], measured=middle, turns=len(turns))
+        return [entries[rival.name] for rival in ranked]
 
     def _made(self, rival: Rival) -> Program:
         """Return the program that the passes make of a form; it is the stages' own."""
-        from narrows.passes.forms.families import orders
-        from narrows.passes.pipeline import Pipeline
-        from narrows.passes.pruning.form import emit
-
         whole = rival.whole
-        ordered = dataclasses.replace(whole.choices, order=orders(whole)[0])
-        rest = self.passes.passes[len(FIRST) :]
-        return Pipeline(rest).run(emit(whole.choose(ordered))).program
+        order = orders(whole)[0] if rival.name != UNPRUNED else {}
+        if order:
+            whole = whole.choose(dataclasses.replace(whole.choices, order=order))
+        form = whole.program if rival.name == UNPRUNED else emit(whole)
+        for last in self.passes.passes[len(FIRST) :]:
+            form = last.run(form).program
+        return form
 
 
 def contenders(ranked: Sequence[Rival]) -> list[Rival]:
@@ -260,17 +288,18 @@ def contenders(ranked: Sequence[Rival]) -> list[Rival]:
 
     They are in the order of their predictions.
     """
-    from narrows.passes.pruning.rivals import UNPRUNED
+    always = standing(ranked)
+    return [r for i, r in enumerate(ranked) if i < BEST or r.name in always]
 
-    common = next((r for r in ranked if r.name.startswith("common")), None)
-    always = [r for r in ranked if r is common or r.name == UNPRUNED]
-    return [r for r in ranked if r in ranked[:BEST] or r in always]
+
+def standing(ranked: Sequence[Rival]) -> set[str]:
+    """Return the names of those that are timed whatever is predicted, and the first one's."""
+    common = [r.name for r in ranked if r.name.startswith("common")]
+    return {ranked[0].name, UNPRUNED, *common[:1]}
 
 
 def _likeness(program: Program) -> Any:
     """Return what is equal for programs that take the same time: operators, wiring, shapes."""
-    from narrows.ir.meta import shape_of
-
     return tuple(
         (n.name, str(n.target), shape_of(n), tuple(o.name for o in n.all_input_nodes))
         for n in program.graph.nodes
@@ -281,4 +310,4 @@ def _ms(seconds: float) -> float:
     return float(f"{seconds * 1e3:.4g}")
 
 
-__all__ = ["Contest", "Entry", "contenders", "decide"]
+__all__ = ["Contest", "Entry", "Ran", "contenders", "run"]

@@ -10,7 +10,7 @@ from narrows.errors import UsageError
 
 if TYPE_CHECKING:
     from narrows.ir.program import Program
-    from narrows.passes.pipeline import Pipeline
+    from narrows.passes.pipeline import Instrument, Pipeline
 
 
 def passes_for(
@@ -35,3 +35,12 @@ def passes_for(
         )
     batch = 1 if batch is None else batch
     return pipeline_for(plan, pipeline, costs, batch, fold=target is not None)
+
+
+def checks_of(passes: Pipeline, check: bool, double: bool = False) -> list[Instrument]:
+    """Return what watches passes for `apply` and `compile`: every one is verified and held to its
+    reference, or it is noted that nobody did so."""
+    from narrows.passes.instruments import Verify
+    from narrows.passes.proof import Numerics, Unproven
+
+    return [Verify(), Numerics(double=double)] if check else [Unproven(len(passes.passes))]

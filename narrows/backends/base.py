@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -25,6 +26,7 @@ from narrows.registry import Registry
 
 if TYPE_CHECKING:
     from narrows.backends.artifact import Artifact
+    from narrows.backends.timing import Trial
     from narrows.ir.costs import Costs
     from narrows.ir.program import Program
 
@@ -40,6 +42,10 @@ TARGETS = Registry(
     },
     LowerError,
 )
+
+# Makes a program ready to run for so many examples, and returns what times it; `LowerError` where
+# the target cannot express it.
+Track = Callable[["Program", int], "Trial"]
 
 KINDS = "kinds"  # the key, in the metadata of a target's field, of the types that it takes
 
@@ -150,21 +156,19 @@ class Target(ABC):
         """
         return None
 
-    def trial(self, program: Program, batch: int) -> Callable[[], Any] | None:
-        """Return a function that runs a program once here, on one thread, to be timed.
+    def track(self) -> AbstractContextManager[Track] | None:
+        """Return where programs are timed here, each on one thread, before any of them is lowered.
 
-        It is made in a fraction of the time that an artifact takes, is checked by nobody, and takes
-        as long as the artifact does. ``None`` where there is no such way: the target is another
-        machine, or makes nothing quickly.
-
-        Args:
-            program: The program, of floats or of integers.
-            batch: The number of examples.
-
-        Raises:
-            LowerError: The target cannot express the program.
+        A program is made to run in a fraction of the time that an artifact takes, is checked by
+        nobody, and takes as long as the artifact does. ``None`` where there is no such way: the
+        target is another machine, or makes nothing quickly; then `untimed` says why.
         """
         return None
+
+    @property
+    def untimed(self) -> str:
+        """Why no program is timed here (`track`)."""
+        return f"the target {self.name} runs nothing at once here"
 
     def integer_costs(self) -> Costs | None:
         """Return what operators cost once their program is in integers, as `costs` does.

@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
 WARM = 2
 SAMPLE = 0.002  # seconds: in a race a shorter call is made several times a turn
-LEAST, MOST = 5, 500  # turns of who is in front at the end
+LEAST, MOST = 3, 500  # turns of who is in front at the end
 # After so many turns, who is that much slower than the fastest leaves a race.
-LEAVING = ((1, 1.5), (3, 1.15), (5, 1.05))
+LEAVING = ((1, 1.3), (3, 1.1), (6, 1.04), (12, 1.02))
+CLOCK = time.thread_time  # tells the time of a trial
 SHORTEST = 0.003  # seconds: a shorter model is run several times a round
 
 
@@ -75,45 +76,49 @@ def measure(artifacts: Sequence[Artifact], batch: int, rounds: int, threads: int
     return timings
 
 
-def race(
-    runs: Mapping[str, Callable[[], Any]],
-    seconds: float,
-    clock: Callable[[], float] = time.thread_time,
-) -> dict[str, list[float]]:
-    """Return the seconds of one call per function and turn.
+# Runs something so many times, and returns the seconds of one time, on the processor.
+Trial = Callable[[int], float]
+
+
+def here(run: Callable[[], Any]) -> Trial:
+    """Return a trial of a function, by the time that this thread is on the processor."""
+
+    def trial(count: int) -> float:
+        start = CLOCK()
+        for _ in range(count):
+            run()
+        return (CLOCK() - start) / count
+
+    return trial
+
+
+def race(trials: Mapping[str, Trial], seconds: float) -> dict[str, list[float]]:
+    """Return the seconds of one call per trial and turn.
 
     They take turns, each round beginning with another one. Who is clearly slower than the fastest
-    leaves early, so that the time goes to those that are near each other.
+    leaves, so that the time goes to those that are near each other; a race ends when one is left.
 
     Args:
-        runs: What is timed, by name.
-        seconds: How long it may take; every function has a turn, and those in front have `LEAST`.
-        clock: Tells the time, by default that of this thread on the processor.
+        trials: What is timed, by name.
+        seconds: How long it may take; every trial has a turn, and those in front have `LEAST`.
     """
-    found: dict[str, list[float]] = {name: [] for name in runs}
-    start, counts = clock(), {}
-    for name, run in runs.items():
-        counts[name] = max(1, round(SAMPLE / max(_sampled(run, 1, clock), 1e-6)))
-    order = list(runs)
+    found: dict[str, list[float]] = {name: [] for name in trials}
+    first = {name: max(trial(1), 1e-6) for name, trial in trials.items()}
+    counts = {name: max(1, round(SAMPLE / once)) for name, once in first.items()}
+    spent, order = sum(first.values()), list(trials)
     for turn in range(1, MOST + 1):
         for name in order:
-            found[name].append(_sampled(runs[name], counts[name], clock))
-        order = [*order[1:], order[0]]
+            found[name].append(trials[name](counts[name]))
+            spent += found[name][-1] * counts[name]
         margin = dict(LEAVING).get(turn)
         if margin is not None:
-            best = min(statistics.median(found[name]) for name in order)
-            order = [n for n in order if statistics.median(found[n]) <= margin * best]
-        if turn >= LEAST and clock() - start >= seconds:
+            medians = {name: statistics.median(found[name]) for name in order}
+            best = min(medians.values()) * margin
+            order = [name for name in order if medians[name] <= best]
+        if len(order) == 1 or (turn >= LEAST and spent >= seconds):
             break
+        order = [*order[1:], order[0]]
     return found
-
-
-def _sampled(run: Callable[[], Any], count: int, clock: Callable[[], float]) -> float:
-    """Return the seconds of one call, over several."""
-    start = clock()
-    for _ in range(count):
-        run()
-    return (clock() - start) / count
 
 
 def inputs_of(artifact: Artifact, batch: int) -> dict[str, np.ndarray]:
@@ -158,4 +163,4 @@ def spread(values: Sequence[float], scale: float = 1.0) -> dict[str, float]:
     return {key: float(f"{v * scale:.5g}") for key, v in pairs}
 
 
-__all__ = ["Timing", "drawn", "inputs_of", "measure", "race", "spread"]
+__all__ = ["Timing", "Trial", "drawn", "here", "inputs_of", "measure", "race", "spread"]

@@ -34,10 +34,11 @@ def compile_(arguments: argparse.Namespace) -> int:
 
 def _compile(arguments: argparse.Namespace, stack: contextlib.ExitStack) -> int:
     from narrows import api
-    from narrows.api.contest import decide
+    from narrows.api import contest
     from narrows.api.gains import Size, gains
     from narrows.api.integers import quick
     from narrows.api.lowering import lower_freeing
+    from narrows.api.passes import checks_of
     from narrows.cli import dumps
     from narrows.passes.instruments import Progress
     from narrows.passes.pipeline import format_table
@@ -82,12 +83,13 @@ def _compile(arguments: argparse.Namespace, stack: contextlib.ExitStack) -> int:
     asked = None if data is None else {"options": Quantization(**settings)}
     passes = api.passes_for(program, chosen, target, batch, arguments.pipeline, integers)
     trying = {"asked": False if arguments.no_contest else None, "quantize": quick(asked)}
-    passes, contest = decide(program, passes, target, **trying)
-    how = {"target": target, "pipeline": passes}
-    result = api.rewrite(program, **how, double=arguments.double, instruments=watches)
+    watched = [*checks_of(passes, True, arguments.double), *watches]
+    ran = contest.run(program, passes, target, watched, **trying)
+    result, passes = ran.result, ran.passes
     before, after = Size.of(program, passes), Size.of(result.program, passes)
     made, reports = [result.program], (result.initial, *result.reports)
-    del result  # `made` holds the program now, until it is lowered
+    held = ran.contest
+    del ran, result  # `made` holds the program now, until it is lowered
     found: dict[str, Any] = {}
     quantized = None
     if data is not None:
@@ -96,20 +98,20 @@ def _compile(arguments: argparse.Namespace, stack: contextlib.ExitStack) -> int:
         reports = (*reports, *quantized.passes)
         artifact = api.lower(quantized.program, target, plan=chosen)
     else:
-        again = functools.partial(api.rewrite, program, **how, check=False)
+        how = {"target": target, "pipeline": passes, "check": False}
+        again = functools.partial(api.rewrite, program, **how)
         artifact = lower_freeing(made, lambda: again().program, target, plan=chosen)
-    artifact.manifest.update(gains(before, after, artifact, contest))
+    artifact.manifest.update(gains(before, after, artifact, held))
     dump = dumps.save(artifact, output, dumper, arguments.dump)
     if quantized is not None and images is not None and told is not None:
         found |= grids.report(quantized, grids.batches(images, program), told, artifact)
     if arguments.json:
         dumped = {} if dump is None else {"dump": str(dump)}
         passes = [r.to_json() for r in reports]
-        times = {k: artifact.manifest[k] for k in ("gain", "contest") if k in artifact.manifest}
         print_json(
             {
                 **facts_of(artifact, output),
-                **times,
+                **times_of(artifact),
                 "options": options,
                 **found,
                 **dumped,
@@ -123,6 +125,11 @@ def _compile(arguments: argparse.Namespace, stack: contextlib.ExitStack) -> int:
             print(grids.describe(found))
         print(f"\nsaved in {output}" + (f", dump in {dump}" if dump is not None else ""))
     return 0
+
+
+def times_of(artifact: Artifact) -> dict[str, Any]:
+    """Return what a compile came to, and what its contest found, as JSON values."""
+    return {k: artifact.manifest[k] for k in ("gain", "contest") if k in artifact.manifest}
 
 
 def facts_of(artifact: Artifact, output: Path) -> dict[str, Any]:

@@ -9,7 +9,13 @@ from typing import Any
 
 from narrows.api.compressing import Compressing, compressed
 from narrows.cli import grids
-from narrows.cli.commands import facts_of, print_json, refuse_missing_folder, refuse_output
+from narrows.cli.commands import (
+    facts_of,
+    print_json,
+    refuse_missing_folder,
+    refuse_output,
+    times_of,
+)  # fmt: skip
 from narrows.cli.emitted import parse_target
 from narrows.cli.flags import given
 from narrows.cli.model import capture_model, named
@@ -31,7 +37,8 @@ def compress(arguments: argparse.Namespace) -> int:
         evaluate = named(evaluate, "function", "nets.py:accuracy")
     program = capture_model(arguments)
     data = [*grids.batches(Path(arguments.data), program)]
-    made = compressed(program, data, asked, target, evaluate, True, teller())
+    how: dict[str, Any] = {"contest": False if arguments.no_contest else None}
+    made = compressed(program, data, asked, target, evaluate, **how, progress=teller())
     if made.plan is None and (arguments.save_plan or arguments.save_solved):
         raise UsageError("there is no channel plan to save", why="only the bits were asked for")
     made.artifact.save(output)
@@ -41,7 +48,7 @@ def compress(arguments: argparse.Namespace) -> int:
         made.solved.save(arguments.save_solved)
     if arguments.json:
         found: dict[str, Any] = {"options": to_json(asked), "notes": made.told}
-        print_json({**facts_of(made.artifact, output), **found})
+        print_json({**facts_of(made.artifact, output), **times_of(made.artifact), **found})
         return 0
     print(made.artifact.report)
     for line in made.told:

@@ -195,12 +195,16 @@ def _compile(commands: Any) -> None:
     command.add_argument(
         "--double", action="store_true", help="check every pass in float64 as well"
     )
+    _contest(command)
+    _emitted(command)
+
+
+def _contest(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--no-contest",
         action="store_true",
         help="take the form that is predicted to be fastest, and time none here",
     )
-    _emitted(command)
 
 
 def _judged(command: argparse.ArgumentParser, worth: str) -> None:
@@ -227,6 +231,7 @@ def _compress(commands: Any) -> None:
     )
     group = command.add_argument_group("the budgets")
     command.later(lambda: _options(group, "narrows.api.compressing", "Compressing"))
+    _contest(command)
     _emitted(command)
 
 

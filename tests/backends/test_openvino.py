@@ -18,7 +18,7 @@ from narrows.backends import make_target, target_type
 from narrows.backends.artifact import Artifact, load
 from narrows.backends.compare import Case, Wanted
 from narrows.backends.onnx import OnnxTarget
-from narrows.backends.openvino import OpenvinoTarget, check, session
+from narrows.backends.openvino import OpenvinoTarget, check, session, track
 from narrows.errors import ArtifactError, LowerError, UsageError
 from narrows.ir.program import Program
 
@@ -176,3 +176,39 @@ def test_a_broken_file_is_told(tmp_path: Path):
     (tmp_path / "model.onnx").write_bytes(b"not a model")
     with pytest.raises(ArtifactError, match=r"OpenVINO cannot load model\.onnx"):
         session.OpenvinoSession(tmp_path / "model.onnx")
+
+
+# ---------------------------------------------------------------------- contests
+
+
+def test_where_it_is_not_installed_forms_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OpenvinoTarget, "available", classmethod(lambda cls: "it needs openvino"))
+    assert OpenvinoTarget().track() is None
+    assert OpenvinoTarget().untimed == "OpenVINO does not run here: it needs openvino"
+
+
+@NEEDS
+@pytest.mark.parametrize("make", [program, integers])
+def test_forms_are_timed_in_one_process_of_their_own(make: Any) -> None:
+    place = OpenvinoTarget().track()
+    assert place is not None
+    with place as trial:
+        both = [trial(make(), 1), trial(make(), 3)]
+        assert all(0 <= one(2) < math.inf for one in both * 2)
+
+
+@NEEDS
+def test_what_openvino_refuses_is_said_and_others_run() -> None:
+    with track.track(lambda program, batch: (b"no model", {})) as trial:
+        with pytest.raises(LowerError, match=r"OpenVINO cannot load 1\.onnx"):
+            trial(program(), 1)
+        with pytest.raises(LowerError, match=r"OpenVINO cannot load 2\.onnx"):
+            trial(program(), 1)
+
+
+def test_a_process_that_ends_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(track, "MODULE", "abc")  # which ends at once
+    made, place = program(), track.track(lambda program, batch: (b"", {}))
+    ended = pytest.raises(LowerError, match=r"OpenVINO does not run here \(exit code 0\)")
+    with place as trial, ended:
+        trial(made, 1)

@@ -46,7 +46,17 @@ class OnnxSession:
         threads: int | None = None,
         optimize: bool = True,
         folder: Path | None = None,
+        weights: Mapping[str, np.ndarray] | None = None,
     ) -> None:
+        """Load a model.
+
+        Args:
+            model: Its file, or what is in it.
+            threads: How many it may use; all unless given.
+            optimize: Whether ONNX Runtime rewrites it.
+            folder: Where files lie that a model in memory names.
+            weights: What a model in memory names and no file holds.
+        """
         try:
             import onnxruntime
         except ImportError as error:
@@ -56,10 +66,14 @@ class OnnxSession:
                 hint="pip install onnxruntime",
             ) from error
 
+        options = session_options(threads, optimize, folder)
+        if weights:
+            held = [onnxruntime.OrtValue.ortvalue_from_numpy(w) for w in weights.values()]
+            options.add_external_initializers([*weights], held)
         try:
             self.inference = onnxruntime.InferenceSession(
                 model if isinstance(model, bytes) else str(model),
-                session_options(threads, optimize, folder),
+                options,
                 providers=["CPUExecutionProvider"],
             )
         except Exception as error:  # ONNX Runtime's own classes share no public base

@@ -9,18 +9,21 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from narrows.backends.artifact import Artifact
-from narrows.backends.base import Pair, Target, Variant, Written
+from narrows.backends.base import Pair, Target, Track, Variant, Written
 from narrows.backends.onnx.session import DATA, EXACT_PRODUCTS, MODEL
 from narrows.backends.store import describe_files
 from narrows.errors import LowerError, UsageError
 from narrows.files.folders import scratch
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from narrows.backends.compare import Wanted
     from narrows.backends.leaves import Leaves
     from narrows.backends.onnx.check import Checked
@@ -111,27 +114,47 @@ class OnnxTarget(Target):
 
         return TABLES.current()
 
-    def trial(self, program: Program, batch: int) -> Callable[[], Any] | None:
-        """Return what runs a program in ONNX Runtime; see `Target.trial`."""
+    def track(self) -> AbstractContextManager[Track]:
+        """Return where programs are timed in ONNX Runtime; see `Target.track`."""
+        from narrows.backends.onnx.session import OnnxSession
+        from narrows.backends.timing import Trial, here
+
+        def trial(program: Program, batch: int) -> Trial:
+            weights: dict[str, np.ndarray] = {}
+            model, arrays = self.draft(program, batch, weights)
+            session = OnnxSession(model, threads=1, weights=weights)
+            return here(lambda: session.run(arrays))
+
+        return nullcontext(trial)
+
+    def draft(
+        self, program: Program, batch: int, apart: dict[str, np.ndarray] | None = None
+    ) -> tuple[bytes, dict[str, np.ndarray]]:
+        """Return a model file that takes as long as the one that is written, and made-up inputs.
+
+        Args:
+            program: The program, of floats or of integers.
+            batch: The number of examples.
+            apart: Where weights are left that the file is to be without.
+
+        Raises:
+            LowerError: It has no ONNX form, or is too large.
+        """
         from narrows.backends import integers
         from narrows.backends.leaves import Leaves
         from narrows.backends.onnx.draft import draft
         from narrows.backends.onnx.integer.lower import lower
-        from narrows.backends.onnx.session import OnnxSession
         from narrows.backends.timing import drawn
 
-        size = sum(t.nbytes for t in program.weights.values())
-        if self.name != OnnxTarget.name or size >= PROTOBUF_LIMIT:
-            return None  # another runtime may run the same file, and has times of its own
+        if sum(t.nbytes for t in program.weights.values()) >= PROTOBUF_LIMIT:
+            raise LowerError(f"{program.name} is too large for one file in memory")
         leaves = Leaves.of(program)
         if integers.is_integer(program):
             made = lower(program, leaves.computed, self.form, self.opset)
         else:
-            made = draft(program, leaves.computed, self.opset)
-        session = OnnxSession(made.SerializeToString(), threads=1)
+            made = draft(program, leaves.computed, self.opset, apart)
         specs = ((s["name"], s["shape"], s["dtype"]) for s in leaves.specs(program)[0])
-        arrays = drawn(specs, batch)
-        return lambda: session.run(arrays)
+        return made.SerializeToString(), drawn(specs, batch)
 
     def integer_costs(self) -> Int8Table:
         """Return the costs of integers measured on this machine, else those that narrows ships."""

@@ -11,18 +11,20 @@ import logging
 import shutil
 import warnings
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from narrows.backends.artifact import Artifact
-from narrows.backends.base import Pair, Target, Variant, Written
+from narrows.backends.base import Pair, Target, Track, Variant, Written
 from narrows.backends.store import describe_files
 from narrows.backends.torch.session import MODEL
 from narrows.errors import LowerError, UsageError
 from narrows.files.folders import scratch
 
 if TYPE_CHECKING:
+    from narrows.backends.timing import Trial
     from narrows.backends.torch.eager import EagerTable
     from narrows.ir.program import Program
 
@@ -88,30 +90,9 @@ class TorchTarget(Target):
 
         return TABLES.current() if self.form == "export" else None
 
-    def trial(self, program: Program, batch: int) -> Callable[[], Any] | None:
-        """Return what runs a program in eager torch; see `Target.trial`."""
-        import torch
-
-        from narrows.backends.leaves import Leaves
-        from narrows.backends.timing import drawn
-
-        if self.form != "export":
-            return None
-        leaves = Leaves.of(program)
-        specs = ((s["name"], s["shape"], s["dtype"]) for s in leaves.specs(program)[0])
-        arrays = [torch.from_numpy(a) for a in drawn(specs, batch).values()]
-        flat = [arrays[i["tensor"]] if "tensor" in i else i["value"] for i in leaves.inputs]
-
-        def run() -> None:
-            threads = torch.get_num_threads()
-            torch.set_num_threads(1)
-            try:
-                with torch.no_grad():
-                    program.run_flat(flat)
-            finally:
-                torch.set_num_threads(threads)
-
-        return run
+    def track(self) -> AbstractContextManager[Track] | None:
+        """Return where programs are timed in eager torch; see `Target.track`."""
+        return nullcontext(_trial) if self.form == "export" else None
 
     def write(self, pair: Pair, plan_json: Any = None) -> Written:
         """Return the program as a torch artifact; see `Target.write`."""
@@ -143,6 +124,30 @@ class TorchTarget(Target):
             manifest["fidelity"] = held_to(wanted, artifact)
 
         return Written(artifact, complete)
+
+
+def _trial(program: Program, batch: int) -> Trial:
+    """Return what times a program in eager torch, on one thread."""
+    import torch
+
+    from narrows.backends.leaves import Leaves
+    from narrows.backends.timing import drawn, here
+
+    leaves = Leaves.of(program)
+    specs = ((s["name"], s["shape"], s["dtype"]) for s in leaves.specs(program)[0])
+    arrays = [torch.from_numpy(a) for a in drawn(specs, batch).values()]
+    flat = [arrays[i["tensor"]] if "tensor" in i else i["value"] for i in leaves.inputs]
+
+    def run() -> None:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            with torch.no_grad():
+                program.run_flat(flat)
+        finally:
+            torch.set_num_threads(threads)
+
+    return here(run)
 
 
 def find_compiler() -> str:
