@@ -201,6 +201,39 @@ def choices() -> Program:
     return b.program(*tests, both, row, number, *chosen)
 
 
+def norms() -> Program:
+    """Normalisations over trailing axes and over groups, of what lies far from zero, too."""
+    b = images((2, 6, 5, 8), (2, 3, 300))
+    x, rows = b.inputs
+    generator = torch.Generator().manual_seed(2)
+    six, eight, more = (b.weight(f"w{n}", torch.rand(n, generator=generator)) for n in (6, 8, 300))
+    far = b.call(aten.add.Tensor, x, b.weight("far", torch.tensor([200.0, *[0.0] * 7])))
+    inside = b.call(aten.sigmoid.default, rows)  # its zero point is 0
+    return b.program(
+        b.call(
+            aten.layer_norm.default,
+            far,
+            [8],
+            eight,
+            b.weight("b8", torch.randn(8, generator=generator)),
+        ),
+        b.call(aten.layer_norm.default, x, [5, 8]),
+        b.call(aten.layer_norm.default, rows, [300], more),
+        b.call(aten.relu.default, b.call(aten.layer_norm.default, inside, [3, 300])),
+        b.call(aten.rms_norm.default, far, [8], eight),
+        b.call(aten.rms_norm.default, rows, [300], None, 1e-3),
+        b.call(
+            aten.group_norm.default,
+            far,
+            3,
+            six,
+            b.weight("b6", torch.randn(6, generator=generator)),
+        ),
+        b.call(aten.instance_norm.default, x, six, None, None, None, True, 0.1, 1e-5, False),
+        b.call(aten.layer_norm.default, b.call(aten.permute.default, x, [0, 2, 3, 1]), [6], six),
+    )
+
+
 PROGRAMS: dict[str, Callable[[], Program]] = {
     "averages": averages,
     "resizings": resizings,
@@ -210,9 +243,10 @@ PROGRAMS: dict[str, Callable[[], Program]] = {
     "borders": borders,
     "quotients": quotients,
     "choices": choices,
+    "norms": norms,
 }
 # Those whose codes may have 16 bits.
-WIDE = ("borders", "quotients", "choices")
+WIDE = ("averages", "borders", "quotients", "choices", "norms")
 
 
 def integers(name: str, rounding: str = "half_even", bits: int = 8) -> Program:

@@ -62,7 +62,7 @@ def test_the_spread_of_a_row_is_that_of_binary64(tmp_path: Path) -> None:
     eps = np.exp2(RNG.uniform(-200, 60, COUNT))
     mantissa, exponent = np.frexp(eps)
     rows = np.stack([above, count, (mantissa * 2.0**53).astype(np.int64), exponent - 53], 1)
-    parts = ("settled", "binary", "whole_half_even", "normalise")
+    parts = ("settled", "binary", "whole_half_even", "spread", "normalise")
     made = run(tmp_path, parts, SPREADS, rows)
     variance = above.astype(float) / (count.astype(float) ** 2) + eps
     wanted = (1.0 / (np.sqrt(variance) * count.astype(float))).astype(np.float32)

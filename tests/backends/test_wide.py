@@ -20,6 +20,7 @@ from narrows.backends.onnx.check import first_difference
 from narrows.backends.onnx.session import MODEL
 from narrows.cli import main
 from narrows.errors import LowerError
+from narrows.ir.integer.statistics import LARGEST_WIDE_NORM
 from narrows.ir.program import Program
 from tests.backends.several_forms import WIDE, integers
 from tests.passes.test_wide import captured, images
@@ -112,6 +113,25 @@ def test_weights_of_few_powers_shift_wide_codes(tmp_path: Path) -> None:
     ]
     done = subprocess.run(line, cwd=tmp_path / "out", capture_output=True, text=True)
     assert "8 of 8 vectors agree" in done.stdout, done
+
+
+@needs_compiler
+@pytest.mark.parametrize("rounding", ["half_even", "half_up"])
+def test_norms_of_the_largest_codes_and_the_longest_rows(rounding: str) -> None:
+    """What they form of sums needs all of 64 bits."""
+    count = LARGEST_WIDE_NORM
+    x = torch.randn(6, count, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
+    x[0], x[1], x[2], x[2, ::2] = 1.0, -1.0, 1.0, -1.0
+    net = nn.LayerNorm(count, elementwise_affine=False).eval()
+    program = narrows.capture(net, (x,), dynamic_batch=False)
+    made = narrows.quantize(
+        program, [x], activations=16, method="minmax", rounding=rounding, check=False
+    )
+    ends = 2 * x
+    for target in ("onnx", "c"):
+        options = {"form": "integer"} if target == "onnx" else {}
+        artifact = narrows.lower(made.program, target, samples=1, **options)
+        assert np.array_equal(artifact.run(ends), made.program(ends).numpy())
 
 
 class Words(nn.Module):

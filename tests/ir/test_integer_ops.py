@@ -328,6 +328,27 @@ def test_group_and_rms_norms_are_close_to_the_true_ones(centred: bool) -> None:
         assert torch.equal(made * 32 + 128, got.double().reshape(x.shape))
 
 
+@pytest.mark.parametrize("centred", [True, False])
+@pytest.mark.parametrize("count", [3, 700, statistics.LARGEST_WIDE_NORM])
+def test_norms_of_the_largest_wide_codes_are_the_true_ones(count: int, centred: bool) -> None:
+    """The sums are held to whole numbers without an end: nothing overflows at the longest rows."""
+    high = np.full(count, 2**15 - 1)
+    ends = [-high - 1, high, np.where(np.arange(count) % 2, high, -high - 1)]
+    ends += [np.where(np.arange(count) == 1, high, -1), RNG.integers(-(2**15), 2**15, count)]
+    x = torch.from_numpy(np.stack(ends).astype(np.int16))
+    offset = torch.from_numpy(RNG.normal(size=count).astype(np.float32))
+    got = ops.layer_norm(
+        x, torch.full((count,), 3000.0), offset, 1, 0.25, 0, 0, -(2**15), 2**15 - 1, centred,
+        "half_even", True,
+    )  # fmt: skip
+    assert got.dtype is torch.int16
+    for row, made in zip(ends, got.tolist(), strict=True):
+        total, squares = int(row.sum()) if centred else 0, sum(int(v) ** 2 for v in row)
+        spread = math.sqrt(Fraction(count * squares - total**2, count**2) + Fraction(1, 4))
+        true = (row - total / count) / spread * 3000 + offset.numpy().astype(np.float64)
+        assert np.abs(np.array(made) - true.clip(-(2**15), 2**15 - 1)).max() <= 0.52
+
+
 def test_a_norm_of_nothing_but_its_mean_is_its_offset() -> None:
     x = torch.full((2, 7), 200, dtype=torch.uint8)
     gain, offset = torch.ones(7) * 32, torch.arange(7.0)

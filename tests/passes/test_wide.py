@@ -153,10 +153,21 @@ def test_what_takes_no_wide_codes_keeps_8_bits_and_says_so() -> None:
     program = narrows.capture(Attention().eval(), (x,))
     made = narrows.quantize(program, [x], activations=16)
     wide = {n for n, g in made.plan.activations.items() if g.wide}
-    assert {"x", "mix", "matmul"} <= wide
-    assert not {"add", "norm", "softmax"} & wide
+    assert {"x", "mix", "matmul", "add", "norm"} <= wide
+    assert not {"mix_1", "softmax"} & wide
     notes = [n.message for n in made.plan.notes if n.reason == "narrow"]
     assert any("softmax.int works on codes of 8 bits, as softmax" in text for text in notes)
+
+
+@pytest.mark.parametrize(("count", "wide"), [(2**16, True), (2**16 + 1, False)])
+def test_norms_take_wide_codes_as_far_as_64_bits_hold_their_squares(count: int, wide: bool) -> None:
+    x = torch.randn(2, count, generator=torch.Generator().manual_seed(0)) + 30.0
+    program = narrows.capture(nn.LayerNorm(count, elementwise_affine=False).eval(), (x,))
+    plan = narrows.quantize(program, [x], activations=16).plan
+    assert {g.wide for g in plan.activations.values()} == {wide}
+    told = [n.message for n in plan.notes if n.reason == "narrow"]
+    assert bool(told) != wide
+    assert all("works on codes of 8 bits where it normalises 65,537 elements" in t for t in told)
 
 
 def test_accumulators_of_64_bits_are_noted() -> None:
@@ -202,7 +213,7 @@ def test_plans_that_ask_too_much_are_refused() -> None:
     x = torch.randn(4, 5, 8)
     program = narrows.capture(Attention().eval(), (x,))
     plan = narrows.quantize(program, [x]).plan.bare()
-    grids = {**plan.activations, "norm": Grid(12, 0, 16, signed=True)}
+    grids = {**plan.activations, "softmax": Grid(12, 0, 15)}
     wrong = QuantPlan(grids, plan.weights)
-    with pytest.raises(PlanError, match="norm cannot have 16 bits"):
+    with pytest.raises(PlanError, match="softmax cannot have 15 bits"):
         narrows.quantize(program, plan=wrong)

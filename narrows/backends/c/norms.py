@@ -10,6 +10,7 @@ from torch import Tensor, fx
 
 from narrows.backends.c.layout import Buffer, Loop, View, loops, packed, row_major
 from narrows.backends.c.sketch import Pointers, Sketch, nest
+from narrows.backends.c.types import Types
 
 LOOPS = 2  # over the elements of a row, in the C code
 
@@ -25,7 +26,8 @@ def layer_norm(sketch: Sketch, node: fx.Node, args: dict[str, Any]) -> View:
     offset = _parameter(sketch, f"{node.name}_offset", args["offset"], view.shape)
     walked = loops([target, view, gain], along)
     walked = [Loop(1, (0, 0, 0))] * (LOOPS - len(walked)) + walked
-    name = sketch.record("norm", node.name, _fields(args, walked))
+    types = Types.of("normalise", target, [view])
+    name = sketch.record("norm", node.name, _fields(args, walked), types)
     views = [target, view, gain, offset]
     shape = tuple(1 if a in inner else n for a, n in enumerate(view.shape))
     heads = [View(v.buffer, v.offset, shape, v.strides) for v in views]

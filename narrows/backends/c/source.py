@@ -35,7 +35,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "vector_norm": ("settled", "divided", "average", "root", "vector_norm"),
     "extremum": ("extremum",),
     "softmax": ("settled", "divided", "softmax"),
-    "normalise": ("settled", "binary", "whole", "normalise"),
+    "normalise": ("settled", "binary", "whole", "spread", "normalise"),
     "matmul": ("rounding", "scaled", "settled", "matmul"),
     "add": ("rounding", "scaled", "settled", "add"),
     "mul": ("rounding", "scaled", "settled", "mul"),
@@ -56,10 +56,13 @@ ORDER = (
     "dense",
     "conv", "gather", "turned", "convolve", "conv_plain", "conv_turned", "depthwise", "max_pool",
     "average_pool", "mean", "root", "vector_norm", "resample", "extremum", "softmax",
-    "binary", "whole", "normalise", "matmul", "add", "mul", "quotient",
+    "binary", "whole", "spread", "normalise", "matmul", "add", "mul", "quotient",
     "rescale", "prelu", "lookup", "compare", "compare_number", "logic", "choose", "larger",
     "embedding", "copy",
 )  # fmt: skip
+
+# What is the same for codes of all types.
+UNTYPED = {"window", "binary", "whole", "spread"}
 
 # What only a build by shifts and additions is made of.
 SHIFT_ADD = re.compile(r"#ifdef NARROWS_SHIFT_ADD\n.*?(?:#else\n(.*?))?#endif\n", re.S)
@@ -90,7 +93,7 @@ def model_c(drawn: Drawn, arena: Arena, prefix: str) -> str:
     final = "scaled" if sketch.signed_shifts else "shifted"
     rounding = "half_up" if sketch.half_up else "half_even"
     files = {"rounding": rounding, **{p: f"{p}_{rounding}" for p in ("divided", "whole")}}
-    needed |= {"window"} if any("window" in NEEDS[name] for name, _ in sketch.typed) else set()
+    needed |= {part for name, _ in sketch.typed for part in NEEDS[name]} & UNTYPED
 
     def text(part: str) -> str:
         made = kernel(files.get(part, part)).replace("FINAL", final)
@@ -114,7 +117,7 @@ def _typed(sketch: Sketch, text: Callable[[str], str]) -> list[str]:
     """Return the kernels for codes of 16 bits, each with what it needs besides."""
     made: dict[str, None] = {}
     for name, types in sketch.typed:
-        parts = [p for p in ORDER if p in NEEDS[name] and p != "window"]
+        parts = [p for p in ORDER if p in NEEDS[name] and p not in UNTYPED]
         texts = {p: text(p) for p in parts}
         calls = any("scaled(" in t for p, t in texts.items() if p != "scaled")
         kept = [t for p, t in texts.items() if p != "scaled" or calls]

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from narrows.ir.integer.grid import Grid
 from narrows.ir.integer.library import define
 from narrows.ir.integer.rounding import divide, round_float, settle
 
@@ -90,6 +91,7 @@ def layer_norm(
     high: int,
     centred: bool = True,
     rounding: str = "half_even",
+    wide: bool = False,
 ) -> Tensor:
     """Return codes normalised over the last ``axes`` axes.
 
@@ -98,7 +100,7 @@ def layer_norm(
         s = 1 / (sqrt((n Q - S**2) / n**2 + eps) n)     in binary64, rounded to binary32
         y = (d s) gain + offset                         in binary32, operation by operation
 
-    where ``d`` becomes a binary32 first.
+    where ``n Q - S**2``, exact below 2**63, becomes a binary64 first, and ``d`` a binary32.
 
     Args:
         x: Codes.
@@ -112,6 +114,7 @@ def layer_norm(
         high: The largest code.
         centred: Whether the mean is taken away. Else ``S`` is 0: the root mean square alone counts.
         rounding: How the result is rounded.
+        wide: Whether it has codes of more than 8 bits.
     """
     over = list(range(x.dim() - axes, x.dim()))
     count = math.prod(x.shape[a] for a in over)
@@ -122,11 +125,14 @@ def layer_norm(
     spread = (1.0 / (torch.sqrt(variance + eps) * float(count))).to(torch.float32)
     d = (count * whole - total).to(torch.float32)
     y = (d * spread) * gain + offset
-    return settle(round_float(y, rounding).clamp(-65536, 65536).to(torch.int64), zero, low, high)
+    y = round_float(y, rounding).clamp(-65536, 65536).to(torch.int64)
+    return settle(y, zero, low, high, wide)
 
 
 # Elements: n Q <= (255 n)**2 is a float64 without rounding, and 1 / n**2 far from its ends.
 LARGEST_NORM = 2**18
+# Of 16 bits: n Q and S**2 <= (2**15 n)**2 <= 2**62 are an int64; Q <= 2**46, d <= 2**32 float64s.
+LARGEST_WIDE_NORM = 2**16
 # Up to so many |d| <= 255 n is a float32 without rounding.
 PLAIN_NORM = 2**16
 
@@ -165,7 +171,7 @@ def fake_layer_norm(
     gain, offset = norm_parameters(weight, bias, list(x.shape[x.dim() - axes :]), out[0])
     made = torch.ops.narrows.layer_norm.default(
         _codes(x, grid), gain.to(x.device), offset.to(x.device), axes,
-        norm_eps(eps, grid[0]), grid[1], *out[1:], centred, rounding,
+        norm_eps(eps, grid[0]), grid[1], *out[1:], centred, rounding, _wide(out),
     )  # fmt: skip
     return _numbers(made, out, x)
 
@@ -187,7 +193,7 @@ def fake_group_norm(
     made = torch.ops.narrows.layer_norm.default(
         _codes(x, grid).reshape([-1, *apart[:2], math.prod(x.shape[2:])]),
         gain.reshape(apart).to(x.device), offset.reshape(apart).to(x.device), 2,
-        norm_eps(eps, grid[0]), grid[1], *out[1:], True, rounding,
+        norm_eps(eps, grid[0]), grid[1], *out[1:], True, rounding, _wide(out),
     )  # fmt: skip
     return _numbers(made, out, x).reshape(x.shape)
 
@@ -235,7 +241,11 @@ PLAIN: dict[Any, Callable[..., Tensor]] = {
 
 
 def _codes(x: Tensor, grid: Sequence[int]) -> Tensor:
-    return torch.ops.narrows.quantize.default(x, *grid)
+    return torch.ops.narrows.quantize.default(x, *grid, wide=_wide(grid))
+
+
+def _wide(grid: Sequence[int]) -> bool:
+    return Grid.read(*grid).wide
 
 
 def _numbers(codes: Tensor, grid: Sequence[int], like: Tensor) -> Tensor:

@@ -63,9 +63,8 @@ class AveragePool(AnyWidth):
         return True
 
     def narrow(self, node: fx.Node) -> str:
-        # Backends have kernels for wide codes over two axes, and windows of one size.
-        wide = len(shape_of(node)) == 4 and not self._uneven(node)
-        return "" if wide else IntegerForm.narrow(self, node)
+        # Backends have kernels for wide codes over windows of one size.
+        return IntegerForm.narrow(self, node) if self._uneven(node) else ""
 
     def obstacle(self, node: fx.Node) -> str:
         if len(shape_of(self.operands(node)[0])) != self.spatial + 2:

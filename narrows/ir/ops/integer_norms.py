@@ -33,6 +33,11 @@ def _obstacle(args: dict[str, Any], count: int) -> str:
     return ""
 
 
+def _narrow(form: IntegerForm, node: fx.Node, count: int) -> str:
+    few = count <= statistics.LARGEST_WIDE_NORM
+    return "" if few else f"{IntegerForm.narrow(form, node)} where it normalises {count:,} elements"
+
+
 def _parameters(
     fold: Fold, node: fx.Node, shape: list[int], exponent: int, stored: list[int]
 ) -> list[fx.Node]:
@@ -55,6 +60,9 @@ class LayerNorm(IntegerForm):
     """
 
     centred: bool = True
+
+    def narrow(self, node: fx.Node) -> str:
+        return _narrow(self, node, math.prod(arguments(node)["normalized_shape"]))
 
     def obstacle(self, node: fx.Node) -> str:
         args = arguments(node)
@@ -87,11 +95,16 @@ class GroupNorm(IntegerForm):
         """Return how many groups there are."""
         return arguments(node)["num_groups"]
 
+    def count(self, node: fx.Node) -> int:
+        """Return how many elements are normalised together."""
+        return math.prod(shape_of(node)[1:]) // self.groups(node)
+
+    def narrow(self, node: fx.Node) -> str:
+        return _narrow(self, node, self.count(node))
+
     def obstacle(self, node: fx.Node) -> str:
-        sizes = shape_of(node)[1:]
-        count = math.prod(sizes) // self.groups(node)
-        free = along_batch(self.operands(node)[0], range(1, len(sizes) + 1))
-        return free or _obstacle(arguments(node), count)
+        free = along_batch(self.operands(node)[0], range(1, len(shape_of(node))))
+        return free or _obstacle(arguments(node), self.count(node))
 
     def fake(self, node: fx.Node, grids: list[Grid], out: Grid, rounding: str) -> Call | None:
         args = arguments(node)

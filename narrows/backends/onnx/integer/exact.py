@@ -96,11 +96,8 @@ def softmax(graph: Graph, node: fx.Node) -> None:
 def layer_norm(graph: Graph, node: fx.Node) -> None:
     """Write layer normalisation, operation by operation as it is defined."""
     args, at = given(node), f"{node.name}."
-    total, squares, d = _moments(graph, node)
-    count = math.prod(_normalised(node))
-    spread = graph.cast(_spread(graph, total, squares, count, args["eps"], at), "float32", at)
-    y = graph.add("Mul", [graph.add("Mul", [d, spread], at), graph.name(args["gain"])], at)
-    y = graph.add("Add", [y, graph.name(args["offset"])], at)
+    total, squares, d = moments(graph, node)
+    y = normed(graph, node, variation(graph, node, total, squares, "float64"), d)
     if graph.half_up:  # rounded in float32, as it is defined; another rounding changes nothing
         y = graph.add("Floor", [graph.add("Add", [y, graph.scalar(0.5, "float32")], at)], at)
         settle_float(graph, node, graph.cast(y, "float64", at))
@@ -112,12 +109,12 @@ def layer_norm(graph: Graph, node: fx.Node) -> None:
         clip(graph, codes, args["low"], args["high"], node.name)
 
 
-def _normalised(node: fx.Node) -> tuple[int, ...]:
+def normalised(node: fx.Node) -> tuple[int, ...]:
     """Return the sizes of the axes that a layer normalises over."""
     return shape_of(node)[-given(node)["axes"] :]
 
 
-def _moments(graph: Graph, node: fx.Node) -> tuple[str, str, str]:
+def moments(graph: Graph, node: fx.Node) -> tuple[str, str, str]:
     """Return ``sum(x)``, ``sum(x**2)`` and, in float32, ``n x - sum(x)``.
 
     Where the mean stays, ``sum(x)`` is empty and counts as 0. Where it goes, only differences of
@@ -126,7 +123,7 @@ def _moments(graph: Graph, node: fx.Node) -> tuple[str, str, str]:
     """
     args, at = given(node), f"{node.name}."
     codes, grid, rank = graph.name(args["x"]), graph.grid(args["x"]), len(shape_of(node))
-    count = math.prod(_normalised(node))
+    count = math.prod(normalised(node))
     axes = graph.constant(list(range(rank - args["axes"], rank)), "int64")
 
     def summed(x: str) -> str:
@@ -158,19 +155,37 @@ def _moments(graph: Graph, node: fx.Node) -> tuple[str, str, str]:
     return total, squares, graph.add("Sub", [d, sums], at)
 
 
-def _spread(graph: Graph, total: str, squares: str, count: int, eps: float, at: str) -> str:
-    """Return ``1 / (sqrt((n Q - S**2) / n**2 + eps) n)`` in float64, one number a row."""
+def variation(graph: Graph, node: fx.Node, total: str, squares: str, dtype: str) -> str:
+    """Return ``n Q - S**2`` in float64, one number a row, formed in a type that holds it."""
+    at = f"{node.name}."
+    count = graph.scalar(math.prod(normalised(node)), dtype)
+    above = graph.add("Mul", [graph.cast(squares, dtype, at), count], at)
+    if total:
+        total = graph.cast(total, dtype, at)
+        above = graph.add("Sub", [above, graph.add("Mul", [total, total], at)], at)
+    return above if dtype == "float64" else graph.cast(above, "float64", at)
+
+
+def normed(graph: Graph, node: fx.Node, above: str, d: str) -> str:
+    """Return a norm's result in steps, in float32 and not rounded yet.
+
+    Args:
+        graph: The graph.
+        node: The norm.
+        above: ``n Q - S**2`` in float64.
+        d: ``n x - S`` in float32.
+    """
+    args, at, count = given(node), f"{node.name}.", math.prod(normalised(node))
 
     def number(value: float) -> str:
         return graph.scalar(value, "float64")
 
-    variance = graph.add("Mul", [graph.cast(squares, "float64", at), number(count)], at)
-    if total:
-        total = graph.cast(total, "float64", at)
-        variance = graph.add("Sub", [variance, graph.add("Mul", [total, total], at)], at)
-    variance = graph.add("Div", [variance, number(float(count**2))], at)
-    root = graph.add("Sqrt", [graph.add("Add", [variance, number(eps)], at)], at)
-    return graph.add("Div", [number(1.0), graph.add("Mul", [root, number(count)], at)], at)
+    variance = graph.add("Div", [above, number(float(count**2))], at)
+    root = graph.add("Sqrt", [graph.add("Add", [variance, number(args["eps"])], at)], at)
+    made = graph.add("Div", [number(1.0), graph.add("Mul", [root, number(count)], at)], at)
+    y = graph.add("Mul", [d, graph.cast(made, "float32", at)], at)
+    y = graph.add("Mul", [y, graph.name(args["gain"])], at)
+    return graph.add("Add", [y, graph.name(args["offset"])], at)
 
 
 def settle_float(graph: Graph, node: fx.Node, x: str) -> None:

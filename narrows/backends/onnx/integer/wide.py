@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import fx
 
+from narrows.backends.onnx.integer import exact
 from narrows.backends.onnx.integer.exact import steps
 from narrows.backends.onnx.integer.graph import Graph, given, window_pads
 from narrows.backends.onnx.integer.portable import free_count
@@ -305,20 +306,20 @@ def mean(graph: Graph, node: fx.Node) -> None:
 def average_pool(graph: Graph, node: fx.Node) -> None:
     """Write average pooling: a sum by a convolution with ones, over the exact counts."""
     args, at = given(node), f"{node.name}."
-    batch, width, height, breadth = graph.sizes(args["x"])
+    batch, width, *sizes = graph.sizes(args["x"])
     out, kernel = shape_of(node)[2:], args["kernel"]
-    pads = window_pads((height, breadth), out, kernel, args["stride"], args["padding"])
+    pads = window_pads(sizes, out, kernel, args["stride"], args["padding"])
     ones = graph.constant(np.ones((1, 1, *kernel)), "float32")
 
     def multiply(x: str) -> str:
-        flat = graph.reshape(x, [-1, 1, height, breadth])
+        flat = graph.reshape(x, [-1, 1, *sizes])
         acc = graph.add("Conv", [flat, ones], at, strides=args["stride"], pads=pads)
         return graph.reshape(acc, [batch, width, *out])
 
     size = math.prod(kernel)
     acc, dtype = summed(graph, node, multiply, size * reach(graph, args["x"]), size, [])
     how = (kernel, args["stride"], args["padding"], args["ceil_mode"], args["count_include_pad"])
-    counts = average_counts((height, breadth), *how).numpy()[0, 0]
+    counts = average_counts(sizes, *how).numpy()[0, 0]
     if args["divisor"]:
         counts = np.full_like(counts, args["divisor"])
     _average(graph, node, acc if dtype == "float64" else graph.cast(acc, "float64", at), counts)
@@ -344,6 +345,41 @@ def _divided(graph: Graph, node: fx.Node, total: str, by: str) -> None:
     codes_of(graph, args, x, "float64", Meta(node).dtype is torch.int16, node.name)
 
 
+def layer_norm(graph: Graph, node: fx.Node) -> None:
+    """Write a normalisation, operation by operation as it is defined."""
+    args, at = given(node), f"{node.name}."
+    if Meta(args["x"]).dtype is torch.int16:
+        above, d = _moments(graph, node)
+    else:
+        total, squares, d = exact.moments(graph, node)
+        above = exact.variation(graph, node, total, squares, "float64")
+    y = rounded(graph, exact.normed(graph, node, above, d), "float32", at)
+    codes_of(graph, args, y, "float32", Meta(node).dtype is torch.int16, node.name)
+
+
+def _moments(graph: Graph, node: fx.Node) -> tuple[str, str]:
+    """Return ``n Q - S**2`` in float64 and ``n x - S`` in float32, of wide codes.
+
+    The sums are float64, which holds them; what is formed of them is an int64 where it is larger.
+    """
+    args, at, sizes = given(node), f"{node.name}.", exact.normalised(node)
+    count, most = math.prod(sizes), reach(graph, args["x"])
+    rank = len(shape_of(node))
+    axes = graph.constant(list(range(rank - len(sizes), rank)), "int64")
+    narrow = graph.name(args["x"])
+    x = graph.cast(narrow, "float64", at)
+    total = graph.add("ReduceSum", [x, axes], at, keepdims=1) if args["centred"] else ""
+    squares = graph.add("ReduceSum", [graph.add("Mul", [x, x], at), axes], at, keepdims=1)
+    held = "float64" if (count * most) ** 2 < WIDE_SAFE else "int64"
+    above = exact.variation(graph, node, total, squares, held)
+    dtype = "float32" if 2 * count * most <= EXACT else "float64"
+    d = narrow if dtype == "float32" else x
+    d = graph.add("Mul", [d, graph.scalar(count, dtype)], at)
+    if total:
+        d = graph.add("Sub", [d, graph.cast(total, dtype, at)], at)
+    return above, d if dtype == "float32" else graph.cast(d, "float32", at)
+
+
 def quantize(graph: Graph, node: fx.Node) -> None:
     """Write floats becoming codes; ties go to the even one, as for all entries."""
     args, at = given(node), f"{node.name}."
@@ -365,5 +401,5 @@ def dequantize(graph: Graph, node: fx.Node) -> None:
 FORM: dict[str, Any] = {
     "conv": conv, "conv_transpose": conv, "linear": linear, "matmul": matmul, "add": add,
     "mul": mul, "rescale": rescale, "concat": concat, "mean": mean, "average_pool": average_pool,
-    "lookup": lookup, "quantize": quantize, "dequantize": dequantize,
+    "lookup": lookup, "layer_norm": layer_norm, "quantize": quantize, "dequantize": dequantize,
 }  # fmt: skip
