@@ -203,7 +203,7 @@ def compressed(
     watches = api.checks_of(passes, check)
     ran = contests.run(made, passes, target, watches, asked=contest, quantize=quantize)
     small = ran.result.program
-    if left := counted(program, asked, target, small):
+    if left := counted(program, asked, target, small, bool(bits)):
         note = Note(program.name, "counted", f"left in what is lowered: {left}")
         small = small.replace(notes=(*small.notes, note))
         told.append(note.message)

@@ -67,7 +67,9 @@ def equipped(
     return choosing, Stopwatch(program, target, choosing.batch or 1)
 
 
-def counted(program: Program, asked: Within, target: Target, small: Program) -> str:
+def counted(
+    program: Program, asked: Within, target: Target, small: Program, integers: bool = False
+) -> str:
     """Return how much of each budget a program uses which was made of another, in words.
 
     Args:
@@ -75,6 +77,7 @@ def counted(program: Program, asked: Within, target: Target, small: Program) -> 
         asked: The budgets; those of what is lost count nothing in a program.
         target: The target, for budgets that are ones of a target.
         small: What passes made of the program.
+        integers: Whether it is quantized next.
     """
     from narrows.ir.structure.layers import layers_of
     from narrows.passes.choosing.budgets.base import Lost
@@ -85,7 +88,7 @@ def counted(program: Program, asked: Within, target: Target, small: Program) -> 
     if not costs:
         return ""
     choosing = Choosing(limits=costs, groups=asked.groups)
-    choosing, clock = equipped(program, choosing, target if timed(choosing) else None)
+    choosing, clock = equipped(program, choosing, target if timed(choosing) else None, integers)
     setting = setting_of(program, None, None, choosing, None, clock)
     goals = goals_of(choosing, layers_of(program))
     return ", ".join(goal.told(setting, small) for goal in goals)
