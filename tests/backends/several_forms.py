@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -249,6 +250,7 @@ PROGRAMS: dict[str, Callable[[], Program]] = {
 WIDE = ("averages", "borders", "quotients", "choices", "norms")
 
 
+@functools.cache
 def integers(name: str, rounding: str = "half_even", bits: int = 8) -> Program:
     """Return one of the programs in integers, none of it left in floating-point."""
     program = PROGRAMS[name]()

@@ -21,7 +21,7 @@ from narrows.backends.compare import draw_inputs
 from narrows.backends.leaves import Leaves
 from narrows.ir.program import Program
 from tests.backends.several_forms import PROGRAMS, images, integers
-from tests.backends.test_onnx_forms import layers
+from tests.backends.test_onnx_forms import integer_layers
 from tests.builder import Builder, aten
 
 
@@ -72,11 +72,7 @@ def test_steps_of_programs(name: str, golden: Callable[[str, str], None]) -> Non
 
 @pytest.mark.parametrize(("bits", "rounding"), [(8, "half_even"), (12, "half_up")])
 def test_steps_of_layers(bits: int, rounding: str, golden: Callable[[str, str], None]) -> None:
-    program = layers()
-    made = narrows.quantize(
-        program, [program.examples], activations=bits, method="minmax", rounding=rounding
-    ).program
-    golden(f"c_steps/layers_{bits}", told(made, 1))
+    golden(f"c_steps/layers_{bits}", told(integer_layers(bits, rounding), 1))
 
 
 def vectors() -> Program:

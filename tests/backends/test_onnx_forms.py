@@ -5,6 +5,7 @@ Every way to write an operator is exact, so a wrong choice among them only costs
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from typing import Any
@@ -111,12 +112,18 @@ def layers() -> Program:
     )  # fmt: skip
 
 
+@functools.cache
+def integer_layers(bits: int, rounding: str) -> Program:
+    """Return the layers in integers."""
+    program = layers()
+    how: dict[str, Any] = {"activations": bits, "method": "minmax", "rounding": rounding}
+    return narrows.quantize(program, [program.examples], **how).program
+
+
 @pytest.mark.parametrize("rounding", ["half_even", "half_up"])
 @pytest.mark.parametrize("bits", [8, 12])
 def test_layers_of_every_form(bits: int, rounding: str, golden: Callable[[str, str], None]) -> None:
-    program = layers()
-    how: dict[str, Any] = {"activations": bits, "method": "minmax", "rounding": rounding}
-    made = narrows.quantize(program, [program.examples], **how).program
+    made = integer_layers(bits, rounding)
     forms = FORMS if rounding == "half_even" else ["integer"]
     golden(f"onnx_forms/layers_{bits}_{rounding}", text_of(made, forms))
     if bits == 8:
