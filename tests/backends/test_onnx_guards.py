@@ -196,7 +196,7 @@ def test_products_that_are_cut_off(codes: list[int], over: bool) -> None:
 def test_an_exporter_that_writes_something_else_is_not_believed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    program = narrows.capture(Net(lambda x: x * 2).eval(), (X,))
+    program = narrows.capture(Net(lambda x: x.cumsum(1)).eval(), (X,))  # no rule writes it
     other = SimpleNamespace(model=SimpleNamespace(opset_imports={"": 18}))
     for made, message in (
         (None, "torch.onnx.export returned nothing"),
@@ -444,7 +444,7 @@ def test_what_a_simplifier_dropped_or_moved_is_restored() -> None:
 @pytest.mark.parametrize(
     ("most", "axis", "group", "bits", "fits"),
     [
-        (15, 1, 16, 4, True), (16, 1, 16, 8, True), (15, 0, 16, 4, False), (15, 1, 8, 4, False),
+        (15, 1, 16, 4, True), (16, 1, 16, 8, False), (15, 0, 16, 4, False), (15, 1, 8, 4, False),
         (15, 1, 256, 4, True), (15, 1, 512, 4, False), (15, 1, 24, 4, False),
     ],
 )  # fmt: skip
@@ -452,6 +452,8 @@ def test_which_groups_a_kernel_has(most: int, axis: int, group: int, bits: int, 
     codes = torch.tensor([[0, most]], dtype=torch.uint8)
     packed = Packed(codes, torch.ones(1, 1), torch.zeros(1, 1), axis, group)
     assert (packed.bits, packed.fits) == (bits, fits)
+    rounded = Packed(codes, torch.ones(1, 1), torch.zeros(1, 1), axis, group, rounded=True)
+    assert rounded.fits == (fits or bits == 8)
 
 
 def field(number: int, kind: int, data: bytes) -> bytes:

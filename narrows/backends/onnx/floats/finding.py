@@ -53,7 +53,7 @@ def _is_plain(node: fx.Node, name: str) -> bool:
     """Whether a node is of float32 numbers, and all sizes but one, the batch, are known."""
     if shape_of(node) is not None and Meta(node).dtype is not torch.float32:
         return False
-    if len(Meta(node).dynamic) > 1:
+    if len(Meta(node).dynamic) > 1 or _fixes_the_batch(node):
         return False
     sizes = [n for n in node.all_input_nodes if Meta(n).size is not None]
     if sizes and name not in RESHAPES:
@@ -63,6 +63,12 @@ def _is_plain(node: fx.Node, name: str) -> bool:
     others = {v for k, v in given(node).items() if k in OTHERS and isinstance(v, fx.Node)}
     tensors = [n for n in node.all_input_nodes if shape_of(n) is not None and n not in others]
     return name == "to" or all(Meta(n).dtype is torch.float32 for n in tensors)
+
+
+def _fixes_the_batch(node: fx.Node) -> bool:
+    """Whether a result has no free axis, though what it is made of has one."""
+    free = any(Meta(n).dynamic for n in node.all_input_nodes if shape_of(n) is not None)
+    return free and shape_of(node) is not None and not Meta(node).dynamic
 
 
 def _moves_evenly(node: fx.Node, name: str) -> bool:
