@@ -214,7 +214,10 @@ def test_min_width_is_respected(program: Program):
         ({"latency": True}, "a budget of latency is above 0 and up to 1, got True"),
         ({"latency": float("nan")}, "a budget of latency is above 0 and up to 1, got nan"),
         ({"latency": 0.8, "costs": costs(), "batch": 0}, "batch is a whole number of at least 1"),
-        ({"latency": 0.8, "costs": costs(), "constrained": False}, "takes whole couplings"),
+        (
+            {"latency": 0.8, "costs": costs(), "constrained": False, "allocator": "global"},
+            "takes whole couplings",
+        ),
         ({"latency": 0.8, "costs": costs(), "scope": "global"}, "scope has no effect"),
         ({"latency": 0.8, "costs": costs(), "side": "input"}, "side='input' has no effect"),
         ({"costs": costs()}, "costs has no effect without a latency or a ratio"),

@@ -254,12 +254,20 @@ def goals_of(choosing: Choosing, layers: Mapping[str, Any]) -> list[Goal]:
 
 def _refuse_split(budget: Budget, choosing: Choosing) -> None:
     """Raise where layers are to choose for themselves, and a budget is one of whole couplings."""
+    if [*choosing.budgets] == [budget.name] == ["latency"] and _is_loosened(choosing):
+        return
     if budget.coupled and not choosing.constrained:
         raise PlanUsageError(
             f"a budget of {budget.name} takes whole couplings",
             why="layers that choose for themselves make copies, which cost time",
-            hint="leave out constrained=False",
+            hint="leave out constrained=False; a latency of the cost table alone loosens couplings",
         )
+
+
+def _is_loosened(choosing: Choosing) -> bool:
+    """Whether a plan of whole couplings is gone on from (`narrows.passes.plans.loosening`)."""
+    by_table = choosing.costs is not None and not choosing.by_losses
+    return by_table and choosing.allocator in (None, "ladder")
 
 
 def _refuse_groups(choosing: Choosing, allocator: Allocator, layers: Mapping[str, Any]) -> None:

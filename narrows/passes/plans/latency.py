@@ -12,7 +12,7 @@ was asked for.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -26,7 +26,8 @@ from narrows.passes.choosing.criteria.base import comparable
 from narrows.passes.plans.homing import ROUNDING, homed
 from narrows.passes.plans.latency_model import LatencyModel
 from narrows.passes.plans.latency_search import Choice, WidthSearch
-from narrows.passes.plans.mass import kept_mass, shares
+from narrows.passes.plans.loosening import Loosening, loosened
+from narrows.passes.plans.mass import kept_mass, shares, summing
 from narrows.passes.plans.plan import ChannelPlan
 from narrows.passes.plans.rank import Candidate, Options, Part, Ranking
 from narrows.passes.pruning.form import emit
@@ -75,6 +76,8 @@ def aimed(
     plan: ChannelPlan,
     options: Options,
     aim: Aim,
+    *,
+    coupled: bool = True,
 ) -> ChannelPlan:
     """Return a plan whose program takes at most a share of the unpruned program's latency.
 
@@ -84,6 +87,8 @@ def aimed(
         plan: These and what is zero anyway.
         options: The criterion and which couplings may lose channels.
         aim: The latency.
+        coupled: Whether all layers that read a coupling read the same of it; else each chooses for
+            itself where that keeps more (`narrows.passes.plans.loosening`).
 
     Raises:
         PlanError: No coupling may lose channels, or the latency cannot be reached; the message says
@@ -105,6 +110,14 @@ def aimed(
     model = LatencyModel(program, structure, aim.costs, aim.batch)
     trials = Trials(aim, ranking, candidates, WidthSearch(model, choices, branches.open_without))
     best = trials.run()
+    if not coupled:
+        steps = [model.steps[tie] for tie in ties]
+        most = trials.whole * aim.share * (1 + ROUNDING)
+        made = Loosening(
+            program, ranking, candidates, steps, trials.really, most, len(summing(program))
+        )
+        loose, seconds = loosened(made, best.plan, best.seconds)
+        best = replace(best, plan=loose, seconds=seconds)
     return best.plan.with_notes(*_notes(program, best, trials, options))
 
 
@@ -212,7 +225,7 @@ class Trials:
         widths = tuple(self.search.within(budget))
         if widths not in self._tried:
             plan = self.ranking.plan | self._plan(widths)
-            self._tried[widths] = Trial(widths, plan, self._really(plan))
+            self._tried[widths] = Trial(widths, plan, self.really(plan))
         return self._tried[widths]
 
     def _plan(self, widths: Sequence[int]) -> ChannelPlan:
@@ -224,7 +237,7 @@ class Trials:
         names = {p.use.weight for c in self.candidates for p in c.parts}
         return self.ranking.plan_of(self.candidates, gone, dict.fromkeys(names, label))
 
-    def _really(self, plan: ChannelPlan) -> float:
+    def really(self, plan: ChannelPlan) -> float:
         """Return the latency of what the stages of pruning make of a plan."""
         return self.aim.truth(self.aim.formed(self.ranking.program, plan), self.whole)
 

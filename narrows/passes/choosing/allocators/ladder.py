@@ -48,7 +48,8 @@ class Ladder(Allocator):
         aims = aim(setting, goal.share)
         if isinstance(goal.budget, Measured):
             aims = replace(aims, clock=goal.budget.clock(setting), slack=goal.budget.slack)
-        return aimed(setting.program, setting.given, setting.plan, setting.options, aims)
+        given, plan, coupled = setting.given, setting.plan, setting.choosing.constrained
+        return aimed(setting.program, given, plan, setting.options, aims, coupled=coupled)
 
 
 __all__ = ["Ladder"]
