@@ -8,9 +8,9 @@ turns with the float model: thread CPU time, the median of the turns' ratios, an
 
 KIT is a folder with ``zoo.py``, which loads a Llama of 260,000 parameters (``load_stories260k``)
 and rows of tokens (``load_tinystories``). Calibrated on the first 16 rows, measured on the next
-ones. One line per number of bits, method and axis of the groups; with ``dynamic`` groups lie along the
-inputs, and what they multiply is rounded, too; the embedding, which is the head,
-too, stays floating-point.
+ones. One line per number of bits, method and axis of the groups; with ``dynamic`` groups lie along
+the inputs, and what they multiply is rounded, too. The embedding, which is the head, stays
+floating-point.
 """
 
 from __future__ import annotations

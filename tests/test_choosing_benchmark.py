@@ -1,4 +1,4 @@
-"""The benchmarks of chosen channels and of the contest, on networks that take no time."""
+"""The benchmark of chosen channels, on a network that takes no time."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
-from torch import Tensor, nn
 
-from benchmarks import choosing, contest
+from benchmarks import choosing
 
 ZOO = Path(__file__).parent / "tiny_zoo"
 
@@ -37,26 +35,3 @@ def test_a_row_per_method_and_budget_is_kept(tmp_path: Path, monkeypatch, capsys
     assert capsys.readouterr().out == table
     with pytest.raises(AssertionError, match="twice"):
         choosing.main([*words, "--flips"])
-
-
-def small(name: str, size: int) -> tuple[nn.Module, tuple[Tensor, ...]]:
-    """Return a network in the place of one of timm, and images."""
-    torch.manual_seed(0)
-    layers = nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)
-    return nn.Sequential(*layers).double(), (torch.randn(1, 3, size, size, dtype=torch.float64),)
-
-
-def test_the_contest_is_held_and_all_forms_are_timed(tmp_path: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(contest, "timm_model", small)
-    words = ["--models", "small", "--amounts", "0.5", "--size", "8", "--seconds", "0.2"]
-    words += ["--targets", "onnx"]
-    with pytest.raises(SystemExit, match=r"no contest was held: .* too large to try"):
-        contest.main(words)
-    monkeypatch.setattr("narrows.api.contest.LARGEST", 1 << 20)  # tests hold none by themselves
-    path = tmp_path / "contest.json"
-    assert contest.main([*words, "--json", str(path)]) == 0
-    assert "| small |" in capsys.readouterr().out
-    (found,) = json.loads(path.read_text())["results"].values()
-    assert found["winner"] in found["ms"]
-    assert {"unpruned", found["predicted"]} <= set(found["ms"])
-    assert not found["failed"]

@@ -51,7 +51,8 @@ def refuse_wide(program: Program, target: str) -> None:
                 f"{node.name} has codes of {grid.bits} bits, which the {target} target cannot",
                 where=where(node),
                 why="its kernels are for codes of 8 bits",
-                hint="lower it to onnx or c, or quantize with activations=8",
+                hint="lower it to onnx or c, or quantize with activations=8 and method='mse': auto "
+                "gives tensors with outliers 16",
             )
 
 

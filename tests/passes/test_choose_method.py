@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import itertools
 from typing import Any
 
 import pytest
@@ -122,32 +121,30 @@ def least(quantized: Quantized) -> float:
     return min(float(method.split()[1]) for method in note.rpartition("): ")[2].split(", "))
 
 
-class Normed(nn.Module):
-    """Classes by what a norm leaves of channels beside one that is a hundred times as large."""
+class Resized(nn.Module):
+    """A resize, which works on codes of 8 bits, of channels beside one 200 times as large."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.norm, self.head = nn.Linear(6, 12), nn.LayerNorm(12), nn.Linear(12, 10)
+        self.stem, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
         with torch.no_grad():
-            self.stem.weight[3] *= 100
-            self.stem.bias.zero_()
-            self.norm.weight[:] = 50
-            self.norm.weight[3] = 0.01
+            self.stem.weight[5] *= 200.0
+            self.last.weight[:, 5] /= 200.0
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.norm(self.stem(x)))
+        return self.last(nn.functional.interpolate(self.stem(x), scale_factor=1.5, mode="bilinear"))
 
 
 def test_wide_codes_that_change_nothing_are_not_suggested() -> None:
-    """A norm works on 8 bits, whatever is asked for what it reads."""
+    """Whatever is asked for what the resize reads."""
     torch.manual_seed(0)
-    x = torch.randint(-64, 64, (64, 6)).float() / 32
-    program = narrows.capture(Normed().eval(), (x[:2],))
+    x = torch.randn(16, 3, 6, 6)
+    program = narrows.capture(Resized().eval(), (x[:2],))
     made = narrows.quantize(program, [x])
     (note,) = said(made, "loss")
     assert "most is lost by the rounding of '" in note
-    assert "nothing that was tried holds" in note
-    assert "; try " not in note
+    assert "of weights most is rounded away of last.weight" in note
+    assert "'stem': 16" not in note
     wide = narrows.quantize(program, [x], activations={"stem": 16, "*": 8})
     assert divergence(wide, program, x) == divergence(made, program, x)
 
@@ -174,40 +171,3 @@ def test_outputs_that_are_no_numbers_leave_the_first_method() -> None:
     x = peaked(8)
     made = narrows.quantize(narrows.capture(Which().eval(), (x,)), [x])
     assert said(made, "auto") == ["mse: no output is floating-point, so none was compared"]
-
-
-class Outlying(nn.Module):
-    """Residual blocks between two convolutions, with outputs before and after; one channel of each
-    tensor on the stream is many times the rest."""
-
-    def __init__(self, width: int, times: float, norm: bool, act: type[nn.Module]) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, width, 3, padding=1)
-        self.norm = nn.BatchNorm2d(width) if norm else nn.Identity()
-        self.mid = nn.Conv2d(width, width, 1)
-        self.act = act()
-        self.last = nn.Conv2d(width, 6, 1)
-        with torch.no_grad():
-            self.stem.weight[width // 3] *= times
-            self.mid.weight[:, width // 3] /= times
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        stream = self.norm(self.stem(x))
-        made = stream + self.mid(self.act(stream))
-        return self.last(self.act(made)), made
-
-
-@pytest.mark.parametrize(("seed", "times"), list(itertools.product(range(2), (30.0, 300.0))))
-def test_outlier_channels_leave_thirty_decibels_or_a_note(seed: int, times: float) -> None:
-    torch.manual_seed(seed)
-    act = (nn.ReLU, nn.SiLU)[seed]
-    net = Outlying(100, times, norm=seed == 1, act=act).eval()
-    x, others = torch.randn(16, 3, 6, 6), torch.randn(16, 3, 6, 6)
-    made = narrows.quantize(narrows.capture(net, (x[:2],)), [x])
-    with torch.no_grad():
-        pairs = list(zip(net(others), made.program(others), strict=True))
-    named = {n.where for n in made.plan.notes if n.reason == "lost"}
-    told = named & made.plan.activations.keys() or said(made, "loss")
-    for own, other in pairs:
-        noise = float((own - other).square().sum() / own.square().sum())
-        assert noise <= 1.26e-3 or told  # 29 dB: other samples than those it was judged by

@@ -16,6 +16,7 @@ from narrows.passes.quant.calibrate import Seen, planned
 from narrows.passes.quant.measure import Switch, activation_switches, without
 from narrows.passes.quant.options import Quantization
 from narrows.passes.quant.plan import QuantPlan
+from narrows.passes.quant.widen_outliers import weight_shares
 
 NAMED = 3  # tensors that are named at most
 LOOKED_AT = 12  # the noisiest, whose quantizers are switched off in turn
@@ -24,22 +25,25 @@ HELPS = 0.9  # of what is lost: a trial that leaves more helps nothing
 Judge = Any  # `narrows.passes.quant.choose_method.Judge`
 
 
-def advice(seen: Seen, settings: Quantization, plan: QuantPlan, judge: Judge, lost: float) -> str:
+def advice(
+    seen: Seen, settings: Quantization, wide: frozenset[str], judge: Judge, lost: float
+) -> str:
     """Return what is to be said of a plan by which the outputs lose too much.
 
     Args:
         seen: What calibration saw, without the samples of the judge.
         settings: How the plan was made.
-        plan: The plan.
+        wide: The tensors that have 16 bits in it, whatever the settings say.
         judge: Tells what a plan costs the outputs.
         lost: What this one costs them.
     """
+    plan = planned(seen, settings, wide)
     alone = _alone(seen, plan, judge)
     blamed = [name for name in alone if alone[name] < HELPS * lost][:NAMED]
     tried: dict[str, float] = {}
     for change in _changes(settings, blamed):
         try:
-            other = planned(seen, replace(settings, **change))
+            other = planned(seen, replace(settings, **change), wide)
         except PassError:
             continue  # by this one a tensor has no grid
         tried[_spelled(change, other, blamed)] = judge.loss(other)
@@ -50,6 +54,9 @@ def advice(seen: Seen, settings: Quantization, plan: QuantPlan, judge: Judge, lo
     helping = sorted((t for t in tried if tried[t] < HELPS * lost), key=tried.__getitem__)
     if helping:
         return f"{told}; try " + ", or ".join(f"{t}: {tried[t]:.2g}" for t in helping)
+    rounded = weight_shares(seen.program, seen.watch, plan)
+    if worst := sorted(rounded, key=rounded.__getitem__, reverse=True)[:NAMED]:
+        told += f"; of weights most is rounded away of {', '.join(worst)}"
     but = "nothing that was tried holds" + (f" ({', '.join(tried)})" if tried else "")
     if blamed:
         but += f"; skip=[{blamed[0]!r}] leaves it floating-point"

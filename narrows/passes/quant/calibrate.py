@@ -8,7 +8,7 @@ only chooses exponents.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from narrows.ir.integer.bounds import SHIFTS
 from narrows.ir.integer.grid import (
     BITS,
     EXPONENTS,
+    WIDE_BITS,
     Grid,
     WeightGrid,
 )
@@ -102,8 +103,15 @@ def look(
     return Seen(program, watch, watch.run(program, data, hold_back))
 
 
-def planned(seen: Seen, settings: Quantization) -> QuantPlan:
-    """Return the plan that settings make of what was seen; else as `calibrate`."""
+def planned(seen: Seen, settings: Quantization, wide: Collection[str] = frozenset()) -> QuantPlan:
+    """Return the plan that settings make of what was seen; else as `calibrate`.
+
+    Args:
+        seen: What was seen.
+        settings: How grids are chosen.
+        wide: Names of tensors that have the most bits there are, whatever the settings ask for.
+            They reach twice as far as what was seen: what others see of an outlier may be larger.
+    """
     program, watch, found = seen.program, seen.watch, seen.watch.found
     floats = {n.name: reason for n, reason in found.floats.items()}
     notes = list(watch.notes())
@@ -112,7 +120,7 @@ def planned(seen: Seen, settings: Quantization) -> QuantPlan:
     if parts:
         program, watch = scaled(program, watch, powers)
         found = watch.found
-    activations = _activation_grids(found, watch, settings, notes)
+    activations = _activation_grids(found, watch, settings, notes, wide)
     notes += notes_of_parts(whole, powers, found, activations, settings.allow_lost)
     notes += notes_of_borders(found, activations)
     weights = _weight_grids(program, found, activations, settings)
@@ -146,7 +154,11 @@ def _surveyed(program: Program, settings: Quantization) -> Survey:
 
 
 def _activation_grids(
-    found: Survey, watch: Watch, settings: Quantization, notes: list[Note]
+    found: Survey,
+    watch: Watch,
+    settings: Quantization,
+    notes: list[Note],
+    wide: Collection[str],
 ) -> dict[str, Grid]:
     """Return the grid of every site; adds a note where one cannot be as wide as asked."""
     grids: dict[fx.Node, Grid] = {}
@@ -166,12 +178,16 @@ def _activation_grids(
         bits = asked_for(chains[node], settings.activations, "activations")
         if node in outer or node not in multiplied:
             bits = max(bits, settings.outer)
+        method = settings.method
+        if node.name in wide:
+            bits, method = WIDE_BITS[-1], "minmax"
+            histogram = histogram.times(1)
         if bits > BITS[-1] and node in narrow:
             text = f"has {BITS[-1]} bits, not {bits}: {narrow[node]}"
             notes.append(Note(node.name, "narrow", text, 0, Meta(node).source))
             bits = BITS[-1]
         try:
-            grids[node] = histogram.grid(settings.method, bits, settings.percentile)
+            grids[node] = histogram.grid(method, bits, settings.percentile)
         except UsageError as error:
             raise PassError(
                 f"the range of {node.name} cannot be quantized",

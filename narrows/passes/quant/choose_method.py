@@ -23,11 +23,12 @@ from narrows.ir.meta import Meta
 from narrows.ir.program import Note, Program
 from narrows.passes.choosing.divergence import NOTHING, Compared, Divergence
 from narrows.passes.quant.advice import advice
-from narrows.passes.quant.calibrate import look, planned
+from narrows.passes.quant.calibrate import Seen, look, planned
 from narrows.passes.quant.options import Quantization
 from narrows.passes.quant.plan import QuantPlan
 from narrows.passes.quant.quantize import Quantize
 from narrows.passes.quant.scale_parts import ScaleParts
+from narrows.passes.quant.widen_outliers import notes_of_outliers, outliers, widen_outliers
 
 TRIED = ("mse", "minmax", "percentile")  # in this order
 HELD = 32  # samples that are held back at most
@@ -70,15 +71,50 @@ def choose_method(
         if losses[method] <= CLEAR:
             break
     chosen = min(losses, key=losses.__getitem__)
+    settings = replace(settings, method=chosen)
+    wide = _Wide.chosen(seen, settings, judge, losses[chosen])
     told = ""
-    if losses[chosen] > 1 and not judge.blind:
-        how = replace(settings, method=chosen)
-        told = advice(seen, how, planned(seen, how), judge, losses[chosen])
+    if wide.loss > 1 and not judge.blind:
+        how = replace(settings, method=wide.method)
+        told = advice(seen, how, wide.names, judge, wide.loss)
     for flat in held.samples:
         seen.watch.take(program, flat)
     seen.watch.settle()
-    plan = planned(seen, replace(settings, method=chosen))
-    return plan.with_notes(*_notes(seen.program.name, judge, losses, chosen, told))
+    plan = planned(seen, replace(settings, method=wide.method), wide.names)
+    return plan.with_notes(*_notes(seen.program.name, judge, losses, wide, told))
+
+
+@dataclass(frozen=True)
+class _Wide:
+    """Which tensors have 16 bits because of outlier channels.
+
+    Attributes:
+        names: Their names.
+        loss: What the outputs lose then.
+        method: The method for the others.
+        notes: What is to be said of them, and of those that cannot.
+    """
+
+    names: frozenset[str]
+    loss: float
+    method: str
+    notes: tuple[Note, ...] = ()
+
+    @staticmethod
+    def chosen(seen: Seen, settings: Quantization, judge: Judge, loss: float) -> _Wide:
+        """Return those that the outputs need, where they lose too much in 8 bits."""
+        if loss <= 1:
+            return _Wide(frozenset(), loss, settings.method)
+        found, narrow = outliers(seen.watch, planned(seen, settings)), seen.watch.found.narrow()
+        able = [one for one in found if one.node not in narrow]
+        kept, left = widen_outliers(
+            able, loss, lambda names: judge.loss(planned(seen, settings, names))
+        )
+        names, method = frozenset(one.node.name for one in kept), settings.method
+        for other in TRIED if kept else ():  # what is left to round may be another method's
+            lost = judge.loss(planned(seen, replace(settings, method=other), names))
+            left, method = min((left, method), (lost, other))
+        return _Wide(names, left, method, tuple(notes_of_outliers(kept, found, narrow)))
 
 
 @dataclass
@@ -187,16 +223,23 @@ class Judge:
 
 
 def _notes(
-    name: str, judge: Judge, losses: Mapping[str, float], chosen: str, told: str
+    name: str, judge: Judge, losses: Mapping[str, float], wide: _Wide, told: str
 ) -> list[Note]:
     """Return what was tried, and that nothing holds where it does not."""
     if judge.blind:
-        return [Note(name, "auto", f"{chosen}: no output is floating-point, so none was compared")]
+        return [
+            Note(name, "auto", f"{wide.method}: no output is floating-point, so none was compared")
+        ]
     each = ", ".join(f"{m} {loss:.2g}" for m, loss in losses.items())
     one = f"1 is {NATS:g} nats a place of classes, {NOISE:g} of the variance of values"
-    notes = [Note(name, "auto", f"{chosen}, by what the outputs lose ({one}): {each}")]
+    if wide.names:
+        each += f", {wide.method} with 16 bits for {', '.join(sorted(wide.names))} {wide.loss:.2g}"
+    notes = [
+        Note(name, "auto", f"{wide.method}, by what the outputs lose ({one}): {each}"),
+        *wide.notes,
+    ]
     if told:
-        text = f"the outputs lose {losses[chosen]:.2g} times what they may by the best method"
+        text = f"the outputs lose {wide.loss:.2g} times what they may by the best method"
         notes.append(Note(name, "loss", f"{text}; {told}"))
     return notes
 

@@ -85,9 +85,10 @@ class Quantization:
         method: How exponents are chosen; ``rapq`` learns the rounding of the weights, too. ``mse``
             takes the smallest squared error, ``minmax`` covers all that was seen, ``percentile``
             most of it. ``auto`` takes the one of these that changes the outputs least on samples
-            that are held back; a note says what was tried, and warns where none holds. ``rapq``
-            goes block by block, by what the network computes; the calibration data stays in memory,
-            and it runs on CUDA where there is one.
+            that are held back; where none holds, tensors with channels far larger than the others
+            get 16 bits, if that helps. A note says what was tried, and warns. ``rapq`` goes block
+            by block, by what the network computes; the calibration data stays in memory, and it
+            runs on CUDA where there is one.
         percentile: For ``percentile``: the share of the magnitudes that is covered, in percent.
         first_last: At least this many bits for the first and the last layers; or ``float``, which
             leaves them floating-point. The bits hold for what these layers read, too, for the

@@ -31,6 +31,8 @@ class Watch:
         beside: The histograms of that.
         energies: Of every site the sum of the squares per channel: axis 1 of an image, else the
             last one.
+        sizes: Of every site the sums of the squares along axis 1, and along the last: two tensors
+            by axis; of the first sample of every batch. An outlier channel shows in any sample.
     """
 
     def __init__(
@@ -50,6 +52,8 @@ class Watch:
         for histogram in self.beside.values():
             histogram.whole = True  # a mask is told by what it does not hold
         self.energies: dict[fx.Node, Tensor] = {}
+        self.sizes: dict[fx.Node, dict[int, Tensor]] = {}
+        self._sampled: dict[fx.Node, int] = {}
         self.layers: dict[fx.Node, set[int]] = {}  # what layers read, and along which axes
         for node in found.layers():
             operand = found.forms[node].operands(node)[0]
@@ -124,11 +128,22 @@ class Watch:
         if node in self.histograms and value.dim() > 1 and axis not in free:
             found = _along(value, axis, squared=True)
             self.energies[node] = self.energies.get(node, 0) + found
+        if node in self.histograms and value.dim() > 1:
+            one = value if value.dim() == 2 else value[:1]
+            self._sampled[node] = self._sampled.get(node, 0) + one.numel()
+            sums = self.sizes.setdefault(node, {})
+            for axis in {1, value.dim() - 1} - set(free):
+                sums[axis] = sums.get(axis, 0) + _along(one, axis, squared=True)
         for axis in self.layers.get(node, set()) - set(free):
             total = _along(value, axis)
             key = (node, axis)
             self.totals[key] = self.totals.get(key, 0) + total
             self.seen[key] = self.seen.get(key, 0) + value.numel() // total.numel()
+
+    def mean_squares(self, node: fx.Node) -> dict[int, Tensor]:
+        """Return the mean squares of the channels of a site, by the axis that they may lie on."""
+        sums = self.sizes.get(node, {})
+        return {axis: each * len(each) / self._sampled[node] for axis, each in sums.items()}
 
     def mean_input(self, node: fx.Node, axis: int) -> Tensor | None:
         """Return the mean of a layer's input per channel, in float64."""
