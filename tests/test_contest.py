@@ -86,7 +86,7 @@ def test_in_a_race_who_is_slow_leaves_early_and_who_is_near_stays() -> None:
     assert {name: len(turns) for name, turns in alone.items()} == {"a": 1, "d": 1}
     asked.clear()
     assert race({"e": trial(1e-4), "f": trial(1e-4)}, 0.0)["e"] == [1e-4] * 3
-    assert asked[2:] == [20] * 6  # a short call is made several times a turn
+    assert asked[2:] == [40] * 6  # a short call is made several times a turn
 
 
 def test_a_trial_is_told_how_often_and_returns_the_time_of_once(

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from narrows.backends.artifact import Artifact
 
 WARM = 2
-SAMPLE = 0.002  # seconds: in a race a shorter call is made several times a turn
+SAMPLE = 0.004  # seconds: in a race a shorter call is made several times a turn
 LEAST, MOST = 3, 500  # turns of who is in front at the end
 # After so many turns, who is that much slower than the fastest leaves a race.
-LEAVING = ((1, 1.3), (3, 1.1), (6, 1.04), (12, 1.02))
+LEAVING = ((1, 1.5), (3, 1.15), (6, 1.05), (12, 1.02))
 CLOCK = time.thread_time  # tells the time of a trial
 SHORTEST = 0.003  # seconds: a shorter model is run several times a round
 
