@@ -112,7 +112,7 @@ def test_a_lookup_has_no_inputs() -> None:
         narrows.plan(program, keep_inputs={"0.weight": [0]})
 
 
-def test_a_weight_that_is_computed_from_others() -> None:
+def test_a_weight_that_is_computed_from_others_is_named_by_any_of_them() -> None:
     class Scaled(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -122,8 +122,10 @@ def test_a_weight_that_is_computed_from_others() -> None:
             return nn.functional.linear(x, self.w * self.gain)
 
     program = narrows.capture(Scaled().eval(), (torch.randn(2, 4),))
-    with pytest.raises(PlanError, match="'w' takes no mask on its inputs"):
-        narrows.plan(program, keep_inputs={"w": [0]})
+    for name in ("w", "gain", "w_computed"):
+        assert narrows.plan(program, keep_inputs={name: [0]}).inputs == {"w_computed": (0,)}
+    with pytest.raises(PlanError, match="the inputs of 'gain' take a mask of 4 entries, got 1"):
+        narrows.plan(program, keep_inputs={"gain": [True]})
 
 
 @pytest.mark.parametrize("masks", [["second.weight"], 3])

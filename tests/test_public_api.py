@@ -60,8 +60,8 @@ CLASSES = {
     "Solved": "applied load of plan save source weights",
     "Program": "aliases buffers canonical copy couplings dynamic_batch examples flat_inputs "
     "folded graph history in_spec marks memo name node nodes notes origins out_spec output "
-    "parameter_count placeholders pruning replace run_flat seal start state state_dict states "
-    "stored tensor to to_module users_of weights with_weights",
+    "parameter_count placeholders pruning recipes replace run_flat seal start state state_dict "
+    "states stored tensor to to_module users_of weights with_weights",
 }
 ERRORS = {
     "ArtifactError",

@@ -477,8 +477,10 @@ def compile(
     dumper = None if dump is None else Dumper(dump)
     watches = [*instruments, *([] if dumper is None else [dumper])]
     passes = passes_for(program, plan, emitted, batch, pipeline, integers is not None)
-    watched = [*checks_of(passes, check, double), *watches]
-    ran = contests.run(program, passes, emitted, watched, asked=contest, quantize=quick(integers))
+    ran = contests.run(
+        program, passes, emitted, [*checks_of(passes, check, double), *watches],
+        asked=contest, quantize=quick(integers),
+    )  # fmt: skip
     result, passes, held = ran.result, ran.passes, ran.contest
     if on_result is not None:
         on_result(result)

@@ -71,7 +71,7 @@ CASES: dict[str, tuple[tuple[int, ...], nn.Module]] = {
     "transposed 3d": ((2, 3, 4, 5, 6), nn.ConvTranspose3d(3, 4, 2)),
     "adaptive 1d": (TOKENS, nn.AdaptiveAvgPool1d(3)),
     "scaled tokens": (TOKENS, Does(lambda x, w: F.linear(x, w.abs()), weight(4, 6))),
-    "products as weights": (ROW, Does(lambda x, w: F.linear(w, x * 2)[:, :1], weight(4, 6))),
+    "products as weights": (ROW, Does(lambda x, w: F.linear(w, x * 2), weight(4, 6))),
     "average 3d": ((2, 3, 4, 5, 6), nn.AvgPool3d(2, 1)),
     "chosen": (ROW, Does(lambda x, b: torch.where(b, x, x * 2), weight(6) > 0)),
     "average 1d": (TOKENS, nn.AvgPool1d(2)),

@@ -397,7 +397,7 @@ def test_a_method_by_data_needs_some(program: Program):
         ("distil", "there is no compensation 'distil'"),
         ("distill{step=3}", "step"),
         ("distill{seconds=0.0}", "0.0 seconds"),
-        ("blocks{steps=0}", "0 steps"),
+        ("blocks{steps=0}", "steps is a whole number of at least 1, got 0"),
         ("udfc{ridge=0.0}", "ridge above 0"),
         ("least-squares{ridge=0.0}", "ridge above 0"),
         (Udfc, "a compensation is a name, or an object"),

@@ -72,6 +72,8 @@ def _changes(settings: Quantization, blamed: list[str]) -> Iterator[dict[str, An
         yield {"activations": {**dict.fromkeys(blamed, ACTIVATION_BITS[-1]), **rest}}
     for name in ("weights", "activations"):
         bits = getattr(settings, name)
+        if name == "activations" and settings.levels:
+            continue  # which are for few bits alone
         if bits != BITS[-1] and not (isinstance(bits, int) and bits > BITS[-1]):
             yield {name: BITS[-1]}
 
